@@ -1,0 +1,51 @@
+# Everything that a person or CI does here; `make help` lists it.
+VENV   := .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/installed
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-slow lint format ci sweep tensorboard clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## create .venv and install the package with the pinned versions
+
+# The constraints keep pip from backtracking for minutes and everyone on the same versions.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "midigenre needs Python 3.11 or newer, this is " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+train: setup ## set up, prepare the embedded corpus, train, evaluate (ARGS="tokenizer=cp")
+	$(BIN)/midigenre train $(ARGS)
+
+test: setup ## set up, run the tests (ARGS="-k encoder")
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup $(ARGS)
+
+test-slow: setup ## run the long tests too
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## let ruff rewrite the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ci: lint test ## what .ci/run runs
+
+sweep: setup ## three tokenizers over three seeds (ARGS="corpus=toy")
+	$(BIN)/midigenre train -m sweep=tokenizers $(ARGS)
+
+tensorboard: setup ## look at the runs in the browser
+	$(BIN)/tensorboard --logdir runs
+
+clean: ## remove the environment, caches and builds; runs/ and shards/ stay
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""midigenre: classify and generate symbolic music by genre and emotion."""
+
+from importlib.metadata import version
+
+__version__ = version("midigenre")

@@ -1,0 +1,326 @@
+"""The only place that turns configuration into objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from midigenre.corpora.base import Corpus, Progress, no_progress
+from midigenre.data.datamodule import PhraseDataModule
+from midigenre.data.prepare import Settings, default_workers, prepare
+from midigenre.data.shards import ShardSet
+from midigenre.errors import UserError
+from midigenre.models import FieldEmbedding, LabelHead, PhraseClassifier, Pooling, class_weights
+from midigenre.spec import LabelSpec, TokenSpec
+from midigenre.tasks.classify import CHECKPOINT_KEY, ClassifyTask
+from midigenre.tasks.optim import AdamWSettings
+from midigenre.tokenizers.base import Tokenizer
+
+CHECKPOINT_FORMAT = 1
+
+# Keys of conf/model that do not belong to the backbone's own constructor.
+_MODEL_KEYS = ("name", "lr", "combine", "d_field", "pooling")
+
+
+def plain(cfg: Any) -> Any:
+    """A config node as plain, resolved data."""
+    return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
+
+
+def make(cfg: DictConfig | Mapping[str, Any], what: str, **arguments: Any) -> Any:
+    """Instantiates a node; what its constructor refuses becomes a user's error.
+
+    Raises:
+        UserError: The target refuses a value or does not know a setting.
+    """
+    try:
+        return instantiate(cfg, _convert_="all", **arguments)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from error
+        if isinstance(cause, (ValueError, TypeError)):
+            raise UserError(f"{what}: {cause}") from error
+        if cause is None or isinstance(cause, (ImportError, AttributeError)):
+            raise UserError(f"{what}: {str(error).splitlines()[0]}") from error
+        raise
+
+
+def make_corpus(cfg: DictConfig) -> Corpus:
+    """The corpus of ``cfg.corpus``."""
+    corpus = make(cfg.corpus, "corpus")
+    assert isinstance(corpus, Corpus)
+    return corpus
+
+
+def make_tokenizer(cfg: DictConfig, corpus: Corpus | None = None) -> Tokenizer:
+    """The tokenizer of ``cfg.tokenizer``, with the normalisation that the corpus asks for."""
+    merge = corpus is not None and corpus.merge_tracks
+    tokenizer = make(
+        OmegaConf.create(plain(cfg.tokenizer)), "tokenizer", merge_tracks=merge, neutral=merge
+    )
+    assert isinstance(tokenizer, Tokenizer)
+    return tokenizer
+
+
+def prepared(
+    cfg: DictConfig,
+    progress: Progress = no_progress,
+    tokenizer: Tokenizer | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> ShardSet:
+    """The shards that the settings ask for, prepared if need be.
+
+    Args:
+        cfg: A composed config with ``corpus``, ``split``, ``home`` and, unless given, ``tokenizer``
+            and ``data``; ``shards`` names a folder to use as it is.
+        progress: Called as songs are listed and encoded.
+        tokenizer: Tokenizer to use (a run's own) instead of ``cfg.tokenizer``.
+        data: Phrase settings to use instead of ``cfg.data``.
+
+    Raises:
+        UserError: The shards were encoded with another tokenizer, or cannot be made.
+    """
+    if cfg.get("shards") is not None:
+        shards = ShardSet(Path(cfg.shards))
+        wanted = tokenizer if tokenizer is not None else make_tokenizer(cfg)
+        _check_same_tokens(shards, wanted, exact=tokenizer is not None)
+        return shards
+    corpus = make_corpus(cfg)
+    phrases = data if data is not None else plain(cfg.data)
+    settings = Settings(
+        split_seed=cfg.split.seed,
+        fractions=tuple(cfg.split.fractions),
+        phrase_bars=phrases["phrase_bars"],
+        max_tokens=phrases["max_tokens"],
+        n_workers=cfg.n_workers or default_workers(),
+    )
+    tokenizer = tokenizer if tokenizer is not None else make_tokenizer(cfg, corpus)
+    return prepare(corpus, plain(cfg.corpus), tokenizer, Path(cfg.home), settings, progress)
+
+
+def _check_same_tokens(shards: ShardSet, tokenizer: Tokenizer, *, exact: bool) -> None:
+    def settings(spec: TokenSpec) -> dict[str, Any]:
+        ignored = () if exact else ("merge_tracks", "neutral")  # the corpus decides on these
+        return {k: v for k, v in spec.tokenizer.items() if k not in (*ignored, "name")}
+
+    theirs, wanted = settings(shards.tokens), settings(tokenizer.spec)
+    if theirs == wanted:
+        return
+    if shards.tokens.name != tokenizer.spec.name:
+        raise UserError(
+            f"shards at {shards.folder} were encoded with tokenizer {shards.tokens.name!r}, not "
+            f"{tokenizer.spec.name!r}; run `midigenre prepare tokenizer={tokenizer.spec.name}` for "
+            f"others" + ("" if exact else f" or set tokenizer={shards.tokens.name}")
+        )
+    differing = sorted(k for k in wanted if theirs.get(k) != wanted[k])
+    raise UserError(
+        f"shards at {shards.folder} were encoded with other settings of {shards.tokens.name!r} "
+        f"({', '.join(differing)}); run `midigenre prepare` with these settings"
+    )
+
+
+def make_data(cfg: DictConfig, shards: ShardSet) -> PhraseDataModule:
+    """The phrases of prepared shards."""
+    return PhraseDataModule(shards.folder, **plain(cfg.data), seed=cfg.seed)
+
+
+def make_model(
+    model: Mapping[str, Any],
+    task: Mapping[str, Any],
+    tokens: TokenSpec,
+    labels: LabelSpec,
+    counts: Mapping[str, Any] | None = None,
+) -> PhraseClassifier:
+    """A classifier for a vocabulary and a set of labels.
+
+    Args:
+        model: ``cfg.model`` as plain data.
+        task: ``cfg.task`` as plain data.
+        tokens: Vocabulary, from the shards or a checkpoint.
+        labels: Class names, likewise.
+        counts: Training phrases of each class for the class weights; None where the weights come
+            from a checkpoint.
+
+    Raises:
+        UserError: The data does not have the task's label, or a setting is out of range.
+    """
+    missing = [label for label in task["labels"] if label not in labels.classes]
+    if missing:
+        raise UserError(
+            f"task={task['name']} needs the label {missing[0]!r}, but these songs have "
+            f"{', '.join(labels.classes)}; choose another task or corpus"
+        )
+    backbone = make(
+        OmegaConf.create({k: v for k, v in model.items() if k not in _MODEL_KEYS}), "model"
+    )
+    try:
+        embedding = FieldEmbedding(
+            tokens.sizes, backbone.d_model, model["combine"], model["d_field"], model["dropout"]
+        )
+        pooling = Pooling(model["pooling"], backbone.d_model)
+        heads = [
+            LabelHead(
+                label,
+                labels.classes[label],
+                backbone.d_model,
+                None if counts is None
+                else class_weights(torch.as_tensor(counts[label]), task["class_weight_power"]),
+                task["label_smoothing"],
+                task["head_dropout"],
+                loss_weight,
+            )
+            for label, loss_weight in task["labels"].items()
+        ]  # fmt: skip
+        return PhraseClassifier(embedding, backbone, pooling, heads)
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
+
+
+def make_task(cfg: DictConfig, shards: ShardSet, data: PhraseDataModule) -> ClassifyTask:
+    """The LightningModule of a training run."""
+    model, task = plain(cfg.model), plain(cfg.task)
+    classifier = make_model(model, task, shards.tokens, shards.labels, data.class_counts())
+    optim = plain(cfg.optim)
+    if optim["lr"] is None:
+        optim["lr"] = model["lr"]
+    settings = make(OmegaConf.create(optim), "optim")
+    assert isinstance(settings, AdamWSettings)
+    return ClassifyTask(
+        classifier, settings, describe(model, task, plain(cfg.data), shards.tokens, shards.labels)
+    )
+
+
+def describe(
+    model: Mapping[str, Any],
+    task: Mapping[str, Any],
+    data: Mapping[str, Any],
+    tokens: TokenSpec,
+    labels: LabelSpec,
+) -> dict[str, Any]:
+    """Plain data that rebuilds a model, for its checkpoints."""
+    return {
+        "format": CHECKPOINT_FORMAT,
+        "model": dict(model),
+        "task": dict(task),
+        "data": {k: data[k] for k in ("phrase_bars", "max_tokens")},
+        "tokens": tokens.to_dict(),
+        "labels": labels.to_dict(),
+    }
+
+
+def make_trainer(cfg: DictConfig, folder: Path) -> L.Trainer:
+    """Lightning's Trainer, with checkpoints and event files in the run's folder."""
+    callbacks: list[Callback] = []
+    for name, node in (cfg.callbacks or {}).items():
+        if node is None:
+            continue
+        extra = {"dirpath": str(folder / "checkpoints")} if name == "checkpoint" else {}
+        callbacks.append(make(node, f"callbacks.{name}", **extra))
+    loggers: list[Logger] = [
+        make(node, f"logger.{name}", save_dir=str(folder))
+        for name, node in (cfg.logger or {}).items()
+        if node is not None
+    ]
+    trainer = make(
+        cfg.trainer,
+        "trainer",
+        precision=cfg.precision.precision,
+        callbacks=callbacks,
+        logger=loggers or False,
+        default_root_dir=str(folder),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        # The batch sampler deals the batches to the processes itself.
+        use_distributed_sampler=False,
+    )
+    assert isinstance(trainer, L.Trainer)
+    return trainer
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model and what it must be fed.
+
+    Attributes:
+        folder: The run's folder; None where only a checkpoint is at hand.
+        checkpoint: The checkpoint's path.
+        model: The classifier with its weights, in evaluation mode.
+        tokens: Its vocabulary.
+        labels: Its class names.
+        data: ``phrase_bars`` and ``max_tokens``.
+        config: The resolved training config; None where only a checkpoint is at hand.
+    """
+
+    folder: Path | None
+    checkpoint: Path
+    model: PhraseClassifier
+    tokens: TokenSpec
+    labels: LabelSpec
+    data: Mapping[str, Any]
+    config: DictConfig | None
+
+
+def checkpoint_path(run: str | None, ckpt: str) -> tuple[Path | None, Path]:
+    """The run's folder and the checkpoint that ``run=`` and ``ckpt=`` name.
+
+    Raises:
+        UserError: There is no such run or checkpoint; the message lists what there is.
+    """
+    named = Path(str(ckpt)).expanduser()
+    if ckpt not in ("best", "last"):
+        if not named.is_file():
+            raise UserError(f"ckpt={ckpt}: no such file; give best, last or a checkpoint's path")
+        return (Path(run).expanduser() if run else None), named
+    if not run:
+        raise UserError("run= is missing; give a run's folder, for instance runs/<name>/<when>")
+    folder = Path(run).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"run={run}: no such folder; trained runs lie in runs/<name>/<when>")
+    path = folder / "checkpoints" / f"{ckpt}.ckpt"
+    if not path.is_file():
+        inside = sorted(str(p.parent.parent) for p in folder.glob("**/checkpoints/best.ckpt"))[:3]
+        hint = f"; did you mean {', '.join(inside)}?" if inside else ""
+        raise UserError(f"run={run} has no checkpoints/{ckpt}.ckpt{hint}")
+    return folder, path
+
+
+def load_run(run: str | None, ckpt: str = "best") -> Run:
+    """Rebuilds a trained classifier from its checkpoint alone.
+
+    Raises:
+        UserError: There is no such run, or the file is no checkpoint of midigenre.
+    """
+    folder, path = checkpoint_path(run, ckpt)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        about = content[CHECKPOINT_KEY]
+    except Exception as error:
+        raise UserError(f"{path} is no checkpoint of midigenre ({type(error).__name__})") from error
+    if about["format"] != CHECKPOINT_FORMAT:
+        raise UserError(
+            f"{path} has checkpoint format {about['format']}, this version reads "
+            f"{CHECKPOINT_FORMAT}; train again or install the version that wrote it"
+        )
+    tokens, labels = TokenSpec.from_dict(about["tokens"]), LabelSpec.from_dict(about["labels"])
+    model = make_model(about["model"], about["task"], tokens, labels)
+    prefix = "model."
+    model.load_state_dict(
+        {k[len(prefix) :]: v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    )
+    config = None
+    if folder is not None and (folder / "config.yaml").is_file():
+        loaded = OmegaConf.load(folder / "config.yaml")
+        assert isinstance(loaded, DictConfig)
+        config = loaded
+    return Run(folder, path, model.eval(), tokens, labels, about["data"], config)

@@ -1,0 +1,216 @@
+"""``midigenre COMMAND [hydra overrides] [-- PATH ...]``.
+
+Hydra composes the config; this file only dispatches, quotes paths and words errors. It leaves
+``sys.argv`` alone: Lightning starts the further processes of a distributed run from it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+COMMANDS = {
+    "prepare": "corpus to shards",
+    "inspect": "one song's tokens in words, as MIDI and as piano roll",
+    "train": "prepare if needed, train, test the best checkpoint",
+    "evaluate": "a run on its own test set or on any labelled corpus",
+    "predict": "labels of MIDI files, as JSON lines",
+}
+
+PATH_KEYS = (
+    "corpus.root", "run", "resume", "shards", "path", "song", "out", "home",
+)  # fmt: skip
+"""Settings that take any text a shell can pass; Hydra's grammar is kept away from them."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Returns:
+        The exit status: 0, 2 on a user's error (one line on stderr), 130 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if arguments[0] == "--version":
+        from midigenre import __version__
+
+        print(f"midigenre {__version__}")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        return _fail(f"no command {command!r}; {hint}")
+    paths: list[str] = []
+    if "--" in rest:
+        cut = rest.index("--")
+        rest, paths = rest[:cut], rest[cut + 1 :]
+    return _dispatch(command, rest, paths)
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "midigenre COMMAND [overrides] [-- PATH ...]",
+            "",
+            *lines,
+            "",
+            "midigenre COMMAND --help lists the settings, --cfg job shows the composed config;",
+            "-m runs a sweep over comma-separated values. midigenre --version tells the version.",
+        ]
+    )
+
+
+def conf_dir() -> Path:
+    """The config tree: inside the installed package, or beside ``src`` in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def quoted(text: str) -> str:
+    """A string literal of Hydra's override grammar that stands for exactly ``text``.
+
+    Backslashes double before a quote (Hydra's rule) and before ``${`` (OmegaConf's, which then
+    does not take it for an interpolation).
+    """
+    text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", text)
+    text = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
+    return f"'{text}'"
+
+
+def overrides_of(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the values of :data:`PATH_KEYS` quoted for Hydra.
+
+    ``ckpt`` is a path unless it is ``best`` or ``last``; ``null`` stays null.
+    """
+    out = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        is_path = key in PATH_KEYS or (key == "ckpt" and value not in ("best", "last"))
+        if equals and is_path and value != "null":
+            argument = f"{key}={quoted(value)}"
+        out.append(argument)
+    return out
+
+
+def _dispatch(command: str, arguments: Sequence[str], paths: Sequence[str]) -> int:
+    # Imported here so that `midigenre` and `--version` answer at once.
+    from hydra._internal.utils import _run_hydra, get_args_parser
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from midigenre.errors import UserError
+
+    debug = any(a.lower() in ("debug=true", "debug=1") for a in arguments)
+    overrides = overrides_of(arguments)
+    resume = next((a for a in overrides if a.startswith("resume=")), None)
+    if resume is not None and resume != "resume=null":
+        overrides.append("hydra.run.dir=" + resume.removeprefix("resume="))
+    # Hydra then lets exceptions through instead of wording them itself.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    parser = get_args_parser()
+    try:
+        args = parser.parse_args(overrides)
+    except SystemExit as error:
+        return int(error.code or 0)
+    failure: list[BaseException] = []
+
+    def task(cfg: DictConfig) -> Any:
+        execute: Callable[[DictConfig, Sequence[str]], Any] = importlib.import_module(
+            f"midigenre.commands.{command}"
+        ).run
+        if args.multirun:
+            return execute(cfg, paths)
+        # Hydra reports a failed job in words of its own: keep the exception for ourselves.
+        try:
+            return execute(cfg, paths)
+        except BaseException as error:
+            failure.append(error)
+            return None
+
+    try:
+        _run_hydra(
+            args=args,
+            args_parser=parser,
+            task_function=task,
+            config_path=str(conf_dir()),
+            config_name=command,
+        )
+        if failure:
+            raise failure[0]
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if debug:
+            traceback.print_exception(error)
+            return 2
+        known = _composed(command, OmegaConf)
+        return _fail(_worded(error, known))
+    return 0
+
+
+def _composed(command: str, omega_conf: Any) -> Any:
+    """The command's default config, to list the settings beside a misspelt one."""
+    from hydra import compose, initialize_config_dir
+
+    try:
+        with initialize_config_dir(str(conf_dir().resolve()), version_base=None):
+            return compose(command)
+    except Exception:  # a broken --config-dir: the first error says enough
+        return omega_conf.create({})
+
+
+def _worded(error: BaseException, known: Any) -> str:
+    """An error as one line that names the value and the choices."""
+    from omegaconf import OmegaConf
+
+    from midigenre.errors import UserError
+
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    text = str(error)
+    missing = re.search(r"Could not find '([^']+)'", text)
+    if missing and "vailable options" in text:
+        group, _, name = missing[1].rpartition("/")
+        options = re.findall(r"^\s+(\S+)$", text.split("vailable options", 1)[1], re.M)
+        return f"{group}={name}: no such choice{_near(name, options)}"
+    wrong = re.search(r"Could not override '([^']+)'", text)
+    if wrong:
+        parent, _, name = wrong[1].rpartition(".")
+        node = OmegaConf.select(known, parent) if parent else known
+        options = sorted(map(str, node)) if OmegaConf.is_dict(node) else []
+        return f"{wrong[1]}: no such setting{_near(name, options)}"
+    unused = re.search(r"Could not override '?([\w/@]+)'?\.?\s*No match in the defaults", text)
+    if unused:
+        return f"{unused[1]}: no such group of settings; see --help"
+    return " ".join(text.split())
+
+
+def _near(name: str, options: Sequence[str]) -> str:
+    if not options:
+        return ""
+    near = difflib.get_close_matches(name, options, 1)
+    guess = f"; did you mean {near[0]}?" if near else ";"
+    return f"{guess} There is {', '.join(options)}"
+
+
+def _fail(message: str, status: int = 2) -> int:
+    sys.stdout.flush()
+    print(f"midigenre: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

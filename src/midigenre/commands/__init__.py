@@ -1,0 +1,1 @@
+"""One file per command; each has ``run(cfg, paths)`` and is dispatched by :mod:`midigenre.cli`."""

@@ -1,0 +1,119 @@
+"""``midigenre evaluate``: a run on its own test set, or on any labelled corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+
+from midigenre.build import Run, load_run, plain, prepared
+from midigenre.commands.console import console, progress_bars
+from midigenre.data.datamodule import PhraseDataModule
+from midigenre.data.shards import ShardSet
+from midigenre.errors import UserError
+from midigenre.evaluation.figures import confusion_figure, save
+from midigenre.evaluation.report import print_scores
+from midigenre.files import write_json
+from midigenre.tasks.evaluate import evaluate_split
+from midigenre.tokenizers.base import from_spec
+
+SUBSETS = ("train", "val", "test", "all")
+
+
+def run(cfg: DictConfig, paths: Sequence[str]) -> None:
+    """Writes ``RUN/evaluation/<corpus>-<subset>.json`` and a confusion matrix as PNG.
+
+    Raises:
+        UserError: No such run or subset, or the corpus has labels that the run does not know.
+    """
+    if paths:
+        raise UserError(f"evaluate takes no paths after --, got {paths[0]!r}; set corpus.root=DIR")
+    if cfg.subset not in SUBSETS:
+        raise UserError(f"subset={cfg.subset}; choose {', '.join(SUBSETS)}")
+    trained = load_run(cfg.run, cfg.ckpt)
+    own = None
+    foreign = cfg.get("corpus") is not None or cfg.shards is not None
+    with progress_bars() as progress:
+        if trained.config is not None:
+            own = _own_shards(trained, cfg, progress)
+        if foreign:
+            shards = prepared(cfg, progress, from_spec(trained.tokens), trained.data)
+        elif own is not None:
+            shards = own
+        else:
+            raise UserError(
+                f"run={cfg.run} has no config.yaml, so its test set is not known; give corpus=..."
+            )
+    name = shards.folder.name.rsplit("-", 2)[0]
+    evaluation = evaluate_split(
+        trained.model,
+        _data(shards, trained),
+        None if cfg.subset == "all" else cfg.subset,
+        device=cfg.device,
+        class_maps=_class_maps(shards, trained),
+        train=_data(own, trained) if own is not None else None,
+    )
+    if not evaluation:
+        raise UserError(
+            f"{shards.folder} has no label of this run ({', '.join(trained.labels.classes)})"
+        )
+    folder = (trained.folder or Path(".")) / "evaluation"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{cfg.subset}.json"
+    write_json(path, evaluation)
+    for label, levels in evaluation.items():
+        for level in ("phrase", "song"):
+            save(
+                confusion_figure(
+                    levels[level]["confusion"],
+                    levels[level]["labels"],
+                    f"{label}, {name} {cfg.subset} {level}s",
+                ),
+                folder / f"{name}-{cfg.subset}-{label}-{level}.png",
+            )
+    print_scores(evaluation, console)
+    print(path)
+
+
+def _own_shards(trained: Run, cfg: DictConfig, progress: Any) -> ShardSet | None:
+    """The run's own songs, prepared again from its config where the shards are gone."""
+    assert trained.config is not None
+    here = {"home": cfg.home, "n_workers": cfg.n_workers}
+    config = OmegaConf.merge(trained.config, here)
+    assert isinstance(config, DictConfig)
+    try:
+        return prepared(config, progress, from_spec(trained.tokens), plain(config.data))
+    except UserError as error:
+        if cfg.get("corpus") is None and cfg.shards is None:
+            raise
+        console.print(f"[yellow]no baselines:[/] the run's own songs are gone ({error})")
+        return None
+
+
+def _data(shards: ShardSet, trained: Run) -> PhraseDataModule:
+    return PhraseDataModule(shards.folder, trained.data["phrase_bars"], trained.data["max_tokens"])
+
+
+def _class_maps(shards: ShardSet, trained: Run) -> dict[str, NDArray[np.int64]]:
+    """The run's class index for each class of the songs.
+
+    Raises:
+        UserError: The songs have a class that the run does not know.
+    """
+    maps = {}
+    for label, names in shards.labels.classes.items():
+        known = trained.labels.classes.get(label)
+        if known is None or label not in trained.model.heads:
+            continue
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise UserError(
+                f"{label} {unknown[0]!r} of {shards.folder} is unknown to this run, which has "
+                f"{', '.join(known)}"
+            )
+        maps[label] = np.array([known.index(name) for name in names], np.int64)
+    return maps

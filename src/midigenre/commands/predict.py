@@ -1,0 +1,148 @@
+"""``midigenre predict``: labels of MIDI files as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from midigenre.build import Run, load_run
+from midigenre.commands.console import console
+from midigenre.corpora.folder import midi_files
+from midigenre.data.batches import collate, group_by_budget
+from midigenre.data.phrases import PhraseReader, consecutive
+from midigenre.data.shards import MemorySongs
+from midigenre.errors import RefusedSongError, UserError
+from midigenre.evaluation.scores import song_log_probs
+from midigenre.music import Song
+from midigenre.tasks.predict import Predictions, predict_phrases
+from midigenre.tokenizers.base import Encoded, Tokenizer, from_spec
+
+FILES_AT_ONCE = 64  # bounds the memory; phrases of these files share batches
+
+
+def run(cfg: DictConfig, paths: Sequence[str]) -> None:
+    """Prints one JSON object a file on stdout; a bad file gives one with ``error``.
+
+    Raises:
+        UserError: No path is given, one does not exist, or no file could be read.
+    """
+    if not paths:
+        raise UserError("no file: midigenre predict run=RUN -- FILE_OR_DIR ...")
+    files = list(_files(paths))
+    if not files:
+        raise UserError(f"{', '.join(paths)}: no MIDI file (.mid, .midi) in there")
+    trained = load_run(cfg.run, cfg.ckpt)
+    tokenizer = from_spec(trained.tokens)
+    failed: list[tuple[Path, RefusedSongError]] = []
+    for begin in range(0, len(files), FILES_AT_ONCE):
+        read: list[tuple[Path, Song, Encoded]] = []
+        for path in files[begin : begin + FILES_AT_ONCE]:
+            try:
+                read.append((path, *_read(path, tokenizer)))
+            except RefusedSongError as error:
+                failed.append((path, error))
+                if len(files) > 1:
+                    _say({"path": str(path), "error": error.reason, "detail": error.detail})
+                    console.print(f"{path}: {error}", style="red", markup=False, highlight=False)
+        if read:
+            _predict(read, trained, cfg)
+    if len(failed) == len(files):
+        path, refusal = failed[0]
+        more = f" (and {len(failed) - 1} more files)" if len(failed) > 1 else ""
+        raise UserError(f"{path}: {refusal}{more}; a MIDI file starts with MThd")
+
+
+def _files(paths: Sequence[str]) -> Iterator[Path]:
+    for text in paths:
+        path = Path(text)
+        if path.is_dir():
+            yield from midi_files(path)
+        elif path.exists():
+            yield path
+        else:
+            raise UserError(f"{text}: no such file or folder")
+
+
+def _read(path: Path, tokenizer: Tokenizer) -> tuple[Song, Encoded]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RefusedSongError("missing", error.strerror or str(error)) from error
+    song = tokenizer.read(data)
+    return song, tokenizer.encode(song)
+
+
+def _predict(read: Sequence[tuple[Path, Song, Encoded]], trained: Run, cfg: DictConfig) -> None:
+    songs = MemorySongs([(song, encoded) for _, song, encoded in read])
+    phrases = consecutive(songs, np.arange(len(songs)), trained.data["phrase_bars"])
+    reader = PhraseReader(songs, trained.tokens, trained.data["max_tokens"])
+    groups = group_by_budget(reader.lengths(phrases), cfg.batch_phrases, None)
+
+    def batches() -> Iterator[Any]:
+        for group in groups:
+            chosen = phrases.select(group)
+            columns = zip(
+                chosen.song.tolist(), chosen.first.tolist(), chosen.end.tolist(), strict=True
+            )
+            yield collate([reader(*column)[0] for column in columns], {}, chosen)
+
+    found = predict_phrases(trained.model, batches(), cfg.device)
+    for i, (path, song, _) in enumerate(read):
+        _say(_describe(path, song, found, i, phrases.end, trained))
+
+
+def _describe(
+    path: Path,
+    song: Song,
+    found: Predictions,
+    index: int,
+    ends: NDArray[np.int64],
+    trained: Run,
+) -> dict[str, Any]:
+    """One file's answer: labels, probabilities, and the same for each phrase over time."""
+    mine = np.flatnonzero(found.song == index)
+    out: dict[str, Any] = {"path": str(path)}
+    probabilities: dict[str, dict[str, float]] = {}
+    timeline: list[dict[str, Any]] = [
+        {
+            "bars": [int(found.start[i]), int(ends[i])],
+            "seconds": [
+                round(_seconds(song, int(song.bar_ticks[found.start[i]])), 2),
+                round(_seconds(song, int(song.bar_ticks[ends[i]])), 2),
+            ],
+        }
+        for i in mine
+    ]
+    for label, head in trained.model.label_heads().items():
+        _, (of_song,) = song_log_probs(found.log_probs[label][mine], found.song[mine])
+        out[label] = head.classes[int(of_song.argmax())]
+        probabilities[label] = _named(of_song, head.classes)
+        for row, i in zip(timeline, mine, strict=True):
+            log_probs = found.log_probs[label][i]
+            row[label] = head.classes[int(log_probs.argmax())]
+            row.setdefault("probabilities", {})[label] = _named(log_probs, head.classes)
+    return out | {"probabilities": probabilities, "phrases": timeline}
+
+
+def _named(log_probs: NDArray[np.float64], classes: Sequence[str]) -> dict[str, float]:
+    return {name: round(float(np.exp(p)), 4) for name, p in zip(classes, log_probs, strict=True)}
+
+
+def _seconds(song: Song, tick: int) -> float:
+    """Time of a tick under the song's tempo changes."""
+    before = song.tempo_ticks < tick
+    edges = np.r_[song.tempo_ticks[before], tick]
+    return float((np.diff(edges) / song.tpq * 60 / song.tempo_qpm[before]).sum())
+
+
+def _say(answer: dict[str, Any]) -> None:
+    # Paths may hold bytes that are no UTF-8; JSON escapes the surrogates that stand for them.
+    sys.stdout.write(json.dumps(answer, ensure_ascii=True) + "\n")
+    sys.stdout.flush()

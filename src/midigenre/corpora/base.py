@@ -1,0 +1,129 @@
+"""What every corpus gives: a list of songs with labels, as MIDI files on disk."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+Progress = Callable[[str, int, int], None]
+"""``progress(what, done, total)``: called as songs are made or found."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """A :data:`Progress` that shows nothing."""
+
+
+@dataclass(frozen=True)
+class SongRef:
+    """One song of a corpus: the unit that is split.
+
+    Attributes:
+        song_id: Unique in the corpus, stable between calls, readable (it appears in reports).
+        path: The MIDI file.
+        labels: Class name of each label, None where the song has none.
+        group: Songs of one group never lie in two splits (movements of a work, sections of a
+            movement, an artist); None means that the song stands alone.
+        source: Where it comes from, for within-source scores; the corpus name if empty.
+        extra: Further columns for ``manifest.csv``.
+    """
+
+    song_id: str
+    path: Path
+    labels: Mapping[str, str | None]
+    group: str | None = None
+    source: str = ""
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A piece of the source that could not become a MIDI file; it goes to ``refused.csv``.
+
+    Attributes:
+        song_id: As in :class:`SongRef`.
+        path: The source's own file.
+        reason: A key of :data:`midigenre.music.REFUSALS`.
+        detail: What went wrong, in words.
+        labels: As far as they are known.
+    """
+
+    song_id: str
+    path: Path
+    reason: str
+    detail: str
+    labels: Mapping[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What :meth:`Corpus.songs` found: the usable songs and the rest, both in a stable order."""
+
+    songs: list[SongRef]
+    unusable: list[Unusable] = field(default_factory=list)
+
+
+class Corpus(ABC):
+    """A source collection of songs with labels.
+
+    Attributes:
+        name: Name of the corpus in ``conf/corpus``.
+        labels: Names of its labels, the main one first (``("genre",)``, ``("genre", "emotion")``).
+        merge_tracks: Whether all tracks are merged into one piano track and tempo and velocity are
+            made constant when a song is cleaned, so that only pitch, rhythm and meter speak.
+    """
+
+    name: str
+    labels: tuple[str, ...] = ("genre",)
+    merge_tracks: bool = False
+
+    def __init__(self, limit: int | None = None) -> None:
+        if limit is not None and limit < 1:
+            raise ValueError(f"corpus.limit must be 1 or more, got {limit}")
+        self.limit = limit
+
+    @abstractmethod
+    def songs(self, cache: Path, n_workers: int = 1, progress: Progress = no_progress) -> Listing:
+        """The songs, at most ``limit`` of them, stratified by the labels.
+
+        Args:
+            cache: Folder in which a corpus that makes its files may keep them between calls.
+            n_workers: Processes that may work in parallel.
+            progress: Called as songs are made or found.
+
+        Raises:
+            midigenre.errors.UserError: The source is not there; the message says how to get it.
+        """
+
+    def classes(self) -> Mapping[str, tuple[str, ...]] | None:
+        """Class names in a fixed order where the corpus knows them, else None (those found)."""
+        return None
+
+
+def stratified(songs: Sequence[SongRef], limit: int | None, seed: int = 0) -> list[SongRef]:
+    """At most ``limit`` songs with the classes in their original shares, in the given order.
+
+    Each combination of labels keeps its share, rounded by largest remainder, but at least one song
+    while ``limit`` allows; which songs stay depends only on ``seed`` and the order of ``songs``.
+    """
+    if limit is None or limit >= len(songs):
+        return list(songs)
+    strata: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for i, song in enumerate(songs):
+        strata[tuple(str(name) for name in song.labels.values())].append(i)
+    keys = sorted(strata)
+    shares = np.array([len(strata[key]) for key in keys]) * limit / len(songs)
+    counts = np.minimum(np.maximum(np.floor(shares), 1), [len(strata[key]) for key in keys])
+    while counts.sum() < limit:
+        counts[np.argmax(shares - counts)] += 1
+    while counts.sum() > limit:
+        counts[np.argmax(counts - shares)] -= 1
+    rng = np.random.default_rng(seed)
+    kept: list[int] = []
+    for key, count in zip(keys, counts.astype(int), strict=True):
+        kept.extend(rng.permutation(strata[key])[:count].tolist())
+    return [songs[i] for i in sorted(kept)]

@@ -1,0 +1,198 @@
+"""Plans the batches of an epoch and collates them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, Sampler
+
+from midigenre.data.phrases import Longs, PhraseReader, Phrases
+from midigenre.spec import UNKNOWN, Batch
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """The phrases of one batch, and what its optimizer step holds in all.
+
+    Attributes:
+        phrases: The phrases.
+        step_counts: For each label, phrases of each class in the optimizer step, shape (C,).
+        step_batches: See :class:`~midigenre.spec.Batch`.
+    """
+
+    phrases: Phrases
+    step_counts: Mapping[str, NDArray[np.float32]]
+    step_batches: int
+
+
+def group_by_budget(
+    lengths: Longs, batch_phrases: int, batch_tokens: int | None
+) -> list[NDArray[np.int64]]:
+    """Consecutive runs of indices that make a batch.
+
+    Args:
+        lengths: Steps of each phrase, in the order in which they are to be batched.
+        batch_phrases: Most phrases in a batch.
+        batch_tokens: Most steps in a batch, None for no such bound; a phrase that is longer by
+            itself makes a batch alone.
+    """
+    groups: list[NDArray[np.int64]] = []
+    begin, tokens = 0, 0
+    for i, length in enumerate(lengths.tolist()):
+        full = i - begin >= batch_phrases or (
+            batch_tokens is not None and i > begin and tokens + length > batch_tokens
+        )
+        if full:
+            groups.append(np.arange(begin, i))
+            begin, tokens = i, 0
+        tokens += length
+    if begin < len(lengths):
+        groups.append(np.arange(begin, len(lengths)))
+    return groups
+
+
+class BatchSampler(Sampler[PlannedBatch]):
+    """Batches of an epoch in a random order that depends on the seed and the epoch only.
+
+    With several processes (``world``) each takes every world-th batch, and all take equally many.
+
+    Args:
+        draw: ``draw(epoch)`` gives the phrases of that epoch.
+        reader: Tells their lengths.
+        labels: Class index of each *song* for each label.
+        n_classes: Number of classes of each label.
+        batch_phrases: Most phrases in a batch.
+        batch_tokens: Most steps in a batch, or None.
+        shuffle_seed: Seed of the order; None keeps the order of ``draw``.
+        accumulate: Batches that one optimizer step accumulates; None for losses that are to be
+            summed over the whole epoch (validation).
+        rank: Number of this process.
+        world: Number of processes.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[int], Phrases],
+        reader: PhraseReader,
+        labels: Mapping[str, Longs],
+        n_classes: Mapping[str, int],
+        batch_phrases: int,
+        batch_tokens: int | None = None,
+        shuffle_seed: int | None = None,
+        accumulate: int | None = 1,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._draw, self._reader = draw, reader
+        self._labels, self._n_classes = labels, n_classes
+        self._batch_phrases, self._batch_tokens = batch_phrases, batch_tokens
+        self._shuffle_seed = shuffle_seed
+        self._accumulate = accumulate
+        self._rank, self._world = rank, world
+        self._planned: tuple[int, list[PlannedBatch]] | None = None
+        self.epoch = 0
+
+    @property
+    def sampler(self) -> BatchSampler:
+        """Itself: Lightning calls ``set_epoch`` on the batch sampler's ``sampler``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose batches come next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._plan())
+
+    def __iter__(self) -> Iterator[PlannedBatch]:
+        yield from self._plan()
+
+    def _plan(self) -> list[PlannedBatch]:
+        if self._planned is None or self._planned[0] != self.epoch:
+            self._planned = (self.epoch, self._plan_epoch(self.epoch))
+        return self._planned[1]
+
+    def _plan_epoch(self, epoch: int) -> list[PlannedBatch]:
+        phrases = self._draw(epoch)
+        if self._shuffle_seed is not None:
+            # The third number keeps this stream apart from the one that draws the phrases.
+            order = np.random.default_rng([self._shuffle_seed, epoch, 1]).permutation(len(phrases))
+            phrases = phrases.select(order)
+        lengths = self._reader.lengths(phrases)
+        groups = group_by_budget(lengths, self._batch_phrases, self._batch_tokens)
+        if self._world > 1:
+            groups = groups[: len(groups) // self._world * self._world]
+        planned: list[PlannedBatch] = []
+        in_step = len(groups) if self._accumulate is None else self._accumulate * self._world
+        # Nothing divides a loss that is summed.
+        step_batches = self._accumulate or 1
+        for begin in range(0, len(groups), in_step or 1):
+            step = groups[begin : begin + in_step]
+            songs = phrases.song[np.concatenate(step)]
+            counts = {
+                label: np.bincount(
+                    indices[songs][indices[songs] != UNKNOWN], minlength=self._n_classes[label]
+                ).astype(np.float32)
+                / np.float32(self._world)
+                for label, indices in self._labels.items()
+            }
+            planned += [
+                PlannedBatch(phrases.select(group), counts, step_batches)
+                for group in step[self._rank :: self._world]
+            ]
+        return planned
+
+
+class PhraseDataset(Dataset[Batch]):
+    """Reads planned batches; a worker process opens the shards for itself."""
+
+    def __init__(self, reader: PhraseReader, labels: Mapping[str, Longs]) -> None:
+        self._reader = reader
+        self._labels = labels
+
+    def __getitem__(self, planned: PlannedBatch) -> Batch:
+        phrases = planned.phrases
+        ids = [
+            self._reader(song, first, end)[0]
+            for song, first, end in zip(
+                phrases.song.tolist(), phrases.first.tolist(), phrases.end.tolist(), strict=True
+            )
+        ]
+        labels = {label: indices[phrases.song] for label, indices in self._labels.items()}
+        return collate(ids, labels, phrases, planned.step_counts, planned.step_batches)
+
+    # The DataLoader hands a whole planned batch to this method, and what it gives to `collate_fn`.
+    __getitems__ = __getitem__
+
+
+def collate(
+    ids: Sequence[NDArray[np.int64]],
+    labels: Mapping[str, Longs],
+    phrases: Phrases,
+    step_counts: Mapping[str, NDArray[np.float32]] | None = None,
+    step_batches: int = 1,
+) -> Batch:
+    """Lays phrases end to end.
+
+    Args:
+        ids: Token ids of each phrase, shape (T, F).
+        labels: Class index of each phrase for each label, shape (B,).
+        phrases: Where the phrases come from.
+        step_counts: See :class:`~midigenre.spec.Batch`.
+        step_batches: See :class:`~midigenre.spec.Batch`.
+    """
+    lengths = tuple(len(i) for i in ids)
+    return Batch(
+        ids_NF=torch.from_numpy(np.concatenate(ids)),
+        cu_seqlens=torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32),
+        lengths=lengths,
+        labels={k: torch.from_numpy(np.asarray(v, np.int64)) for k, v in labels.items()},
+        song_B=torch.from_numpy(np.asarray(phrases.song, np.int64)),
+        start_B=torch.from_numpy(np.asarray(phrases.first, np.int64)),
+        step_counts={k: torch.from_numpy(v) for k, v in (step_counts or {}).items()},
+        step_batches=step_batches,
+    )

@@ -1,0 +1,440 @@
+"""Corpus to shards: list, hash, read, clean, encode, split, write.
+
+Everything is cached by the content of the settings and, for files that the user owns, of the
+listing. Parts are written one by one; a preparation that was stopped goes on after the last whole
+part. A lock lets parallel jobs that need the same shards prepare them once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+from filelock import FileLock, Timeout
+
+from midigenre.corpora.base import Corpus, Listing, Progress, SongRef, no_progress
+from midigenre.data.report import phrase_report
+from midigenre.data.shards import (
+    FORMAT,
+    ShardSet,
+    schema,
+    to_row,
+    write_part,
+)
+from midigenre.data.split import assign_splits
+from midigenre.errors import RefusedSongError, UserError
+from midigenre.files import read_json, sha256, write_csv, write_json
+from midigenre.music import REFUSALS
+from midigenre.spec import LabelSpec
+from midigenre.tokenizers.base import Tokenizer, from_spec
+
+SONGS_PER_PART = 1024
+_INLINE = 64  # starting worker processes takes longer than preparing so few songs
+
+_COLUMNS = ("song_id", "path", "source", "group", "duplicate_group", "split", "bars", "notes",
+            "tokens", "repairs")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What, besides corpus and tokenizer, a preparation depends on.
+
+    Attributes:
+        split_seed: Seed of the split.
+        fractions: Shares of train, validation and test.
+        phrase_bars: Bars in a phrase, for the report only.
+        max_tokens: Longest phrase in steps, for the report only.
+        n_workers: Processes; the shards do not depend on it.
+    """
+
+    split_seed: int = 0
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    phrase_bars: int = 4
+    max_tokens: int = 1024
+    n_workers: int = 1
+
+
+def prepare(
+    corpus: Corpus,
+    corpus_settings: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    home: Path,
+    settings: Settings,
+    progress: Progress = no_progress,
+) -> ShardSet:
+    """Prepares a corpus, or opens it where that was done before.
+
+    Args:
+        corpus: The corpus.
+        corpus_settings: Its settings as plain data, for the cache key.
+        tokenizer: The tokenizer.
+        home: Folder that holds ``shards/`` and ``corpora/``.
+        settings: The rest.
+        progress: Called as songs are listed and encoded.
+
+    Raises:
+        UserError: The corpus is not there or has no usable song, or the disk is full.
+    """
+    listing = corpus.songs(home / "corpora", settings.n_workers, progress)
+    if not listing.songs:
+        raise UserError(
+            f"corpus {corpus.name!r} has no song; see {_settings_text(corpus_settings)}"
+        )
+    key = _key(corpus, corpus_settings, tokenizer, settings, listing)
+    folder = home / "shards" / f"{corpus.name}-{tokenizer.spec.name}-{key}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress(f"waiting for another process that prepares {folder.name}", 0, 0)
+        lock.acquire()
+    try:
+        if not (folder / "report.json").is_file():
+            try:
+                _prepare(corpus, tokenizer, folder, settings, listing, progress)
+            except OSError as error:
+                raise UserError(
+                    f"cannot write {folder}: {error.strerror or error}; free some space or set "
+                    "MIDIGENRE_HOME, then run the command again: it goes on where it stopped"
+                ) from error
+        shards = ShardSet(folder)
+        refresh_report(shards, settings.phrase_bars, settings.max_tokens)
+    finally:
+        lock.release()
+    return shards
+
+
+def refresh_report(shards: ShardSet, phrase_bars: int, max_tokens: int) -> dict[str, Any]:
+    """The report for these phrase settings; ``report.json`` follows."""
+    path = shards.folder / "report.json"
+    report: dict[str, Any] = read_json(path)
+    if (report["phrase_bars"], report["max_tokens"]) != (phrase_bars, max_tokens):
+        report |= phrase_report(shards, phrase_bars, max_tokens)
+        write_json(path, report)
+    return report
+
+
+def estimate(
+    corpus: Corpus, tokenizer: Tokenizer, home: Path, n_workers: int, sample: int = 32
+) -> dict[str, Any]:
+    """Time and disk of a preparation, from a sample of its songs spread over the listing."""
+    songs = corpus.songs(home / "corpora", n_workers).songs
+    chosen = [songs[i] for i in np.unique(np.linspace(0, len(songs) - 1, sample).astype(int))]
+    _encode(chosen[0], {}, tokenizer)  # not timed: loads the code
+    started, size, refused = time.perf_counter(), 0, 0
+    for ref in chosen:
+        made = _encode(ref, {}, tokenizer)
+        refused += "reason" in made
+        size += sum(v.nbytes for v in made.values() if isinstance(v, np.ndarray))
+    seconds = (time.perf_counter() - started) / len(chosen)
+    return {
+        "songs": len(songs),
+        "sampled": len(chosen),
+        "refused_in_sample": refused,
+        "seconds": round(seconds * len(songs) / n_workers, 1),
+        "megabytes": round(size / len(chosen) * len(songs) / 1e6, 2),
+        "free_megabytes": round(shutil.disk_usage(home if home.is_dir() else ".").free / 1e6),
+    }
+
+
+def _prepare(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    folder: Path,
+    settings: Settings,
+    listing: Listing,
+    progress: Progress,
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    refused = [
+        {"song_id": u.song_id, "path": str(u.path), "reason": u.reason, "detail": u.detail,
+         **u.labels}
+        for u in listing.unusable
+    ]  # fmt: skip
+    digests = _digests(listing.songs, settings.n_workers, progress)
+    songs, duplicate_of, conflicts = _without_conflicts(listing.songs, digests, corpus.labels)
+    refused += conflicts
+    labels = _label_spec(corpus, songs)
+    of = schema(tokenizer.spec, labels)
+    parts: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []
+    with joblib.Parallel(
+        n_jobs=1 if len(songs) <= _INLINE else settings.n_workers, return_as="generator"
+    ) as parallel:
+        for begin in range(0, len(songs), SONGS_PER_PART):
+            chunk = songs[begin : begin + SONGS_PER_PART]
+            name = f"part-{len(parts):05d}"
+            key = hashlib.sha256(
+                json.dumps([[s.song_id, digests[s.song_id]] for s in chunk]).encode()
+            ).hexdigest()
+            done = _finished(folder, name, key)
+            if done is None:
+                done = _make_part(
+                    folder, name, key, chunk, labels, tokenizer, of, parallel,
+                    _shifted(progress, begin, len(songs)),
+                )  # fmt: skip
+            progress("encoding", begin + len(chunk), len(songs))
+            parts.append(done["part"])
+            kept += done["kept"]
+            refused += done["refused"]
+    if not kept:
+        raise UserError(
+            f"corpus {corpus.name!r}: none of the {len(songs)} files can be used; the first: "
+            f"{refused[0]['path']}: {refused[0]['reason']} ({refused[0]['detail']})"
+        )
+    by_id = {song.song_id: song for song in songs}
+    splits = assign_splits(
+        [tuple(by_id[k["song_id"]].labels.values()) for k in kept],
+        _groups([by_id[k["song_id"]] for k in kept], duplicate_of),
+        settings.fractions,
+        settings.split_seed,
+    )
+    manifest = []
+    for row, split in zip(kept, splits, strict=True):
+        ref = by_id[row["song_id"]]
+        manifest.append(
+            row | dict(ref.extra) | {k: v or "" for k, v in ref.labels.items()}
+            | {"path": str(ref.path), "source": ref.source or corpus.name, "split": split,
+               "group": ref.group or "", "duplicate_group": duplicate_of.get(ref.song_id, "")}
+        )  # fmt: skip
+    extra = sorted({k for s in songs for k in s.extra} - {*_COLUMNS, *corpus.labels})
+    write_csv(folder / "manifest.csv", manifest, [*_COLUMNS, *corpus.labels, *extra])
+    write_csv(
+        folder / "refused.csv", refused, ["song_id", "path", *corpus.labels, "reason", "detail"]
+    )
+    write_json(
+        folder / "spec.json",
+        {"format": FORMAT, "corpus": corpus.name, "tokens": tokenizer.spec.to_dict(),
+         "labels": labels.to_dict(), "parts": parts},
+    )  # fmt: skip
+    # The report is written last: it marks the folder as finished.
+    report = phrase_report(ShardSet(folder), settings.phrase_bars, settings.max_tokens)
+    report["corpus"] = corpus.name
+    report["refused"] = {
+        reason: n for reason in REFUSALS if (n := sum(r["reason"] == reason for r in refused))
+    }
+    report["repairs"] = _sum_repairs(kept)
+    report["warnings"] = _warnings(report)
+    write_json(folder / "report.json", report)
+    for leftover in folder.glob("*.done.json"):
+        leftover.unlink()
+
+
+def _key(
+    corpus: Corpus,
+    corpus_settings: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    settings: Settings,
+    listing: Listing,
+) -> str:
+    """Hash of everything that the shards depend on."""
+    files = []
+    for ref in listing.songs:
+        stat = ref.path.stat()
+        files.append([ref.song_id, dict(ref.labels), ref.group, stat.st_size, stat.st_mtime_ns])
+    content = {
+        "format": FORMAT,
+        "corpus": {k: v for k, v in corpus_settings.items() if k != "name"},
+        "tokens": tokenizer.spec.fingerprint(),
+        "split": [settings.split_seed, list(settings.fractions)],
+        "files": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def _digests(songs: Sequence[SongRef], n_workers: int, progress: Progress) -> dict[str, str]:
+    """SHA-256 of the bytes of each file; "" for one that cannot be read (refused later)."""
+
+    def digest(path: Path) -> str:
+        try:
+            return sha256(path)
+        except OSError:
+            return ""
+
+    found: dict[str, str] = {}
+    # Hashing releases the interpreter lock: threads are enough.
+    parallel = joblib.Parallel(n_jobs=n_workers, prefer="threads", return_as="generator")
+    for ref, value in zip(
+        songs, parallel(joblib.delayed(digest)(s.path) for s in songs), strict=True
+    ):
+        found[ref.song_id] = value
+        progress("hashing", len(found), len(songs))
+    return found
+
+
+def _without_conflicts(
+    songs: Sequence[SongRef], digests: Mapping[str, str], labels: Sequence[str]
+) -> tuple[list[SongRef], dict[str, str], list[dict[str, Any]]]:
+    """Takes out byte-identical files with different labels; names the groups of the others."""
+    by_digest: dict[str, list[SongRef]] = defaultdict(list)
+    for song in songs:
+        by_digest[digests[song.song_id] or song.song_id].append(song)
+    refused: list[dict[str, Any]] = []
+    duplicate_of: dict[str, str] = {}
+    bad: set[str] = set()
+    for same in by_digest.values():
+        if len(same) == 1:
+            continue
+        if len({tuple(s.labels.get(k) for k in labels) for s in same}) > 1:
+            for song in same:
+                others = "; ".join(
+                    f"{o.path} ({', '.join(str(v) for v in o.labels.values())})"
+                    for o in same
+                    if o is not song
+                )
+                bad.add(song.song_id)
+                refused.append(
+                    {"song_id": song.song_id, "path": str(song.path), **song.labels,
+                     "reason": "label_conflict", "detail": f"the same bytes as {others}"}
+                )  # fmt: skip
+        else:
+            duplicate_of |= {s.song_id: same[0].song_id for s in same}
+    return [s for s in songs if s.song_id not in bad], duplicate_of, refused
+
+
+def _label_spec(corpus: Corpus, songs: Sequence[SongRef]) -> LabelSpec:
+    fixed = corpus.classes() or {}
+    return LabelSpec(
+        {
+            label: fixed.get(label)
+            or tuple(sorted({name for s in songs if (name := s.labels.get(label)) is not None}))
+            for label in corpus.labels
+        }
+    )
+
+
+def _groups(songs: Sequence[SongRef], duplicate_of: Mapping[str, str]) -> list[str]:
+    """One name for all songs that are linked by a group or by equal bytes (union-find)."""
+    parent: dict[str, str] = {}
+
+    def find(x: str) -> str:
+        while parent.setdefault(x, x) != x:
+            parent[x] = parent[parent[x]]
+            x = parent[x]
+        return x
+
+    for song in songs:
+        for link in (
+            f"group:{song.group}" if song.group else None,
+            f"bytes:{duplicate_of[song.song_id]}" if song.song_id in duplicate_of else None,
+        ):
+            if link is not None:
+                parent[find(f"song:{song.song_id}")] = find(link)
+    return [find(f"song:{s.song_id}") for s in songs]
+
+
+def _finished(folder: Path, name: str, key: str) -> dict[str, Any] | None:
+    """What an earlier, stopped run left of a part, if it is whole and of the same files."""
+    marker = folder / f"{name}.done.json"
+    if not marker.is_file():
+        return None
+    done: dict[str, Any] = read_json(marker)
+    path = folder / f"{name}.arrow"
+    if done["key"] != key or not path.is_file() or sha256(path) != done["part"]["sha256"]:
+        return None
+    return done
+
+
+def _make_part(
+    folder: Path,
+    name: str,
+    key: str,
+    chunk: Sequence[SongRef],
+    labels: LabelSpec,
+    tokenizer: Tokenizer,
+    of: Any,
+    parallel: joblib.Parallel,
+    progress: Progress,
+) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []
+    refused: list[dict[str, Any]] = []
+    jobs = (
+        joblib.delayed(_encode_in_worker)(ref, labels.encode(ref.labels), tokenizer.spec)
+        for ref in chunk
+    )
+    made: Iterator[dict[str, Any]] = parallel(jobs)
+    for i, (ref, row) in enumerate(zip(chunk, made, strict=True)):
+        if "reason" in row:
+            refused.append({"path": str(ref.path), **ref.labels, **row})
+        else:
+            repairs = row.pop("repairs")
+            rows.append(row)
+            kept.append(
+                {"song_id": ref.song_id, "bars": len(row["bar_onsets"]), "notes": len(row["pitch"]),
+                 "tokens": row.pop("tokens"), "repairs": json.dumps(repairs) if repairs else ""}
+            )  # fmt: skip
+        progress("encoding", i + 1, len(chunk))
+    path = folder / f"{name}.arrow"
+    checksum = write_part(path, rows, of)
+    part = {"file": path.name, "songs": len(rows), "bytes": path.stat().st_size, "sha256": checksum}
+    done = {"key": key, "part": part, "kept": kept, "refused": refused}
+    write_json(folder / f"{name}.done.json", done)
+    return done
+
+
+def _encode_in_worker(ref: SongRef, labels: Mapping[str, int], spec: Any) -> dict[str, Any]:
+    return _encode(ref, labels, from_spec(spec))
+
+
+def _encode(ref: SongRef, labels: Mapping[str, int], tokenizer: Tokenizer) -> dict[str, Any]:
+    """A row of a part, or the reason for which the song is refused."""
+    try:
+        try:
+            data = ref.path.read_bytes()
+        except OSError as error:
+            raise RefusedSongError("missing", error.strerror or str(error)) from error
+        song = tokenizer.read(data)
+        encoded = tokenizer.encode(song)
+    except RefusedSongError as error:
+        return {"song_id": ref.song_id, "reason": error.reason, "detail": error.detail}
+    row = to_row(ref.song_id, labels, song, encoded)
+    return row | {"repairs": song.repairs, "tokens": len(encoded.ids_TF)}
+
+
+def _shifted(progress: Progress, begin: int, total: int) -> Progress:
+    return lambda what, done, _: progress(what, begin + done, total)
+
+
+def _sum_repairs(kept: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    total: dict[str, int] = defaultdict(int)
+    for row in kept:
+        for what, n in json.loads(row["repairs"] or "{}").items():
+            total[what] += n
+    return dict(sorted(total.items()))
+
+
+def _warnings(report: Mapping[str, Any]) -> list[str]:
+    found = []
+    for label, classes in report["classes"].items():
+        for name, splits in classes.items():
+            empty = [split for split, n in splits.items() if n["songs"] == 0]
+            if empty:
+                found.append(f"{label} {name!r} has no song in {' and '.join(empty)}")
+    return found
+
+
+def _settings_text(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"corpus.{k}={v}" for k, v in settings.items() if not k.startswith("_"))
+
+
+def safe_name(text: str) -> str:
+    """A file name for a song id or any other text."""
+    return re.sub(r"[^\w.+-]+", "_", text, flags=re.UNICODE).strip("._") or "_"
+
+
+def default_workers() -> int:
+    """Processes that this machine can run at once."""
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)

@@ -1,0 +1,33 @@
+"""The one exception that means "the person at the keyboard can fix this".
+
+Anything raised as :class:`UserError` reaches the console as one line without a traceback and ends
+the program with exit code 2 (the traceback is shown with ``debug=true``). Every other exception is
+a defect of the program and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake in a setting, a path or an input file.
+
+    The message names the value that is wrong and the command or setting that mends it.
+    """
+
+
+class RefusedSongError(UserError):
+    """A song that cannot be used, with a reason from :data:`midigenre.music.REFUSALS`.
+
+    Attributes:
+        reason: One of the keys of ``REFUSALS``.
+        detail: What was seen in this file, for ``refused.csv``.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[RefusedSongError], tuple[str, str]]:
+        # Raised in worker processes: the default pickling would pass the message as the reason.
+        return (RefusedSongError, (self.reason, self.detail))

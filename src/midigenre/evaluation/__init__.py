@@ -1,0 +1,1 @@
+"""Scores, baselines, figures and reports of trained models."""

@@ -1,0 +1,353 @@
+"""Scores of one label: the only definition of every number that the project reports.
+
+Pure numpy, so that training metrics, evaluation, baselines and comparisons share one code. A
+*level* is ``phrase`` or ``song``. Whatever leaves :func:`score_level` is plain Python that
+``json.dumps(..., allow_nan=False)`` accepts; a number that is not defined is ``None``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from midigenre.spec import UNKNOWN
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+LevelBaselines = Mapping[str, Mapping[str, float] | str | None]
+"""Scores of each baseline at one level; None or a text that says why it is missing."""
+
+ECE_BINS = 15
+CI_PERCENTILES = (2.5, 97.5)
+_LOG_ZERO = -1e4  # stands for log 0, which would turn the mean over a song into NaN
+_NORMALISED_WITHIN = 0.05  # slack for half precision; logits miss it by far
+
+
+def as_array(values: Any) -> NDArray[Any]:
+    """A numpy array from an array-like or from a torch tensor on any device."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+    return np.asarray(values)
+
+
+def confusion_matrix(truth_N: ArrayLike, predicted_N: ArrayLike, n_classes: int) -> Ints:
+    """Counts of (truth, prediction).
+
+    Args:
+        truth_N: True classes, shape (N,), in ``[0, n_classes)``.
+        predicted_N: Predicted classes, shape (N,).
+        n_classes: Number of classes, C.
+
+    Returns:
+        Counts, shape (C, C); rows are the truth.
+
+    Raises:
+        ValueError: A class outside the range, or lengths that differ.
+    """
+    truth_N, predicted_N = np.asarray(truth_N, np.int64), np.asarray(predicted_N, np.int64)
+    if truth_N.shape != predicted_N.shape:
+        raise ValueError(f"{len(truth_N)} true classes but {len(predicted_N)} predictions")
+    for what, classes_N in (("truth", truth_N), ("prediction", predicted_N)):
+        if classes_N.size and not 0 <= classes_N.min() <= classes_N.max() < n_classes:
+            raise ValueError(f"a {what} is outside [0, {n_classes})")
+    cells = np.bincount(truth_N * n_classes + predicted_N, minlength=n_classes**2)
+    return cells.reshape(n_classes, n_classes).astype(np.int64)
+
+
+def accuracy(confusion_CC: Any) -> float:
+    """Share of right predictions; NaN for a matrix without counts.
+
+    Args:
+        confusion_CC: Counts, array or tensor of shape (C, C); rows are the truth.
+    """
+    hits_C, truth_C, _ = _marginals(as_array(confusion_CC))
+    return float(_accuracy(hits_C, truth_C))
+
+
+def macro_f1(confusion_CC: Any) -> float:
+    """Mean F1 over the classes *with support*, that is, those that occur in the truth.
+
+    A class without support has no recall; counting its F1 as 0 would punish a model for a test set
+    that lacks the class. Predictions of such a class still cost precision and recall elsewhere.
+    F1 = 2 TP / (2 TP + FP + FN) (van Rijsbergen 1979). NaN for a matrix without counts.
+
+    Args:
+        confusion_CC: Counts, array or tensor of shape (C, C); rows are the truth.
+    """
+    return float(_macro_f1(*_marginals(as_array(confusion_CC))))
+
+
+def song_log_probs(
+    log_probs_NC: ArrayLike, song_N: ArrayLike
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Song-level log-probabilities: the mean over a song's phrases, renormalised.
+
+    The mean of logs (a geometric mean of the probabilities) lets a phrase that excludes a class
+    count for more than one that merely prefers another.
+
+    Args:
+        log_probs_NC: Log-probabilities of the phrases, shape (N, C).
+        song_N: Song of each phrase, integers or text, shape (N,).
+
+    Returns:
+        The songs in ascending order, shape (S,), and their log-probabilities, shape (S, C).
+    """
+    log_probs_NC = np.asarray(log_probs_NC, np.float64)
+    songs_S, song_index_N = np.unique(np.asarray(song_N), return_inverse=True)
+    sum_SC = np.zeros((len(songs_S), log_probs_NC.shape[1]))
+    np.add.at(sum_SC, song_index_N, np.maximum(log_probs_NC, _LOG_ZERO))
+    mean_SC = sum_SC / np.bincount(song_index_N, minlength=len(songs_S))[:, None]
+    return songs_S, mean_SC - _log_sum_exp(mean_SC)
+
+
+def song_truth(truth_N: ArrayLike, song_N: ArrayLike) -> tuple[NDArray[Any], Ints]:
+    """The class of each song.
+
+    Args:
+        truth_N: True classes of the phrases, shape (N,).
+        song_N: Song of each phrase, shape (N,).
+
+    Returns:
+        The songs in ascending order, shape (S,), and their classes, shape (S,).
+
+    Raises:
+        ValueError: Phrases of one song with different classes.
+    """
+    truth_N = np.asarray(truth_N, np.int64)
+    songs_S, first_S, song_index_N = np.unique(
+        np.asarray(song_N), return_index=True, return_inverse=True
+    )
+    truth_S = truth_N[first_S]
+    if (differs := truth_S[song_index_N] != truth_N).any():
+        raise ValueError(f"song {np.asarray(song_N)[differs][0]} has phrases of several classes")
+    return songs_S, truth_S
+
+
+def expected_calibration_error(log_probs_NC: ArrayLike, truth_N: ArrayLike) -> float:
+    """Gap between confidence and accuracy, averaged over 15 equal-width bins of confidence.
+
+    Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3: bin m holds the
+    confidences in ((m - 1) / M, m / M]; the gaps are weighted by the share of samples in the bin.
+    NaN without samples.
+
+    Args:
+        log_probs_NC: Log-probabilities, shape (N, C).
+        truth_N: True classes, shape (N,).
+    """
+    log_probs_NC, truth_N = np.asarray(log_probs_NC, np.float64), np.asarray(truth_N)
+    if not len(truth_N):
+        return float("nan")
+    confidence_N = np.exp(log_probs_NC.max(1))
+    right_N = log_probs_NC.argmax(1) == truth_N
+    edges = np.linspace(0, 1, ECE_BINS + 1)[1:-1]
+    bin_N = np.digitize(confidence_N, edges, right=True)
+    gap_M = np.bincount(bin_N, right_N - confidence_N, minlength=ECE_BINS)
+    return float(np.abs(gap_M).sum() / len(truth_N))
+
+
+def score_level(
+    log_probs_NC: ArrayLike,
+    truth_N: ArrayLike,
+    names: Sequence[str],
+    groups_N: ArrayLike,
+    seed: int = 0,
+    n_bootstrap: int = 1000,
+) -> dict[str, Any]:
+    """All scores of one label at one level.
+
+    The intervals are percentile bootstraps (Efron and Tibshirani 1993, chapter 13) over *songs*:
+    phrases of a song resemble each other, so resampling phrases would give intervals that are far
+    too narrow. In each resample the classes with support are those of that resample, so the
+    macro-F1 of a resample that misses a rare class averages over the others.
+
+    Args:
+        log_probs_NC: Log-probabilities, shape (N, C).
+        truth_N: True classes, shape (N,), in ``[0, C)``.
+        names: Class names, length C.
+        groups_N: Song of each row, shape (N,).
+        seed: Seed of the resamples.
+        n_bootstrap: Number of resamples.
+
+    Returns:
+        ``n``, ``accuracy``, ``macro_f1``, ``ci95``, ``per_class``, ``confusion`` (rows are the
+        truth), ``labels`` and ``ece``. Precision of a class that is never predicted, recall of
+        one without support and F1 of one with neither are None; so is every score of no rows.
+
+    Raises:
+        ValueError: Shapes that do not fit, NaN, or rows that are not log-probabilities.
+    """
+    log_probs_NC = np.asarray(log_probs_NC, np.float64)
+    truth_N, groups_N = np.asarray(truth_N, np.int64), np.asarray(groups_N)
+    _check(log_probs_NC, truth_N, groups_N, names)
+    n_classes = len(names)
+    predicted_N = log_probs_NC.argmax(1)
+    confusion_CC = confusion_matrix(truth_N, predicted_N, n_classes)
+    hits_C, support_C, predicted_C = _marginals(confusion_CC)
+    ratios = {
+        "precision": _ratio(hits_C, predicted_C),
+        "recall": _ratio(hits_C, support_C),
+        "f1": _ratio(2 * hits_C, support_C + predicted_C),
+    }
+    return {
+        "n": len(truth_N),
+        "accuracy": _plain(accuracy(confusion_CC)),
+        "macro_f1": _plain(macro_f1(confusion_CC)),
+        "ci95": _intervals(truth_N, predicted_N, groups_N, n_classes, seed, n_bootstrap),
+        "per_class": {
+            name: {key: _plain(values_C[c]) for key, values_C in ratios.items()}
+            | {"support": int(support_C[c])}
+            for c, name in enumerate(names)
+        },
+        "confusion": confusion_CC.tolist(),
+        "labels": list(names),
+        "ece": _plain(expected_calibration_error(log_probs_NC, truth_N)),
+    }
+
+
+def evaluate_label(
+    log_probs_NC: ArrayLike,
+    truth_N: ArrayLike,
+    song_N: ArrayLike,
+    names: Sequence[str],
+    baselines: Mapping[str, LevelBaselines] | None = None,
+    *,
+    seed: int = 0,
+    n_bootstrap: int = 1000,
+) -> dict[str, dict[str, Any]]:
+    """Scores of one label at phrase and at song level; phrases without a label are left out.
+
+    Args:
+        log_probs_NC: Log-probabilities of the phrases, shape (N, C).
+        truth_N: True classes, shape (N,); :data:`~midigenre.spec.UNKNOWN` rows are dropped.
+        song_N: Song of each phrase, shape (N,).
+        names: Class names, length C.
+        baselines: For ``phrase`` and ``song`` the scores of each baseline, as
+            :func:`midigenre.evaluation.baselines.fit_baselines` returns them.
+        seed: Seed of the bootstrap.
+        n_bootstrap: Number of resamples.
+
+    Returns:
+        ``{"phrase": {...}, "song": {...}}``: the keys of :func:`score_level`, ``baselines`` (None
+        where one is missing) and, if any is missing with a reason, ``baselines_missing``.
+
+    Raises:
+        ValueError: As :func:`score_level`; or a song whose phrases have several classes.
+    """
+    log_probs_NC, truth_N = np.asarray(log_probs_NC, np.float64), np.asarray(truth_N, np.int64)
+    song_N = np.asarray(song_N)
+    _check(log_probs_NC, truth_N, song_N, names)
+    known_N = truth_N != UNKNOWN
+    log_probs_NC, truth_N, song_N = log_probs_NC[known_N], truth_N[known_N], song_N[known_N]
+    songs_S, truth_S = song_truth(truth_N, song_N)
+    _, log_probs_SC = song_log_probs(log_probs_NC, song_N)
+    rows = {"phrase": (log_probs_NC, truth_N, song_N), "song": (log_probs_SC, truth_S, songs_S)}
+    return {
+        level: score_level(scores, truth, names, groups, seed, n_bootstrap)
+        | _baseline_keys((baselines or {}).get(level, {}))
+        for level, (scores, truth, groups) in rows.items()
+    }
+
+
+def _baseline_keys(baselines: LevelBaselines) -> dict[str, Any]:
+    missing = {name: scores for name, scores in baselines.items() if isinstance(scores, str)}
+    given = {
+        name: {key: _plain(value) for key, value in scores.items()}
+        if isinstance(scores, Mapping)
+        else None
+        for name, scores in baselines.items()
+    }
+    return {"baselines": given} | ({"baselines_missing": missing} if missing else {})
+
+
+def _check(
+    log_probs_NC: Floats, truth_N: Ints, groups_N: NDArray[Any], names: Sequence[str]
+) -> None:
+    n = len(truth_N)
+    if log_probs_NC.shape != (n, len(names)) or groups_N.shape != (n,):
+        raise ValueError(
+            f"log-probabilities {log_probs_NC.shape}, truth {truth_N.shape}, songs "
+            f"{groups_N.shape} and {len(names)} names do not fit together"
+        )
+    # Written so that NaN fails too.
+    if n and not (np.abs(_log_sum_exp(log_probs_NC)) < _NORMALISED_WITHIN).all():
+        raise ValueError("rows are not log-probabilities: apply log_softmax to logits first")
+
+
+def _log_sum_exp(values_NC: Floats) -> Floats:
+    """Log of the sum of exponentials of each row, shape (N, 1), without overflow."""
+    top_N1 = values_NC.max(1, keepdims=True, initial=_LOG_ZERO)
+    total: Floats = np.log(np.exp(values_NC - top_N1).sum(1, keepdims=True)) + top_N1
+    return total
+
+
+def _marginals(confusion_CC: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    return confusion_CC.diagonal(), confusion_CC.sum(1), confusion_CC.sum(0)
+
+
+def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> Floats:
+    """Quotient; NaN where the whole is 0."""
+    out: Floats = np.full(np.broadcast(part, whole).shape, np.nan)
+    np.divide(part, whole, out=out, where=np.asarray(whole) > 0)
+    return out
+
+
+def _accuracy(hits: NDArray[Any], truth: NDArray[Any]) -> Floats:
+    """Accuracy from counts per class, shape (..., C) to (...)."""
+    return _ratio(hits.sum(-1), truth.sum(-1))
+
+
+def _macro_f1(hits: NDArray[Any], truth: NDArray[Any], predicted: NDArray[Any]) -> Floats:
+    """Macro-F1 from counts per class, shape (..., C) to (...)."""
+    supported = truth > 0
+    f1 = np.where(supported, _ratio(2 * hits, truth + predicted), 0.0)
+    return _ratio(f1.sum(-1), supported.sum(-1))
+
+
+def _intervals(
+    truth_N: Ints,
+    predicted_N: Ints,
+    groups_N: NDArray[Any],
+    n_classes: int,
+    seed: int,
+    n_bootstrap: int,
+) -> dict[str, list[float | None]]:
+    """Percentile intervals over songs.
+
+    Accuracy and F1 need only the margins of a confusion matrix, and those of a resample are sums
+    over its songs. So a resample is a vector of song counts, and all of them together are one
+    matrix product with the songs' margins (S, 3C).
+    """
+    songs_S, song_N = np.unique(groups_N, return_inverse=True)
+    n_songs = len(songs_S)
+    if not n_songs or n_bootstrap < 1:
+        return {"accuracy": [None, None], "macro_f1": [None, None]}
+    margins = np.zeros((3, n_songs, n_classes))
+    hit_N = truth_N == predicted_N
+    np.add.at(margins[0], (song_N[hit_N], truth_N[hit_N]), 1)
+    np.add.at(margins[1], (song_N, truth_N), 1)
+    np.add.at(margins[2], (song_N, predicted_N), 1)
+    flat = margins.transpose(1, 0, 2).reshape(n_songs, 3 * n_classes)
+
+    rng = np.random.default_rng(seed)
+    sums: list[Floats] = []
+    step = max(1, 2_000_000 // n_songs)  # bounds the memory of the song counts
+    for start in range(0, n_bootstrap, step):
+        size = min(step, n_bootstrap - start)
+        drawn = rng.integers(0, n_songs, (size, n_songs)) + n_songs * np.arange(size)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=size * n_songs).reshape(size, n_songs)
+        sums.append(weights.astype(np.float64) @ flat)
+    hits, truth, predicted = np.concatenate(sums).reshape(-1, 3, n_classes).transpose(1, 0, 2)
+    return {
+        name: [_plain(value) for value in np.percentile(scores, CI_PERCENTILES)]
+        for name, scores in (
+            ("accuracy", _accuracy(hits, truth)),
+            ("macro_f1", _macro_f1(hits, truth, predicted)),
+        )
+    }
+
+
+def _plain(value: float | np.floating[Any]) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,51 @@
+"""Models in plain PyTorch over packed phrases; they know :mod:`midigenre.spec` and nothing else.
+
+==================  =================================================================
+``embedding``       token ids of F fields to vectors; the only place where F matters
+``positions``       place of a token in its phrase; rotary and learned positions
+``attention``       attention inside each packed phrase, on CPU and GPU
+``encoder``         the transformer of every task; bidirectional or causal by call
+``prefix``          vectors put before each phrase (CLS, conditions)
+``pooling``         a phrase to one vector
+``heads``           label heads with their loss, class weights
+``classifier``      all of the above: phrases in, logits of each label out
+==================  =================================================================
+
+A backbone is any module with an attribute ``d_model`` and the call
+``(h_ND, cu_seqlens, lengths, *, causal=False) -> h_ND``.
+"""
+
+from midigenre.models.attention import packed_attention
+from midigenre.models.classifier import PhraseClassifier
+from midigenre.models.embedding import FieldEmbedding
+from midigenre.models.encoder import Encoder, EncoderLayer
+from midigenre.models.heads import LabelHead, class_weights
+from midigenre.models.pooling import Pooling
+from midigenre.models.positions import (
+    LearnedPositions,
+    Rotary,
+    positions_N,
+    rotary_tables,
+    rotate,
+    segments_N,
+)
+from midigenre.models.prefix import Prefixed, insert_prefix
+
+__all__ = [
+    "Encoder",
+    "EncoderLayer",
+    "FieldEmbedding",
+    "LabelHead",
+    "LearnedPositions",
+    "PhraseClassifier",
+    "Pooling",
+    "Prefixed",
+    "Rotary",
+    "class_weights",
+    "insert_prefix",
+    "packed_attention",
+    "positions_N",
+    "rotary_tables",
+    "rotate",
+    "segments_N",
+]

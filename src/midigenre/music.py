@@ -1,0 +1,445 @@
+"""MIDI bytes to a clean, quantised song, and the bar grid that every tokenizer shares.
+
+A file is read with symusic, then *cleaned*: onsets snap to the grid of the meter in force,
+durations are at least one step and at most ``max_duration_beats``, meters start on barlines, tempo
+changes are finite and never repeat, and notes lie in one canonical order. Bars are computed after
+this, so that a note quantised across a barline belongs to the bar in which it then stands, and a
+phrase holds the same notes whichever tokenizer encodes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from symusic.core import NoteTickList, ScoreTick, TempoTick, TimeSignatureTick, TrackTick
+
+from midigenre.errors import RefusedSongError
+
+REFUSALS = {
+    "unreadable": "not a MIDI file, or one that cannot be parsed",
+    "missing": "the file is not there or cannot be opened",
+    "empty": "no notes",
+    "too_long": "more bars than tokenizer.max_song_bars",
+    "unlabelled": "no label that the corpus knows",
+    "label_conflict": "a byte-identical file carries another label",
+    "not_written": "the source's own format could not be written as MIDI",
+}
+"""Every reason for which a song is refused; ``refused.csv`` has no other."""
+
+DRUMS = -1
+"""Program number that stands for the drum channel, as in MidiTok."""
+
+DEFAULT_METER = (4, 4)
+DEFAULT_TEMPO = 120.0  # Standard MIDI Files 1.0: quarter notes a minute where none is given
+NEUTRAL_VELOCITY = 64
+
+Meter = tuple[int, int]
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How time is quantised.
+
+    Attributes:
+        beat_resolution: Positions in a beat; a beat is the meter's denominator.
+        time_signatures: Meters that bars may have; others are rewritten (:meth:`supported`).
+        per_beat: False counts ``beat_resolution`` by quarter note whatever the meter, which is
+            what tokenizers without time signatures do.
+        max_duration_beats: Longest note, in beats.
+        max_song_bars: Longer songs are refused.
+        cut_overlaps: Whether a note ends where its own pitch starts again, which note-on/note-off
+            streams need to be decodable.
+    """
+
+    beat_resolution: int = 8
+    time_signatures: tuple[Meter, ...] = ((4, 4),)
+    per_beat: bool = True
+    max_duration_beats: int = 16
+    max_song_bars: int = 4096
+    cut_overlaps: bool = False
+
+    def __post_init__(self) -> None:
+        if self.beat_resolution < 1 or self.max_duration_beats < 1:
+            raise ValueError("beat_resolution and max_duration_beats must be 1 or more")
+        if DEFAULT_METER not in self.time_signatures:
+            raise ValueError("tokenizer.time_signatures must hold 4/4, the meter of last resort")
+        for numerator, denominator in self.time_signatures:
+            if numerator < 1 or denominator not in (1, 2, 4, 8, 16, 32):
+                raise ValueError(f"{numerator}/{denominator} is no time signature")
+            if numerator * self.tpq * 4 % denominator or (
+                self.per_beat and self.tpq * 4 % (denominator * self.beat_resolution)
+            ):
+                raise ValueError(
+                    f"{numerator}/{denominator} does not fit tokenizer.beat_resolution="
+                    f"{self.beat_resolution}; leave it out of tokenizer.time_signatures"
+                )
+
+    @property
+    def tpq(self) -> int:
+        """Ticks per quarter note of every cleaned song.
+
+        One constant for all songs: the finest beat of ``time_signatures`` gets one tick a
+        position, as MidiTok's ``time_division`` has it.
+        """
+        if not self.per_beat:
+            return self.beat_resolution
+        finest = max(4, max(denominator for _, denominator in self.time_signatures))
+        return self.beat_resolution * finest // 4
+
+    def bar_ticks(self, meter: Meter) -> int:
+        """Ticks of one bar."""
+        return meter[0] * self.tpq * 4 // meter[1]
+
+    def step_ticks(self, meter: Meter) -> int:
+        """Ticks of one position of the grid."""
+        return self.tpq * 4 // (meter[1] * self.beat_resolution) if self.per_beat else 1
+
+    def supported(self, numerator: int, denominator: int) -> Meter:
+        """The meter itself, else one with bars of the same length, else 4/4.
+
+        44/32 becomes 11/8 where that is in the list; 175/4 becomes 4/4.
+        """
+        options = [(numerator, denominator)]
+        options += [(numerator * 2**k, denominator * 2**k) for k in (1, 2, 3)]
+        options += [
+            (numerator // 2**k, denominator // 2**k)
+            for k in (1, 2, 3)
+            if numerator % 2**k == 0 and denominator % 2**k == 0
+        ]
+        return next((m for m in options if m in self.time_signatures), DEFAULT_METER)
+
+
+@dataclass(frozen=True)
+class NoteTable:
+    """Notes as columns, all int32 of shape (n,), times in ticks of the cleaned song.
+
+    Sorted by onset, then program, pitch and duration. ``program`` is :data:`DRUMS` for drums.
+    """
+
+    onset: Ints
+    duration: Ints
+    pitch: Ints
+    velocity: Ints
+    program: Ints
+
+    def __len__(self) -> int:
+        return len(self.onset)
+
+    @classmethod
+    def of(cls, onset: Any, duration: Any, pitch: Any, velocity: Any, program: Any) -> NoteTable:
+        """From any array-likes, in canonical order."""
+        columns = [np.asarray(c, np.int32) for c in (onset, duration, pitch, velocity, program)]
+        order = np.lexsort((columns[1], columns[2], columns[4], columns[0]))
+        return cls(*(c[order] for c in columns))
+
+    def columns(self) -> dict[str, Ints]:
+        """The columns by name."""
+        return {name: getattr(self, name) for name in NOTE_COLUMNS}
+
+    def select(self, chosen: slice | NDArray[Any]) -> NoteTable:
+        """The chosen rows."""
+        return NoteTable(*(column[chosen] for column in self.columns().values()))
+
+
+NOTE_COLUMNS = ("onset", "duration", "pitch", "velocity", "program")
+
+
+@dataclass(frozen=True)
+class Song:
+    """A cleaned song, or a phrase of one.
+
+    Attributes:
+        notes: The notes.
+        tpq: Ticks per quarter note.
+        bar_ticks: Start of each bar and, last, the end of the last one, shape (bars + 1,). The last
+            bar is that of the last onset.
+        meters: Numerator and denominator of each bar, shape (bars, 2).
+        tempo_ticks: Where the tempo changes; the first is 0.
+        tempo_qpm: Tempo from there on, quarter notes a minute.
+        repairs: How often each repair was made (for the report).
+    """
+
+    notes: NoteTable
+    tpq: int
+    bar_ticks: Ints
+    meters: Ints
+    tempo_ticks: Ints
+    tempo_qpm: NDArray[np.float64]
+    repairs: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def n_bars(self) -> int:
+        """Number of bars."""
+        return len(self.meters)
+
+    def onsets_per_bar(self) -> Ints:
+        """Number of note onsets in each bar, shape (bars,)."""
+        edges = np.searchsorted(self.notes.onset, self.bar_ticks)
+        return np.diff(edges).astype(np.int32)
+
+    def bars(self, first: int, end: int) -> Song:
+        """The phrase of bars ``first`` to ``end - 1``, starting at tick 0.
+
+        It holds the notes whose onset lies in those bars, whole, even if they sound on past the
+        last barline; the meter and the tempo in force at its start are restored.
+        """
+        start, stop = int(self.bar_ticks[first]), int(self.bar_ticks[end])
+        rows = slice(*np.searchsorted(self.notes.onset, [start, stop]))
+        notes = self.notes.select(rows)
+        shifted = NoteTable(notes.onset - start, *(notes.columns()[c] for c in NOTE_COLUMNS[1:]))
+        inside = slice(
+            int(np.searchsorted(self.tempo_ticks, start, side="right")) - 1,
+            int(np.searchsorted(self.tempo_ticks, stop)),
+        )
+        return Song(
+            notes=shifted,
+            tpq=self.tpq,
+            bar_ticks=self.bar_ticks[first : end + 1] - start,
+            meters=self.meters[first:end],
+            tempo_ticks=np.maximum(self.tempo_ticks[inside] - start, 0),
+            tempo_qpm=self.tempo_qpm[inside],
+        )
+
+    def time_signatures(self) -> list[tuple[int, int, int]]:
+        """Meter changes as (tick, numerator, denominator); the first is at tick 0."""
+        changed = np.ones(self.n_bars, bool)
+        changed[1:] = (self.meters[1:] != self.meters[:-1]).any(axis=1)
+        return [
+            (int(self.bar_ticks[bar]), int(self.meters[bar, 0]), int(self.meters[bar, 1]))
+            for bar in np.flatnonzero(changed)
+        ]
+
+    def to_score(self) -> ScoreTick:
+        """As a symusic score, one track a program in ascending order (drums first)."""
+        score = ScoreTick(self.tpq)
+        for tick, numerator, denominator in self.time_signatures():
+            score.time_signatures.append(TimeSignatureTick(tick, numerator, denominator))
+        for tick, qpm in zip(self.tempo_ticks, self.tempo_qpm, strict=True):
+            score.tempos.append(TempoTick(int(tick), float(qpm)))
+        for program in np.unique(self.notes.program):
+            rows = self.notes.select(self.notes.program == program)
+            drums = int(program) == DRUMS
+            track = TrackTick("", 0 if drums else int(program), drums)
+            track.notes = NoteTickList.from_numpy(
+                rows.onset, rows.duration, rows.pitch.astype(np.int8), rows.velocity.astype(np.int8)
+            )
+            score.tracks.append(track)
+        return score
+
+
+def read_score(data: bytes) -> ScoreTick:
+    """Parses the bytes of a MIDI file.
+
+    Raises:
+        RefusedSongError: ``unreadable``; the detail is the parser's own message.
+    """
+    if not data:
+        raise RefusedSongError("unreadable", "the file is empty (0 bytes)")
+    try:
+        # Sanitising clamps data bytes over 127 (program 255, velocity 242), which real files have.
+        return ScoreTick.from_midi(data, sanitize_data=True)
+    except (RuntimeError, ValueError) as error:
+        seen = f"; it starts with {data[:12]!r}" if not data.startswith(b"MThd") else ""
+        raise RefusedSongError("unreadable", str(error).splitlines()[0] + seen) from error
+
+
+def clean(
+    score: ScoreTick, grid: Grid, *, merge_tracks: bool = False, neutral: bool = False
+) -> Song:
+    """Quantises a score to ``grid`` and puts it in order.
+
+    Args:
+        score: Any score in ticks; not changed.
+        grid: The grid.
+        merge_tracks: Merge all tracks, drums too, into one piano track.
+        neutral: Put everything at 120 quarter notes a minute and one velocity. Together with
+            ``merge_tracks`` only pitch, rhythm and meter are left.
+
+    Raises:
+        RefusedSongError: ``empty`` or ``too_long``.
+    """
+    repairs: dict[str, int] = {}
+    raw = _gather(score, merge_tracks, neutral, repairs)
+    if len(raw["onset"]) == 0:
+        raise RefusedSongError("empty", f"{len(score.tracks)} tracks, none with a note")
+    scale = grid.tpq / score.ticks_per_quarter
+    section_ticks, section_meters = _sections(score.time_signatures, scale, grid, repairs)
+
+    starts = raw["onset"] * scale
+    onset, section = _snap(starts, section_ticks, section_meters, grid)
+    step = np.array([grid.step_ticks(m) for m in section_meters])[section]
+    # A beat is the denominator only on a grid by beat; otherwise it is the quarter note.
+    longest = grid.max_duration_beats * grid.beat_resolution
+    steps = np.floor(raw["duration"] * scale / step + 0.5)
+    _count(repairs, "durations clamped", int((steps < 1).sum() + (steps > longest).sum()))
+    duration = (np.clip(steps, 1, longest) * step).astype(np.int64)
+
+    bar_ticks, meters = _bars(int(onset.max()), section_ticks, section_meters, grid)
+    notes = _without_duplicates(
+        NoteTable.of(onset, duration, raw["pitch"], raw["velocity"], raw["program"]), repairs
+    )
+    if grid.cut_overlaps:
+        notes = _without_overlaps(notes, repairs)
+    if neutral:
+        tempo_ticks, tempo_qpm = np.zeros(1, np.int32), np.array([DEFAULT_TEMPO])
+    else:
+        tempo_ticks, tempo_qpm = _tempos(score, scale, section_ticks, section_meters, grid)
+        inside = tempo_ticks <= int(onset.max())
+        tempo_ticks, tempo_qpm = tempo_ticks[inside], tempo_qpm[inside]
+    return Song(notes, grid.tpq, bar_ticks, meters, tempo_ticks, tempo_qpm, repairs)
+
+
+def _count(repairs: dict[str, int], what: str, n: int) -> None:
+    if n:
+        repairs[what] = repairs.get(what, 0) + n
+
+
+def _gather(
+    score: ScoreTick, merge_tracks: bool, neutral: bool, repairs: dict[str, int]
+) -> dict[str, NDArray[np.int64]]:
+    """All notes of all tracks as columns in the score's own ticks."""
+    columns: dict[str, list[NDArray[np.int64]]] = {name: [] for name in NOTE_COLUMNS}
+    for track in score.tracks:
+        soa = track.notes.numpy()
+        program = DRUMS if track.is_drum else int(track.program)
+        columns["onset"].append(soa["time"].astype(np.int64))
+        columns["duration"].append(soa["duration"].astype(np.int64))
+        columns["pitch"].append(soa["pitch"].astype(np.int64))
+        columns["velocity"].append(soa["velocity"].astype(np.int64))
+        columns["program"].append(np.full(len(soa["time"]), program, np.int64))
+    raw = {
+        name: np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        for name, parts in columns.items()
+    }
+    # Bytes over 127 wrap to negative numbers in scores that did not come through `read_score`.
+    usable = (raw["pitch"] >= 0) & (raw["onset"] >= 0)
+    _count(repairs, "notes out of range", int((~usable).sum()))
+    raw = {name: column[usable] for name, column in raw.items()}
+    raw["velocity"] = np.clip(raw["velocity"], 1, 127)
+    if merge_tracks:
+        raw["program"][:] = 0
+    if neutral:
+        raw["velocity"][:] = NEUTRAL_VELOCITY
+    return raw
+
+
+def _sections(
+    events: Iterable[TimeSignatureTick], scale: float, grid: Grid, repairs: dict[str, int]
+) -> tuple[Ints, list[Meter]]:
+    """Stretches of one meter: their start ticks and their meters.
+
+    A change inside a bar waits for the next barline (MIDI 1.0 Detailed Specification, time
+    signature meta event; MidiTok does the same). 4/4 holds from tick 0 to a late first one.
+    """
+    ticks, meters = [0], [DEFAULT_METER]
+    # Sorting is stable: of two changes at one tick the later event wins.
+    for event in sorted(events, key=lambda e: e.time):
+        meter = grid.supported(event.numerator, event.denominator)
+        _count(repairs, "meters replaced", int(meter != (event.numerator, event.denominator)))
+        bar, step = grid.bar_ticks(meters[-1]), grid.step_ticks(meters[-1])
+        after = max(0.0, event.time * scale - ticks[-1])
+        # Snap to the grid first, so that a change one raw tick late does not wait a whole bar.
+        snapped = int(np.floor(after / step + 0.5)) * step
+        tick = ticks[-1] + -(-snapped // bar) * bar
+        _count(repairs, "meter changes moved to a barline", int(snapped % bar != 0))
+        if tick == ticks[-1]:
+            meters[-1] = meter
+        elif meter != meters[-1]:
+            ticks.append(tick)
+            meters.append(meter)
+    return np.array(ticks, np.int64), meters
+
+
+def _snap(
+    times: NDArray[np.floating[Any]], section_ticks: Ints, section_meters: list[Meter], grid: Grid
+) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
+    """Nearest grid positions of raw times (halves go up) and the sections in which they lie."""
+    step = np.array([grid.step_ticks(m) for m in section_meters], np.int64)
+    section = np.searchsorted(section_ticks, times, side="right") - 1
+    offset = np.floor((times - section_ticks[section]) / step[section] + 0.5).astype(np.int64)
+    snapped = section_ticks[section] + offset * step[section]
+    # A time just before a change of meter may have snapped onto it.
+    return snapped, np.searchsorted(section_ticks, snapped, side="right") - 1
+
+
+def _bars(
+    last_onset: int, section_ticks: Ints, section_meters: list[Meter], grid: Grid
+) -> tuple[Ints, Ints]:
+    """Bar starts (and the end of the last bar) up to the bar of the last onset, and meters."""
+    ticks: list[NDArray[np.int64]] = []
+    meters: list[Meter] = []
+    n_bars, end = 0, 0
+    for i, (start, meter) in enumerate(zip(section_ticks.tolist(), section_meters, strict=True)):
+        if start > last_onset:
+            break
+        bar = grid.bar_ticks(meter)
+        stop = int(section_ticks[i + 1]) if i + 1 < len(section_ticks) else last_onset + 1
+        n = -(-(min(stop, last_onset + 1) - start) // bar)
+        n_bars += n
+        if n_bars > grid.max_song_bars:
+            raise RefusedSongError(
+                "too_long", f"more than {grid.max_song_bars} bars (tokenizer.max_song_bars)"
+            )
+        ticks.append(start + bar * np.arange(n))
+        meters += [meter] * n
+        end = start + bar * n
+    return (
+        np.concatenate([*ticks, [end]]).astype(np.int32),
+        np.array(meters, np.int32).reshape(-1, 2),
+    )
+
+
+def _without_duplicates(notes: NoteTable, repairs: dict[str, int]) -> NoteTable:
+    """One note for each (onset, program, pitch): the longest one, at the loudest velocity."""
+    if len(notes) == 0:
+        return notes
+    same = (np.diff(notes.onset) == 0) & (np.diff(notes.program) == 0) & (np.diff(notes.pitch) == 0)
+    _count(repairs, "duplicate notes", int(same.sum()))
+    first = np.flatnonzero(np.r_[True, ~same])
+    kept = notes.select(np.r_[~same, True])  # sorted by duration last: the longest of each
+    return NoteTable(
+        kept.onset,
+        kept.duration,
+        kept.pitch,
+        np.maximum.reduceat(notes.velocity, first),
+        kept.program,
+    )
+
+
+def _without_overlaps(notes: NoteTable, repairs: dict[str, int]) -> NoteTable:
+    """Ends each note where the same program starts the same pitch again."""
+    order = np.lexsort((notes.onset, notes.pitch, notes.program))
+    onset, duration = notes.onset[order], notes.duration[order].copy()
+    same = (np.diff(notes.pitch[order]) == 0) & (np.diff(notes.program[order]) == 0)
+    room = np.where(same, np.diff(onset), np.iinfo(np.int32).max)
+    _count(repairs, "overlaps cut", int((duration[:-1] > room).sum()))
+    duration[:-1] = np.minimum(duration[:-1], room)
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return NoteTable.of(notes.onset, duration[back], notes.pitch, notes.velocity, notes.program)
+
+
+def _tempos(
+    score: ScoreTick,
+    scale: float,
+    section_ticks: Ints,
+    section_meters: list[Meter],
+    grid: Grid,
+) -> tuple[Ints, NDArray[np.float64]]:
+    """Tempo changes on the grid: finite, one a tick (the last), the first at tick 0."""
+    events = sorted(score.tempos, key=lambda e: e.time)
+    events = [e for e in events if np.isfinite(e.qpm) and e.qpm > 0]
+    times = np.array([max(0, e.time) for e in events], np.float64) * scale
+    ticks, _ = _snap(times, section_ticks, section_meters, grid)
+    qpm = np.array([e.qpm for e in events], np.float64)
+    if len(ticks) == 0 or ticks[0] > 0:
+        ticks, qpm = np.r_[0, ticks], np.r_[DEFAULT_TEMPO, qpm]
+    last_of_tick = np.r_[np.diff(ticks) != 0, True]
+    ticks, qpm = ticks[last_of_tick], qpm[last_of_tick]
+    changed = np.r_[True, np.diff(qpm) != 0]
+    return ticks[changed].astype(np.int32), qpm[changed]

@@ -1,0 +1,231 @@
+"""The words that data and models share: token vocabulary, labels, batch.
+
+Shape suffixes, used in every file of the project::
+
+    B phrases in a batch      N packed tokens of all phrases   T steps of one song or phrase
+    F fields of a step        D model width                    H heads, d width of a head
+    C classes of a label
+
+A *token stream* is ``ids_TF``: T steps of F fields. REMI and MIDI-like have F = 1; CP and Octuple
+have several. A *batch* is packed: the phrases lie end to end in ``ids_NF`` and ``cu_seqlens`` holds
+the boundaries, so that there is no padding to leak or to pay for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+UNKNOWN = -1
+"""Label index of a song whose label is not known; such phrases add nothing to that label's loss."""
+
+BarKind = Literal["token", "field", "none"]
+"""Where bars stand in a token stream.
+
+``token``: a token of type ``Bar`` opens each bar, one after the other (REMI, CP);
+``field``: each step carries its bar number (Octuple); ``none``: time shifts run across barlines, so
+that a phrase is not a slice of the song (MIDI-like, TSD).
+"""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One column of a token stream and its vocabulary.
+
+    Attributes:
+        name: ``token`` for single-field streams, else the attribute (``Pitch``, ``Duration`` ...).
+        tokens: ``Type_Value`` of each id, MidiTok's spelling (``Pitch_60``, ``TimeSig_3/4``).
+    """
+
+    name: str
+    tokens: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def types(self) -> tuple[str, ...]:
+        """Type of each id, for instance ``Pitch``."""
+        return tuple(token.split("_", 1)[0] for token in self.tokens)
+
+    @cached_property
+    def values(self) -> tuple[str, ...]:
+        """Value of each id as text, for instance ``60`` or ``3/4``; ``None`` where it has none."""
+        return tuple(token.split("_", 1)[1] for token in self.tokens)
+
+    @cached_property
+    def index(self) -> Mapping[str, int]:
+        """Id of each token."""
+        return {token: i for i, token in enumerate(self.tokens)}
+
+    def is_type(self, *types: str) -> NDArray[np.bool_]:
+        """Mask over the ids, shape (vocabulary,): true where the type is one of ``types``."""
+        return np.array([t in types for t in self.types])
+
+
+@dataclass(frozen=True)
+class TokenSpec:
+    """What a model and a loader must know about a tokenizer; it travels with shards and runs.
+
+    Attributes:
+        name: The tokenizer's name in ``conf/tokenizer``.
+        fields: One entry for each column of ``ids_TF``.
+        bars: Where bars stand in the stream; ``none`` means that phrases are encoded from notes.
+        max_bars: Longest phrase, in bars, that the vocabulary can number.
+        tokenizer: Plain settings from which ``midigenre.tokenizers.from_spec`` rebuilds it.
+    """
+
+    name: str
+    fields: tuple[Field, ...]
+    bars: BarKind
+    max_bars: int
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Vocabulary size of each field, length F."""
+        return tuple(len(f) for f in self.fields)
+
+    @property
+    def n_tokens(self) -> int:
+        """Sum of the vocabulary sizes over the fields."""
+        return sum(self.sizes)
+
+    def special(self, name: Literal["PAD", "BOS", "EOS", "MASK"]) -> tuple[int, ...] | None:
+        """Ids of a special token, one for each field, or None where the vocabulary has none."""
+        ids = [f.index.get(f"{name}_None") for f in self.fields]
+        return None if any(i is None for i in ids) else tuple(i for i in ids if i is not None)
+
+    def words(self, ids_TF: NDArray[np.integer[Any]]) -> list[str]:
+        """Each step in words, the fields of a step joined by a blank."""
+        return [
+            " ".join(f.tokens[i] for f, i in zip(self.fields, step, strict=True)) for step in ids_TF
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, Arrow metadata and checkpoints."""
+        return {
+            "name": self.name,
+            "fields": [{"name": f.name, "tokens": list(f.tokens)} for f in self.fields],
+            "bars": self.bars,
+            "max_bars": self.max_bars,
+            "tokenizer": _plain(self.tokenizer),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TokenSpec:
+        """Inverse of :meth:`to_dict`."""
+        fields = tuple(Field(f["name"], tuple(f["tokens"])) for f in data["fields"])
+        return cls(data["name"], fields, data["bars"], data["max_bars"], dict(data["tokenizer"]))
+
+    def fingerprint(self) -> str:
+        """Hash of the vocabulary and the settings; equal specs read each other's shards."""
+        text = json.dumps(self.to_dict() | {"name": ""}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class LabelSpec:
+    """Names of the classes of each label, in the order of the model's outputs.
+
+    Attributes:
+        classes: For instance ``{"genre": ("jazz", "rock"), "emotion": ("happy", "sad")}``.
+    """
+
+    classes: Mapping[str, tuple[str, ...]]
+
+    def encode(self, labels: Mapping[str, str | None]) -> dict[str, int]:
+        """Class index of each label of a song, :data:`UNKNOWN` where it has none.
+
+        Raises:
+            ValueError: A class name that the label does not have.
+        """
+        return {
+            label: UNKNOWN if (name := labels.get(label)) is None else names.index(name)
+            for label, names in self.classes.items()
+        }
+
+    def to_dict(self) -> dict[str, list[str]]:
+        """Plain data for JSON, Arrow metadata and checkpoints."""
+        return {label: list(names) for label, names in self.classes.items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Sequence[str]]) -> LabelSpec:
+        """Inverse of :meth:`to_dict`."""
+        return cls({label: tuple(names) for label, names in data.items()})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Phrases laid end to end.
+
+    Attributes:
+        ids_NF: Token ids of all phrases, int64, shape (N, F).
+        cu_seqlens: Start of each phrase in ``ids_NF`` and the total N, int32, shape (B + 1,), on
+            the device of ``ids_NF``.
+        lengths: The phrase lengths as Python numbers (length B), so that a loop over the phrases
+            never waits for the device.
+        labels: Class index of each phrase for each label, int64 (B,); :data:`UNKNOWN` if missing.
+        song_B: Index of each phrase's song in the data set, int64 (B,).
+        start_B: First bar of each phrase in its song, int64 (B,).
+        step_counts: For each label the number of phrases of each class, float32 (C,), over *all*
+            batches that add to the same optimizer step. A loss divided by these, and not by its own
+            batch's, makes gradient accumulation equal to one large batch.
+        step_batches: What the trainer divides every batch's loss by (its accumulated batches, also
+            in a last step that has fewer); the loss is multiplied by it beforehand.
+    """
+
+    ids_NF: Tensor
+    cu_seqlens: Tensor
+    lengths: tuple[int, ...]
+    labels: Mapping[str, Tensor]
+    song_B: Tensor
+    start_B: Tensor
+    step_counts: Mapping[str, Tensor] = field(default_factory=dict)
+    step_batches: int = 1
+
+    @property
+    def n_phrases(self) -> int:
+        """Number of phrases, B."""
+        return len(self.lengths)
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of packed steps, N."""
+        return self.ids_NF.shape[0]
+
+    def _map(self, move: Any) -> Batch:
+        return replace(
+            self,
+            ids_NF=move(self.ids_NF),
+            cu_seqlens=move(self.cu_seqlens),
+            labels={k: move(v) for k, v in self.labels.items()},
+            song_B=move(self.song_B),
+            start_B=move(self.start_B),
+            step_counts={k: move(v) for k, v in self.step_counts.items()},
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory (called by the DataLoader when ``pin_memory`` is on)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value

@@ -1,0 +1,101 @@
+"""What a person looks at during training: confusion matrices and phrases with their predictions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from midigenre.evaluation.figures import confusion_figure
+from midigenre.spec import UNKNOWN, Batch
+from midigenre.tasks.classify import ClassifyTask
+
+
+def tensorboard_of(trainer: L.Trainer) -> Any:
+    """The run's ``SummaryWriter``, or None where no TensorBoard logger is on."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            return logger.experiment
+    return None
+
+
+class ConfusionFigures(Callback):
+    """After each validation, the confusion matrix of each label as a figure."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draws them."""
+        writer = tensorboard_of(trainer)
+        if trainer.sanity_checking or writer is None:
+            return
+        assert isinstance(pl_module, ClassifyTask)
+        heads = pl_module.model.label_heads()
+        for label, metrics in pl_module.label_metrics().items():
+            figure = confusion_figure(
+                metrics.confusion(), heads[label].classes, f"{label}, validation phrases"
+            )
+            writer.add_figure(f"val/{label}/confusion", figure, trainer.global_step)
+
+
+class PhraseTable(Callback):
+    """After each validation, the same few phrases with their prediction and the truth, as text.
+
+    Args:
+        n_phrases: Number of phrases, spread over the validation set.
+    """
+
+    def __init__(self, n_phrases: int = 8) -> None:
+        self.n_phrases = n_phrases
+        self._rows: list[str] = []
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the table."""
+        self._rows = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Takes the first phrases of some batches."""
+        n_batches = int(trainer.num_val_batches[0])
+        every = max(1, n_batches // self.n_phrases)
+        per_batch = -(-self.n_phrases // n_batches)
+        if (
+            tensorboard_of(trainer) is None
+            or batch_idx % every
+            or len(self._rows) >= self.n_phrases
+        ):
+            return
+        assert isinstance(pl_module, ClassifyTask)
+        model = pl_module.model
+        with torch.no_grad():
+            probabilities = {k: v.softmax(-1).cpu() for k, v in model(batch).items()}
+        shards = trainer.datamodule.shards  # type: ignore[attr-defined]
+        for i in range(0, batch.n_phrases, max(1, batch.n_phrases // per_batch)):
+            song = shards.manifest[int(batch.song_B[i])]["song_id"]
+            cells = [f"{song}, bar {int(batch.start_B[i]) + 1}"]
+            for label, head in model.label_heads().items():
+                p, best = probabilities[label][i].max(-1)
+                truth = int(batch.labels[label][i])
+                name = "?" if truth == UNKNOWN else head.classes[truth]
+                mark = "" if truth in (UNKNOWN, int(best)) else " ✗"
+                cells += [name, f"{head.classes[int(best)]} ({float(p):.0%}){mark}"]
+            self._rows.append(" | ".join(cells))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the table."""
+        writer = tensorboard_of(trainer)
+        if trainer.sanity_checking or writer is None or not self._rows:
+            return
+        assert isinstance(pl_module, ClassifyTask)
+        labels = pl_module.model.label_heads()
+        heads = ["phrase"] + [h for label in labels for h in (label, f"predicted {label}")]
+        lines = [" | ".join(heads), " | ".join("---" for _ in heads), *self._rows[: self.n_phrases]]
+        writer.add_text("val/phrases", "\n".join(f"| {x} |" for x in lines), trainer.global_step)

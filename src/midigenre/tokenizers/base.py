@@ -1,0 +1,99 @@
+"""The interface that every tokenizer fulfils."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from symusic.core import ScoreTick
+
+from midigenre.errors import UserError
+from midigenre.music import Grid, Song, read_score
+from midigenre.spec import TokenSpec
+
+Ids = NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A song as tokens.
+
+    Attributes:
+        ids_TF: The token stream, shape (T, F). A field of bar numbers holds the song's own bars,
+            beyond the model's vocabulary; they are rebased when a phrase is cut.
+        bar_steps: Step at which each bar starts and, last, T; shape (bars + 1,). Empty where
+            phrases are not slices of the stream.
+        bar_tempo: Id of the tempo token in force where each bar starts, shape (bars,); 0 where the
+            vocabulary has no tempo of its own step.
+    """
+
+    ids_TF: Ids
+    bar_steps: NDArray[np.int32]
+    bar_tempo: Ids
+
+
+class Tokenizer(ABC):
+    """Turns songs into token streams and back.
+
+    Attributes:
+        spec: Vocabulary and settings, which travel with shards and runs.
+        grid: How time is quantised before encoding.
+    """
+
+    spec: TokenSpec
+    grid: Grid
+
+    @abstractmethod
+    def clean(self, score: ScoreTick) -> Song:
+        """The score with all that this vocabulary can say, and nothing else.
+
+        Raises:
+            midigenre.errors.RefusedSongError: The score cannot be used.
+        """
+
+    @abstractmethod
+    def encode(self, song: Song) -> Encoded:
+        """Tokens of a song or phrase that :meth:`clean` returned."""
+
+    @abstractmethod
+    def decode(self, ids_TF: NDArray[np.integer[Any]]) -> ScoreTick:
+        """The music of a phrase's tokens, starting at tick 0, in ``grid.tpq`` ticks a quarter."""
+
+    def read(self, data: bytes) -> Song:
+        """Bytes of a MIDI file to a clean song.
+
+        Raises:
+            midigenre.errors.RefusedSongError: The file cannot be read or used.
+        """
+        return self.clean(read_score(data))
+
+
+def from_spec(spec: TokenSpec) -> Tokenizer:
+    """The tokenizer that made a spec, for instance on a machine that has only the checkpoint.
+
+    Raises:
+        UserError: This version of midigenre makes another vocabulary from the same settings.
+    """
+    tokenizer = _from_settings(json.dumps(dict(spec.tokenizer), sort_keys=True))
+    if tokenizer.spec.fields != spec.fields:
+        raise UserError(
+            f"tokenizer {spec.name!r}: the installed MidiTok makes another vocabulary than the one "
+            "that was stored; install the versions in constraints.txt or run `midigenre prepare`"
+        )
+    return tokenizer
+
+
+@lru_cache(maxsize=8)
+def _from_settings(settings_json: str) -> Tokenizer:
+    settings = json.loads(settings_json)
+    module, _, name = settings.pop("_target_").rpartition(".")
+    made = getattr(importlib.import_module(module), name)(**settings)
+    if not isinstance(made, Tokenizer):
+        raise TypeError(f"{module}.{name} is not a Tokenizer")
+    return made

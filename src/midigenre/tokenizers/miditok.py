@@ -1,0 +1,295 @@
+"""Any MidiTok tokenizer, from a YAML file.
+
+MidiTok gives the vocabulary, the encoder and the decoder; the song is quantised beforehand by
+:mod:`midigenre.music`, so that bars, and with them phrases, do not depend on the tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import miditok
+import numpy as np
+from miditok.constants import DEFAULT_VELOCITY
+from numpy.typing import NDArray
+from symusic.core import ScoreTick
+
+from midigenre.errors import RefusedSongError, UserError
+from midigenre.music import DRUMS, Grid, NoteTable, Song, clean
+from midigenre.spec import BarKind, Field, TokenSpec
+from midigenre.tokenizers import octuple
+from midigenre.tokenizers.base import Encoded, Tokenizer
+from midigenre.tokenizers.phrases import PhraseCutter
+
+_PARAMS: Mapping[str, Any] = {
+    # MidiTok's own defaults drop notes: pitches below 21 and above 109, drums outside 27 to 88.
+    "pitch_range": (0, 127),
+    "drums_pitch_range": (0, 127),
+    # Songs come with one note for each onset, program and pitch already.
+    "remove_duplicated_notes": False,
+    "delete_equal_successive_tempo_changes": True,
+    "delete_equal_successive_time_sig_changes": True,
+}
+
+
+class MidiTokTokenizer(Tokenizer):
+    """A tokenizer of MidiTok behind midigenre's interface.
+
+    Args:
+        name: The tokenizer's name, for reports.
+        cls: Name of the class in MidiTok, for instance ``REMI``.
+        params: Arguments of ``miditok.TokenizerConfig`` besides those made from the rest.
+        time_signatures: Meters of the vocabulary and of the bar grid, as ``"3/4"``. MidiTok's own
+            default list turns 4/2, 2/2, 9/8 and 7/8 into 4/4 without a word.
+        beat_resolution: Positions in a beat.
+        max_duration_beats: Longest note, in beats.
+        max_bars: Longest phrase, in bars, that the vocabulary can number.
+        max_song_bars: Longer songs are refused.
+        special_tokens: Names of the special tokens, in the order of their ids.
+        merge_tracks: Merge all tracks into one piano track (always done where the vocabulary has
+            no programs).
+        neutral: One tempo and one velocity for all music (see :func:`midigenre.music.clean`).
+            What is the same for every note is not written: ``merge_tracks`` leaves the program
+            tokens out and ``neutral`` velocities and tempi, which halves a REMI stream.
+
+    Raises:
+        UserError: MidiTok has no such class, or refuses the parameters.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        cls: str,
+        params: Mapping[str, Any] | None = None,
+        time_signatures: Sequence[str] = ("4/4",),
+        beat_resolution: int = 8,
+        max_duration_beats: int = 16,
+        max_bars: int = 64,
+        max_song_bars: int = 4096,
+        special_tokens: Sequence[str] = ("PAD", "BOS", "EOS", "MASK"),
+        merge_tracks: bool = False,
+        neutral: bool = False,
+    ) -> None:
+        settings: dict[str, Any] = {
+            "_target_": f"{type(self).__module__}.{type(self).__qualname__}",
+            "name": name,
+            "cls": cls,
+            "params": dict(params or {}),
+            "time_signatures": list(time_signatures),
+            "beat_resolution": beat_resolution,
+            "max_duration_beats": max_duration_beats,
+            "max_bars": max_bars,
+            "max_song_bars": max_song_bars,
+            "special_tokens": list(special_tokens),
+            "merge_tracks": merge_tracks,
+            "neutral": neutral,
+        }
+        meters = tuple(_meter(text) for text in time_signatures)
+        use_meters = bool(settings["params"].get("use_time_signatures", True))
+        try:
+            self.grid = Grid(beat_resolution, meters, use_meters, max_duration_beats, max_song_bars)
+            self._tok = _make(cls, settings, meters if use_meters else ((4, 4),))
+        except (ValueError, TypeError, AssertionError) as error:
+            raise UserError(f"tokenizer {name!r}: {error}") from error
+        if self._tok.time_division != self.grid.tpq:
+            raise RuntimeError(
+                f"MidiTok counts {self._tok.time_division} ticks a quarter, not {self.grid.tpq}"
+            )
+        config = self._tok.config
+        self._merge = merge_tracks or not config.use_programs
+        self._neutral = neutral
+        if self._tok._note_on_off:
+            self.grid = Grid(**(vars(self.grid) | {"cut_overlaps": True}))
+        # MuMIDI leaves the note's fields off the other steps; PAD (id 0) stands there instead.
+        self._ragged = isinstance(self._tok, miditok.MuMIDI)
+        bars = _bar_kind(self._tok)
+        self.spec = TokenSpec(name, _fields(self._tok, bars, max_bars), bars, max_bars, settings)
+        self._cutter = None if bars == "none" else PhraseCutter(self.spec)
+
+    def clean(self, score: ScoreTick) -> Song:
+        """See :meth:`Tokenizer.clean`; velocities and tempi take the nearest value there is.
+
+        Raises:
+            RefusedSongError: ``empty`` where no note lies in the vocabulary's ranges.
+        """
+        song = clean(score, self.grid, merge_tracks=self._merge, neutral=self._neutral)
+        config, notes = self._tok.config, song.notes
+        drums = (notes.program == DRUMS) & bool(config.use_pitchdrum_tokens)
+        low, high = (
+            np.where(drums, config.drums_pitch_range[i], config.pitch_range[i]) for i in (0, 1)
+        )
+        known = (notes.pitch >= low) & (notes.pitch <= high)
+        if config.use_programs:
+            known &= np.isin(notes.program, list(config.programs))
+        if not known.any():
+            raise RefusedSongError("empty", "no note in the tokenizer's pitches and programs")
+        if not known.all():
+            song = _keep(song, known)
+        velocity = (
+            _nearest(self._tok.velocities, song.notes.velocity)
+            if config.use_velocities
+            else np.full(len(song.notes), DEFAULT_VELOCITY, np.int32)
+        )
+        tempo_ticks, tempo_qpm = song.tempo_ticks[:1], np.array([float(self._tok.default_tempo)])
+        if config.use_tempos:
+            # MidiTok compares tempi by the length of a quarter, which is what a file stores.
+            tempo_qpm = self._tok.tempos[
+                np.argmin(
+                    np.abs(60e6 / self._tok.tempos[None] - 60e6 / song.tempo_qpm[:, None]), axis=1
+                )
+            ]
+            changed = np.r_[True, np.diff(tempo_qpm) != 0]
+            tempo_ticks, tempo_qpm = song.tempo_ticks[changed], tempo_qpm[changed]
+        columns = song.notes.columns() | {"velocity": velocity.astype(np.int32)}
+        return Song(
+            NoteTable(**columns),
+            song.tpq,
+            song.bar_ticks,
+            song.meters,
+            tempo_ticks,
+            tempo_qpm,
+            song.repairs,
+        )
+
+    def encode(self, song: Song) -> Encoded:
+        """See :meth:`Tokenizer.encode`."""
+        sequence = self._tok.encode(song.to_score(), no_preprocess_score=True)
+        if isinstance(sequence, list):  # one sequence a track; the tracks are merged
+            (sequence,) = sequence
+        ids = sequence.ids
+        if self._ragged:
+            ids = [step + [0] * (len(self.spec.fields) - len(step)) for step in ids]
+        ids_TF = np.array(ids, np.uint16).reshape(-1, len(self.spec.fields))
+        if self._cutter is None:
+            return Encoded(ids_TF, np.zeros(0, np.int32), np.zeros(0, np.uint16))
+        last = int(song.notes.onset[-1]) if len(song.notes) else 0
+        n_filled = int(np.searchsorted(song.bar_ticks[:-1], last, side="right"))
+        steps = self._cutter.bar_steps(ids_TF, song.n_bars, n_filled)
+        return Encoded(ids_TF, steps, self._cutter.bar_tempo(ids_TF, steps))
+
+    def decode(self, ids_TF: NDArray[np.integer[Any]]) -> ScoreTick:
+        """See :meth:`Tokenizer.decode`; Octuple is decoded by :mod:`.octuple`."""
+        ids_TF = self._without_specials(np.asarray(ids_TF))
+        if isinstance(self._tok, miditok.Octuple):
+            return octuple.decode(ids_TF, self.spec, self.grid)
+        ids = ids_TF.tolist() if self._tok.is_multi_voc else ids_TF[:, 0].tolist()
+        if self._ragged:
+            ids = [step[: len(step) - _trailing_zeros(step)] for step in ids]
+        score: ScoreTick = self._tok.decode(ids if self._tok.one_token_stream else [ids])
+        return score
+
+    def _without_specials(self, ids_TF: NDArray[Any]) -> NDArray[Any]:
+        n_special = len(self._tok.config.special_tokens)
+        return ids_TF[ids_TF[:, 0] >= n_special]
+
+
+def _meter(text: str) -> tuple[int, int]:
+    try:
+        numerator, denominator = (int(part) for part in str(text).split("/"))
+    except ValueError:
+        raise UserError(f"tokenizer.time_signatures: {text!r} is not written as '3/4'") from None
+    return numerator, denominator
+
+
+def _make(
+    cls: str, settings: Mapping[str, Any], meters: Sequence[tuple[int, int]]
+) -> miditok.MusicTokenizer:
+    maker = getattr(miditok, cls, None)
+    if not (isinstance(maker, type) and issubclass(maker, miditok.MusicTokenizer)):
+        known = sorted(
+            n
+            for n, c in vars(miditok).items()
+            if isinstance(c, type)
+            and issubclass(c, miditok.MusicTokenizer)
+            and c not in (miditok.MusicTokenizer, miditok.MusicTokenizer)
+        )
+        raise UserError(f"tokenizer.cls={cls}: MidiTok has {', '.join(known)}")
+    by_beat: dict[int, list[int]] = {}
+    for numerator, denominator in meters:
+        by_beat.setdefault(denominator, []).append(numerator)
+    params = dict(_PARAMS) | dict(settings["params"])
+    if settings["merge_tracks"]:
+        params["use_programs"] = False
+    if settings["neutral"]:
+        params |= {"use_velocities": False, "use_tempos": False}
+    for forbidden in ("beat_res", "time_signature_range", "special_tokens", "max_bar_embedding"):
+        if forbidden in params:
+            raise UserError(
+                f"tokenizer.params.{forbidden}: set tokenizer.beat_resolution, .time_signatures, "
+                ".special_tokens or .max_bars instead"
+            )
+    if cls in ("Octuple", "MuMIDI"):
+        # The whole song is encoded at once: the bound lies above the longest, not at a phrase.
+        params["max_bar_embedding"] = settings["max_song_bars"]
+    return maker(
+        miditok.TokenizerConfig(
+            beat_res={(0, settings["max_duration_beats"]): settings["beat_resolution"]},
+            time_signature_range=by_beat,
+            special_tokens=list(settings["special_tokens"]),
+            **params,
+        )
+    )
+
+
+def _bar_kind(tok: miditok.MusicTokenizer) -> BarKind:
+    """Whether bars can be found in the stream: rests and time shifts run across barlines."""
+    types = {t.split("_")[0] for vocab in _vocabularies(tok) for t in vocab}
+    if "Bar" not in types or tok.config.use_rests:
+        return "none"
+    numbered = any(t == "Bar_0" for vocab in _vocabularies(tok) for t in vocab)
+    return "field" if numbered and tok.is_multi_voc else "none" if numbered else "token"
+
+
+def _vocabularies(tok: miditok.MusicTokenizer) -> list[dict[str, int]]:
+    return list(tok.vocab) if tok.is_multi_voc else [tok.vocab]
+
+
+def _fields(tok: miditok.MusicTokenizer, bars: BarKind, max_bars: int) -> tuple[Field, ...]:
+    """Vocabularies as fields; bar numbers only up to the longest phrase."""
+    names = {0: "token"}
+    if tok.is_multi_voc:
+        names = {}
+        for name, column in tok.vocab_types_idx.items():
+            names.setdefault(column % len(tok.vocab), name)
+    fields = []
+    for column, vocab in enumerate(_vocabularies(tok)):
+        tokens = sorted(vocab, key=lambda token: vocab[token])
+        kept = [
+            t
+            for t in tokens
+            if not (t.startswith(("Bar_", "BarPosEnc_")) and t.split("_")[1].isdigit())
+            or int(t.split("_")[1]) < max_bars
+        ]
+        fields.append(Field(names.get(column, f"field{column}"), tuple(kept)))
+    return tuple(fields)
+
+
+def _trailing_zeros(step: Sequence[int]) -> int:
+    return next((i for i, value in enumerate(reversed(step)) if value), len(step))
+
+
+def _nearest(values: NDArray[Any], wanted: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Nearest of sorted ``values``; of two equally near the lower one."""
+    right = np.clip(np.searchsorted(values, wanted), 1, len(values) - 1)
+    left = right - 1
+    nearer = np.abs(values[right] - wanted) < np.abs(wanted - values[left])
+    return np.where(nearer, values[right], values[left]).astype(np.int32)
+
+
+def _keep(song: Song, known: NDArray[np.bool_]) -> Song:
+    """The song without the notes that the vocabulary does not have; trailing bars go."""
+    notes = song.notes.select(known)
+    last = int(notes.onset.max())
+    n_bars = int(np.searchsorted(song.bar_ticks, last, side="right"))
+    inside = song.tempo_ticks <= last
+    repairs = song.repairs | {"notes outside the vocabulary": int((~known).sum())}
+    return Song(
+        notes,
+        song.tpq,
+        song.bar_ticks[: n_bars + 1],
+        song.meters[:n_bars],
+        song.tempo_ticks[inside],
+        song.tempo_qpm[inside],
+        repairs,
+    )

@@ -1,0 +1,98 @@
+"""Figures draw for every size, without warnings and without pyplot's global state."""
+
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from midigenre.evaluation.figures import confusion_figure, piano_roll_figure, save
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def table(rows):
+    columns = np.array(rows, np.int32).reshape(-1, 5).T
+    names = ("onset", "duration", "pitch", "velocity", "program")
+    return SimpleNamespace(**dict(zip(names, columns, strict=True)))
+
+
+def texts(figure):
+    return " ".join(t.get_text() for t in figure.findobj(lambda a: hasattr(a, "get_text")))
+
+
+BAND = [(t * 240, 240, 40 + t % 30, 20 + t, p) for t in range(64) for p in (0, 33, 73, 127)]
+DRUM_PART = [(t * 480, 60, (36, 38, 42, 87)[t % 4], 90, -1) for t in range(32)]
+BARS = np.arange(9) * 1920
+
+
+@pytest.mark.parametrize("n", [1, 3, 12, 16])
+def test_confusion_figure(n, tmp_path):
+    counts = np.random.default_rng(0).poisson(30, (n, n))
+    names = [f"$class_{i} & long name" for i in range(n)]
+    figure = confusion_figure(torch.from_numpy(counts), names, "run $x_1")
+    path = save(figure, tmp_path / "folder" / "confusion.png")
+    assert path.read_bytes()[:4] == b"\x89PNG"
+    assert [p.name for p in path.parent.iterdir()] == ["confusion.png"]
+    found = texts(figure)
+    assert all(name in found for name in names)
+    assert "True class" in found
+    assert "Predicted class" in found
+    assert "Macro-F1" in found
+
+
+def test_confusion_figure_without_counts(tmp_path):
+    save(confusion_figure(np.zeros((3, 3), int), ["a", "b", "c"], "empty"), tmp_path / "a.png")
+    with pytest.raises(ValueError, match="for 3 names"):
+        confusion_figure(np.zeros((2, 2), int), ["a", "b", "c"], "wrong")
+
+
+@pytest.mark.parametrize(
+    ("rows", "panels"),
+    [(BAND + DRUM_PART, 2), (BAND, 1), (DRUM_PART, 1), ([], 1), ([(0, 0, 60, 1, 5)], 1)],
+    ids=["band", "no drums", "only drums", "no notes", "one note of no length"],
+)
+@pytest.mark.parametrize("bars", [BARS, np.array([0]), np.array([])], ids=["bars", "start", "none"])
+def test_piano_roll_figure(rows, panels, bars, tmp_path):
+    figure = piano_roll_figure(table(rows), bars, 480, "jazz, happy $1")
+    assert len(figure.axes) == panels
+    save(figure, tmp_path / "roll.png")
+
+
+def test_piano_roll_names_the_instruments():
+    figure = piano_roll_figure(table(BAND + DRUM_PART), BARS, 480, "band")
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["Piano", "Bass", "Pipe", "Sound effects"]
+    assert {"Kick", "Snare", "Closed hat", "Drum 87"} <= {
+        label.get_text() for label in figure.axes[1].get_yticklabels()
+    }
+    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == list("12345678")
+
+
+def test_a_failed_save_leaves_nothing(tmp_path):
+    class Broken:
+        def savefig(self, path, **_):
+            path.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        save(Broken(), tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_pyplot_is_never_imported(tmp_path):
+    code = (
+        "import sys, numpy as np\n"
+        "from midigenre.evaluation.figures import confusion_figure, save\n"
+        f"save(confusion_figure(np.eye(2, dtype=int), ['a', 'b'], ''), {str(tmp_path / 'a')!r})\n"
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

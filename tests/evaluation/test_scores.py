@@ -1,0 +1,253 @@
+"""Scores against scikit-learn, naive loops and hand computations."""
+
+import json
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
+
+from midigenre.evaluation.baselines import (
+    BASELINE_NAMES,
+    BaselineData,
+    fit_baselines,
+    majority_baseline,
+)
+from midigenre.evaluation.scores import (
+    accuracy,
+    confusion_matrix,
+    evaluate_label,
+    expected_calibration_error,
+    macro_f1,
+    score_level,
+    song_log_probs,
+    song_truth,
+)
+
+
+def log_softmax(logits):
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def random_case(n=200, c=4, songs=40, seed=0, skill=1.0):
+    rng = np.random.default_rng(seed)
+    song_N = rng.integers(0, songs, n)
+    truth_N = rng.integers(0, c, songs)[song_N]
+    logits_NC = rng.normal(size=(n, c)) + skill * np.eye(c)[truth_N]
+    return log_softmax(logits_NC), truth_N, song_N, [f"class {i}" for i in range(c)]
+
+
+confusions = st.integers(1, 6).flatmap(
+    lambda c: hnp.arrays(np.int64, (c, c), elements=st.sampled_from([0, 0, 1, 2, 7]))
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(confusions)
+def test_scores_agree_with_sklearn(confusion_CC):
+    c = len(confusion_CC)
+    rows, columns = np.indices((c, c)).reshape(2, -1)
+    truth_N, predicted_N = (np.repeat(x, confusion_CC.ravel()) for x in (rows, columns))
+    assert (confusion_matrix(truth_N, predicted_N, c) == confusion_CC).all()
+    if not len(truth_N):
+        assert np.isnan(accuracy(confusion_CC))
+        assert np.isnan(macro_f1(confusion_CC))
+        return
+    supported = np.unique(truth_N)
+    assert accuracy(confusion_CC) == pytest.approx(accuracy_score(truth_N, predicted_N))
+    expected = f1_score(truth_N, predicted_N, labels=supported, average="macro", zero_division=0)
+    assert macro_f1(confusion_CC) == pytest.approx(expected)
+    assert macro_f1(torch.from_numpy(confusion_CC)) == macro_f1(confusion_CC)
+
+    log_probs_NC = log_softmax(5.0 * np.eye(c)[predicted_N])
+    names = [str(i) for i in range(c)]
+    scores = score_level(log_probs_NC, truth_N, names, np.arange(len(truth_N)), n_bootstrap=20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        precision, recall, f1, support = precision_recall_fscore_support(
+            truth_N, predicted_N, labels=range(c), zero_division=np.nan
+        )
+    for i, name in enumerate(names):
+        ours = scores["per_class"][name]
+        assert ours["support"] == support[i]
+        for key, theirs in (("precision", precision), ("recall", recall), ("f1", f1)):
+            if ours[key] is None:
+                assert np.isnan(theirs[i])
+            else:
+                assert ours[key] == pytest.approx(theirs[i])
+    json.dumps(scores, allow_nan=False)
+
+
+def test_keys_and_plain_json():
+    log_probs_NC, truth_N, song_N, names = random_case()
+    truth_N[song_N < 5] = -1
+    baselines = {
+        level: {
+            "majority": majority_baseline(truth_N, truth_N, 4),
+            "metadata": None,
+            "hist_gb": "no",
+        }
+        for level in ("phrase", "song")
+    }
+    result = evaluate_label(log_probs_NC, truth_N, song_N, names, baselines)
+    assert set(result) == {"phrase", "song"}
+    assert result["phrase"]["n"] == (truth_N != -1).sum()
+    assert result["song"]["n"] == len(np.unique(song_N[truth_N != -1]))
+    for level in result.values():
+        assert set(level) == {
+            "n", "accuracy", "macro_f1", "ci95", "per_class", "confusion", "labels", "ece",
+            "baselines", "baselines_missing",
+        }  # fmt: skip
+        assert level["baselines"]["metadata"] is level["baselines"]["hist_gb"] is None
+        assert level["baselines_missing"] == {"hist_gb": "no"}
+        assert level["labels"] == names
+        assert np.sum(level["confusion"]) == level["n"]
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_score_level_has_exactly_the_contract_keys():
+    log_probs_NC, truth_N, song_N, names = random_case()
+    scores = score_level(log_probs_NC, truth_N, names, song_N, n_bootstrap=10)
+    assert list(scores) == [
+        "n", "accuracy", "macro_f1", "ci95", "per_class", "confusion", "labels", "ece",
+    ]  # fmt: skip
+    assert scores["confusion"] == confusion_matrix(truth_N, log_probs_NC.argmax(1), 4).tolist()
+
+
+def test_no_labelled_phrase_gives_null_not_nan():
+    log_probs_NC, truth_N, song_N, names = random_case(n=10)
+    result = evaluate_label(log_probs_NC, np.full_like(truth_N, -1), song_N, names)
+    for level in result.values():
+        assert level["n"] == 0
+        assert level["accuracy"] is level["macro_f1"] is level["ece"] is None
+        assert level["ci95"] == {"accuracy": [None, None], "macro_f1": [None, None]}
+    json.dumps(result, allow_nan=False)
+
+
+def test_one_class():
+    scores = score_level(np.zeros((3, 1)), [0, 0, 0], ["only"], [0, 0, 1])
+    assert scores["accuracy"] == scores["macro_f1"] == 1
+    assert scores["ci95"]["accuracy"] == [1, 1]
+    assert scores["ece"] == 0
+
+
+def test_bootstrap_brackets_the_score_and_follows_the_seed():
+    log_probs_NC, truth_N, song_N, names = random_case(n=600, songs=120)
+    first, same, other = (
+        score_level(log_probs_NC, truth_N, names, song_N, seed=seed) for seed in (3, 3, 4)
+    )
+    for metric in ("accuracy", "macro_f1"):
+        low, high = first["ci95"][metric]
+        assert low < first[metric] < high
+    assert first == same
+    assert first["ci95"] != other["ci95"]
+
+
+def test_bootstrap_agrees_with_a_naive_loop():
+    log_probs_NC, truth_N, song_N, names = random_case(n=150, songs=25)
+    got = score_level(log_probs_NC, truth_N, names, song_N, seed=5, n_bootstrap=200)["ci95"]
+    songs = np.unique(song_N)
+    drawn_RS = np.random.default_rng(5).integers(0, len(songs), (200, len(songs)))
+    rows = [
+        np.concatenate([np.flatnonzero(song_N == songs[s]) for s in drawn]) for drawn in drawn_RS
+    ]
+    matrices = [confusion_matrix(truth_N[r], log_probs_NC[r].argmax(1), 4) for r in rows]
+    for metric, function in (("accuracy", accuracy), ("macro_f1", macro_f1)):
+        expected = np.percentile([function(m) for m in matrices], (2.5, 97.5))
+        assert got[metric] == pytest.approx(expected)
+
+
+def test_bootstrap_resamples_songs_and_not_phrases():
+    # All phrases of a song are right or wrong together: 20 songs carry the information, not 1,000
+    # phrases, so the interval over songs is about sqrt(50) = 7 times as wide.
+    song_N = np.repeat(np.arange(20), 50)
+    truth_N = np.zeros(1000, int)
+    log_probs_NC = log_softmax(4.0 * np.eye(2)[song_N % 2])
+    by_song = score_level(log_probs_NC, truth_N, ["a", "b"], song_N)["ci95"]["accuracy"]
+    by_phrase = score_level(log_probs_NC, truth_N, ["a", "b"], np.arange(1000))["ci95"]["accuracy"]
+    assert np.ptp(by_song) > 5 * np.ptp(by_phrase)
+
+
+def test_thousand_resamples_of_thousands_of_songs_are_quick():
+    log_probs_NC, truth_N, song_N, names = random_case(n=40_000, c=12, songs=5_000)
+    start = time.process_time()
+    score_level(log_probs_NC, truth_N, names, song_N)
+    assert time.process_time() - start < 3  # well under 1 s on an idle core
+
+
+def test_ece_by_hand():
+    # Bin (8/15, 9/15]: confidences 0.55, 0.6, 1 of 2 right: |0.5 - 0.575|. Bin (13/15, 14/15]:
+    # 0.9, 0.9, both right: |1 - 0.9|. Weighted: (2 * 0.075 + 2 * 0.1) / 4 = 0.0875.
+    top = np.array([0.55, 0.6, 0.9, 0.9])
+    log_probs_NC = np.log(np.stack([top, 1 - top], 1))
+    assert expected_calibration_error(log_probs_NC, np.array([0, 1, 0, 0])) == pytest.approx(0.0875)
+
+
+def test_ece_against_a_naive_loop():
+    log_probs_NC, truth_N, _, _ = random_case(n=300, c=5)
+    confidence, right = np.exp(log_probs_NC.max(1)), log_probs_NC.argmax(1) == truth_N
+    total = 0.0
+    for m in range(15):
+        inside = (confidence > m / 15) & (confidence <= (m + 1) / 15)
+        if inside.any():
+            total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    assert expected_calibration_error(log_probs_NC, truth_N) == pytest.approx(total)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_song_log_probs_against_a_naive_loop(text):
+    log_probs_NC, _, song_N, _ = random_case(n=80, songs=13)
+    if text:
+        song_N = np.array([f"song {s:02}" for s in song_N])
+    songs_S, log_probs_SC = song_log_probs(log_probs_NC, song_N)
+    assert list(songs_S) == sorted(set(song_N))
+    for song, row in zip(songs_S, log_probs_SC, strict=True):
+        mean = log_probs_NC[song_N == song].mean(0)
+        assert row == pytest.approx(mean - np.log(np.exp(mean).sum()))
+
+
+def test_song_log_probs_survive_impossible_classes():
+    with np.errstate(divide="ignore"):
+        log_probs_NC = np.log([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1]])
+    _, log_probs_SC = song_log_probs(log_probs_NC, [7, 7, 7])
+    assert np.isfinite(log_probs_SC).all()
+
+
+def test_song_truth_must_be_one_class():
+    with pytest.raises(ValueError, match="several classes"):
+        song_truth([0, 1], [5, 5])
+
+
+@pytest.mark.parametrize(
+    "log_probs_NC", [np.array([[2.0, 1.0]]), np.array([[np.nan, 0.0]]), np.zeros((1, 3))]
+)
+def test_what_is_not_log_probabilities_is_refused(log_probs_NC):
+    with pytest.raises(ValueError, match=r"log_softmax|fit together"):
+        score_level(log_probs_NC, [0], ["a", "b"], [0])
+
+
+def test_classes_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="outside"):
+        confusion_matrix([0, 3], [0, 0], 3)
+
+
+def test_majority_baseline():
+    # Says 1; the test set has 1, 1, 0: accuracy 2/3, F1 of class 1 is 0.8, of class 0 it is 0.
+    scores = majority_baseline([1, 1, 2, -1, -1, -1], [1, 1, 0, -1], 3)
+    assert scores == pytest.approx({"accuracy": 2 / 3, "macro_f1": 0.4})
+    with pytest.raises(ValueError, match="no labels"):
+        majority_baseline([-1], [0], 2)
+
+
+def test_fit_baselines_names_all_and_says_why_one_is_missing():
+    data = BaselineData(np.array([0, 0, 1]), np.array([0, 1]), 2)
+    found = fit_baselines(data)
+    assert set(BASELINE_NAMES) <= set(found)
+    assert found["majority"] == pytest.approx({"accuracy": 0.5, "macro_f1": 1 / 3})
+    assert all(isinstance(found[name], str) for name in ("metadata", "ngram_lr"))
+    assert fit_baselines(None, "gone")["majority"] == "gone"

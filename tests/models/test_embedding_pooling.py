@@ -1,0 +1,151 @@
+"""What stands before and behind the backbone: embedding, prefix, pooling."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packing import packed
+from torch import nn
+
+from midigenre.models import FieldEmbedding, Pooling, insert_prefix, segments_N
+
+SIZES = (7, 5, 3)
+IDS_NF = torch.tensor([[6, 4, 2], [0, 0, 0], [3, 4, 1], [6, 0, 2]])
+
+
+@pytest.mark.parametrize("combine", ["concat", "sum"])
+def test_one_field_is_one_table(combine: str) -> None:
+    embedding = FieldEmbedding((7,), 16, combine, d_field=4, dropout=0.0)
+    assert [p.shape for p in embedding.parameters()] == [(7, 16)]
+    table = nn.Embedding(7, 16)
+    table.load_state_dict(embedding.tables[0].state_dict())
+    assert torch.equal(embedding(IDS_NF[:, :1]), table(IDS_NF[:, 0]))
+
+
+@pytest.mark.parametrize("d_field", [None, 4])
+def test_concat_against_naive(d_field: int | None) -> None:
+    embedding = FieldEmbedding(SIZES, 16, "concat", d_field, dropout=0.0)
+    rows = [
+        torch.cat([table.weight[i] for table, i in zip(embedding.tables, step, strict=True)])
+        for step in IDS_NF.tolist()
+    ]
+    assert rows[0].shape == (3 * (d_field or 16),)
+    want = torch.stack(rows) @ embedding.project.weight.T + embedding.project.bias
+    torch.testing.assert_close(embedding(IDS_NF), want)
+
+
+def test_sum_against_naive() -> None:
+    embedding = FieldEmbedding(SIZES, 16, "sum", dropout=0.0)
+    rows = [
+        sum(table.weight[i] for table, i in zip(embedding.tables, step, strict=True))
+        for step in IDS_NF.tolist()
+    ]
+    torch.testing.assert_close(embedding(IDS_NF), torch.stack(rows))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "settings"),
+    [((500,), {}), ((500,) * 8, {"combine": "sum"}), ((500,) * 8, {"d_field": 32})],
+)
+def test_steps_start_on_one_scale(sizes: tuple[int, ...], settings: dict) -> None:
+    ids_NF = torch.stack([torch.randint(size, (400,)) for size in sizes], dim=1)
+    h_ND = FieldEmbedding(sizes, 128, dropout=0.0, **settings)(ids_NF)
+    assert h_ND.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_embedding_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"combine='mean'.*concat, sum"):
+        FieldEmbedding(SIZES, 16, "mean")
+    with pytest.raises(ValueError, match=r"d_field=4.*d_model=16"):
+        FieldEmbedding(SIZES, 16, "sum", d_field=4)
+    with pytest.raises(ValueError, match="empty"):
+        FieldEmbedding((), 16)
+    with pytest.raises(ValueError, match=r"2 fields.*built for 3"):
+        FieldEmbedding(SIZES, 16)(IDS_NF[:, :2])
+    with pytest.raises(IndexError):  # Not silently another field's vector.
+        FieldEmbedding(SIZES, 16, "sum")(torch.tensor([[0, 5, 0]]))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.integers(0, 3))
+def test_prefix_goes_in_and_comes_out(lengths: list[int], P: int) -> None:
+    h_ND, cu_seqlens = packed(lengths, 4)
+    prefix_BPD = packed([len(lengths)], P, 4, seed=1)[0]
+    h_ND.requires_grad_()
+    out = insert_prefix(h_ND, cu_seqlens, lengths, prefix_BPD)
+    parts = zip(prefix_BPD, h_ND.split(lengths), strict=True)
+    assert torch.equal(out.h_MD, torch.cat([row for pair in parts for row in pair]))
+    assert out.lengths == tuple(n + P for n in lengths)
+    assert out.cu_seqlens.diff().tolist() == list(out.lengths)
+    assert out.cu_seqlens.dtype == torch.int32
+    assert torch.equal(out.h_MD[out.tokens_N], h_ND)
+    assert torch.equal(out.h_MD[out.prefix_BP], prefix_BPD)
+    out.h_MD[out.tokens_N].sum().backward()
+    assert (h_ND.grad == 1).all()
+
+
+def test_gradients_of_a_shared_prefix_add_up() -> None:
+    h_ND, cu_seqlens = packed((2, 3, 1), 4)
+    cls_D = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    out = insert_prefix(h_ND, cu_seqlens, (2, 3, 1), cls_D.expand(3, 1, -1))
+    out.h_MD.sum().backward()
+    assert (cls_D.grad == 3).all()
+
+
+def make_pooling(kind: str) -> Pooling:
+    pooling = Pooling(kind, 8).double()
+    for parameter in pooling.parameters():
+        nn.init.normal_(parameter)
+    return pooling
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=6),
+    st.sampled_from(["cls", "mean", "attention"]),
+)
+def test_pooling_against_a_loop(lengths: list[int], kind: str) -> None:
+    torch.manual_seed(0)
+    pooling = make_pooling(kind)
+    h_ND, cu_seqlens = packed(lengths, 8)
+    h_ND.requires_grad_()
+    rows = []
+    for phrase in h_ND.split(lengths):
+        if kind == "cls":
+            rows.append(phrase[0])
+        elif kind == "mean":
+            rows.append(phrase.mean(0))
+        else:
+            rows.append(pooling.score(phrase).squeeze(-1).softmax(0) @ phrase)
+    want = torch.stack(rows)
+    got = pooling(h_ND, cu_seqlens, lengths)
+    # Pooling sums in float32 whatever comes in.
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+    gradient = packed([len(lengths)], 8, seed=1)[0]
+    (want_grad,) = torch.autograd.grad(want, h_ND, gradient)
+    (got_grad,) = torch.autograd.grad(got, h_ND, gradient)
+    torch.testing.assert_close(got_grad, want_grad, atol=1e-5, rtol=1e-4)
+
+
+def test_attention_weights_sum_to_one_and_start_as_the_mean() -> None:
+    lengths = (3, 1, 6)
+    h_ND, cu_seqlens = packed(lengths, 8)
+    h_ND = h_ND * 100  # Large scores must not overflow.
+    weight_N = make_pooling("attention").weights(h_ND, cu_seqlens)
+    total_B = torch.zeros(3).index_add(0, segments_N(cu_seqlens, 10), weight_N)
+    torch.testing.assert_close(total_B, torch.ones(3))
+    assert (weight_N >= 0).all()
+    assert weight_N.isfinite().all()
+    fresh, mean = Pooling("attention", 8).double(), Pooling("mean", 8)
+    torch.testing.assert_close(
+        fresh(h_ND, cu_seqlens, lengths), mean(h_ND, cu_seqlens, lengths), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_pooling_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(ValueError, match=r"pooling='max'.*cls, mean, attention"):
+        Pooling("max", 8)
+    with pytest.raises(ValueError, match="'mean' has no weights"):
+        Pooling("mean", 8).weights(*packed((2,), 8))
