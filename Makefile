@@ -24,7 +24,7 @@ train: setup ## set up, prepare the embedded corpus, train, evaluate (ARGS="toke
 	$(BIN)/midigenre train $(ARGS)
 
 test: setup ## set up, run the tests (ARGS="-k encoder")
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 test-slow: setup ## run the long tests too
 	$(BIN)/python -m pytest $(ARGS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from midigenre.corpora.base import Corpus, Progress, no_progress
-from midigenre.data.datamodule import PhraseDataModule
+from midigenre.data.datamodule import PhraseDataModule, check_phrases
 from midigenre.data.prepare import Settings, default_workers, prepare
 from midigenre.data.shards import ShardSet
+from midigenre.data.split import check_fractions
 from midigenre.errors import UserError
 from midigenre.models import FieldEmbedding, LabelHead, PhraseClassifier, Pooling, class_weights
 from midigenre.spec import LabelSpec, TokenSpec
@@ -130,6 +131,51 @@ def _check_same_tokens(shards: ShardSet, tokenizer: Tokenizer, *, exact: bool) -
     )
 
 
+def check(cfg: DictConfig) -> None:
+    """Refuses what can be refused before a corpus is prepared.
+
+    Raises:
+        UserError: A setting of the model, the optimizer or the task is out of range.
+    """
+    model, task = plain(cfg.model), plain(cfg.task)
+    try:
+        check_fractions(plain(cfg.split.fractions))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    make_backbone(model)
+    make_optim(cfg)
+    if cfg.shards is None:
+        corpus = make_corpus(cfg)
+        _check_labels(task, corpus.labels)
+        tokens = make_tokenizer(cfg, corpus).spec
+        make_model(model, task, tokens, LabelSpec(dict.fromkeys(corpus.labels, ("a", "b"))))
+        check_phrases(tokens, cfg.data.phrase_bars, cfg.data.max_tokens)
+
+
+def make_backbone(model: Mapping[str, Any]) -> Any:
+    """The backbone of ``cfg.model``."""
+    return make(OmegaConf.create({k: v for k, v in model.items() if k not in _MODEL_KEYS}), "model")
+
+
+def make_optim(cfg: DictConfig) -> AdamWSettings:
+    """Optimizer and schedule; the model's size brings its own learning rate."""
+    optim = plain(cfg.optim)
+    if optim["lr"] is None:
+        optim["lr"] = cfg.model.lr
+    settings = make(OmegaConf.create(optim), "optim")
+    assert isinstance(settings, AdamWSettings)
+    return settings
+
+
+def _check_labels(task: Mapping[str, Any], labels: Iterable[str]) -> None:
+    missing = [label for label in task["labels"] if label not in labels]
+    if missing:
+        raise UserError(
+            f"task={task['name']} needs the label {missing[0]!r}, but these songs have "
+            f"{', '.join(labels)}; choose another task or corpus"
+        )
+
+
 def make_data(cfg: DictConfig, shards: ShardSet) -> PhraseDataModule:
     """The phrases of prepared shards."""
     return PhraseDataModule(shards.folder, **plain(cfg.data), seed=cfg.seed)
@@ -155,15 +201,8 @@ def make_model(
     Raises:
         UserError: The data does not have the task's label, or a setting is out of range.
     """
-    missing = [label for label in task["labels"] if label not in labels.classes]
-    if missing:
-        raise UserError(
-            f"task={task['name']} needs the label {missing[0]!r}, but these songs have "
-            f"{', '.join(labels.classes)}; choose another task or corpus"
-        )
-    backbone = make(
-        OmegaConf.create({k: v for k, v in model.items() if k not in _MODEL_KEYS}), "model"
-    )
+    _check_labels(task, labels.classes)
+    backbone = make_backbone(model)
     try:
         embedding = FieldEmbedding(
             tokens.sizes, backbone.d_model, model["combine"], model["d_field"], model["dropout"]
@@ -191,14 +230,8 @@ def make_task(cfg: DictConfig, shards: ShardSet, data: PhraseDataModule) -> Clas
     """The LightningModule of a training run."""
     model, task = plain(cfg.model), plain(cfg.task)
     classifier = make_model(model, task, shards.tokens, shards.labels, data.class_counts())
-    optim = plain(cfg.optim)
-    if optim["lr"] is None:
-        optim["lr"] = model["lr"]
-    settings = make(OmegaConf.create(optim), "optim")
-    assert isinstance(settings, AdamWSettings)
-    return ClassifyTask(
-        classifier, settings, describe(model, task, plain(cfg.data), shards.tokens, shards.labels)
-    )
+    about = describe(model, task, plain(cfg.data), shards.tokens, shards.labels)
+    return ClassifyTask(classifier, make_optim(cfg), about, cfg.seed)
 
 
 def describe(
@@ -225,7 +258,8 @@ def make_trainer(cfg: DictConfig, folder: Path) -> L.Trainer:
     for name, node in (cfg.callbacks or {}).items():
         if node is None:
             continue
-        extra = {"dirpath": str(folder / "checkpoints")} if name == "checkpoint" else {}
+        saves = str(node.get("_target_")).endswith("ModelCheckpoint")
+        extra = {"dirpath": str(folder / "checkpoints")} if saves else {}
         callbacks.append(make(node, f"callbacks.{name}", **extra))
     loggers: list[Logger] = [
         make(node, f"logger.{name}", save_dir=str(folder))

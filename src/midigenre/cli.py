@@ -108,7 +108,7 @@ def _dispatch(command: str, arguments: Sequence[str], paths: Sequence[str]) -> i
     # Imported here so that `midigenre` and `--version` answer at once.
     from hydra._internal.utils import _run_hydra, get_args_parser
     from hydra.errors import HydraException
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
     from midigenre.errors import UserError
@@ -128,15 +128,16 @@ def _dispatch(command: str, arguments: Sequence[str], paths: Sequence[str]) -> i
     failure: list[BaseException] = []
 
     def task(cfg: DictConfig) -> Any:
-        execute: Callable[[DictConfig, Sequence[str]], Any] = importlib.import_module(
-            f"midigenre.commands.{command}"
-        ).run
-        if args.multirun:
-            return execute(cfg, paths)
-        # Hydra reports a failed job in words of its own: keep the exception for ourselves.
+        # Hydra reports a failed job in words of its own: keep the exception for ourselves, but
+        # in a sweep let Hydra see it.
         try:
+            check_types(cfg, command)
+            module = importlib.import_module(f"midigenre.commands.{command}")
+            execute: Callable[[DictConfig, Sequence[str]], Any] = module.run
             return execute(cfg, paths)
         except BaseException as error:
+            if args.multirun:
+                raise
             failure.append(error)
             return None
 
@@ -150,29 +151,73 @@ def _dispatch(command: str, arguments: Sequence[str], paths: Sequence[str]) -> i
         )
         if failure:
             raise failure[0]
+    except SystemExit as error:  # Hydra's --help and --info
+        return int(error.code or 0)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except BrokenPipeError:  # for instance `midigenre predict ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if debug:
             traceback.print_exception(error)
             return 2
-        known = _composed(command, OmegaConf)
-        return _fail(_worded(error, known))
+        return _fail(_worded(error, command, overrides))
     return 0
 
 
-def _composed(command: str, omega_conf: Any) -> Any:
-    """The command's default config, to list the settings beside a misspelt one."""
+def check_types(cfg: Any, command: str) -> None:
+    """Refuses an override of another type than the default it replaces.
+
+    Raises:
+        UserError: For instance text where a number stands in the config.
+    """
+    from hydra import compose
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from midigenre.errors import UserError
+
+    given = [o.lstrip("+~") for o in HydraConfig.get().overrides.task]
+    keys = [o.partition("=")[0] for o in given if "=" in o]
+    dotted = [key for key in keys if "@" not in key and "/" not in key]
+    default = compose(command, overrides=_groups(given))
+    for key in dotted:
+        was, now = (OmegaConf.select(c, key, throw_on_missing=False) for c in (default, cfg))
+        if was is None or now is None or isinstance(was, str) or OmegaConf.is_config(was):
+            continue
+        right = (
+            isinstance(now, bool) if isinstance(was, bool)
+            else isinstance(now, int) and not isinstance(now, bool) if isinstance(was, int)
+            else isinstance(now, (int, float)) and not isinstance(now, bool)
+        )  # fmt: skip
+        if not right:
+            kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+            raise UserError(f"{key}={now}: must be {kinds[type(was)]}; the default is {was}")
+
+
+def _groups(overrides: Sequence[str]) -> list[str]:
+    """Those overrides that choose a file of a config group."""
+    folders = {p.name for p in conf_dir().iterdir() if p.is_dir()}
+    return [o for o in overrides if o.partition("=")[0] in folders]
+
+
+def _composed(command: str, overrides: Sequence[str]) -> Any:
+    """The config that the chosen groups give, to list the settings beside a misspelt one."""
     from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
 
-    try:
-        with initialize_config_dir(str(conf_dir().resolve()), version_base=None):
-            return compose(command)
-    except Exception:  # a broken --config-dir: the first error says enough
-        return omega_conf.create({})
+    with initialize_config_dir(str(conf_dir().resolve()), version_base=None):
+        for groups in (_groups(overrides), []):
+            try:
+                return compose(command, overrides=groups)
+            except HydraException:  # a group that does not exist: the defaults will do
+                continue
+    return OmegaConf.create({})
 
 
-def _worded(error: BaseException, known: Any) -> str:
+def _worded(error: BaseException, command: str, overrides: Sequence[str]) -> str:
     """An error as one line that names the value and the choices."""
     from omegaconf import OmegaConf
 
@@ -189,12 +234,13 @@ def _worded(error: BaseException, known: Any) -> str:
     wrong = re.search(r"Could not override '([^']+)'", text)
     if wrong:
         parent, _, name = wrong[1].rpartition(".")
+        known = _composed(command, overrides)
         node = OmegaConf.select(known, parent) if parent else known
-        options = sorted(map(str, node)) if OmegaConf.is_dict(node) else []
-        return f"{wrong[1]}: no such setting{_near(name, options)}"
-    unused = re.search(r"Could not override '?([\w/@]+)'?\.?\s*No match in the defaults", text)
-    if unused:
-        return f"{unused[1]}: no such group of settings; see --help"
+        options = [str(k) for k in node if k != "_target_"] if OmegaConf.is_dict(node) else []
+        return f"{wrong[1]}: no such setting{_near(name, sorted(options))}"
+    unparsed = re.search(r"Error parsing override '(.*?)'\s*\n", text, re.S)
+    if unparsed:
+        return f"{unparsed[1]!r} is no setting; write key=value, and paths after --"
     return " ".join(text.split())
 
 
@@ -202,8 +248,8 @@ def _near(name: str, options: Sequence[str]) -> str:
     if not options:
         return ""
     near = difflib.get_close_matches(name, options, 1)
-    guess = f"; did you mean {near[0]}?" if near else ";"
-    return f"{guess} There is {', '.join(options)}"
+    guess = f"did you mean {near[0]}? " if near else ""
+    return f"; {guess}there is {', '.join(options)}"
 
 
 def _fail(message: str, status: int = 2) -> int:

@@ -71,6 +71,7 @@ class Grid:
         for numerator, denominator in self.time_signatures:
             if numerator < 1 or denominator not in (1, 2, 4, 8, 16, 32):
                 raise ValueError(f"{numerator}/{denominator} is no time signature")
+        for numerator, denominator in self.time_signatures:
             if numerator * self.tpq * 4 % denominator or (
                 self.per_beat and self.tpq * 4 % (denominator * self.beat_resolution)
             ):
@@ -240,12 +241,37 @@ def read_score(data: bytes) -> ScoreTick:
     """
     if not data:
         raise RefusedSongError("unreadable", "the file is empty (0 bytes)")
+    if not data.startswith(b"MThd"):
+        raise RefusedSongError("unreadable", f"no MIDI header; it starts with {data[:12]!r}")
+    if len(data) < 14:
+        raise RefusedSongError("unreadable", f"its header is cut off after {len(data)} bytes")
     try:
         # Sanitising clamps data bytes over 127 (program 255, velocity 242), which real files have.
-        return ScoreTick.from_midi(data, sanitize_data=True)
+        score = ScoreTick.from_midi(_with_true_sizes(data), sanitize_data=True)
     except (RuntimeError, ValueError) as error:
-        seen = f"; it starts with {data[:12]!r}" if not data.startswith(b"MThd") else ""
-        raise RefusedSongError("unreadable", str(error).splitlines()[0] + seen) from error
+        raise RefusedSongError("unreadable", str(error).splitlines()[0]) from error
+    if score.ticks_per_quarter < 1:
+        raise RefusedSongError("unreadable", "its header gives a quarter note 0 ticks")
+    return score
+
+
+def _with_true_sizes(data: bytes) -> bytes:
+    """The file with the sizes and the number of its tracks as they are, and with room behind them.
+
+    symusic 0.5.9 believes the sizes in the file: in a truncated one it reads on in whatever memory
+    follows, so that the notes differ from run to run and the process may die.
+    """
+    start = 8 + int.from_bytes(data[4:8], "big")
+    tracks = []
+    while start + 8 <= len(data):
+        body = start + 8
+        end = body + int.from_bytes(data[start + 4 : body], "big")
+        if data[start : start + 4] == b"MTrk":
+            track = data[body:end]
+            tracks.append(b"MTrk" + len(track).to_bytes(4, "big") + track)
+        start = end
+    header = data[:4] + (6).to_bytes(4, "big") + data[8:10]
+    return b"".join([header, len(tracks).to_bytes(2, "big"), data[12:14], *tracks, bytes(16)])
 
 
 def clean(
@@ -278,6 +304,11 @@ def clean(
     steps = np.floor(raw["duration"] * scale / step + 0.5)
     _count(repairs, "durations clamped", int((steps < 1).sum() + (steps > longest).sum()))
     duration = (np.clip(steps, 1, longest) * step).astype(np.int64)
+    if grid.cut_overlaps:
+        # Note-offs are events of their own: they snap to the grid of the meter in which they lie.
+        ends = onset + np.minimum(raw["duration"] * scale, longest * step)
+        kept = section_ticks[section_ticks <= onset.max()]  # the song has no later meter
+        duration = np.maximum(_snap(ends, kept, section_meters[: len(kept)], grid)[0] - onset, step)
 
     bar_ticks, meters = _bars(int(onset.max()), section_ticks, section_meters, grid)
     notes = _without_duplicates(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,11 +27,14 @@ console = Console(stderr=True, soft_wrap=False)
 
 @contextmanager
 def progress_bars() -> Iterator[Report]:
-    """Bars with rate and time left; one line a kind of work. Calls with total 0 only show a count.
+    """Shows work that takes long: bars on a terminal, else a line every half minute.
 
     Yields:
-        A function to pass as ``progress``.
+        A function to pass as ``progress``; with total 0 it shows a count only.
     """
+    if not console.is_terminal:
+        yield _Lines()
+        return
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -40,7 +44,7 @@ def progress_bars() -> Iterator[Report]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=not console.is_terminal) as bars:
+    with Progress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:
@@ -58,10 +62,34 @@ def progress_bars() -> Iterator[Report]:
         yield report
 
 
+class _Lines:
+    """Progress for logs: a line a kind of work every :attr:`every` seconds, with time left."""
+
+    every = 30.0
+
+    def __init__(self) -> None:
+        self._since: dict[str, tuple[float, int]] = {}
+        self._said = time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        started, first = self._since.setdefault(what, (now, done))
+        if now - self._said < self.every:
+            return
+        self._said = now
+        line = f"{what}: {done:,}"
+        if total:
+            rate = (done - first) / max(1e-9, now - started)
+            left = f", {(total - done) / rate:,.0f} s left" if rate else ""
+            line += f" of {total:,} ({rate:,.1f}/s{left})"
+        console.print(line, highlight=False)
+
+
 def quiet_lightning() -> None:
     """Keeps Lightning's advertisements and notes about its own internals off the console."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")

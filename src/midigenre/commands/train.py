@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from midigenre import __version__
-from midigenre.build import load_run, make_data, make_task, make_trainer, plain, prepared
+from midigenre.build import check, load_run, make_data, make_task, make_trainer, plain, prepared
 from midigenre.commands.console import console, progress_bars, quiet_lightning
 from midigenre.data.prepare import refresh_report
 from midigenre.data.report import print_report
@@ -47,6 +47,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
         cfg, ckpt = _resumed(cfg)
     elif (folder / "config.yaml").exists():
         raise UserError(f"{folder} holds another run; start again in a second, or set name=")
+    check(cfg)
     OmegaConf.save(OmegaConf.create(plain(cfg)), folder / "config.yaml")
     started = time.perf_counter()
     with progress_bars() as progress:

@@ -121,7 +121,9 @@ def stratified(songs: Sequence[SongRef], limit: int | None, seed: int = 0) -> li
     while counts.sum() < limit:
         counts[np.argmax(shares - counts)] += 1
     while counts.sum() > limit:
-        counts[np.argmax(counts - shares)] -= 1
+        # Rare strata keep their one song while another has more than one.
+        spare = counts > 1 if (counts > 1).any() else counts > 0
+        counts[np.argmax(np.where(spare, counts - shares, -np.inf))] -= 1
     rng = np.random.default_rng(seed)
     kept: list[int] = []
     for key, count in zip(keys, counts.astype(int), strict=True):

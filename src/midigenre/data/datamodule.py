@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from midigenre.data.batches import BatchSampler, PhraseDataset
-from midigenre.data.phrases import PhraseReader, Phrases, RandomStarts, consecutive
+from midigenre.data.phrases import PhraseReader, RandomStarts, consecutive
 from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
-from midigenre.spec import Batch
+from midigenre.spec import Batch, TokenSpec
 
 
 class PhraseDataModule(L.LightningDataModule):
@@ -55,7 +55,7 @@ class PhraseDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.shards = ShardSet(Path(shards))
-        check_phrases(self.shards, phrase_bars, max_tokens)
+        check_phrases(self.shards.tokens, phrase_bars, max_tokens)
         for name, value in (
             ("batch_phrases", batch_phrases),
             ("eval_batch_phrases", eval_batch_phrases),
@@ -64,6 +64,8 @@ class PhraseDataModule(L.LightningDataModule):
         ):
             if value is not None and value < 1:
                 raise UserError(f"data.{name} must be 1 or more, got {value}")
+        if num_workers < 0:
+            raise UserError(f"data.num_workers must be 0 or more, got {num_workers}")
         self.phrase_bars, self.max_tokens = phrase_bars, max_tokens
         self.batch_phrases, self.batch_tokens = batch_phrases, batch_tokens
         self.eval_batch_phrases = eval_batch_phrases
@@ -151,24 +153,19 @@ class PhraseDataModule(L.LightningDataModule):
         )
 
 
-def check_phrases(shards: ShardSet, phrase_bars: int, max_tokens: int) -> None:
+def check_phrases(tokens: TokenSpec, phrase_bars: int, max_tokens: int) -> None:
     """Refuses phrase settings that the vocabulary cannot hold.
 
     Raises:
         UserError: ``phrase_bars`` or ``max_tokens`` is out of range.
     """
-    if not 1 <= phrase_bars <= shards.tokens.max_bars:
+    if not 1 <= phrase_bars <= tokens.max_bars:
         raise UserError(
-            f"data.phrase_bars must lie in 1 to {shards.tokens.max_bars} (tokenizer.max_bars), "
+            f"data.phrase_bars must lie in 1 to {tokens.max_bars} (tokenizer.max_bars), "
             f"got {phrase_bars}"
         )
     if max_tokens < 1:
         raise UserError(f"data.max_tokens must be 1 or more, got {max_tokens}")
-
-
-def split_phrases(shards: ShardSet, split: str | None, phrase_bars: int) -> Phrases:
-    """All non-overlapping phrases of a split."""
-    return consecutive(shards, shards.rows(split), phrase_bars)
 
 
 def _whole(batch: Any) -> Any:

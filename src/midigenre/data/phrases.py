@@ -122,15 +122,21 @@ class PhraseReader:
         """Token ids, int64 (T, F), and the bar at which they end."""
         if self._cutter is not None:
             encoded = self.songs.encoded(song)
-            return self._cutter.cut(
-                encoded.ids_TF, encoded.bar_steps, encoded.bar_tempo, first, end, self.max_tokens
-            )
+            stream = (encoded.ids_TF, encoded.bar_steps, encoded.bar_tempo)
+            ids, stop = self._cutter.cut(*stream, first, end, self.max_tokens)
+            onsets = self.songs.bar_onsets(song)[first:end]
+            if stop < end and not onsets[: stop - first].any():
+                # Empty bars before one that does not fit: that one is cut inside.
+                stop = first + int(np.flatnonzero(onsets)[0]) + 1
+                ids = self._cutter.cut(*stream, first, stop)[0][: self.max_tokens]
+            return ids, stop
         if self._tokenizer is None:
             self._tokenizer = from_spec(self.spec)
         music = self.songs.song(song)
         for stop in range(end, first, -1):
             phrase = music.bars(first, stop)
             if len(phrase.notes) == 0:
+                stop += 1
                 break
             ids = self._tokenizer.encode(phrase).ids_TF.astype(np.int64)
             if self.max_tokens is None or len(ids) <= self.max_tokens:
@@ -146,7 +152,7 @@ class PhraseReader:
         out = np.zeros(len(phrases), np.int64)
         order = np.argsort(phrases.song, kind="stable")
         edges = np.flatnonzero(np.diff(phrases.song[order], prepend=-1))
-        for begin, stop in zip(edges, np.r_[edges[1:], len(order)], strict=True):
+        for begin, stop in zip(edges, np.r_[edges, len(order)][1:], strict=True):
             chosen = order[begin:stop]
             song = int(phrases.song[chosen[0]])
             encoded = self.songs.encoded(song)

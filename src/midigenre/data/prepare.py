@@ -15,6 +15,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from midigenre.corpora.base import Corpus, Listing, Progress, SongRef, no_progress
+from midigenre.data.duplicates import file_digests, linked_groups, without_conflicts
 from midigenre.data.report import phrase_report
 from midigenre.data.shards import (
     FORMAT,
@@ -86,6 +88,8 @@ def prepare(
     Raises:
         UserError: The corpus is not there or has no usable song, or the disk is full.
     """
+    with _writing(home):
+        (home / "shards").mkdir(parents=True, exist_ok=True)
     listing = corpus.songs(home / "corpora", settings.n_workers, progress)
     if not listing.songs:
         raise UserError(
@@ -93,27 +97,33 @@ def prepare(
         )
     key = _key(corpus, corpus_settings, tokenizer, settings, listing)
     folder = home / "shards" / f"{corpus.name}-{tokenizer.spec.name}-{key}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{folder}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress(f"waiting for another process that prepares {folder.name}", 0, 0)
-        lock.acquire()
-    try:
-        if not (folder / "report.json").is_file():
-            try:
+    with _writing(folder):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            progress(f"waiting for another process that prepares {folder.name}", 0, 0)
+            lock.acquire()
+        try:
+            if not (folder / "report.json").is_file():
                 _prepare(corpus, tokenizer, folder, settings, listing, progress)
-            except OSError as error:
-                raise UserError(
-                    f"cannot write {folder}: {error.strerror or error}; free some space or set "
-                    "MIDIGENRE_HOME, then run the command again: it goes on where it stopped"
-                ) from error
-        shards = ShardSet(folder)
-        refresh_report(shards, settings.phrase_bars, settings.max_tokens)
-    finally:
-        lock.release()
+            shards = ShardSet(folder)
+            refresh_report(shards, settings.phrase_bars, settings.max_tokens)
+        finally:
+            lock.release()
     return shards
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Makes one clear line of a full or unwritable disk."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder}: {error.strerror or error}; free some space or set "
+            "MIDIGENRE_HOME, then run the command again: it goes on where it stopped"
+        ) from error
 
 
 def refresh_report(shards: ShardSet, phrase_bars: int, max_tokens: int) -> dict[str, Any]:
@@ -163,8 +173,8 @@ def _prepare(
          **u.labels}
         for u in listing.unusable
     ]  # fmt: skip
-    digests = _digests(listing.songs, settings.n_workers, progress)
-    songs, duplicate_of, conflicts = _without_conflicts(listing.songs, digests, corpus.labels)
+    digests = file_digests(listing.songs, settings.n_workers, progress)
+    songs, duplicate_of, conflicts = without_conflicts(listing.songs, digests, corpus.labels)
     refused += conflicts
     labels = _label_spec(corpus, songs)
     of = schema(tokenizer.spec, labels)
@@ -197,7 +207,7 @@ def _prepare(
     by_id = {song.song_id: song for song in songs}
     splits = assign_splits(
         [tuple(by_id[k["song_id"]].labels.values()) for k in kept],
-        _groups([by_id[k["song_id"]] for k in kept], duplicate_of),
+        linked_groups([by_id[k["song_id"]] for k in kept], duplicate_of),
         settings.fractions,
         settings.split_seed,
     )
@@ -240,9 +250,13 @@ def _key(
     listing: Listing,
 ) -> str:
     """Hash of everything that the shards depend on."""
-    files = []
+    files: list[list[Any]] = [[u.song_id, u.reason] for u in listing.unusable]
     for ref in listing.songs:
-        stat = ref.path.stat()
+        try:
+            stat = ref.path.stat()
+        except OSError:  # refused later, with the reason
+            files.append([ref.song_id, None])
+            continue
         files.append([ref.song_id, dict(ref.labels), ref.group, stat.st_size, stat.st_mtime_ns])
     content = {
         "format": FORMAT,
@@ -254,56 +268,6 @@ def _key(
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
-def _digests(songs: Sequence[SongRef], n_workers: int, progress: Progress) -> dict[str, str]:
-    """SHA-256 of the bytes of each file; "" for one that cannot be read (refused later)."""
-
-    def digest(path: Path) -> str:
-        try:
-            return sha256(path)
-        except OSError:
-            return ""
-
-    found: dict[str, str] = {}
-    # Hashing releases the interpreter lock: threads are enough.
-    parallel = joblib.Parallel(n_jobs=n_workers, prefer="threads", return_as="generator")
-    for ref, value in zip(
-        songs, parallel(joblib.delayed(digest)(s.path) for s in songs), strict=True
-    ):
-        found[ref.song_id] = value
-        progress("hashing", len(found), len(songs))
-    return found
-
-
-def _without_conflicts(
-    songs: Sequence[SongRef], digests: Mapping[str, str], labels: Sequence[str]
-) -> tuple[list[SongRef], dict[str, str], list[dict[str, Any]]]:
-    """Takes out byte-identical files with different labels; names the groups of the others."""
-    by_digest: dict[str, list[SongRef]] = defaultdict(list)
-    for song in songs:
-        by_digest[digests[song.song_id] or song.song_id].append(song)
-    refused: list[dict[str, Any]] = []
-    duplicate_of: dict[str, str] = {}
-    bad: set[str] = set()
-    for same in by_digest.values():
-        if len(same) == 1:
-            continue
-        if len({tuple(s.labels.get(k) for k in labels) for s in same}) > 1:
-            for song in same:
-                others = "; ".join(
-                    f"{o.path} ({', '.join(str(v) for v in o.labels.values())})"
-                    for o in same
-                    if o is not song
-                )
-                bad.add(song.song_id)
-                refused.append(
-                    {"song_id": song.song_id, "path": str(song.path), **song.labels,
-                     "reason": "label_conflict", "detail": f"the same bytes as {others}"}
-                )  # fmt: skip
-        else:
-            duplicate_of |= {s.song_id: same[0].song_id for s in same}
-    return [s for s in songs if s.song_id not in bad], duplicate_of, refused
-
-
 def _label_spec(corpus: Corpus, songs: Sequence[SongRef]) -> LabelSpec:
     fixed = corpus.classes() or {}
     return LabelSpec(
@@ -313,26 +277,6 @@ def _label_spec(corpus: Corpus, songs: Sequence[SongRef]) -> LabelSpec:
             for label in corpus.labels
         }
     )
-
-
-def _groups(songs: Sequence[SongRef], duplicate_of: Mapping[str, str]) -> list[str]:
-    """One name for all songs that are linked by a group or by equal bytes (union-find)."""
-    parent: dict[str, str] = {}
-
-    def find(x: str) -> str:
-        while parent.setdefault(x, x) != x:
-            parent[x] = parent[parent[x]]
-            x = parent[x]
-        return x
-
-    for song in songs:
-        for link in (
-            f"group:{song.group}" if song.group else None,
-            f"bytes:{duplicate_of[song.song_id]}" if song.song_id in duplicate_of else None,
-        ):
-            if link is not None:
-                parent[find(f"song:{song.song_id}")] = find(link)
-    return [find(f"song:{s.song_id}") for s in songs]
 
 
 def _finished(folder: Path, name: str, key: str) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,6 +116,9 @@ def write_part(path: Path, rows: Sequence[Mapping[str, Any]], of: pa.Schema) -> 
         values = [row[column.name] for row in rows]
         if kind is not None:
             values = [np.asarray(v).astype(kind.to_pandas_dtype()) for v in values]
+        elif column.type == pa.string():
+            # File names need not be UTF-8, Arrow's text must; the manifest has them as they are.
+            values = [os.fsencode(v).decode(errors="replace") for v in values]
         columns.append(pa.array(values, column.type))
     with (
         whole(path) as part,
@@ -270,8 +274,9 @@ class ShardSet:
             UserError: A part has changed since it was written; the message names it.
         """
         for part in self.parts:
-            if sha256(self.folder / part["file"]) != part["sha256"]:
+            path = self.folder / part["file"]
+            if not path.is_file() or sha256(path) != part["sha256"]:
+                what = "is damaged (checksum differs)" if path.is_file() else "is missing"
                 raise UserError(
-                    f"{self.folder / part['file']} is damaged (checksum differs); delete "
-                    f"{self.folder} and run `midigenre prepare` again"
+                    f"{path} {what}; delete {self.folder} and run `midigenre prepare` again"
                 )

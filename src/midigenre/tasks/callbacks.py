@@ -22,6 +22,25 @@ def tensorboard_of(trainer: L.Trainer) -> Any:
     return None
 
 
+class ValidateLastStep(Callback):
+    """Validates when ``trainer.max_steps`` ends training inside an epoch.
+
+    Lightning does so for ``max_time``; without it such a run would have no best checkpoint.
+    """
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Asks the trainer to stop, which validates, where it would only break off."""
+        if 0 < trainer.max_steps <= trainer.global_step:
+            trainer.should_stop = True
+
+
 class ConfusionFigures(Callback):
     """After each validation, the confusion matrix of each label as a figure."""
 

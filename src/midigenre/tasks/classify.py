@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -32,12 +33,18 @@ class ClassifyTask(L.LightningModule):
         model: The classifier; its heads own the losses and the label names.
         optim: Optimizer and schedule.
         describe: Plain data that rebuilds the model; it goes into every checkpoint.
+        seed: Seed of the dropout.
     """
 
     def __init__(
-        self, model: PhraseClassifier, optim: AdamWSettings, describe: Mapping[str, Any]
+        self,
+        model: PhraseClassifier,
+        optim: AdamWSettings,
+        describe: Mapping[str, Any],
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        self.seed = seed
         self.model = model
         self.optim = optim
         self.describe = dict(describe)
@@ -51,6 +58,11 @@ class ClassifyTask(L.LightningModule):
     def label_metrics(self) -> dict[str, LabelMetrics]:
         """Validation scores of each label."""
         return cast(dict[str, LabelMetrics], dict(self.val_metrics.items()))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Makes the dropout a function of (seed, epoch, batch), so that resuming is exact."""
+        place = [self.seed, self.current_epoch, batch_idx, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch, scaled so that an accumulated step equals one large batch."""

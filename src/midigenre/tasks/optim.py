@@ -46,11 +46,17 @@ class AdamWSettings:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"optim.schedule={self.schedule}; choose {', '.join(SCHEDULES)}")
-        if not self.lr > 0:
+        if not isinstance(self.lr, (int, float)) or not self.lr > 0:
             raise ValueError(f"optim.lr must be above 0, got {self.lr}")
         for name in ("warmup_share", "decay_share", "final_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"optim.{name} must lie in 0 to 1, got {getattr(self, name)}")
+        for name in ("weight_decay", "eps", "warmup_steps"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"optim.{name} must be 0 or more, got {value}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas must be two numbers from 0 to below 1, got {self.betas}")
 
     def optimizer(self, model: nn.Module) -> torch.optim.AdamW:
         """AdamW over the parameters that need gradients, in two groups."""

@@ -6,7 +6,9 @@ MidiTok gives the vocabulary, the encoder and the decoder; the song is quantised
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import miditok
@@ -31,6 +33,18 @@ _PARAMS: Mapping[str, Any] = {
     "delete_equal_successive_tempo_changes": True,
     "delete_equal_successive_time_sig_changes": True,
 }
+
+_CLASS_PARAMS = (
+    "add_trailing_bars",
+    "base_tokenizer",
+    "max_duration",
+    "max_microtiming_shift",
+    "num_microtiming_bins",
+    "ticks_per_quarter",
+    "use_bar_end_tokens",
+    "use_microtiming",
+)
+"""Arguments of single MidiTok classes, which ``TokenizerConfig`` takes as ``**kwargs``."""
 
 
 class MidiTokTokenizer(Tokenizer):
@@ -90,8 +104,13 @@ class MidiTokTokenizer(Tokenizer):
         try:
             self.grid = Grid(beat_resolution, meters, use_meters, max_duration_beats, max_song_bars)
             self._tok = _make(cls, settings, meters if use_meters else ((4, 4),))
-        except (ValueError, TypeError, AssertionError) as error:
+        except (ValueError, TypeError, AssertionError, LookupError) as error:
             raise UserError(f"tokenizer {name!r}: {error}") from error
+        if use_meters and not self._tok.config.use_time_signatures:
+            raise UserError(
+                f"tokenizer.cls={cls} has no time signatures: set "
+                "tokenizer.params.use_time_signatures=false and tokenizer.time_signatures=[4/4]"
+            )
         if self._tok.time_division != self.grid.tpq:
             raise RuntimeError(
                 f"MidiTok counts {self._tok.time_division} ticks a quarter, not {self.grid.tpq}"
@@ -104,6 +123,11 @@ class MidiTokTokenizer(Tokenizer):
         # MuMIDI leaves the note's fields off the other steps; PAD (id 0) stands there instead.
         self._ragged = isinstance(self._tok, miditok.MuMIDI)
         bars = _bar_kind(self._tok)
+        if bars != "none" and not use_meters and meters != ((4, 4),):
+            raise UserError(
+                f"tokenizer {name!r}: without time signatures {cls} counts bars of 4/4; set "
+                "tokenizer.time_signatures=[4/4] or tokenizer.params.use_time_signatures=true"
+            )
         self.spec = TokenSpec(name, _fields(self._tok, bars, max_bars), bars, max_bars, settings)
         self._cutter = None if bars == "none" else PhraseCutter(self.spec)
 
@@ -154,6 +178,8 @@ class MidiTokTokenizer(Tokenizer):
 
     def encode(self, song: Song) -> Encoded:
         """See :meth:`Tokenizer.encode`."""
+        if self.grid.cut_overlaps:
+            song = _with_tails_on_grid(song, self.grid)
         sequence = self._tok.encode(song.to_score(), no_preprocess_score=True)
         if isinstance(sequence, list):  # one sequence a track; the tracks are merged
             (sequence,) = sequence
@@ -163,7 +189,7 @@ class MidiTokTokenizer(Tokenizer):
         ids_TF = np.array(ids, np.uint16).reshape(-1, len(self.spec.fields))
         if self._cutter is None:
             return Encoded(ids_TF, np.zeros(0, np.int32), np.zeros(0, np.uint16))
-        last = int(song.notes.onset[-1]) if len(song.notes) else 0
+        last = int(song.notes.onset[-1]) if len(song.notes) else -1
         n_filled = int(np.searchsorted(song.bar_ticks[:-1], last, side="right"))
         steps = self._cutter.bar_steps(ids_TF, song.n_bars, n_filled)
         return Encoded(ids_TF, steps, self._cutter.bar_tempo(ids_TF, steps))
@@ -171,6 +197,8 @@ class MidiTokTokenizer(Tokenizer):
     def decode(self, ids_TF: NDArray[np.integer[Any]]) -> ScoreTick:
         """See :meth:`Tokenizer.decode`; Octuple is decoded by :mod:`.octuple`."""
         ids_TF = self._without_specials(np.asarray(ids_TF))
+        if len(ids_TF) == 0:
+            return ScoreTick(self.grid.tpq)
         if isinstance(self._tok, miditok.Octuple):
             return octuple.decode(ids_TF, self.spec, self.grid)
         ids = ids_TF.tolist() if self._tok.is_multi_voc else ids_TF[:, 0].tolist()
@@ -219,6 +247,12 @@ def _make(
                 f"tokenizer.params.{forbidden}: set tokenizer.beat_resolution, .time_signatures, "
                 ".special_tokens or .max_bars instead"
             )
+    known_params = [*inspect.signature(miditok.TokenizerConfig).parameters, *_CLASS_PARAMS]
+    known_params.remove("kwargs")
+    if unknown := sorted(set(params) - set(known_params)):
+        raise UserError(
+            f"tokenizer.params.{unknown[0]}: MidiTok has {', '.join(sorted(known_params))}"
+        )
     if cls in ("Octuple", "MuMIDI"):
         # The whole song is encoded at once: the bound lies above the longest, not at a phrase.
         params["max_bar_embedding"] = settings["max_song_bars"]
@@ -270,11 +304,28 @@ def _trailing_zeros(step: Sequence[int]) -> int:
 
 
 def _nearest(values: NDArray[Any], wanted: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Nearest of sorted ``values``; of two equally near the lower one."""
+    """Nearest of sorted ``values``; of two equally near the higher one, as in MidiTok."""
     right = np.clip(np.searchsorted(values, wanted), 1, len(values) - 1)
     left = right - 1
-    nearer = np.abs(values[right] - wanted) < np.abs(wanted - values[left])
+    nearer = np.abs(values[right] - wanted) <= np.abs(wanted - values[left])
     return np.where(nearer, values[right], values[left]).astype(np.int32)
+
+
+def _with_tails_on_grid(song: Song, grid: Grid) -> Song:
+    """The song with note-offs behind its last bar on that bar's grid.
+
+    The song of which this is a phrase may have another meter there; MidiTok would lose what its
+    time shifts cannot say, and all later note-offs would come too early.
+    """
+    if song.n_bars == 0:
+        return song
+    notes, last = song.notes, int(song.bar_ticks[-2])
+    step = grid.step_ticks((int(song.meters[-1, 0]), int(song.meters[-1, 1])))
+    after = notes.onset + notes.duration - last
+    snapped = (2 * after + step) // (2 * step) * step + last - notes.onset
+    beyond = after > song.bar_ticks[-1] - last
+    columns = notes.columns() | {"duration": np.where(beyond, snapped, notes.duration)}
+    return replace(song, notes=NoteTable(**columns))
 
 
 def _keep(song: Song, known: NDArray[np.bool_]) -> Song:

@@ -46,10 +46,11 @@ class PhraseCutter:
         Args:
             ids_TF: The stream.
             n_bars: Bars of the music.
-            n_filled: Bars up to the last onset; tokenizers do not write empty bars after it.
+            n_filled: Bars up to the last onset; of the empty ones after it, tokenizers write those
+                up to the last change of tempo or meter, if any.
 
         Raises:
-            ValueError: The stream does not have ``n_filled`` bars.
+            ValueError: The stream has fewer bars than ``n_filled`` or more than ``n_bars``.
         """
         column = ids_TF[:, self._bar_field]
         if self.spec.bars == "field":
@@ -57,11 +58,11 @@ class PhraseCutter:
             steps = np.searchsorted(column.astype(np.int64) - first, np.arange(n_bars + 1))
             return steps.astype(np.int32)
         steps = np.flatnonzero(self._is_bar[column])
-        if len(steps) != n_filled:
+        if not n_filled <= len(steps) <= n_bars:
             raise ValueError(
-                f"{self.spec.name}: {len(steps)} bar tokens in a song of {n_filled} bars"
+                f"{self.spec.name}: {len(steps)} bar tokens for {n_filled} to {n_bars} bars"
             )
-        after = np.full(n_bars - n_filled + 1, len(ids_TF))
+        after = np.full(n_bars - len(steps) + 1, len(ids_TF))
         return np.concatenate([steps, after]).astype(np.int32)
 
     def bar_tempo(self, ids_TF: AnyIds, bar_steps: NDArray[np.int32]) -> NDArray[np.uint16]:

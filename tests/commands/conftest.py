@@ -1,0 +1,55 @@
+"""A trained run that the command tests share."""
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from midigenre.cli import main
+
+
+@contextmanager
+def working_in(folder):
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield Path(folder)
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """Working folder of the commands; runs/, shards/ and corpora/ grow in it."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def midigenre(home, capfd, monkeypatch):
+    """``midigenre(*arguments) -> (status, stdout, stderr)`` in the working folder."""
+    monkeypatch.chdir(home)
+    monkeypatch.delenv("MIDIGENRE_HOME", raising=False)
+
+    def call(*arguments):
+        capfd.readouterr()
+        status = main(list(arguments))
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return call
+
+
+SMALL = ("corpus=toy", "corpus.n_songs=48", "model.d_model=32", "model.n_heads=2",
+         "model.n_layers=1", "model.d_ff=32", "data.batch_phrases=16")  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def toy_run(home):
+    """A small model trained on genre and emotion of the toy corpus, good enough to be right."""
+    with working_in(home):
+        status = main(["train", *SMALL, "task=genre_emotion", "name=shared", "optim.lr=0.003",
+                       "trainer.max_epochs=6", "trainer.log_every_n_steps=1"])  # fmt: skip
+        assert status == 0
+        (run,) = (home / "runs" / "shared").iterdir()
+    return run.relative_to(home)

@@ -1,0 +1,134 @@
+"""The command line: usage, quoting of paths, errors of one line."""
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from midigenre import __version__
+from midigenre.cli import COMMANDS, main, overrides_of
+
+
+def test_alone_it_lists_every_command(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert all(command in out for command in COMMANDS)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"midigenre {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_lists_groups_and_settings(command, midigenre):
+    status, out, _ = midigenre(command, "--help")
+    assert status == 0
+    assert f"midigenre {command}" in out
+    if command == "train":
+        for word in ("tokenizer: cp, midilike", "model: base, deep", "trainer: cpu, gpu"):
+            assert word in out
+
+
+def test_cfg_job_prints_the_composed_config(midigenre):
+    status, out, _ = midigenre("train", "--cfg", "job", "tokenizer=cp", "model=small")
+    assert status == 0
+    config = OmegaConf.create(out)
+    assert config.tokenizer.cls == "CPWord"
+    assert config.model.d_model == 256
+
+
+def value_of(override):
+    """What Hydra and OmegaConf make of an override's value."""
+    parsed = OverridesParser.create().parse_override(override)
+    assert not parsed.is_sweep_override()
+    return OmegaConf.create({"key": parsed.value()}).key
+
+
+AWKWARD = [
+    "a b", "a=b", "it's", '"', "a,b", "[1]", "{x}", "${x}", "\\${x}", "\\\\${x}", "\\", "a\\",
+    "\\'", "123", "1.0", "true", "#", "~", "$HOME", "a:b", "*", "a\nb", " lead", "trail ", "é✓",
+    "glob(*)", "range(1,3)", "", "+x", "++y", "choice(a)", "\udc80raw-byte",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_awkward_paths_arrive_as_they_are(text):
+    (override,) = overrides_of([f"corpus.root={text}"])
+    assert value_of(override) == text
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet=st.sampled_from("ab \\'\"${}=,[]()#~:*\n1.é/"), max_size=12))
+def test_any_path_arrives_as_it_is(text):
+    if text == "null":
+        return
+    (override,) = overrides_of([f"run={text}"])
+    assert value_of(override) == text
+
+
+def test_other_settings_are_left_to_hydra():
+    arguments = ["tokenizer=remi,cp", "seed=1", "ckpt=best", "corpus.root=null", "-m"]
+    assert overrides_of(arguments) == arguments
+    assert overrides_of(["ckpt=/a b/x.ckpt"]) == ["ckpt='/a b/x.ckpt'"]
+
+
+MISTAKES = {
+    "a misspelt command": (["trian"], ["trian", "did you mean train?"]),
+    "a misspelt choice": (["train", "tokenizer=rmei"], ["rmei", "did you mean remi?", "octuple"]),
+    "a misspelt setting": (["train", "model.d_modle=3"], ["d_modle", "did you mean d_model?"]),
+    "a misspelt group": (["train", "modle=tiny"], ["modle", "did you mean model?"]),
+    "a missing folder": (
+        ["train", "corpus=folder", "corpus.root=/nowhere"],
+        ["/nowhere", "does not exist", "genre"],
+    ),
+    "no folder": (["prepare", "corpus=folder"], ["corpus.root=DIR"]),
+    "text for a number": (["train", "trainer.max_epochs=abc"], ["max_epochs=abc", "whole number"]),
+    "a number for a flag": (["train", "debug=7"], ["debug=7", "true or false"]),
+    "no setting at all": (["train", "foo"], ["'foo'", "key=value"]),
+    "a path for train": (["train", "--", "x"], ["'x'", "corpus.root"]),
+    "heads that do not divide": (["train", "model.n_heads=7"], ["n_heads=7", "d_model=128"]),
+    "an unknown schedule": (["train", "optim.schedule=x"], ["schedule=x", "cosine"]),
+    "a bad rate": (["train", "optim.lr=-1"], ["optim.lr", "-1"]),
+    "an unknown pooling": (["train", "model.pooling=max"], ["max", "attention"]),
+    "too long phrases": (["train", "data.phrase_bars=65"], ["phrase_bars", "65", "64"]),
+    "no songs": (["train", "corpus.limit=0"], ["corpus.limit", "0"]),
+    "an unknown class of MidiTok": (["train", "tokenizer.cls=Remi"], ["Remi", "REMI"]),
+    "a task without its label": (["train", "task=emotion"], ["emotion", "genre"]),
+    "no run": (["predict", "--", "x.mid"], ["x.mid"]),
+    "an empty run": (["evaluate", "run="], ["run="]),
+    "a run of nothing": (["evaluate", "run=123"], ["run=123", "no such folder"]),
+    "no file": (["predict", "run=x"], ["FILE_OR_DIR"]),
+    "shards of nothing": (["inspect", "path=."], ["spec.json", "midigenre prepare"]),
+    "an unknown subset": (["evaluate", "run=x", "subset=foo"], ["foo", "train, val, test"]),
+    "resuming nothing": (["train", "resume=."], ["resume=.", "config.yaml"]),
+    "a fraction too many": (["train", "split.fractions=[0.8,0.2,0.2]"], ["split.fractions"]),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_mistakes_end_in_one_clear_line(what, midigenre):
+    arguments, words = MISTAKES[what]
+    status, out, err = midigenre(*arguments)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1, err
+    assert err.startswith("midigenre: ")
+    assert all(word in err for word in words), err
+
+
+def test_debug_shows_the_traceback(midigenre):
+    status, _, err = midigenre("train", "corpus=folder", "corpus.root=/nowhere", "debug=true")
+    assert status == 2
+    assert "Traceback" in err
+    assert "UserError" in err
+
+
+def test_a_mistake_leaves_argv_and_the_folder_alone(midigenre, home):
+    import sys
+
+    argv, before = list(sys.argv), set(home.iterdir())
+    midigenre("prepare", "corpus=folder")
+    midigenre("predict", "run=x", "--", "y")
+    assert sys.argv == argv
+    assert set(home.iterdir()) == before

@@ -1,0 +1,145 @@
+"""``train``: what a run leaves, the same twice, resumed as if never stopped."""
+
+import json
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+SMALL = ("corpus=toy", "corpus.n_songs=48", "model.d_model=32", "model.n_heads=2",
+         "model.n_layers=1", "model.d_ff=32", "data.batch_phrases=16")  # fmt: skip
+
+
+def only(folder):
+    (found,) = folder.iterdir()
+    return found
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_a_run_explains_itself(toy_run, home):
+    run = home / toy_run
+    config = OmegaConf.load(run / "config.yaml")
+    assert config.task.name == "genre_emotion"
+    assert config.optim.lr == 0.003
+    spec = read(run / "spec.json")
+    assert spec["labels"]["genre"] == ["waltz", "rock", "ballad", "swing"]
+    assert len(spec["tokens"]["fields"][0]["tokens"]) > 600
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert "parameters" in (run / "train.log").read_text()
+    metrics = read(run / "metrics.json")
+    assert metrics["best"]["val/macro_f1"] > 0.5
+    assert metrics["epochs"] == 6
+
+
+def test_evaluation_json_keeps_its_contract(toy_run, home):
+    evaluation = read(home / toy_run / "evaluation.json")
+    assert set(evaluation) == {"genre", "emotion"}
+    for levels in evaluation.values():
+        for level in ("phrase", "song"):
+            scores = levels[level]
+            assert {"n", "accuracy", "macro_f1", "ci95", "per_class", "confusion", "labels", "ece",
+                    "baselines"} <= set(scores)  # fmt: skip
+            assert set(scores["baselines"]) >= {"majority", "metadata", "ngram_lr", "hist_gb"}
+            assert sum(map(sum, scores["confusion"])) == scores["n"]
+            low, high = scores["ci95"]["macro_f1"]
+            assert low <= scores["macro_f1"] <= high
+    assert evaluation["genre"]["phrase"]["n"] > evaluation["genre"]["song"]["n"] >= 4
+    # The toy's genres follow from rules that a small model finds at once.
+    assert evaluation["genre"]["song"]["accuracy"] > 0.9
+
+
+def test_tensorboard_shows_what_a_person_asks_for(toy_run, home):
+    events = EventAccumulator(str(home / toy_run / "tensorboard"), {"images": 0, "tensors": 0})
+    events.Reload()
+    tags = events.Tags()
+    scalars = set(tags["scalars"])
+    assert scalars >= {
+        "train/loss", "train/lr", "train/grad_norm", "train/tokens_per_second",
+        "val/loss", "val/macro_f1", "val/genre/macro_f1", "val/emotion/macro_f1",
+        "val/genre/loss", "test/genre/song/macro_f1",
+    }  # fmt: skip
+    assert set(tags["images"]) >= {
+        "val/genre/confusion", "val/emotion/confusion", "test/genre/phrase/confusion",
+    }  # fmt: skip
+    assert "val/phrases/text_summary" in tags["tensors"]
+    text = events.Tensors("val/phrases/text_summary")[-1].tensor_proto.string_val[0].decode()
+    rows = [line for line in text.splitlines() if ", bar " in line]
+    assert 1 <= len(rows) <= 8
+    assert "predicted emotion" in text
+    rates = [e.value for e in events.Scalars("train/lr")]
+    assert max(rates) == pytest.approx(0.003, rel=0.05)
+    assert rates[-1] < rates[len(rates) // 3]
+
+
+@pytest.mark.parametrize("tokenizer", ["cp", "octuple", "midilike291", "mumidi"])
+def test_another_tokenizer_is_one_override(tokenizer, midigenre):
+    status, out, err = midigenre(
+        "train", *SMALL, f"tokenizer={tokenizer}", "trainer.max_epochs=1", "optim.lr=0.003"
+    )
+    assert status == 0, err
+    assert f"toy-{tokenizer}-tiny-genre" in out
+
+
+def test_a_seed_gives_the_same_metrics_twice(midigenre, home):
+    for name in ("once", "twice"):
+        assert midigenre("train", *SMALL, f"name={name}", "trainer.max_epochs=2", "seed=3")[0] == 0
+    once, twice = (only(home / "runs" / name) for name in ("once", "twice"))
+    for file in ("metrics.json", "evaluation.json"):
+        assert (once / file).read_text() == (twice / file).read_text()
+    assert midigenre("train", *SMALL, "name=other", "trainer.max_epochs=2", "seed=4")[0] == 0
+    other = only(home / "runs" / "other")
+    assert read(other / "metrics.json")["val"] != read(once / "metrics.json")["val"]
+
+
+def test_resumed_equals_uninterrupted(midigenre, home):
+    steady = ("optim.schedule=constant", "optim.warmup_steps=3")  # the same for any length
+    assert midigenre("train", *SMALL, *steady, "name=whole", "trainer.max_epochs=4")[0] == 0
+    assert midigenre("train", *SMALL, *steady, "name=parts", "trainer.max_epochs=2")[0] == 0
+    whole, parts = (only(home / "runs" / name) for name in ("whole", "parts"))
+    status, _, err = midigenre("train", f"resume={parts}", "trainer.max_epochs=4")
+    assert status == 0, err
+    assert only(home / "runs" / "parts") == parts  # the same folder
+    weights = [
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in (whole, parts)
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert read(whole / "metrics.json") == read(parts / "metrics.json")
+
+
+def test_resume_lets_only_the_bounds_change(midigenre, home, toy_run):
+    status, _, err = midigenre("train", f"resume={home / toy_run}", "seed=9")
+    assert status == 2
+    assert "seed=9" in err
+    assert "trainer.max_*" in err
+
+
+def test_a_sweep_leaves_a_folder_for_each_job(midigenre, home):
+    status, _, err = midigenre(
+        "train", "-m", *SMALL, "name=sweep", "trainer.max_epochs=1", "tokenizer=remi,octuple"
+    )
+    assert status == 0, err
+    jobs = sorted(p.name for p in only(home / "runs" / "sweep").iterdir() if p.is_dir())
+    assert [job.split("-")[0] for job in jobs] == ["0", "1"]
+    assert "tokenizer=remi" in jobs[0]
+    assert "tokenizer=octuple" in jobs[1]
+    for job in jobs:
+        assert (only(home / "runs" / "sweep") / job / "evaluation.json").is_file()
+
+
+def test_training_shards_of_another_tokenizer_is_refused(midigenre):
+    assert midigenre("prepare", "corpus=toy", "corpus.n_songs=48", "tokenizer=cp")[0] == 0
+    _, out, _ = midigenre("prepare", "corpus=toy", "corpus.n_songs=48", "tokenizer=cp")
+    status, _, err = midigenre("train", *SMALL, f"shards={out.strip()}")
+    assert status == 2
+    assert err.count("\n") == 1
+    assert all(word in err for word in ("'cp'", "'remi'", "midigenre prepare", "tokenizer=cp"))
+    status, _, err = midigenre(
+        "train", *SMALL, f"shards={out.strip()}", "tokenizer=cp", "trainer.max_epochs=1"
+    )
+    assert status == 0, err

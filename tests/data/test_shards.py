@@ -1,0 +1,185 @@
+"""Shards: plain Arrow, equal to what the tokenizer gives, mapped anew in each process."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from torch.utils.data import DataLoader, Dataset
+from toysongs import in_memory, midi, tokenizer
+
+from midigenre.data.shards import FORMAT, MemorySongs, ShardSet
+from midigenre.errors import UserError
+from midigenre.files import read_json, write_json
+from midigenre.music import NOTE_COLUMNS
+from midigenre.spec import LabelSpec, TokenSpec
+
+
+class Lengths(Dataset[int]):
+    def __init__(self, shards: ShardSet) -> None:
+        self.shards = shards
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, index: int) -> int:
+        return int(self.shards.encoded(index).ids_TF.sum())
+
+
+def copy(toy: ShardSet, folder: Path) -> Path:
+    return Path(shutil.copytree(toy.folder, folder))
+
+
+def test_any_arrow_tool_reads_them(toy: ShardSet) -> None:
+    code = """
+import json, sys
+import pyarrow as pa
+with pa.memory_map(sys.argv[1]) as file:
+    table = pa.ipc.open_file(file).read_all()
+meta = table.schema.metadata
+tokens = json.loads(meta[b"midigenre.tokens"])
+print(json.dumps([
+    "midigenre" in sys.modules, meta[b"midigenre.format"].decode(),
+    [len(f["tokens"]) for f in tokens["fields"]], json.loads(meta[b"midigenre.labels"]),
+    table.column_names, table.slice(0, 1).to_pylist()[0]["ids"], table.num_rows,
+]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(toy.folder / "part-00000.arrow")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    loaded, version, sizes, labels, columns, ids, rows = json.loads(done.stdout)
+    assert (loaded, version, rows) == (False, str(FORMAT), 10)
+    assert sizes == list(toy.tokens.sizes)
+    assert labels == toy.labels.to_dict()
+    assert columns == [
+        "song_id", "tpq", "genre", "emotion", "ids", "bar_steps", "bar_tempo", "bar_ticks",
+        "bar_onsets", "meters", "tempo_ticks", "tempo_qpm", *NOTE_COLUMNS,
+    ]  # fmt: skip
+    assert ids == toy.encoded(0).ids_TF.reshape(-1).tolist()
+
+
+def test_metadata_of_every_part(toy: ShardSet) -> None:
+    for part in toy.parts:
+        meta = pa.ipc.open_file(pa.memory_map(str(toy.folder / part["file"]))).schema.metadata
+        assert TokenSpec.from_dict(json.loads(meta[b"midigenre.tokens"])) == toy.tokens
+        assert LabelSpec.from_dict(json.loads(meta[b"midigenre.labels"])) == toy.labels
+
+
+def test_rows_are_what_the_tokenizer_gives(toy: ShardSet) -> None:
+    tok = tokenizer()
+    assert toy.tokens == tok.spec
+    indices = toy.label_indices()
+    for i, row in enumerate(toy.manifest):
+        song = tok.read(Path(row["path"]).read_bytes())
+        encoded, stored, read = tok.encode(song), toy.encoded(i), toy.song(i)
+        for name in ("ids_TF", "bar_steps", "bar_tempo"):
+            np.testing.assert_array_equal(getattr(stored, name), getattr(encoded, name), name)
+        for name in NOTE_COLUMNS:
+            np.testing.assert_array_equal(getattr(read.notes, name), getattr(song.notes, name))
+        for name in ("bar_ticks", "meters", "tempo_ticks", "tempo_qpm"):
+            np.testing.assert_array_equal(getattr(read, name), getattr(song, name), name)
+        assert read.tpq == song.tpq
+        np.testing.assert_array_equal(toy.bar_onsets(i), song.onsets_per_bar())
+        for label, names in toy.labels.classes.items():
+            assert names[indices[label][i]] == row[label]
+        assert toy.index_of(row["song_id"]) == i
+    assert not toy.encoded(0).ids_TF.flags.writeable
+
+
+def test_label_columns_of_the_rows(toy: ShardSet) -> None:
+    found: dict[str, list[int]] = {"genre": [], "emotion": []}
+    for part in toy.parts:
+        table = pa.ipc.open_file(pa.memory_map(str(toy.folder / part["file"]))).read_all()
+        for label in found:
+            found[label] += table[label].to_pylist()
+    assert found == {k: v.tolist() for k, v in toy.label_indices().items()}
+
+
+def test_splits_partition_the_songs(toy: ShardSet) -> None:
+    rows = [toy.rows(split).tolist() for split in ("train", "val", "test")]
+    assert (
+        sorted(i for split in rows for i in split)
+        == toy.rows(None).tolist()
+        == list(range(len(toy)))
+    )
+    assert all(rows)
+
+
+def test_pickle_leaves_the_map_behind(toy: ShardSet) -> None:
+    toy.encoded(0)
+    data = pickle.dumps(toy)
+    assert len(data) < 100_000
+    again = pickle.loads(data)
+    np.testing.assert_array_equal(again.encoded(47).ids_TF, toy.encoded(47).ids_TF)
+
+
+def test_workers_open_the_files_themselves(toy: ShardSet) -> None:
+    here = [int(toy.encoded(i).ids_TF.sum()) for i in range(len(toy))]
+    loader = DataLoader(
+        Lengths(toy), batch_size=None, num_workers=1, multiprocessing_context="forkserver"
+    )
+    assert [int(n) for n in loader] == here
+
+
+def test_songs_in_memory_are_the_same(toy: ShardSet, toy_songs: dict[str, MemorySongs]) -> None:
+    songs = toy_songs["remi"]
+    assert len(songs) == 8
+    for i in range(8):
+        np.testing.assert_array_equal(songs.encoded(i).ids_TF, toy.encoded(i).ids_TF)
+        np.testing.assert_array_equal(songs.bar_onsets(i), toy.bar_onsets(i))
+        np.testing.assert_array_equal(songs.song(i).notes.onset, toy.song(i).notes.onset)
+    assert len(in_memory([midi([1])])) == 1
+
+
+def test_song_by_id(toy: ShardSet) -> None:
+    with pytest.raises(UserError, match=r"'waltz-happy-1000'.*waltz-happy-0000"):
+        toy.index_of("waltz-happy-1000")
+
+
+# What is refused
+
+
+def test_folder_without_shards(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError, match=r"no spec\.json.*`midigenre prepare corpus"):
+            ShardSet(folder)
+
+
+def test_another_format(toy: ShardSet, tmp_path: Path) -> None:
+    folder = copy(toy, tmp_path / "s")
+    write_json(folder / "spec.json", read_json(folder / "spec.json") | {"format": FORMAT + 1})
+    with pytest.raises(UserError, match=rf"format {FORMAT + 1}.*run `midigenre prepare`"):
+        ShardSet(folder)
+
+
+def test_one_flipped_bit_is_found(toy: ShardSet, tmp_path: Path) -> None:
+    toy.verify()
+    folder = copy(toy, tmp_path / "s")
+    path = folder / "part-00002.arrow"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"part-00002\.arrow is damaged.*midigenre prepare"):
+        ShardSet(folder).verify()
+
+
+def test_a_part_that_is_cut_or_gone(toy: ShardSet, tmp_path: Path) -> None:
+    folder = copy(toy, tmp_path / "s")
+    path = folder / "part-00001.arrow"
+    path.write_bytes(path.read_bytes()[:-8])
+    shards = ShardSet(folder)
+    with pytest.raises(UserError, match=r"part-00001\.arrow is missing or not whole"):
+        shards.encoded(0)
+    path.unlink()
+    with pytest.raises(UserError, match=r"part-00001\.arrow is missing or not whole"):
+        shards.song(40)
+    with pytest.raises(UserError, match=r"part-00001\.arrow is missing"):
+        shards.verify()

@@ -1,0 +1,144 @@
+"""AdamW's groups and the shapes of the schedules."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from midigenre.models import Encoder, FieldEmbedding, LabelHead, PhraseClassifier, Pooling
+from midigenre.tasks.optim import SCHEDULES, AdamWSettings
+
+
+def rates(total: int, **values: Any) -> list[float]:
+    """The factor at each step that is made, and at the end."""
+    factor = AdamWSettings(lr=1.0, **values).factor(total)
+    return [factor(step) for step in range(total + 1)]
+
+
+def test_only_matrices_decay() -> None:
+    model = PhraseClassifier(
+        FieldEmbedding((5, 7), 8),
+        Encoder(8, 1, 2, 8, positions="learned"),
+        Pooling("cls", 8),
+        [LabelHead("genre", ("a", "b"), 8)],
+    )
+    optimizer = AdamWSettings(lr=0.1, weight_decay=0.3).optimizer(model)
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert len(decay) == len(list(model.parameters()))
+    for name, p in model.named_parameters():
+        plain = name.endswith("bias") or "norm" in name or name == "cls_D"
+        assert decay[id(p)] == (0.0 if plain else 0.3), name
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["betas"], group["eps"]) == (0.1, (0.9, 0.98), 1e-8)
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    found = [p for g in AdamWSettings(0.1).optimizer(model).param_groups for p in g["params"]]
+    assert {id(p) for p in found} == {id(p) for p in model[1].parameters()}
+    norms = nn.LayerNorm(3)
+    assert len(AdamWSettings(0.1).optimizer(norms).param_groups) == 1
+
+
+def test_decay_is_decoupled() -> None:
+    layer = nn.Linear(2, 2)
+    before = {n: p.detach().clone() for n, p in layer.named_parameters()}
+    optimizer = AdamWSettings(lr=0.1, weight_decay=0.5).optimizer(layer)
+    for p in layer.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    torch.testing.assert_close(layer.weight.detach(), before["weight"] * (1 - 0.1 * 0.5))
+    torch.testing.assert_close(layer.bias.detach(), before["bias"])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("final", [0.0, 0.1, 1.0])
+def test_rise_peak_and_end(schedule: str, final: float) -> None:
+    found = rates(100, schedule=schedule, warmup_share=0.1, final_ratio=final)
+    assert found[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
+    assert found[10] == max(found) == 1.0
+    assert found[100] == pytest.approx(1.0 if schedule == "constant" else final)
+    rest = found[10:]
+    assert all(a >= b for a, b in pairwise(rest))
+
+
+def test_shapes() -> None:
+    linear = rates(110, schedule="linear", warmup_steps=10)
+    assert linear[10:] == pytest.approx([1 - i / 100 for i in range(101)])
+    cosine = rates(110, schedule="cosine", warmup_steps=10, final_ratio=0.2)
+    assert cosine[60] == pytest.approx(0.6)
+    assert cosine[35] > linear[35]
+    assert cosine[85] == pytest.approx(0.2 + 0.8 * 0.14644661)
+    wsd = rates(100, schedule="wsd", warmup_steps=10, decay_share=0.3)
+    assert wsd[10:71] == [1.0] * 61
+    assert wsd[70:] == pytest.approx([1 - i / 30 for i in range(31)])
+    assert rates(50, schedule="constant", warmup_steps=0) == [1.0] * 51
+
+
+def test_warmup_steps_replace_the_share() -> None:
+    assert rates(100, warmup_steps=4)[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates(100, warmup_steps=0, warmup_share=0.5)[0] == 1.0
+    assert rates(100, warmup_share=0.0)[0] == 1.0
+
+
+@given(
+    st.sampled_from(SCHEDULES), st.integers(1, 300), st.floats(0, 1), st.floats(0, 1),
+    st.floats(0, 1), st.one_of(st.none(), st.integers(0, 400)),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_rates_stay_within_bounds(
+    schedule: str, total: int, warmup: float, decay: float, final: float, steps: int | None
+) -> None:
+    factor = AdamWSettings(
+        1.0, schedule=schedule, warmup_share=warmup, decay_share=decay, final_ratio=final,
+        warmup_steps=steps,
+    ).factor(total)  # fmt: skip
+    found = [factor(step) for step in range(total + 5)]
+    assert all(0 <= rate <= 1 for rate in found)
+    assert found[0] > 0 or final == 0
+    if (steps if steps is not None else round(warmup * total)) < total:
+        assert min(found[-4:]) == max(found[-4:])
+
+
+def test_with_the_scheduler_of_torch() -> None:
+    optimizer = AdamWSettings(lr=0.2, warmup_steps=3).optimizer(nn.Linear(2, 2))
+    schedule = LambdaLR(optimizer, AdamWSettings(lr=0.2, warmup_steps=3).factor(10))
+    found = []
+    for _ in range(5):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert found[:4] == pytest.approx([0.05, 0.1, 0.15, 0.2])
+    assert found[4] < 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("schedule", "step"),
+        ("lr", 0.0),
+        ("lr", -1e-3),
+        ("lr", float("nan")),
+        ("lr", None),
+        ("lr", "fast"),
+        ("warmup_share", 1.5),
+        ("warmup_share", float("nan")),
+        ("warmup_steps", -1),
+        ("decay_share", -0.1),
+        ("final_ratio", 2.0),
+        ("weight_decay", -0.1),
+        ("eps", -1e-8),
+        ("betas", (0.9, 1.0)),
+    ],
+)
+def test_bad_values_are_named(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"optim\.{name}"):
+        AdamWSettings(**({"lr": 0.1} | {name: value}))

@@ -1,0 +1,123 @@
+"""Files are whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from midigenre import files
+from midigenre.files import read_csv, read_json, sha256, whole, write_bytes, write_csv, write_json
+
+
+def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "x.txt"
+    with pytest.raises(RuntimeError), whole(path) as part:  # noqa: PT012
+        part.write_text("half")
+        raise RuntimeError
+    assert list(path.parent.iterdir()) == []
+
+
+def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    write_bytes(path, b"old")
+    with pytest.raises(KeyboardInterrupt), whole(path) as part:  # noqa: PT012
+        part.write_bytes(b"half")
+        assert path.read_bytes() == b"old"
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_new_file_replaces_the_old_one_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    write_bytes(path, b"old")
+    with path.open("rb") as reader:
+        with whole(path) as part:
+            assert part.parent == tmp_path  # a rename within one file system
+            assert part.name.startswith(".")
+            part.write_bytes(b"new")
+            assert path.read_bytes() == b"old"
+        assert path.read_bytes() == b"new"
+        assert reader.read() == b"old"  # whoever had it open still reads all of it
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failing_rename_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(files.os, "replace", fail)
+    with pytest.raises(OSError):  # noqa: PT011
+        write_bytes(tmp_path / "x", b"data")
+    assert list(tmp_path.iterdir()) == []
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text("ab☃"), inner),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(JSON)
+@settings(max_examples=50, deadline=None)
+def test_json_round_trip(tmp_path_factory: pytest.TempPathFactory, data: object) -> None:
+    path = tmp_path_factory.mktemp("json") / "x.json"
+    write_json(path, data)
+    assert read_json(path) == data
+    assert path.read_bytes().endswith(b"\n")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_json_refuses_what_is_not_json(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": [value]})
+    assert read_json(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9\xff")
+    write_json(tmp_path / "x.json", {"path": name})
+    assert read_json(tmp_path / "x.json") == {"path": name}
+    assert b"caf\xe9\xff" in (tmp_path / "x.json").read_bytes()
+    write_csv(tmp_path / "x.csv", [{"path": name}], ["path"])
+    assert read_csv(tmp_path / "x.csv") == [{"path": name}]
+
+
+@given(st.lists(st.tuples(*(st.text(st.characters(exclude_categories=["Cs"])),) * 2)))
+@settings(max_examples=50, deadline=None)
+def test_csv_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]
+) -> None:
+    path = tmp_path_factory.mktemp("csv") / "x.csv"
+    table = [{"a": a, "b": b} for a, b in rows]
+    write_csv(path, table, ["a", "b"])
+    assert read_csv(path) == table
+
+
+def test_csv_columns(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    write_csv(path, [{"b": 2}, {"a": 1, "b": "x"}], ["a", "b"])
+    assert read_csv(path) == [{"a": "", "b": "2"}, {"a": "1", "b": "x"}]
+    with pytest.raises(ValueError, match="'c'"):
+        write_csv(path, [{"c": 1}], ["a", "b"])
+    assert len(read_csv(path)) == 2
+    write_csv(path, [], ["a"])
+    assert read_csv(path) == []
+
+
+def test_sha256(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 5000
+    write_bytes(tmp_path / "x", data)
+    assert sha256(tmp_path / "x") == hashlib.sha256(data).hexdigest()
+    with pytest.raises(OSError):  # noqa: PT011
+        sha256(tmp_path / "none")

@@ -1,0 +1,176 @@
+"""Imports go down only (DESIGN.md section 3), and the shape of the source stays what it is."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import midigenre
+
+SRC = Path(midigenre.__file__).parent
+LAYERS = {
+    "": 0, "spec": 0, "files": 0, "errors": 0,
+    "music": 1, "tokenizers": 1,
+    "corpora": 2, "models": 2,
+    "data": 3, "generation": 3,
+    "evaluation": 4,
+    "tasks": 5,
+    "build": 6,
+    "commands": 7, "cli": 7,
+    "demo": 8, "__main__": 9,
+}  # fmt: skip
+# Imports within a layer, from one part to another: music lies below tokenizers.
+BESIDE = {("tokenizers", "music"), ("cli", "commands")}
+# Longer than MAX_LINES, to be split; the entry goes when the file is.
+LONG = {"music": 500}
+MAX_LINES = 400
+
+
+def module_name(path: Path) -> str:
+    """``data.shards`` of ``data/shards.py``, ``data`` of ``data/__init__.py``."""
+    parts = path.relative_to(SRC).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(SRC.rglob("*.py"))}
+
+
+def part(module: str) -> str:
+    return module.split(".")[0]
+
+
+def imports(module: str, top_level: bool = False) -> set[str]:
+    """Modules of midigenre that a module imports, anywhere in it or while it is loaded."""
+    path = MODULES[module]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    found: set[str] = set()
+    for node in _loaded(tree) if top_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package[: len(package) - node.level + 1]
+                base = ".".join(["midigenre", *above, *([base] if base else [])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {target for name in names if (target := _module(name)) is not None}
+    return found - {module}
+
+
+def _loaded(tree: ast.AST) -> list[ast.AST]:
+    """Nodes that run when the module is loaded: not those of functions or of TYPE_CHECKING."""
+    found: list[ast.AST] = []
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        found += [node, *_loaded(node)]
+    return found
+
+
+def _module(name: str) -> str | None:
+    """The module that ``midigenre.data.shards.ShardSet`` lies in; None for other packages."""
+    root, _, rest = name.partition(".")
+    if root != "midigenre":
+        return None
+    while rest and rest not in MODULES:
+        rest = rest.rpartition(".")[0]
+    return rest
+
+
+def test_imports_are_found() -> None:
+    """The tests below can fail."""
+    assert {"data.shards", "spec", "tokenizers.phrases", "tokenizers.base"} <= imports(
+        "data.phrases"
+    )
+    assert "tokenizers.octuple" in imports("tokenizers.miditok")
+    assert "models.encoder" in imports("models", top_level=True)
+    assert "" in imports("cli")
+    assert "" not in imports("cli", top_level=True)
+    assert len(MODULES) > 40
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module: str) -> None:
+    mine = part(module)
+    assert mine in LAYERS, f"{module}: give it a layer, here and in DESIGN.md"
+    for other in imports(module):
+        down = LAYERS[part(other)] < LAYERS[mine]
+        assert down or part(other) in (mine, "") or (mine, part(other)) in BESIDE, (
+            f"{module} (layer {LAYERS[mine]}) imports {other} (layer {LAYERS[part(other)]})"
+        )
+
+
+def test_data_and_models_know_only_the_spec() -> None:
+    for module in MODULES:
+        others = {part(other) for other in imports(module)}
+        assert not (part(module) == "data" and "models" in others), module
+        if part(module) == "models":
+            assert others <= {"models", "spec", "errors", "files"}, module
+
+
+def test_the_lowest_layer_stands_alone() -> None:
+    for module in ("spec", "files", "errors"):
+        assert imports(module) == set()
+
+
+def test_no_cycles() -> None:
+    """No module waits for itself while it is loaded."""
+    graph = {module: imports(module, top_level=True) for module in MODULES}
+    for module in MODULES:
+        # Loading a module loads the packages above it first.
+        for target in list(graph[module]):
+            above = target.split(".")
+            packages = {".".join(above[:i]) for i in range(1, len(above))}
+            graph[module] |= packages - {module, part(module)}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for other in sorted(graph[module]):
+                visit(other, (*path, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+def test_no_file_is_too_long() -> None:
+    lines = {m: len(p.read_text(encoding="utf-8").splitlines()) for m, p in MODULES.items()}
+    too_long = {m: n for m, n in lines.items() if n > LONG.get(m, MAX_LINES)}
+    assert too_long == {}
+    assert all(lines[m] > MAX_LINES for m in LONG), "short enough now: take it out of LONG"
+
+
+def test_every_package_says_what_it_holds() -> None:
+    for folder in {path.parent for path in MODULES.values()}:
+        init = folder / "__init__.py"
+        assert init.is_file(), f"{folder} has no __init__.py"
+        assert ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))), f"{init}: docstring"
+
+
+def test_every_module_has_a_docstring() -> None:
+    for module, path in MODULES.items():
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), module
+
+
+def test_models_need_neither_lightning_nor_hydra() -> None:
+    for module, path in MODULES.items():
+        if part(module) == "models":
+            names = {
+                n for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                for n in (
+                    [a.name for a in node.names] if isinstance(node, ast.Import)
+                    else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                )
+            }  # fmt: skip
+            assert not {n.split(".")[0] for n in names} & {"lightning", "hydra", "omegaconf"}, (
+                module
+            )
