@@ -10,14 +10,24 @@ phrase holds the same notes whichever tokenizer encodes it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from symusic.core import NoteTickList, ScoreTick, TempoTick, TimeSignatureTick, TrackTick
+from symusic.core import ScoreTick, TimeSignatureTick
 
 from midigenre.errors import RefusedSongError
+from midigenre.song import (
+    DEFAULT_METER,
+    DEFAULT_TEMPO,
+    DRUMS,
+    NOTE_COLUMNS,
+    Grid,
+    Ints,
+    Meter,
+    NoteTable,
+    Song,
+)
 
 REFUSALS = {
     "unreadable": "not a MIDI file, or one that cannot be parsed",
@@ -30,207 +40,7 @@ REFUSALS = {
 }
 """Every reason for which a song is refused; ``refused.csv`` has no other."""
 
-DRUMS = -1
-"""Program number that stands for the drum channel, as in MidiTok."""
-
-DEFAULT_METER = (4, 4)
-DEFAULT_TEMPO = 120.0  # Standard MIDI Files 1.0: quarter notes a minute where none is given
 NEUTRAL_VELOCITY = 64
-
-Meter = tuple[int, int]
-Ints = NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """How time is quantised.
-
-    Attributes:
-        beat_resolution: Positions in a beat; a beat is the meter's denominator.
-        time_signatures: Meters that bars may have; others are rewritten (:meth:`supported`).
-        per_beat: False counts ``beat_resolution`` by quarter note whatever the meter, which is
-            what tokenizers without time signatures do.
-        max_duration_beats: Longest note, in beats.
-        max_song_bars: Longer songs are refused.
-        cut_overlaps: Whether a note ends where its own pitch starts again, which note-on/note-off
-            streams need to be decodable.
-    """
-
-    beat_resolution: int = 8
-    time_signatures: tuple[Meter, ...] = ((4, 4),)
-    per_beat: bool = True
-    max_duration_beats: int = 16
-    max_song_bars: int = 4096
-    cut_overlaps: bool = False
-
-    def __post_init__(self) -> None:
-        if self.beat_resolution < 1 or self.max_duration_beats < 1:
-            raise ValueError("beat_resolution and max_duration_beats must be 1 or more")
-        if DEFAULT_METER not in self.time_signatures:
-            raise ValueError("tokenizer.time_signatures must hold 4/4, the meter of last resort")
-        for numerator, denominator in self.time_signatures:
-            if numerator < 1 or denominator not in (1, 2, 4, 8, 16, 32):
-                raise ValueError(f"{numerator}/{denominator} is no time signature")
-        for numerator, denominator in self.time_signatures:
-            if numerator * self.tpq * 4 % denominator or (
-                self.per_beat and self.tpq * 4 % (denominator * self.beat_resolution)
-            ):
-                raise ValueError(
-                    f"{numerator}/{denominator} does not fit tokenizer.beat_resolution="
-                    f"{self.beat_resolution}; leave it out of tokenizer.time_signatures"
-                )
-
-    @property
-    def tpq(self) -> int:
-        """Ticks per quarter note of every cleaned song.
-
-        One constant for all songs: the finest beat of ``time_signatures`` gets one tick a
-        position, as MidiTok's ``time_division`` has it.
-        """
-        if not self.per_beat:
-            return self.beat_resolution
-        finest = max(4, max(denominator for _, denominator in self.time_signatures))
-        return self.beat_resolution * finest // 4
-
-    def bar_ticks(self, meter: Meter) -> int:
-        """Ticks of one bar."""
-        return meter[0] * self.tpq * 4 // meter[1]
-
-    def step_ticks(self, meter: Meter) -> int:
-        """Ticks of one position of the grid."""
-        return self.tpq * 4 // (meter[1] * self.beat_resolution) if self.per_beat else 1
-
-    def supported(self, numerator: int, denominator: int) -> Meter:
-        """The meter itself, else one with bars of the same length, else 4/4.
-
-        44/32 becomes 11/8 where that is in the list; 175/4 becomes 4/4.
-        """
-        options = [(numerator, denominator)]
-        options += [(numerator * 2**k, denominator * 2**k) for k in (1, 2, 3)]
-        options += [
-            (numerator // 2**k, denominator // 2**k)
-            for k in (1, 2, 3)
-            if numerator % 2**k == 0 and denominator % 2**k == 0
-        ]
-        return next((m for m in options if m in self.time_signatures), DEFAULT_METER)
-
-
-@dataclass(frozen=True)
-class NoteTable:
-    """Notes as columns, all int32 of shape (n,), times in ticks of the cleaned song.
-
-    Sorted by onset, then program, pitch and duration. ``program`` is :data:`DRUMS` for drums.
-    """
-
-    onset: Ints
-    duration: Ints
-    pitch: Ints
-    velocity: Ints
-    program: Ints
-
-    def __len__(self) -> int:
-        return len(self.onset)
-
-    @classmethod
-    def of(cls, onset: Any, duration: Any, pitch: Any, velocity: Any, program: Any) -> NoteTable:
-        """From any array-likes, in canonical order."""
-        columns = [np.asarray(c, np.int32) for c in (onset, duration, pitch, velocity, program)]
-        order = np.lexsort((columns[1], columns[2], columns[4], columns[0]))
-        return cls(*(c[order] for c in columns))
-
-    def columns(self) -> dict[str, Ints]:
-        """The columns by name."""
-        return {name: getattr(self, name) for name in NOTE_COLUMNS}
-
-    def select(self, chosen: slice | NDArray[Any]) -> NoteTable:
-        """The chosen rows."""
-        return NoteTable(*(column[chosen] for column in self.columns().values()))
-
-
-NOTE_COLUMNS = ("onset", "duration", "pitch", "velocity", "program")
-
-
-@dataclass(frozen=True)
-class Song:
-    """A cleaned song, or a phrase of one.
-
-    Attributes:
-        notes: The notes.
-        tpq: Ticks per quarter note.
-        bar_ticks: Start of each bar and, last, the end of the last one, shape (bars + 1,). The last
-            bar is that of the last onset.
-        meters: Numerator and denominator of each bar, shape (bars, 2).
-        tempo_ticks: Where the tempo changes; the first is 0.
-        tempo_qpm: Tempo from there on, quarter notes a minute.
-        repairs: How often each repair was made (for the report).
-    """
-
-    notes: NoteTable
-    tpq: int
-    bar_ticks: Ints
-    meters: Ints
-    tempo_ticks: Ints
-    tempo_qpm: NDArray[np.float64]
-    repairs: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def n_bars(self) -> int:
-        """Number of bars."""
-        return len(self.meters)
-
-    def onsets_per_bar(self) -> Ints:
-        """Number of note onsets in each bar, shape (bars,)."""
-        edges = np.searchsorted(self.notes.onset, self.bar_ticks)
-        return np.diff(edges).astype(np.int32)
-
-    def bars(self, first: int, end: int) -> Song:
-        """The phrase of bars ``first`` to ``end - 1``, starting at tick 0.
-
-        It holds the notes whose onset lies in those bars, whole, even if they sound on past the
-        last barline; the meter and the tempo in force at its start are restored.
-        """
-        start, stop = int(self.bar_ticks[first]), int(self.bar_ticks[end])
-        rows = slice(*np.searchsorted(self.notes.onset, [start, stop]))
-        notes = self.notes.select(rows)
-        shifted = NoteTable(notes.onset - start, *(notes.columns()[c] for c in NOTE_COLUMNS[1:]))
-        inside = slice(
-            int(np.searchsorted(self.tempo_ticks, start, side="right")) - 1,
-            int(np.searchsorted(self.tempo_ticks, stop)),
-        )
-        return Song(
-            notes=shifted,
-            tpq=self.tpq,
-            bar_ticks=self.bar_ticks[first : end + 1] - start,
-            meters=self.meters[first:end],
-            tempo_ticks=np.maximum(self.tempo_ticks[inside] - start, 0),
-            tempo_qpm=self.tempo_qpm[inside],
-        )
-
-    def time_signatures(self) -> list[tuple[int, int, int]]:
-        """Meter changes as (tick, numerator, denominator); the first is at tick 0."""
-        changed = np.ones(self.n_bars, bool)
-        changed[1:] = (self.meters[1:] != self.meters[:-1]).any(axis=1)
-        return [
-            (int(self.bar_ticks[bar]), int(self.meters[bar, 0]), int(self.meters[bar, 1]))
-            for bar in np.flatnonzero(changed)
-        ]
-
-    def to_score(self) -> ScoreTick:
-        """As a symusic score, one track a program in ascending order (drums first)."""
-        score = ScoreTick(self.tpq)
-        for tick, numerator, denominator in self.time_signatures():
-            score.time_signatures.append(TimeSignatureTick(tick, numerator, denominator))
-        for tick, qpm in zip(self.tempo_ticks, self.tempo_qpm, strict=True):
-            score.tempos.append(TempoTick(int(tick), float(qpm)))
-        for program in np.unique(self.notes.program):
-            rows = self.notes.select(self.notes.program == program)
-            drums = int(program) == DRUMS
-            track = TrackTick("", 0 if drums else int(program), drums)
-            track.notes = NoteTickList.from_numpy(
-                rows.onset, rows.duration, rows.pitch.astype(np.int8), rows.velocity.astype(np.int8)
-            )
-            score.tracks.append(track)
-        return score
 
 
 def read_score(data: bytes) -> ScoreTick:

@@ -18,7 +18,7 @@ from toysongs import in_memory, midi, tokenizer
 from midigenre.data.shards import FORMAT, MemorySongs, ShardSet
 from midigenre.errors import UserError
 from midigenre.files import read_json, write_json
-from midigenre.music import NOTE_COLUMNS
+from midigenre.song import NOTE_COLUMNS
 from midigenre.spec import LabelSpec, TokenSpec
 
 

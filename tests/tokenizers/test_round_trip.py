@@ -20,7 +20,7 @@ from symusic.core import ScoreTick
 from midi import DRUMS, make_score, melody, note, scores
 from midigenre.build import make_tokenizer
 from midigenre.errors import RefusedSongError, UserError
-from midigenre.music import Song
+from midigenre.song import Song
 from midigenre.spec import Field, TokenSpec
 from midigenre.tokenizers import Encoded, PhraseCutter, Tokenizer, from_spec
 from midigenre.tokenizers.miditok import MidiTokTokenizer
@@ -253,6 +253,19 @@ def test_note_offs_behind_a_change_of_meter_lie_on_the_new_grid():
     assert rows(tok.decode(tok.encode(song).ids_TF)) == phrase_rows(song)
     other = tok.clean(make_score([note(0, 4.0625, 60), note(0, 4.25, 62)], meters=[(0, 4, 4)]))
     assert rows(tok.decode(tok.encode(other).ids_TF)) == phrase_rows(other)
+
+
+def test_note_offs_behind_a_phrase_lie_on_the_grid_of_its_last_bar():
+    tok = tokenizer("midilike")
+    ends = [4 + Fraction(i, 32) for i in (1, 3, 6, 9)]  # ticks of the 16ths' grid that follows
+    notes = [note(0, end, 60 + i) for i, end in enumerate(ends)]
+    score = make_score([*notes, note(4, 1, 72)], meters=[(0, 4, 4), (4, 4, 16)])
+    song = tok.clean(score)
+    assert [row[3] for row in phrase_rows(song)[:4]] == [129, 131, 134, 137]
+    phrase = song.bars(0, 1)
+    decoded = rows(tok.decode(tok.encode(phrase).ids_TF))
+    assert decoded == phrase_rows(as_note_offs_say(phrase, tok))
+    assert [row[3] for row in decoded] == [128, 132, 136, 136]
 
 
 # --- b: a slice is the phrase encoded on its own -------------------------------------------------

@@ -20,7 +20,7 @@ from midigenre.data.phrases import PhraseReader, consecutive
 from midigenre.data.shards import MemorySongs
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.evaluation.scores import song_log_probs
-from midigenre.music import Song
+from midigenre.song import Song
 from midigenre.tasks.predict import Predictions, predict_phrases
 from midigenre.tokenizers.base import Encoded, Tokenizer, from_spec
 

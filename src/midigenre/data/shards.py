@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from midigenre.errors import UserError
 from midigenre.files import read_csv, read_json, sha256, whole
-from midigenre.music import NOTE_COLUMNS, NoteTable, Song
+from midigenre.song import NOTE_COLUMNS, NoteTable, Song
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.tokenizers.base import Encoded
 

@@ -65,7 +65,7 @@ _DRUM_NAMES = {
 
 
 class Notes(Protocol):
-    """The columns of ``midigenre.music.NoteTable``, each of shape (n,)."""
+    """The columns of ``midigenre.song.NoteTable``, each of shape (n,)."""
 
     @property
     def onset(self) -> NDArray[Any]:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from symusic.core import ScoreTick
 
 from midigenre.errors import UserError
-from midigenre.music import Grid, Song, read_score
+from midigenre.music import read_score
+from midigenre.song import Grid, Song
 from midigenre.spec import TokenSpec
 
 Ids = NDArray[np.uint16]

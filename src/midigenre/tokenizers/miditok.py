@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from symusic.core import ScoreTick
 
 from midigenre.errors import RefusedSongError, UserError
-from midigenre.music import DRUMS, Grid, NoteTable, Song, clean
+from midigenre.music import clean
+from midigenre.song import DRUMS, Grid, NoteTable, Song
 from midigenre.spec import BarKind, Field, TokenSpec
 from midigenre.tokenizers import octuple
 from midigenre.tokenizers.base import Encoded, Tokenizer
