@@ -82,22 +82,17 @@ class PhraseTable(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Takes the first phrases of some batches."""
+        """Takes phrases at even distances over all batches."""
         n_batches = int(trainer.num_val_batches[0])
-        every = max(1, n_batches // self.n_phrases)
-        per_batch = -(-self.n_phrases // n_batches)
-        if (
-            tensorboard_of(trainer) is None
-            or batch_idx % every
-            or len(self._rows) >= self.n_phrases
-        ):
+        due = sum(k * n_batches // self.n_phrases == batch_idx for k in range(self.n_phrases))
+        if tensorboard_of(trainer) is None or due == 0:
             return
         assert isinstance(pl_module, ClassifyTask)
         model = pl_module.model
         with torch.no_grad():
             probabilities = {k: v.softmax(-1).cpu() for k, v in model(batch).items()}
         shards = trainer.datamodule.shards  # type: ignore[attr-defined]
-        for i in range(0, batch.n_phrases, max(1, batch.n_phrases // per_batch)):
+        for i in sorted({k * batch.n_phrases // due for k in range(due)}):
             song = shards.manifest[int(batch.song_B[i])]["song_id"]
             cells = [f"{song}, bar {int(batch.start_B[i]) + 1}"]
             for label, head in model.label_heads().items():
