@@ -66,10 +66,9 @@ def make_corpus(cfg: DictConfig) -> Corpus:
 
 def make_tokenizer(cfg: DictConfig, corpus: Corpus | None = None) -> Tokenizer:
     """The tokenizer of ``cfg.tokenizer``, with the normalisation that the corpus asks for."""
-    merge = corpus is not None and corpus.merge_tracks
-    tokenizer = make(
-        OmegaConf.create(plain(cfg.tokenizer)), "tokenizer", merge_tracks=merge, neutral=merge
-    )
+    merged = corpus is not None and corpus.merge_tracks
+    normalise = {"merge_tracks": True, "neutral": True} if merged else {}
+    tokenizer = make(OmegaConf.create(plain(cfg.tokenizer)), "tokenizer", **normalise)
     assert isinstance(tokenizer, Tokenizer)
     return tokenizer
 

@@ -100,6 +100,12 @@ class MidiTokTokenizer(Tokenizer):
             "merge_tracks": merge_tracks,
             "neutral": neutral,
         }
+        if max_bars < 1 or max_song_bars < max_bars:
+            raise UserError(
+                f"tokenizer.max_bars={max_bars} must lie in 1 to max_song_bars={max_song_bars}"
+            )
+        if "PAD" not in special_tokens:
+            raise UserError("tokenizer.special_tokens must hold PAD, which every vocabulary needs")
         meters = tuple(_meter(text) for text in time_signatures)
         use_meters = bool(settings["params"].get("use_time_signatures", True))
         try:
