@@ -44,8 +44,8 @@ sweep: setup ## three tokenizers over three seeds (ARGS="corpus=toy")
 	$(BIN)/midigenre train -m sweep=tokenizers $(ARGS)
 
 tensorboard: setup ## look at the runs in the browser
-	$(BIN)/tensorboard --logdir runs
+	$(BIN)/tensorboard --logdir "$${MIDIGENRE_HOME:-.}/runs"
 
-clean: ## remove the environment, caches and builds; runs/ and shards/ stay
+clean: ## remove the environment, caches and builds; runs/, shards/ and corpora/ stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

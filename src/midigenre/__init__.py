@@ -1,4 +1,4 @@
-"""midigenre: classify and generate symbolic music by genre and emotion."""
+"""midigenre: classify symbolic music by genre and emotion."""
 
 from importlib.metadata import version
 

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
@@ -50,6 +51,8 @@ def make(cfg: DictConfig | Mapping[str, Any], what: str, **arguments: Any) -> An
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from error
+        if isinstance(cause, MisconfigurationException):
+            raise UserError(f"{what}: {cause}; trainer=cpu works everywhere") from error
         if isinstance(cause, (ValueError, TypeError)):
             raise UserError(f"{what}: {cause}") from error
         if cause is None or isinstance(cause, (ImportError, AttributeError)):
@@ -141,6 +144,11 @@ def check(cfg: DictConfig) -> None:
         check_fractions(plain(cfg.split.fractions))
     except ValueError as error:
         raise UserError(str(error)) from error
+    if not 0 <= cfg.seed < 2**32:
+        raise UserError(f"seed={cfg.seed} must lie in 0 to {2**32 - 1}")
+    for key in ("batch_phrases", "eval_batch_phrases", "batch_tokens", "phrases_per_song"):
+        if cfg.data[key] is not None and cfg.data[key] < 1:
+            raise UserError(f"data.{key} must be 1 or more, got {cfg.data[key]}")
     make_backbone(model)
     make_optim(cfg)
     if cfg.shards is None:
@@ -302,6 +310,19 @@ class Run:
     labels: LabelSpec
     data: Mapping[str, Any]
     config: DictConfig | None
+
+
+def device_of(name: str) -> torch.device:
+    """The device that ``device=`` names.
+
+    Raises:
+        UserError: There is no such device here.
+    """
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"device={name}; choose cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: this machine or this torch has no CUDA; set device=cpu")
+    return torch.device(name)
 
 
 def checkpoint_path(run: str | None, ckpt: str) -> tuple[Path | None, Path]:

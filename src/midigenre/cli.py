@@ -104,15 +104,28 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
     return out
 
 
+def run_name() -> str:
+    """Default of ``name``: corpus, tokenizer, model and task; ``sweep`` for all jobs of one."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    # A sweep's folder is named before there is a job whose choices could name it.
+    if not HydraConfig.initialized() or HydraConfig.get().mode == RunMode.MULTIRUN:
+        return "sweep"
+    chosen = HydraConfig.get().runtime.choices
+    return "-".join(str(chosen[group]) for group in ("corpus", "tokenizer", "model", "task"))
+
+
 def _dispatch(command: str, arguments: Sequence[str], paths: Sequence[str]) -> int:
     # Imported here so that `midigenre` and `--version` answer at once.
     from hydra._internal.utils import _run_hydra, get_args_parser
     from hydra.errors import HydraException
-    from omegaconf import DictConfig
+    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from midigenre.errors import UserError
 
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     debug = any(a.lower() in ("debug=true", "debug=1") for a in arguments)
     overrides = overrides_of(arguments)
     resume = next((a for a in overrides if a.startswith("resume=")), None)
@@ -158,7 +171,7 @@ def _dispatch(command: str, arguments: Sequence[str], paths: Sequence[str]) -> i
     except BrokenPipeError:  # for instance `midigenre predict ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         if debug:
             traceback.print_exception(error)
             return 2
@@ -225,6 +238,8 @@ def _worded(error: BaseException, command: str, overrides: Sequence[str]) -> str
 
     if isinstance(error, UserError):
         return " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return f"{error.filename or command}: {error.strerror or error}"
     text = str(error)
     missing = re.search(r"Could not find '([^']+)'", text)
     if missing and "vailable options" in text:

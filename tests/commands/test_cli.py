@@ -95,6 +95,8 @@ MISTAKES = {
     "too long phrases": (["train", "data.phrase_bars=65"], ["phrase_bars", "65", "64"]),
     "no songs": (["train", "corpus.limit=0"], ["corpus.limit", "0"]),
     "an unknown class of MidiTok": (["train", "tokenizer.cls=Remi"], ["Remi", "REMI"]),
+    "an unknown device": (["evaluate", "run=x", "device=gpu"], ["device=gpu", "cpu or cuda"]),
+    "a home that cannot be": (["train", "home=/dev/null/x"], ["/dev/null/x"]),
     "a vocabulary without bars": (["train", "tokenizer.max_bars=0"], ["max_bars=0"]),
     "no padding token": (["train", "tokenizer.special_tokens=[BOS]"], ["special_tokens", "PAD"]),
     "a task without its label": (["train", "task=emotion"], ["emotion", "genre"]),

@@ -121,15 +121,24 @@ def test_resume_lets_only_the_bounds_change(midigenre, home, toy_run):
 
 def test_a_sweep_leaves_a_folder_for_each_job(midigenre, home):
     status, _, err = midigenre(
-        "train", "-m", *SMALL, "name=sweep", "trainer.max_epochs=1", "tokenizer=remi,octuple"
+        "train", "-m", *SMALL, "trainer.max_epochs=1", "tokenizer=remi,octuple"
     )
     assert status == 0, err
-    jobs = sorted(p.name for p in only(home / "runs" / "sweep").iterdir() if p.is_dir())
+    folder = only(home / "runs" / "sweep")
+    jobs = sorted(p.name for p in folder.iterdir() if p.is_dir())
     assert [job.split("-")[0] for job in jobs] == ["0", "1"]
     assert "tokenizer=remi" in jobs[0]
     assert "tokenizer=octuple" in jobs[1]
     for job in jobs:
-        assert (only(home / "runs" / "sweep") / job / "evaluation.json").is_file()
+        assert (folder / job / "evaluation.json").is_file()
+
+
+def test_a_refused_run_leaves_no_folder(midigenre, home):
+    before = set((home / "runs").rglob("*"))
+    for mistake in ("optim.lr=abc", "data.batch_phrases=0", "seed=-1"):
+        assert midigenre("train", "corpus=toy", mistake, "name=refused")[0] == 2
+    assert midigenre("train", "resume=runs/nothing")[0] == 2
+    assert set((home / "runs").rglob("*")) == before
 
 
 def test_training_shards_of_another_tokenizer_is_refused(midigenre):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ from rich.progress import (
 
 from midigenre.corpora.base import Progress as Report
 
-console = Console(stderr=True, soft_wrap=False)
+# A log or a pipe has no width to break lines at.
+console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from midigenre.build import Run, load_run, plain, prepared
+from midigenre.build import Run, device_of, load_run, plain, prepared
 from midigenre.commands.console import console, progress_bars
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.shards import ShardSet
@@ -34,6 +34,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         raise UserError(f"evaluate takes no paths after --, got {paths[0]!r}; set corpus.root=DIR")
     if cfg.subset not in SUBSETS:
         raise UserError(f"subset={cfg.subset}; choose {', '.join(SUBSETS)}")
+    device = device_of(cfg.device)
     trained = load_run(cfg.run, cfg.ckpt)
     own = None
     foreign = cfg.get("corpus") is not None or cfg.shards is not None
@@ -53,7 +54,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         trained.model,
         _data(shards, trained),
         None if cfg.subset == "all" else cfg.subset,
-        device=cfg.device,
+        device=device,
         class_maps=_class_maps(shards, trained),
         train=_data(own, trained) if own is not None else None,
     )

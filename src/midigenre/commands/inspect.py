@@ -13,7 +13,7 @@ from midigenre.commands.console import console
 from midigenre.data.phrases import PhraseReader, consecutive
 from midigenre.data.prepare import safe_name
 from midigenre.data.shards import MemorySongs, ShardSet, Songs
-from midigenre.errors import UserError
+from midigenre.errors import RefusedSongError, UserError
 from midigenre.evaluation.figures import piano_roll_figure, save
 from midigenre.files import write_bytes
 from midigenre.song import Song
@@ -41,7 +41,10 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         if not path.is_file():
             raise UserError(f"{path}: no such file")
         tokenizer = make_tokenizer(cfg)
-        song = tokenizer.read(path.read_bytes())
+        try:
+            song = tokenizer.read(path.read_bytes())
+        except RefusedSongError as error:
+            raise UserError(f"{path}: {error}") from error
         songs, index, title = MemorySongs([(song, tokenizer.encode(song))]), 0, path.name
     else:
         raise UserError("give path=SHARDS [song=ID], or one MIDI file: inspect tokenizer=T -- FILE")
@@ -86,7 +89,7 @@ def _show(songs: Songs, index: int, title: str, tokenizer: Tokenizer, cfg: DictC
         music = song.bars(chosen[1], end)
         figure = piano_roll_figure(music.notes, music.bar_ticks, music.tpq, title)
         save(figure, out / f"{name}.png")
-        console.print(f"wrote {out / name}.mid and .png", markup=False, highlight=False)
+        console.print(f"wrote {out / name}.mid and {out / name}.png", markup=False, highlight=False)
 
 
 def _tempi(song: Song) -> list[tuple[int, float]]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from midigenre.build import Run, load_run
+from midigenre.build import Run, device_of, load_run
 from midigenre.commands.console import console
 from midigenre.corpora.folder import midi_files
 from midigenre.data.batches import collate, group_by_budget
@@ -38,21 +38,32 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     files = list(_files(paths))
     if not files:
         raise UserError(f"{', '.join(paths)}: no MIDI file (.mid, .midi) in there")
+    device_of(cfg.device)
+    if cfg.batch_phrases < 1:
+        raise UserError(f"batch_phrases must be 1 or more, got {cfg.batch_phrases}")
     trained = load_run(cfg.run, cfg.ckpt)
     tokenizer = from_spec(trained.tokens)
     failed: list[tuple[Path, RefusedSongError]] = []
     for begin in range(0, len(files), FILES_AT_ONCE):
         read: list[tuple[Path, Song, Encoded]] = []
+        answers: dict[Path, dict[str, Any]] = {}
         for path in files[begin : begin + FILES_AT_ONCE]:
             try:
                 read.append((path, *_read(path, tokenizer)))
             except RefusedSongError as error:
                 failed.append((path, error))
                 if len(files) > 1:
-                    _say({"path": str(path), "error": error.reason, "detail": error.detail})
+                    answers[path] = {
+                        "path": str(path),
+                        "error": error.reason,
+                        "detail": error.detail,
+                    }
                     console.print(f"{path}: {error}", style="red", markup=False, highlight=False)
         if read:
-            _predict(read, trained, cfg)
+            answers |= _predict(read, trained, cfg)
+        for path in files[begin : begin + FILES_AT_ONCE]:
+            if path in answers:
+                _say(answers[path])
     if len(failed) == len(files):
         path, refusal = failed[0]
         more = f" (and {len(failed) - 1} more files)" if len(failed) > 1 else ""
@@ -79,7 +90,10 @@ def _read(path: Path, tokenizer: Tokenizer) -> tuple[Song, Encoded]:
     return song, tokenizer.encode(song)
 
 
-def _predict(read: Sequence[tuple[Path, Song, Encoded]], trained: Run, cfg: DictConfig) -> None:
+def _predict(
+    read: Sequence[tuple[Path, Song, Encoded]], trained: Run, cfg: DictConfig
+) -> dict[Path, dict[str, Any]]:
+    """The answer for each file."""
     songs = MemorySongs([(song, encoded) for _, song, encoded in read])
     phrases = consecutive(songs, np.arange(len(songs)), trained.data["phrase_bars"])
     reader = PhraseReader(songs, trained.tokens, trained.data["max_tokens"])
@@ -94,8 +108,10 @@ def _predict(read: Sequence[tuple[Path, Song, Encoded]], trained: Run, cfg: Dict
             yield collate([reader(*column)[0] for column in columns], {}, chosen)
 
     found = predict_phrases(trained.model, batches(), cfg.device)
-    for i, (path, song, _) in enumerate(read):
-        _say(_describe(path, song, found, i, phrases.end, trained))
+    return {
+        path: _describe(path, song, found, i, phrases.end, trained)
+        for i, (path, song, _) in enumerate(read)
+    }
 
 
 def _describe(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,12 +44,12 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
         raise UserError(f"train takes no paths after --, got {paths[0]!r}; set corpus.root=DIR")
     folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
     quiet_lightning()
-    ckpt = None
-    if cfg.resume is not None:
-        cfg, ckpt = _resumed(cfg)
-    elif (folder / "config.yaml").exists():
-        raise UserError(f"{folder} holds another run; start again in a second, or set name=")
-    check(cfg)
+    try:
+        cfg, ckpt = _checked(cfg, folder)
+        trainer = make_trainer(cfg, folder)
+    except UserError:
+        _remove_empty(folder)
+        raise
     OmegaConf.save(OmegaConf.create(plain(cfg)), folder / "config.yaml")
     started = time.perf_counter()
     with progress_bars() as progress:
@@ -62,7 +64,6 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = make_data(cfg, shards)
     task = make_task(cfg, shards, data)
-    trainer = make_trainer(cfg, folder)
     n_parameters = sum(p.numel() for p in task.model.parameters())
     message = (
         f"run {folder}: {n_parameters:,} parameters, {shards.tokens.n_tokens} tokens in "
@@ -109,6 +110,26 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
     )
     print(folder)
     return score
+
+
+def _checked(cfg: DictConfig, folder: Path) -> tuple[DictConfig, str | None]:
+    """The config to train with, refused as early as it can be, and the checkpoint to go on from."""
+    if cfg.resume is not None:
+        return _resumed(cfg)
+    if (folder / "config.yaml").exists():
+        raise UserError(f"{folder} holds another run; start again in a second, or set name=")
+    check(cfg)
+    return cfg, None
+
+
+def _remove_empty(folder: Path) -> None:
+    """A command that was refused leaves no folder with nothing but an empty log."""
+    if {p.name for p in folder.iterdir()} <= {"train.log"} and not any(
+        p.stat().st_size for p in folder.iterdir()
+    ):
+        shutil.rmtree(folder)
+        with contextlib.suppress(OSError):  # the name's folder goes too, if this was its only run
+            folder.parent.rmdir()
 
 
 def _resumed(cfg: DictConfig) -> tuple[DictConfig, str]:

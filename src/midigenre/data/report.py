@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from midigenre.data.phrases import PhraseReader, consecutive
@@ -71,7 +72,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
             table.add_column(split, justify="right")
         for name, by_split in classes.items():
             table.add_row(
-                name,
+                escape(name),
                 *(f"{by_split[s]['songs']:,} ({by_split[s]['phrases']:,})" for s in SPLITS),
             )
         table.add_section()
@@ -101,4 +102,4 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(refused).most_common())
         console.print(f"refused: {reasons} (see refused.csv)")
     for text in report.get("warnings", ()):
-        console.print(f"[yellow]warning:[/] {text}")
+        console.print(f"[yellow]warning:[/] {escape(text)}")

@@ -19,6 +19,9 @@ from midigenre.spec import UNKNOWN
 BASELINE_NAMES = ("majority", "metadata", "ngram_lr", "hist_gb")
 """The baselines of the ``evaluation.json`` contract, registered or not."""
 
+NOT_BUILT = "not available in this version"
+"""Why a baseline of the contract that is not registered is missing."""
+
 
 @dataclass(frozen=True)
 class BaselineData:
@@ -84,7 +87,7 @@ def fit_baselines(
     found: dict[str, Mapping[str, float] | str] = {}
     for name in dict.fromkeys((*BASELINE_NAMES, *BASELINES)):
         if name not in BASELINES:
-            found[name] = "not available in this version"
+            found[name] = NOT_BUILT
         elif data is None:
             found[name] = reason
         elif not len(_known(data.train_truth_N)):

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from midigenre.evaluation.baselines import NOT_BUILT
+
 Evaluation = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """The content of ``evaluation.json``: scores by label and level."""
 
@@ -124,7 +126,8 @@ def _notes(label: str, levels: Mapping[str, Mapping[str, Any]]) -> Iterator[str]
     reasons: dict[str, list[str]] = {}
     for level in LEVELS:
         for name, reason in levels[level].get("baselines_missing", {}).items():
-            if name not in reasons.setdefault(reason, []):
+            # What no run can have is no news about this one.
+            if reason != NOT_BUILT and name not in reasons.setdefault(reason, []):
                 reasons[reason].append(name)
     for reason, names in reasons.items():
         yield f"{label}: no {', '.join(names)} baseline: {reason}"
