@@ -232,13 +232,15 @@ def _composed(command: str, overrides: Sequence[str]) -> Any:
 
 def _worded(error: BaseException, command: str, overrides: Sequence[str]) -> str:
     """An error as one line that names the value and the choices."""
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     from midigenre.errors import UserError
 
     if isinstance(error, UserError):
         return " ".join(str(error).split())
-    if isinstance(error, OSError):
+    # Hydra's exception for a missing file is an OSError too.
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
         return f"{error.filename or command}: {error.strerror or error}"
     text = str(error)
     missing = re.search(r"Could not find '([^']+)'", text)
