@@ -128,9 +128,10 @@ def _dispatch(command: str, arguments: Sequence[str], paths: Sequence[str]) -> i
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     debug = any(a.lower() in ("debug=true", "debug=1") for a in arguments)
     overrides = overrides_of(arguments)
-    resume = next((a for a in overrides if a.startswith("resume=")), None)
-    if resume is not None and resume != "resume=null":
-        overrides.append("hydra.run.dir=" + resume.removeprefix("resume="))
+    resume = next((a.removeprefix("resume=") for a in arguments if a.startswith("resume=")), None)
+    # Only a run's own folder: Hydra would make any other, or write into it, before it is refused.
+    if resume is not None and (Path(resume) / "config.yaml").is_file():
+        overrides.append(f"hydra.run.dir={quoted(resume)}")
     # Hydra then lets exceptions through instead of wording them itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     parser = get_args_parser()

@@ -133,6 +133,14 @@ def test_a_sweep_leaves_a_folder_for_each_job(midigenre, home):
         assert (folder / job / "evaluation.json").is_file()
 
 
+def test_resuming_an_empty_folder_leaves_it_there_and_empty(midigenre, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    assert midigenre("train", f"resume={folder}")[0] == 2
+    assert folder.is_dir()
+    assert list(folder.iterdir()) == []
+
+
 def test_a_refused_run_leaves_no_folder(midigenre, home):
     before = set((home / "runs").rglob("*"))
     for mistake in ("optim.lr=abc", "data.batch_phrases=0", "seed=-1"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
@@ -38,7 +39,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     files = list(_files(paths))
     if not files:
         raise UserError(f"{', '.join(paths)}: no MIDI file (.mid, .midi) in there")
-    device_of(cfg.device)
+    device = device_of(cfg.device)
     if cfg.batch_phrases < 1:
         raise UserError(f"batch_phrases must be 1 or more, got {cfg.batch_phrases}")
     trained = load_run(cfg.run, cfg.ckpt)
@@ -60,7 +61,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
                     }
                     console.print(f"{path}: {error}", style="red", markup=False, highlight=False)
         if read:
-            answers |= _predict(read, trained, cfg)
+            answers |= _predict(read, trained, device, cfg.batch_phrases)
         for path in files[begin : begin + FILES_AT_ONCE]:
             if path in answers:
                 _say(answers[path])
@@ -91,13 +92,16 @@ def _read(path: Path, tokenizer: Tokenizer) -> tuple[Song, Encoded]:
 
 
 def _predict(
-    read: Sequence[tuple[Path, Song, Encoded]], trained: Run, cfg: DictConfig
+    read: Sequence[tuple[Path, Song, Encoded]],
+    trained: Run,
+    device: torch.device,
+    batch_phrases: int,
 ) -> dict[Path, dict[str, Any]]:
     """The answer for each file."""
     songs = MemorySongs([(song, encoded) for _, song, encoded in read])
     phrases = consecutive(songs, np.arange(len(songs)), trained.data["phrase_bars"])
     reader = PhraseReader(songs, trained.tokens, trained.data["max_tokens"])
-    groups = group_by_budget(reader.lengths(phrases), cfg.batch_phrases, None)
+    groups = group_by_budget(reader.lengths(phrases), batch_phrases, None)
 
     def batches() -> Iterator[Any]:
         for group in groups:
@@ -107,7 +111,7 @@ def _predict(
             )
             yield collate([reader(*column)[0] for column in columns], {}, chosen)
 
-    found = predict_phrases(trained.model, batches(), cfg.device)
+    found = predict_phrases(trained.model, batches(), device)
     return {
         path: _describe(path, song, found, i, phrases.end, trained)
         for i, (path, song, _) in enumerate(read)

@@ -109,13 +109,6 @@ class PhraseCutter:
             numbers[numbers >= low] -= first
         return ids, stop
 
-    def lengths(
-        self, bar_steps: NDArray[np.int32], first: NDArray[Any], end: NDArray[Any]
-    ) -> NDArray[np.int64]:
-        """Steps of phrases before any cut, without the (at most two) that restate the tempo."""
-        steps: NDArray[np.int64] = (bar_steps[end] - bar_steps[first]).astype(np.int64)
-        return steps
-
 
 class _TempoOpening:
     """Restates the tempo at the start of a phrase where it stands in steps of its own.
