@@ -358,13 +358,13 @@ def test_more_than_16_tracks_and_tracks_of_one_program():
     assert sorted(song.notes.program.tolist()) == sorted([*range(40), 7])
 
 
-def test_merge_tracks_and_neutral_leave_pitch_rhythm_and_meter():
+def test_merged_and_neutral_leave_pitch_rhythm_and_meter():
     notes = [note(0, 1, 60, 30), note(0, 2, 60, 90, program=4), note(1, 1, 38, 99, program=DRUMS)]
     score = make_score(notes, tempi=[(0, 90), (1, 180)])
-    song = clean(score, GRID, merge_tracks=True, neutral=True)
+    song = clean(score, GRID, tracks="merged", neutral=True)
     assert table(song) == [(0, 64, 60, NEUTRAL_VELOCITY, 0), (32, 32, 38, NEUTRAL_VELOCITY, 0)]
     assert (song.tempo_ticks.tolist(), song.tempo_qpm.tolist()) == ([0], [120.0])
-    merged = clean(score, GRID, merge_tracks=True)
+    merged = clean(score, GRID, tracks="merged")
     assert merged.notes.velocity.tolist() == [90, 99]
     assert merged.tempo_qpm.round(2).tolist() == [90, 180]
 
@@ -377,6 +377,21 @@ def test_tempi_start_at_0_do_not_repeat_and_end_with_the_notes():
     song = clean(make_score(melody(2), tempi=tempi), GRID)
     assert song.tempo_ticks.tolist() == [0, 32, 64]
     np.testing.assert_allclose(song.tempo_qpm, [120, 90, 110], rtol=1e-4)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(scores())
+def test_bar_seconds_are_those_of_symusic(score):
+    song = clean(score, GRID)
+    marked = song.to_score()
+    marked.tracks.clear()
+    track = TrackTick("", 0, False)
+    track.notes.extend([NoteTick(tick, 1, 60, 80) for tick in song.bar_ticks.tolist()])
+    marked.tracks.append(track)
+    expected = [n.time for n in marked.to("second").tracks[0].notes]
+    found = song.bar_seconds()
+    assert found.shape == (song.n_bars + 1,)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_an_infinite_tempo_is_left_out():

@@ -67,7 +67,9 @@ def test_every_model_size_builds(name):
         backbone = make_backbone(plain(cfg.model))
     d, f, n = cfg.model.d_model, cfg.model.d_ff, cfg.model.n_layers
     layer = 4 * d * d + 4 * d + 2 * d * f + f + d + 4 * d
-    assert sum(p.numel() for p in backbone.parameters()) == n * layer + 2 * d
+    width = cfg.model.conv_width
+    local = width * d * d + d + 2 * d if width else 0
+    assert sum(p.numel() for p in backbone.parameters()) == local + n * layer + 2 * d
     assert make_optim(cfg).lr == cfg.model.lr
 
 

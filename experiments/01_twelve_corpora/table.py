@@ -1,5 +1,7 @@
 """Markdown tables of the study from ``results/<tokenizer>.json`` (each an ``evaluation.json``).
 
+The last one is from the runs' ``predictions.csv``, without the log-probabilities.
+
 Run from anywhere: ``python experiments/01_twelve_corpora/table.py``.
 """
 
@@ -8,6 +10,8 @@ from pathlib import Path
 from statistics import mean
 
 from midigenre.corpora.twelve import REAL, SYNTHESISED
+from midigenre.evaluation.bootstrap import paired_bootstrap
+from midigenre.files import read_csv
 
 RESULTS = Path(__file__).parent / "results"
 TOKENIZERS = ("remi", "cp", "octuple")
@@ -18,8 +22,8 @@ def interval(scores, metric):
     return f"{scores[metric]:.3f} ({low:.3f}–{high:.3f})"
 
 
-def table(header, rows):
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+def table(header, rows, n_left=1):
+    lines = [header, ["---"] * n_left + ["---:"] * (len(header) - n_left), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
@@ -55,14 +59,47 @@ def main():
     header += [f"{name}, {level}" for name in runs for level in ("phrase", "song")]
     print(table(header, rows))
     print()
-    rows = [
-        [name, level, interval(run[level], "accuracy"), interval(run[level], "macro_f1"),
-         f"{run[level]['ece']:.3f}", f"{run[level]['baselines']['majority']['macro_f1']:.3f}"]
-        for name, run in runs.items()
-        for level in ("phrase", "song")
-    ]  # fmt: skip
-    print(table(["tokenizer", "level", "accuracy (95%)", "macro-F1 (95%)", "ECE",
-                 "majority's macro-F1"], rows))  # fmt: skip
+    rows = []
+    for name, run in runs.items():
+        for level in ("phrase", "song"):
+            scores = run[level]
+            rows.append([name, level, "model", *both(scores), f"{scores['ece']:.3f}", ""])
+            for baseline, other in scores["baselines"].items():
+                against = other["versus_model"]["macro_f1"]
+                rows.append([name, level, baseline, *both(other), "", difference(against)])
+    header = ["tokenizer", "level", "by", "accuracy (95%)", "macro-F1 (95%)", "ECE",
+              "model minus baseline, macro-F1 (95%)"]  # fmt: skip
+    print(table(header, rows, n_left=3))
+    print()
+    print(table(["seven real", "level", "baseline", "model", "baseline's macro-F1",
+                 "model minus baseline (95%)", "p"], list(seven()), n_left=3))  # fmt: skip
+
+
+def both(scores):
+    return [interval(scores, metric) for metric in ("accuracy", "macro_f1")]
+
+
+def difference(found):
+    low, high = found["ci95"]
+    return f"{found['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def seven():
+    """The paired bootstrap over songs whose truth is one of the seven real corpora."""
+    for name in TOKENIZERS:
+        for level, suffix in (("phrase", ""), ("song", "_songs")):
+            path = RESULTS / f"{name}-predictions{suffix}.csv"
+            if not path.is_file():
+                continue
+            rows = read_csv(path)
+            column = {key: [row[key] for row in rows] for key in rows[0]}
+            for baseline in ("majority", "metadata", "ngram_lr", "hist_gb"):
+                found = paired_bootstrap(
+                    column["genre"], column["genre_model"], column[f"genre_{baseline}"],
+                    column["song_id"], REAL,
+                )["macro_f1"]  # fmt: skip
+                yield [name, level, baseline, f"{found['first']:.3f}", f"{found['second']:.3f}",
+                       difference(found), f"{found['p']:.3f}"]  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,21 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from midigenre.corpora.base import Corpus, Progress, no_progress
-from midigenre.data.datamodule import PhraseDataModule, check_phrases
+from midigenre.data.datamodule import PhraseDataModule
+from midigenre.data.fold import Fold
+from midigenre.data.labels import LabelSettings
+from midigenre.data.phrases import phrase_length
 from midigenre.data.prepare import Settings, default_workers, prepare
 from midigenre.data.shards import ShardSet
 from midigenre.data.split import check_fractions
 from midigenre.errors import UserError
 from midigenre.models import FieldEmbedding, LabelHead, PhraseClassifier, Pooling, class_weights
 from midigenre.spec import LabelSpec, TokenSpec
-from midigenre.tasks.classify import CHECKPOINT_KEY, ClassifyTask
+from midigenre.tasks.classify import ClassifyTask
 from midigenre.tasks.optim import AdamWSettings
 from midigenre.tokenizers.base import Tokenizer
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 # Keys of conf/model that do not belong to the backbone's own constructor.
 _MODEL_KEYS = ("name", "lr", "combine", "d_field", "pooling")
@@ -68,10 +70,22 @@ def make_corpus(cfg: DictConfig) -> Corpus:
 
 
 def make_tokenizer(cfg: DictConfig, corpus: Corpus | None = None) -> Tokenizer:
-    """The tokenizer of ``cfg.tokenizer``, with the normalisation that the corpus asks for."""
-    merged = corpus is not None and corpus.merge_tracks
-    normalise = {"merge_tracks": True, "neutral": True} if merged else {}
-    tokenizer = make(OmegaConf.create(plain(cfg.tokenizer)), "tokenizer", **normalise)
+    """The tokenizer of ``cfg.tokenizer``, with the normalisation that the corpus asks for.
+
+    Raises:
+        UserError: A setting is out of range, or contradicts the corpus.
+    """
+    settings = plain(cfg.tokenizer)
+    if corpus is not None and corpus.tracks != "all":
+        if settings.get("tracks", "all") not in ("all", corpus.tracks):
+            raise UserError(
+                f"tokenizer.tracks={settings['tracks']}, but corpus {corpus.name!r} has tracks="
+                f"{corpus.tracks}; set corpus.tracks={settings['tracks']}"
+            )
+        settings["tracks"] = corpus.tracks
+    if corpus is not None and corpus.neutral:
+        settings["neutral"] = True
+    tokenizer = make(OmegaConf.create(settings), "tokenizer")
     assert isinstance(tokenizer, Tokenizer)
     return tokenizer
 
@@ -94,29 +108,38 @@ def prepared(
     Raises:
         UserError: The shards were encoded with another tokenizer, or cannot be made.
     """
+    label_settings = LabelSettings.of(plain(cfg.get("labels")))
     if cfg.get("shards") is not None:
+        if label_settings != LabelSettings():
+            raise UserError(f"shards={cfg.shards} is used as it is: set labels.* where it is made")
         shards = ShardSet(Path(cfg.shards))
         wanted = tokenizer if tokenizer is not None else make_tokenizer(cfg)
         _check_same_tokens(shards, wanted, exact=tokenizer is not None)
         return shards
     corpus = make_corpus(cfg)
     phrases = data if data is not None else plain(cfg.data)
+    tokenizer = tokenizer if tokenizer is not None else make_tokenizer(cfg, corpus)
     settings = Settings(
         split_seed=cfg.split.seed,
         fractions=tuple(cfg.split.fractions),
-        phrase_bars=phrases["phrase_bars"],
+        length=phrase_length(phrases, tokenizer.spec),
         max_tokens=phrases["max_tokens"],
         n_workers=cfg.n_workers or default_workers(),
+        labels=label_settings,
     )
-    tokenizer = tokenizer if tokenizer is not None else make_tokenizer(cfg, corpus)
     return prepare(corpus, plain(cfg.corpus), tokenizer, Path(cfg.home), settings, progress)
 
 
 def _check_same_tokens(shards: ShardSet, tokenizer: Tokenizer, *, exact: bool) -> None:
     def settings(spec: TokenSpec) -> dict[str, Any]:
-        ignored = () if exact else ("merge_tracks", "neutral")  # the corpus decides on these
-        return {k: v for k, v in spec.tokenizer.items() if k not in (*ignored, "name")}
+        return {k: v for k, v in spec.tokenizer.items() if k not in ("name", *corpus_decides)}
 
+    # Their corpus decides on these where nothing is asked for.
+    corpus_decides = [
+        k
+        for k, default in (("tracks", "all"), ("neutral", False))
+        if not exact and tokenizer.spec.tokenizer.get(k, default) == default
+    ]
     theirs, wanted = settings(shards.tokens), settings(tokenizer.spec)
     if theirs == wanted:
         return
@@ -146,17 +169,26 @@ def check(cfg: DictConfig) -> None:
         raise UserError(str(error)) from error
     if not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed} must lie in 0 to {2**32 - 1}")
-    for key in ("batch_phrases", "eval_batch_phrases", "batch_tokens", "phrases_per_song"):
+    if cfg.fold is not None:
+        Fold.of(cfg.fold)
+    for key in (
+        "max_tokens",
+        "batch_phrases",
+        "eval_batch_phrases",
+        "batch_tokens",
+        "phrases_per_song",
+    ):
         if cfg.data[key] is not None and cfg.data[key] < 1:
             raise UserError(f"data.{key} must be 1 or more, got {cfg.data[key]}")
     make_backbone(model)
     make_optim(cfg)
+    LabelSettings.of(plain(cfg.get("labels")))
     if cfg.shards is None:
         corpus = make_corpus(cfg)
         _check_labels(task, corpus.labels)
         tokens = make_tokenizer(cfg, corpus).spec
         make_model(model, task, tokens, LabelSpec(dict.fromkeys(corpus.labels, ("a", "b"))))
-        check_phrases(tokens, cfg.data.phrase_bars, cfg.data.max_tokens)
+        phrase_length(cfg.data, tokens)
 
 
 def make_backbone(model: Mapping[str, Any]) -> Any:
@@ -185,7 +217,7 @@ def _check_labels(task: Mapping[str, Any], labels: Iterable[str]) -> None:
 
 def make_data(cfg: DictConfig, shards: ShardSet) -> PhraseDataModule:
     """The phrases of prepared shards."""
-    return PhraseDataModule(shards.folder, **plain(cfg.data), seed=cfg.seed)
+    return PhraseDataModule(shards.folder, **plain(cfg.data), seed=cfg.seed, fold=cfg.fold)
 
 
 def make_model(
@@ -237,7 +269,7 @@ def make_task(cfg: DictConfig, shards: ShardSet, data: PhraseDataModule) -> Clas
     """The LightningModule of a training run."""
     model, task = plain(cfg.model), plain(cfg.task)
     classifier = make_model(model, task, shards.tokens, shards.labels, data.class_counts())
-    about = describe(model, task, plain(cfg.data), shards.tokens, shards.labels)
+    about = describe(model, task, plain(cfg.data), cfg.fold, shards.tokens, shards.labels)
     return ClassifyTask(classifier, make_optim(cfg), about, cfg.seed)
 
 
@@ -245,6 +277,7 @@ def describe(
     model: Mapping[str, Any],
     task: Mapping[str, Any],
     data: Mapping[str, Any],
+    fold: str | None,
     tokens: TokenSpec,
     labels: LabelSpec,
 ) -> dict[str, Any]:
@@ -253,7 +286,8 @@ def describe(
         "format": CHECKPOINT_FORMAT,
         "model": dict(model),
         "task": dict(task),
-        "data": {k: data[k] for k in ("phrase_bars", "max_tokens")},
+        "data": {k: data[k] for k in ("phrase_bars", "phrase_seconds", "max_tokens")}
+        | {"fold": fold},
         "tokens": tokens.to_dict(),
         "labels": labels.to_dict(),
     }
@@ -265,7 +299,7 @@ def make_trainer(cfg: DictConfig, folder: Path) -> L.Trainer:
     for name, node in (cfg.callbacks or {}).items():
         if node is None:
             continue
-        saves = str(node.get("_target_")).endswith("ModelCheckpoint")
+        saves = str(node.get("_target_")).endswith("Checkpoint")
         extra = {"dirpath": str(folder / "checkpoints")} if saves else {}
         callbacks.append(make(node, f"callbacks.{name}", **extra))
     loggers: list[Logger] = [
@@ -273,9 +307,13 @@ def make_trainer(cfg: DictConfig, folder: Path) -> L.Trainer:
         for name, node in (cfg.logger or {}).items()
         if node is not None
     ]
+    profiler = (
+        None if cfg.get("profiler") is None else make(cfg.profiler, "profiler", dirpath=str(folder))
+    )
     trainer = make(
         cfg.trainer,
         "trainer",
+        profiler=profiler,
         precision=cfg.precision.precision,
         callbacks=callbacks,
         logger=loggers or False,
@@ -287,94 +325,3 @@ def make_trainer(cfg: DictConfig, folder: Path) -> L.Trainer:
     )
     assert isinstance(trainer, L.Trainer)
     return trainer
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained model and what it must be fed.
-
-    Attributes:
-        folder: The run's folder; None where only a checkpoint is at hand.
-        checkpoint: The checkpoint's path.
-        model: The classifier with its weights, in evaluation mode.
-        tokens: Its vocabulary.
-        labels: Its class names.
-        data: ``phrase_bars`` and ``max_tokens``.
-        config: The resolved training config; None where only a checkpoint is at hand.
-    """
-
-    folder: Path | None
-    checkpoint: Path
-    model: PhraseClassifier
-    tokens: TokenSpec
-    labels: LabelSpec
-    data: Mapping[str, Any]
-    config: DictConfig | None
-
-
-def device_of(name: str) -> torch.device:
-    """The device that ``device=`` names.
-
-    Raises:
-        UserError: There is no such device here.
-    """
-    if name not in ("cpu", "cuda"):
-        raise UserError(f"device={name}; choose cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: this machine or this torch has no CUDA; set device=cpu")
-    return torch.device(name)
-
-
-def checkpoint_path(run: str | None, ckpt: str) -> tuple[Path | None, Path]:
-    """The run's folder and the checkpoint that ``run=`` and ``ckpt=`` name.
-
-    Raises:
-        UserError: There is no such run or checkpoint; the message lists what there is.
-    """
-    named = Path(str(ckpt)).expanduser()
-    if ckpt not in ("best", "last"):
-        if not named.is_file():
-            raise UserError(f"ckpt={ckpt}: no such file; give best, last or a checkpoint's path")
-        return (Path(run).expanduser() if run else None), named
-    if not run:
-        raise UserError("run= is missing; give a run's folder, for instance runs/<name>/<when>")
-    folder = Path(run).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"run={run}: no such folder; trained runs lie in runs/<name>/<when>")
-    path = folder / "checkpoints" / f"{ckpt}.ckpt"
-    if not path.is_file():
-        inside = sorted(str(p.parent.parent) for p in folder.glob("**/checkpoints/best.ckpt"))[:3]
-        hint = f"; did you mean {', '.join(inside)}?" if inside else ""
-        raise UserError(f"run={run} has no checkpoints/{ckpt}.ckpt{hint}")
-    return folder, path
-
-
-def load_run(run: str | None, ckpt: str = "best") -> Run:
-    """Rebuilds a trained classifier from its checkpoint alone.
-
-    Raises:
-        UserError: There is no such run, or the file is no checkpoint of midigenre.
-    """
-    folder, path = checkpoint_path(run, ckpt)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        about = content[CHECKPOINT_KEY]
-    except Exception as error:
-        raise UserError(f"{path} is no checkpoint of midigenre ({type(error).__name__})") from error
-    if about["format"] != CHECKPOINT_FORMAT:
-        raise UserError(
-            f"{path} has checkpoint format {about['format']}, this version reads "
-            f"{CHECKPOINT_FORMAT}; train again or install the version that wrote it"
-        )
-    tokens, labels = TokenSpec.from_dict(about["tokens"]), LabelSpec.from_dict(about["labels"])
-    model = make_model(about["model"], about["task"], tokens, labels)
-    prefix = "model."
-    model.load_state_dict(
-        {k[len(prefix) :]: v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-    )
-    config = None
-    if folder is not None and (folder / "config.yaml").is_file():
-        loaded = OmegaConf.load(folder / "config.yaml")
-        assert isinstance(loaded, DictConfig)
-        config = loaded
-    return Run(folder, path, model.eval(), tokens, labels, about["data"], config)

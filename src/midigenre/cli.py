@@ -7,14 +7,18 @@ Hydra composes the config; this file only dispatches, quotes paths and words err
 from __future__ import annotations
 
 import difflib
-import importlib
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from midigenre.commands.label_names import hydra_key
+
+if TYPE_CHECKING:
+    from midigenre.commands.sweep import Sweep
 
 COMMANDS = {
     "prepare": "corpus to shards",
@@ -22,12 +26,23 @@ COMMANDS = {
     "train": "prepare if needed, train, test the best checkpoint",
     "evaluate": "a run on its own test set or on any labelled corpus",
     "predict": "labels of MIDI files, as JSON lines",
+    "compare": "the table of runs: settings that differ, scores, cost",
 }
 
+PLUGINS = {
+    "hydra/launcher/joblib": "hydra-joblib-launcher",
+    "hydra/launcher/submitit_local": "hydra-submitit-launcher",
+    "hydra/launcher/submitit_slurm": "hydra-submitit-launcher",
+}
+"""Configs that come with a plugin of Hydra, and the package that has it."""
+
 PATH_KEYS = (
-    "corpus.root", "run", "resume", "shards", "path", "song", "out", "home",
+    "corpus.root", "corpus.path", "corpus.group_pattern", "run", "resume", "shards", "path", "song",
+    "out", "home", "csv",
 )  # fmt: skip
 """Settings that take any text a shell can pass; Hydra's grammar is kept away from them."""
+
+LABEL_MAP = "labels.map."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,6 +112,9 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
     out = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
+        if equals and key.startswith(LABEL_MAP):
+            out.append(_label_override(key.removeprefix(LABEL_MAP), value))
+            continue
         is_path = key in PATH_KEYS or (key == "ckpt" and value not in ("best", "last"))
         if equals and is_path and value != "null":
             argument = f"{key}={quoted(value)}"
@@ -104,28 +122,25 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
     return out
 
 
-def run_name() -> str:
-    """Default of ``name``: corpus, tokenizer, model and task; ``sweep`` for all jobs of one."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    # A sweep's folder is named before there is a job whose choices could name it.
-    if not HydraConfig.initialized() or HydraConfig.get().mode == RunMode.MULTIRUN:
-        return "sweep"
-    chosen = HydraConfig.get().runtime.choices
-    return "-".join(str(chosen[group]) for group in ("corpus", "tokenizer", "model", "task"))
+def _label_override(name: str, value: str) -> str:
+    """``labels.map.LABEL.CLASS=NAME`` for Hydra, with any text as CLASS and NAME."""
+    label, _, source = name.partition(".")
+    if not source:
+        return f"++{LABEL_MAP}{name}={value}"
+    text = "null" if value == "null" else quoted(value)
+    return f"++labels.map={{{label}: {{{hydra_key(source)}: {text}}}}}"
 
 
 def _dispatch(command: str, arguments: Sequence[str], paths: Sequence[str]) -> int:
     # Imported here so that `midigenre` and `--version` answer at once.
     from hydra._internal.utils import _run_hydra, get_args_parser
     from hydra.errors import HydraException
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
+    from midigenre.commands.job import Job, SweepJob
     from midigenre.errors import UserError
 
-    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     debug = any(a.lower() in ("debug=true", "debug=1") for a in arguments)
     overrides = overrides_of(arguments)
     resume = next((a.removeprefix("resume=") for a in arguments if a.startswith("resume=")), None)
@@ -140,22 +155,22 @@ def _dispatch(command: str, arguments: Sequence[str], paths: Sequence[str]) -> i
     except SystemExit as error:
         return int(error.code or 0)
     failure: list[BaseException] = []
+    job = Job(command, tuple(paths))
 
-    def task(cfg: DictConfig) -> Any:
-        # Hydra reports a failed job in words of its own: keep the exception for ourselves, but
-        # in a sweep let Hydra see it.
+    def single(cfg: DictConfig) -> Any:
+        # Hydra reports a failed job in words of its own: keep the exception for ourselves.
         try:
-            check_types(cfg, command)
-            module = importlib.import_module(f"midigenre.commands.{command}")
-            execute: Callable[[DictConfig, Sequence[str]], Any] = module.run
-            return execute(cfg, paths)
+            return job(cfg)
         except BaseException as error:
-            if args.multirun:
-                raise
             failure.append(error)
             return None
 
+    task: Callable[[DictConfig], Any] = job if args.multirun else single
+    sweep = None
     try:
+        if command == "train" and not (args.help or args.cfg or args.info):
+            sweep = _sweep(args)
+            task = task if sweep is None else SweepJob(tuple(paths))
         _run_hydra(
             args=args,
             args_parser=parser,
@@ -173,41 +188,62 @@ def _dispatch(command: str, arguments: Sequence[str], paths: Sequence[str]) -> i
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+        if sweep is not None:
+            sweep.discard_empty()
         if debug:
             traceback.print_exception(error)
             return 2
-        return _fail(_worded(error, command, overrides))
-    return 0
+        return _fail(_worded(error, command, overrides), getattr(error, "status", 2))
+    except Exception as error:
+        if sweep is None:
+            raise
+        # A launcher gives up when one of its processes is killed; jobs keep their own errors.
+        if debug:
+            traceback.print_exception(error)
+        _fail(f"the launcher stopped: {_worded(error, command, overrides)}")
+    return 0 if sweep is None else _end(sweep)
 
 
-def check_types(cfg: Any, command: str) -> None:
-    """Refuses an override of another type than the default it replaces.
+def _sweep(args: Any) -> Sweep | None:
+    """The sweep that the command line asks for, by ``-m`` or by ``sweep=``; None for one run.
 
-    Raises:
-        UserError: For instance text where a number stands in the config.
+    Its settings are appended to the command line's.
     """
-    from hydra import compose
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
 
-    from midigenre.errors import UserError
+    from midigenre.commands.sweep import plan
 
-    given = [o.lstrip("+~") for o in HydraConfig.get().overrides.task]
-    keys = [o.partition("=")[0] for o in given if "=" in o]
-    dotted = [key for key in keys if "@" not in key and "/" not in key]
-    default = compose(command, overrides=_groups(given))
-    for key in dotted:
-        was, now = (OmegaConf.select(c, key, throw_on_missing=False) for c in (default, cfg))
-        if was is None or now is None or isinstance(was, str) or OmegaConf.is_config(was):
-            continue
-        right = (
-            isinstance(now, bool) if isinstance(was, bool)
-            else isinstance(now, int) and not isinstance(now, bool) if isinstance(was, int)
-            else isinstance(now, (int, float)) and not isinstance(now, bool)
-        )  # fmt: skip
-        if not right:
-            kinds = {bool: "true or false", int: "a whole number", float: "a number"}
-            raise UserError(f"{key}={now}: must be {kinds[type(was)]}; the default is {was}")
+    with initialize_config_dir(str(conf_dir().resolve()), version_base=None):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        cfg = hydra.compose_config(
+            "train", args.overrides, RunMode.MULTIRUN, validate_sweep_overrides=False
+        )
+        if not (args.multirun or cfg.hydra.mode == RunMode.MULTIRUN):
+            return None
+        sweep = plan(cfg, args.overrides)
+    for key, value in sweep.settings.items():
+        args.overrides.append(f"{key}={_literal(value)}")
+    return sweep
+
+
+def _literal(value: Any) -> str:
+    """A value in Hydra's override grammar."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_literal, value))}]"
+    return quoted(value) if isinstance(value, str) else str(value)
+
+
+def _end(sweep: Sweep) -> int:
+    """Reports a sweep; the exit status."""
+    from hydra import initialize_config_dir
+
+    from midigenre.commands.sweep import report
+
+    with initialize_config_dir(str(conf_dir().resolve()), version_base=None):
+        return 0 if report(sweep) else 2
 
 
 def _groups(overrides: Sequence[str]) -> list[str]:
@@ -236,15 +272,19 @@ def _worded(error: BaseException, command: str, overrides: Sequence[str]) -> str
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
+    from midigenre.commands.job import reason
     from midigenre.errors import UserError
 
-    if isinstance(error, UserError):
-        return " ".join(str(error).split())
     # Hydra's exception for a missing file is an OSError too.
-    if isinstance(error, OSError) and not isinstance(error, HydraException):
-        return f"{error.filename or command}: {error.strerror or error}"
+    if isinstance(error, (UserError, OSError)) and not isinstance(error, HydraException):
+        return reason(error)
     text = str(error)
-    missing = re.search(r"Could not find '([^']+)'", text)
+    missing = re.search(r"Could not (?:find|load) '([^']+)'", text)
+    if missing and missing[1] in PLUGINS:
+        return (
+            f"hydra/launcher needs {PLUGINS[missing[1]]}, which is not installed: "
+            'pip install "midigenre[sweep]"'
+        )
     if missing and "vailable options" in text:
         group, _, name = missing[1].rpartition("/")
         options = re.findall(r"^\s+(\S+)$", text.split("vailable options", 1)[1], re.M)

@@ -12,7 +12,24 @@ class UserError(Exception):
     """A mistake in a setting, a path or an input file.
 
     The message names the value that is wrong and the command or setting that mends it.
+
+    Attributes:
+        status: The program's exit code.
     """
+
+    status: int = 2
+
+
+class StoppedError(UserError):
+    """Asked to stop by a signal; the message says how to go on."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+        self.status = 128 + signal
+
+    def __reduce__(self) -> tuple[type[StoppedError], tuple[str, int]]:
+        return (StoppedError, (str(self), self.signal))
 
 
 class RefusedSongError(UserError):

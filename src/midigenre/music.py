@@ -9,7 +9,9 @@ phrase holds the same notes whichever tokenizer encodes it.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,8 @@ from midigenre.song import (
     Song,
 )
 
+Longs = NDArray[np.int64]
+
 REFUSALS = {
     "unreadable": "not a MIDI file, or one that cannot be parsed",
     "missing": "the file is not there or cannot be opened",
@@ -36,6 +40,9 @@ REFUSALS = {
     "too_long": "more bars than tokenizer.max_song_bars",
     "unlabelled": "no label that the corpus knows",
     "label_conflict": "a byte-identical file carries another label",
+    "split_conflict": "a byte-identical file stands in a later one of the given splits",
+    "dropped_label": "labels.map leaves its class out",
+    "rare_label": "its class has fewer songs than labels.min_songs",
     "not_written": "the source's own format could not be written as MIDI",
 }
 """Every reason for which a song is refused; ``refused.csv`` has no other."""
@@ -84,25 +91,26 @@ def _with_true_sizes(data: bytes) -> bytes:
     return b"".join([header, len(tracks).to_bytes(2, "big"), data[12:14], *tracks, bytes(16)])
 
 
-def clean(
-    score: ScoreTick, grid: Grid, *, merge_tracks: bool = False, neutral: bool = False
-) -> Song:
+def clean(score: ScoreTick, grid: Grid, *, tracks: str = "all", neutral: bool = False) -> Song:
     """Quantises a score to ``grid`` and puts it in order.
 
     Args:
         score: Any score in ticks; not changed.
         grid: The grid.
-        merge_tracks: Merge all tracks, drums too, into one piano track.
+        tracks: ``all`` keeps every note in its track; ``merged`` puts all of them, drums too, into
+            one piano track; ``melody`` keeps the highest line alone, in a piano track
+            (:func:`skyline`).
         neutral: Put everything at 120 quarter notes a minute and one velocity. Together with
-            ``merge_tracks`` only pitch, rhythm and meter are left.
+            ``tracks="merged"`` only pitch, rhythm and meter are left.
 
     Raises:
         RefusedSongError: ``empty`` or ``too_long``.
     """
     repairs: dict[str, int] = {}
-    raw = _gather(score, merge_tracks, neutral, repairs)
+    raw = _gather(score, tracks, neutral, repairs)
     if len(raw["onset"]) == 0:
-        raise RefusedSongError("empty", f"{len(score.tracks)} tracks, none with a note")
+        what = "a pitched note (tracks=melody)" if tracks == "melody" else "a note"
+        raise RefusedSongError("empty", f"{len(score.tracks)} tracks, none with {what}")
     scale = grid.tpq / score.ticks_per_quarter
     section_ticks, section_meters = _sections(score.time_signatures, scale, grid, repairs)
 
@@ -114,6 +122,10 @@ def clean(
     steps = np.floor(raw["duration"] * scale / step + 0.5)
     _count(repairs, "durations clamped", int((steps < 1).sum() + (steps > longest).sum()))
     duration = (np.clip(steps, 1, longest) * step).astype(np.int64)
+    if tracks == "melody":
+        line = skyline(onset, onset + duration, raw["pitch"])
+        raw = {name: column[line] for name, column in raw.items()}
+        starts, onset, duration, step = starts[line], onset[line], duration[line], step[line]
     if grid.cut_overlaps:
         # Note-offs are events of their own: they snap to the grid of the meter in which they lie.
         ends = onset + np.minimum(raw["duration"] * scale, longest * step)
@@ -124,6 +136,9 @@ def clean(
     notes = _without_duplicates(
         NoteTable.of(onset, duration, raw["pitch"], raw["velocity"], raw["program"]), repairs
     )
+    if tracks == "melody":
+        room = np.diff(notes.onset, append=np.iinfo(np.int32).max)
+        notes = replace(notes, duration=np.minimum(notes.duration, room))
     if grid.cut_overlaps:
         notes = _without_overlaps(notes, repairs)
     if neutral:
@@ -135,18 +150,47 @@ def clean(
     return Song(notes, grid.tpq, bar_ticks, meters, tempo_ticks, tempo_qpm, repairs)
 
 
+def skyline(onset: Longs, end: Longs, pitch: Longs) -> NDArray[np.bool_]:
+    """The highest line of a texture: notes above (or level with) all that sound at their onset.
+
+    Uitdenbogerd and Zobel, "Manipulation of Music for Melody Matching" (ACM Multimedia 1998), call
+    it ``all-mono``: of all tracks but the drums, the highest of the simultaneous notes. Here a held
+    note counts as sounding until its end, so that an accompaniment below it stays out.
+
+    Args:
+        onset: Onset of each note, in any order, shape (n,).
+        end: Where it ends, shape (n,).
+        pitch: Its pitch, shape (n,).
+
+    Returns:
+        Mask of the notes that make the line, shape (n,). Each onset in it has one pitch; a note may
+        sound on into the next one and must be cut there.
+    """
+    line = np.zeros(len(onset), bool)
+    sounding: list[tuple[int, int]] = []  # a heap of (-pitch, end)
+    # Of the notes at one onset the highest comes first.
+    for i in np.lexsort((-pitch, onset)).tolist():
+        while sounding and sounding[0][1] <= onset[i]:
+            heapq.heappop(sounding)
+        line[i] = not sounding or pitch[i] >= -sounding[0][0]
+        heapq.heappush(sounding, (-int(pitch[i]), int(end[i])))
+    return line
+
+
 def _count(repairs: dict[str, int], what: str, n: int) -> None:
     if n:
         repairs[what] = repairs.get(what, 0) + n
 
 
 def _gather(
-    score: ScoreTick, merge_tracks: bool, neutral: bool, repairs: dict[str, int]
-) -> dict[str, NDArray[np.int64]]:
-    """All notes of all tracks as columns in the score's own ticks."""
-    columns: dict[str, list[NDArray[np.int64]]] = {name: [] for name in NOTE_COLUMNS}
+    score: ScoreTick, tracks: str, neutral: bool, repairs: dict[str, int]
+) -> dict[str, Longs]:
+    """The notes of all tracks as columns in the score's own ticks."""
+    columns: dict[str, list[Longs]] = {name: [] for name in NOTE_COLUMNS}
     for track in score.tracks:
         soa = track.notes.numpy()
+        if track.is_drum and tracks == "melody":
+            continue
         program = DRUMS if track.is_drum else int(track.program)
         columns["onset"].append(soa["time"].astype(np.int64))
         columns["duration"].append(soa["duration"].astype(np.int64))
@@ -162,7 +206,7 @@ def _gather(
     _count(repairs, "notes out of range", int((~usable).sum()))
     raw = {name: column[usable] for name, column in raw.items()}
     raw["velocity"] = np.clip(raw["velocity"], 1, 127)
-    if merge_tracks:
+    if tracks != "all":
         raw["program"][:] = 0
     if neutral:
         raw["velocity"][:] = NEUTRAL_VELOCITY

@@ -16,6 +16,9 @@ from symusic.core import NoteTickList, ScoreTick, TempoTick, TimeSignatureTick, 
 DRUMS = -1
 """Program number that stands for the drum channel, as in MidiTok."""
 
+TRACKS = ("all", "melody", "merged")
+"""Which notes of a song are kept, and in which tracks (see :func:`midigenre.music.clean`)."""
+
 DEFAULT_METER = (4, 4)
 DEFAULT_TEMPO = 120.0  # Standard MIDI Files 1.0: quarter notes a minute where none is given
 
@@ -132,6 +135,24 @@ class NoteTable:
 NOTE_COLUMNS = ("onset", "duration", "pitch", "velocity", "program")
 
 
+def seconds_at(
+    ticks: NDArray[Any], tempo_ticks: NDArray[Any], tempo_qpm: NDArray[np.float64], tpq: int
+) -> NDArray[np.float64]:
+    """Time of each tick in seconds, in the shape of ``ticks``.
+
+    Args:
+        ticks: Ticks of a song, 0 or more.
+        tempo_ticks: Where its tempo changes; the first is 0.
+        tempo_qpm: Tempo from there on, quarter notes a minute.
+        tpq: Ticks per quarter note.
+    """
+    tick_seconds = 60 / (tempo_qpm * tpq)
+    changes = np.r_[0, np.cumsum(np.diff(tempo_ticks) * tick_seconds[:-1])]
+    tempo = np.searchsorted(tempo_ticks, ticks, side="right") - 1
+    times: NDArray[np.float64] = changes[tempo] + (ticks - tempo_ticks[tempo]) * tick_seconds[tempo]
+    return times
+
+
 @dataclass(frozen=True)
 class Song:
     """A cleaned song, or a phrase of one.
@@ -164,6 +185,10 @@ class Song:
         """Number of note onsets in each bar, shape (bars,)."""
         edges = np.searchsorted(self.notes.onset, self.bar_ticks)
         return np.diff(edges).astype(np.int32)
+
+    def bar_seconds(self) -> NDArray[np.float64]:
+        """Start of each bar and, last, the end of the last one in seconds, shape (bars + 1,)."""
+        return seconds_at(self.bar_ticks, self.tempo_ticks, self.tempo_qpm, self.tpq)
 
     def bars(self, first: int, end: int) -> Song:
         """The phrase of bars ``first`` to ``end - 1``, starting at tick 0.

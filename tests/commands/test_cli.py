@@ -27,7 +27,11 @@ def test_help_lists_groups_and_settings(command, midigenre):
     assert status == 0
     assert f"midigenre {command}" in out
     if command == "train":
-        for word in ("tokenizer: cp, midilike", "model: base, deep", "trainer: cpu, gpu"):
+        for word in (
+            "tokenizer: cp, midilike",
+            "model: base, deep",
+            "trainer: cpu, ddp, fsdp, gpu",
+        ):
             assert word in out
 
 
@@ -106,6 +110,7 @@ MISTAKES = {
     "no file": (["predict", "run=x"], ["FILE_OR_DIR"]),
     "shards of nothing": (["inspect", "path=."], ["spec.json", "midigenre prepare"]),
     "an unknown subset": (["evaluate", "run=x", "subset=foo"], ["foo", "train, val, test"]),
+    "compared to nothing": (["compare"], ["compare", "RUN_OR_FOLDER"]),
     "resuming nothing": (["train", "resume=."], ["resume=.", "config.yaml"]),
     "a fraction too many": (["train", "split.fractions=[0.8,0.2,0.2]"], ["split.fractions"]),
 }

@@ -85,13 +85,13 @@ def test_another_tokenizer_is_one_override(tokenizer, midigenre):
 
 
 def test_a_seed_gives_the_same_metrics_twice(midigenre, home):
-    for name in ("once", "twice"):
+    for name in ("seed-once", "seed-twice"):
         assert midigenre("train", *SMALL, f"name={name}", "trainer.max_epochs=2", "seed=3")[0] == 0
-    once, twice = (only(home / "runs" / name) for name in ("once", "twice"))
+    once, twice = (only(home / "runs" / name) for name in ("seed-once", "seed-twice"))
     for file in ("metrics.json", "evaluation.json"):
         assert (once / file).read_text() == (twice / file).read_text()
-    assert midigenre("train", *SMALL, "name=other", "trainer.max_epochs=2", "seed=4")[0] == 0
-    other = only(home / "runs" / "other")
+    assert midigenre("train", *SMALL, "name=seed-other", "trainer.max_epochs=2", "seed=4")[0] == 0
+    other = only(home / "runs" / "seed-other")
     assert read(other / "metrics.json")["val"] != read(once / "metrics.json")["val"]
 
 
@@ -160,3 +160,25 @@ def test_training_shards_of_another_tokenizer_is_refused(midigenre):
         "train", *SMALL, f"shards={out.strip()}", "tokenizer=cp", "trainer.max_epochs=1"
     )
     assert status == 0, err
+
+
+def test_half_precision_profiler_and_cost(midigenre, home):
+    settings = ("precision=bf16", "profiler=simple", "trainer.max_epochs=1", "name=bfloat16")
+    assert midigenre("train", *SMALL, *settings)[0] == 0
+    run = only(home / "runs" / "bfloat16")
+    assert "optimizer_step" in (run / "fit-profile.txt").read_text()
+    cost = read(run / "cost.json")
+    assert cost["train_tokens"] > 1000
+    assert cost["seconds"] >= cost["fit_seconds"] > 0
+    assert cost["parameters"] == read(run / "metrics.json")["parameters"]
+    weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert {w.dtype for w in weights.values() if w.is_floating_point()} == {torch.float32}
+
+
+def test_training_ends_in_time(midigenre, home):
+    limit = ("trainer.max_epochs=1000", "trainer.max_time=00:00:00:03", "name=timed")
+    status, _, err = midigenre("train", *SMALL, *limit)
+    assert status == 0, err
+    run = only(home / "runs" / "timed")
+    assert read(run / "cost.json")["fit_seconds"] < 30
+    assert 0 < read(run / "metrics.json")["epochs"] < 1000

@@ -77,6 +77,82 @@ def test_unknown_classes_are_named(tmp_path: Path) -> None:
     assert found["XMIDI_grim_ska_3.mid"].detail == "unknown genre 'ska' and emotion 'grim'"
 
 
+PLAN = {
+    "genres": ["classical", "jazz", "funk", "pop", "rock", "song"],
+    "aliases": {"classic": "classical"},
+}
+
+
+def labels_of(listing: Listing) -> dict[str, tuple[str | None, str | None]]:
+    return {s.song_id: (s.labels["genre"], s.labels["emotion"]) for s in listing.songs}
+
+
+def test_other_genres_become_one(tmp_path: Path) -> None:
+    listing = listed(
+        tmp_path,
+        "XMIDI_happy_CLASSIC_1.mid",
+        "a/b/xmidi_sad_country_2.MIDI",
+        "XMIDI_sad_jazz_3.mid",
+        "XMIDI_warm_4F.midi",
+        "XMIDI_warm__5.midi",
+        "whatever.mid",
+        other="song",
+        **PLAN,
+    )
+    assert labels_of(listing) == {
+        "XMIDI_happy_CLASSIC_1.mid": ("classical", "happy"),
+        "a/b/xmidi_sad_country_2.MIDI": ("song", "sad"),
+        "XMIDI_sad_jazz_3.mid": ("jazz", "sad"),
+        "XMIDI_warm_4F.midi": ("song", "warm"),
+        "XMIDI_warm__5.midi": ("song", "warm"),
+        "whatever.mid": ("song", None),
+    }
+    assert listing.unusable == []
+
+
+def test_other_genres_are_dropped(tmp_path: Path) -> None:
+    listing = listed(
+        tmp_path, "XMIDI_happy_classic_1.mid", "XMIDI_sad_country_2.mid", "XMIDI_warm_4F.midi",
+        "whatever.mid", other="drop", **PLAN,
+    )  # fmt: skip
+    assert labels_of(listing) == {"XMIDI_happy_classic_1.mid": ("classical", "happy")}
+    assert {u.song_id: (u.reason, u.detail.split(";")[0]) for u in listing.unusable} == {
+        "XMIDI_sad_country_2.mid": ("unlabelled", "unknown genre 'country'"),
+        "XMIDI_warm_4F.midi": ("unlabelled", "no genre in its name"),
+        "whatever.mid": (
+            "unlabelled", "not named like files named XMIDI_<emotion>_<genre>_<ID>.midi (the "
+            "unpacked XMIDI archive)",
+        ),
+    }  # fmt: skip
+
+
+def test_an_unknown_emotion_is_refused_either_way(tmp_path: Path) -> None:
+    for other in ("song", "drop"):
+        listing = listed(
+            tmp_path, "XMIDI_grim_pop_1.mid", "XMIDI_sad_pop_2.mid", other=other, **PLAN
+        )
+        assert [u.detail for u in listing.unusable] == ["unknown emotion 'grim'"]
+
+
+def test_other_must_be_a_genre(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"corpus\.other=folk: choose classical, .*, drop"):
+        listed(tmp_path, "XMIDI_sad_pop_1.mid", other="folk")
+
+
+def test_an_alias_of_no_genre_is_another_genre(tmp_path: Path) -> None:
+    names = ("XMIDI_sad_folk_1.mid", "XMIDI_sad_pop_2.mid")
+    aliases = {"folk": "traditional"}
+    listing = listed(tmp_path, *names, genres=["pop"], aliases=aliases)
+    assert [u.detail for u in listing.unusable] == ["unknown genre 'traditional'"]
+    listing = listed(tmp_path, genres=["pop", "x"], aliases=aliases, other="x")
+    assert [s.labels["genre"] for s in listing.songs] == ["x", "pop"]
+
+
+def test_a_folder_of_other_music_is_no_archive(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no XMIDI file"):
+        listed(tmp_path, "whatever.mid", other="song", **PLAN)
+
+
 def test_classes(tmp_path: Path) -> None:
     listing = listed(tmp_path, "XMIDI_happy_pop_1.mid", "XMIDI_sad_pop_2.mid", emotions=["happy"])
     assert [s.labels["emotion"] for s in listing.songs] == ["happy"]

@@ -14,7 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toysongs import tokenizer
 
-from midigenre.data.batches import BatchSampler, PlannedBatch, collate, group_by_budget
+from midigenre.data.batches import (
+    BatchSampler,
+    PlannedBatch,
+    collate,
+    exactly,
+    group_by_budget,
+)
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.phrases import PhraseReader, Phrases, RandomStarts, consecutive
 from midigenre.data.shards import ShardSet
@@ -268,3 +274,37 @@ def test_batches_hold_what_the_reader_gives(toy: ShardSet) -> None:
             assert len(ids) <= 200
             for label in labels:
                 assert batch.labels[label][i] == labels[label][song]
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60), n=st.integers(1, 60))
+def test_an_epoch_has_exactly_as_many_batches(lengths: list[int], n: int) -> None:
+    groups = group_by_budget(np.array(lengths), 8, 60)
+    n = min(n, len(lengths))
+    made = exactly(list(groups), n)
+    assert len(made) == n
+    kept = np.concatenate(made)
+    assert kept.tolist() == list(range(len(kept)))
+    if n >= len(groups):
+        assert len(kept) == len(lengths)
+
+
+def test_batches_of_bounded_length_are_as_many_in_every_epoch(toy: ShardSet) -> None:
+    loader = PhraseDataModule(toy.folder, batch_tokens=300, batch_phrases=8).train_dataloader()
+    sampler: Any = loader.batch_sampler
+    counts = []
+    for epoch in range(6):
+        sampler.set_epoch(epoch)
+        counts.append(len(list(sampler)))
+    assert len(set(counts)) == 1
+
+
+def test_going_on_leaves_out_what_is_done(toy: ShardSet) -> None:
+    sampler: Any = PhraseDataModule(toy.folder, batch_phrases=4).train_dataloader().batch_sampler
+    sampler.set_epoch(1)
+    whole = [b.phrases.song.tolist() for b in sampler]
+    again: Any = PhraseDataModule(toy.folder, batch_phrases=4).train_dataloader().batch_sampler
+    again.resume(1, 3)
+    assert len(again) == len(whole)  # the trainer counts the whole epoch
+    assert [b.phrases.song.tolist() for b in again] == whole[3:]
+    again.set_epoch(2)
+    assert len(list(again)) == len(again)

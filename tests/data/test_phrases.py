@@ -18,14 +18,18 @@ Onsets = list[list[int]]
 class Bars:
     """Songs of which only the number of onsets in each bar is known."""
 
-    def __init__(self, onsets: Onsets) -> None:
+    def __init__(self, onsets: Onsets, seconds: list[list[float]] | None = None) -> None:
         self.onsets = onsets
+        self.seconds = seconds or [[2.0] * len(bars) for bars in onsets]
 
     def __len__(self) -> int:
         return len(self.onsets)
 
     def bar_onsets(self, index: int) -> np.ndarray:
         return np.array(self.onsets[index], np.int32)
+
+    def bar_seconds(self, index: int) -> np.ndarray:
+        return np.r_[0, np.cumsum(self.seconds[index])]
 
 
 # As in music.py the last bar has an onset.
@@ -122,7 +126,7 @@ def test_the_same_notes_for_every_tokenizer(toy_songs: dict[str, MemorySongs]) -
 
 @given(SONGS, st.integers(1, 6), st.one_of(st.none(), st.integers(1, 4)), st.integers(0, 3))
 @settings(max_examples=80, deadline=None)
-def test_random_phrases_are_whole_and_have_an_onset(
+def test_random_phrases_end_with_the_song_at_the_latest_and_have_an_onset(
     onsets: Onsets, width: int, per_song: int | None, epoch: int
 ) -> None:
     songs = Bars(onsets)
@@ -134,8 +138,9 @@ def test_random_phrases_are_whole_and_have_an_onset(
         mine = [p for p in found if p[0] == song]
         assert len(mine) == (per_song or -(-len(bars) // width))
         for _, first, end in mine:
-            assert end - first == min(width, len(bars))
-            assert 0 <= first < end <= len(bars)
+            assert end == min(first + width, len(bars))
+            assert 0 <= first < end
+            assert width < len(bars) or first == 0 or not any(bars[:first])
             assert sum(bars[first:end]) > 0
     assert triples(RandomStarts(songs, all_rows(songs), width, per_song).epoch(7, epoch)) == found
 
@@ -144,7 +149,7 @@ def test_every_start_is_drawn_and_no_other() -> None:
     songs = Bars([[1, 0, 0, 0, 1, 1], [1, 1]])
     starts = RandomStarts(songs, all_rows(songs), 2, phrases_per_song=200)
     found = set(triples(starts.epoch(0, 0)))
-    assert found == {(0, 0, 2), (0, 3, 5), (0, 4, 6), (1, 0, 2)}
+    assert found == {(0, 0, 2), (0, 3, 5), (0, 4, 6), (0, 5, 6), (1, 0, 2)}
 
 
 def test_phrases_depend_on_seed_epoch_and_index() -> None:

@@ -29,7 +29,9 @@ from toysongs import (
 from midigenre.corpora.base import SongRef, Unusable
 from midigenre.corpora.folder import Folder
 from midigenre.corpora.toy import Toy
+from midigenre.data import encode
 from midigenre.data import prepare as module
+from midigenre.data.labels import LabelSettings
 from midigenre.data.phrases import PhraseReader, consecutive
 from midigenre.data.prepare import Settings, estimate, refresh_report, safe_name
 from midigenre.data.report import print_report
@@ -59,7 +61,9 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_folder_holds_what_the_contract_says(toy: ShardSet) -> None:
     names = {p.name for p in toy.folder.iterdir()}
     parts = {f"part-{i:05d}.arrow" for i in range(5)}
-    assert names == parts | {"spec.json", "manifest.csv", "refused.csv", "report.json"}
+    assert names == parts | {
+        "spec.json", "manifest.csv", "refused.csv", "report.json", "labels.csv",
+    }  # fmt: skip
     assert toy.folder.name.startswith("toy-remi-")
     assert [p["songs"] for p in toy.parts] == [10, 10, 10, 10, 8]
     assert read_csv(toy.folder / "refused.csv") == []
@@ -182,7 +186,7 @@ def test_classes_of_the_corpus_keep_their_order(tmp_path: Path) -> None:
     shards = prepared(Listed(songs, classes={"genre": ("y", "z", "x")}), tmp_path)
     assert shards.labels.classes == {"genre": ("y", "z", "x")}
     warnings = read_json(shards.folder / "report.json")["warnings"]
-    assert "genre 'z' has no song in train and val and test" in warnings
+    assert "genre 'z' has no song at all" in warnings
 
 
 # Files with equal bytes
@@ -301,17 +305,96 @@ def test_report_is_shown(toy: ShardSet) -> None:
         "warnings": ["genre 'z' has no song in test"],
     }
     print_report(report, Console(file=out, width=100))
+    assert "genre × emotion" in out.getvalue()
     for text in ("waltz", "angry", "remi", "data.max_tokens=1024", "7 missing, 3 empty", "'z'"):
         assert text in out.getvalue()
     total = f"{report['splits']['train']['songs']:,} ({report['splits']['train']['phrases']:,})"
     assert total in out.getvalue()
 
 
+def test_label_table_against_a_plain_count(toy: ShardSet) -> None:
+    count = Counter((r["genre"], r["emotion"]) for r in toy.manifest)
+    genres, emotions = (Counter(r[k] for r in toy.manifest) for k in ("genre", "emotion"))
+    (table,) = read_json(toy.folder / "report.json")["label_tables"]
+    assert table["labels"] == ["genre", "emotion"]
+    assert table["classes"] == [list(names) for names in toy.labels.classes.values()]
+    for genre, row in zip(table["classes"][0], table["songs"], strict=True):
+        assert row == [count[genre, emotion] for emotion in table["classes"][1]]
+    rows = read_csv(toy.folder / "labels.csv")
+    assert len(rows) == 16
+    for row in rows:
+        n = count[row["genre"], row["emotion"]]
+        assert int(row["songs"]) == n
+        assert float(row["share"]) == pytest.approx(n / 48, abs=1e-4)
+        assert float(row["share_of_genre"]) == pytest.approx(n / genres[row["genre"]], abs=1e-4)
+        assert float(row["share_of_emotion"]) == pytest.approx(
+            n / emotions[row["emotion"]], abs=1e-4
+        )
+
+
+def test_label_tables_of_more_labels_and_of_missing_ones(tmp_path: Path) -> None:
+    rows = [("a", "x", "1"), ("a", None, "2"), ("b", "y", "1"), (None, "y", "2")]
+    refs = [
+        SongRef(
+            str(i), write(tmp_path / f"{i}", midi([2], seed=i)), dict(zip("gef", r, strict=True))
+        )
+        for i, r in enumerate(rows)
+    ]
+    classes = {"e": ("y", "x", "never")}
+    shards = prepared(Listed(refs, labels=("g", "e", "f"), classes=classes), tmp_path)
+    report = read_json(shards.folder / "report.json")
+    assert report["label_tables"] == [
+        {"labels": ["g", "e"], "classes": [["a", "b", "(none)"], ["y", "x", "never", "(none)"]],
+         "songs": [[0, 1, 0, 1], [1, 0, 0, 0], [1, 0, 0, 0]]},
+        {"labels": ["g", "f"], "classes": [["a", "b", "(none)"], ["1", "2"]],
+         "songs": [[1, 1], [1, 0], [0, 1]]},
+    ]  # fmt: skip
+    assert "e 'never' has no song at all" in report["warnings"]
+    assert len(read_csv(shards.folder / "labels.csv")) == 12
+    (a_none,) = [
+        r for r in read_csv(shards.folder / "labels.csv") if (r["g"], r["e"]) == ("a", "(none)")
+    ]
+    assert list(a_none.values()) == ["a", "(none)", "1", "0.25", "0.5", "1.0"]
+    never = [r for r in read_csv(shards.folder / "labels.csv") if r["e"] == "never"]
+    assert {(r["songs"], r["share"], r["share_of_e"]) for r in never} == {("0", "0.0", "")}
+    assert list(read_csv(shards.folder / "labels-f.csv")[0])[:2] == ["g", "f"]
+
+
+def test_a_label_that_no_song_has(tmp_path: Path) -> None:
+    refs = [
+        SongRef(str(i), write(tmp_path / f"{i}", midi([2], seed=i)), {"g": "a", "e": None})
+        for i in range(3)
+    ]
+    shards = prepared(Listed(refs, labels=("g", "e")), tmp_path)
+    report = read_json(shards.folder / "report.json")
+    assert report["label_tables"] == []
+    assert "no song has e" in report["warnings"]
+
+
+def test_one_label_has_no_table(tmp_path: Path) -> None:
+    shards = prepared(songs_in(tmp_path, 3), tmp_path)
+    assert read_json(shards.folder / "report.json")["label_tables"] == []
+    assert not (shards.folder / "labels.csv").exists()
+
+
+def test_warnings_name_empty_splits_once_and_few_classes(tmp_path: Path) -> None:
+    refs = [
+        SongRef(str(i), write(tmp_path / f"{i}", midi([2], seed=i)), {"genre": f"g{i % 8}"},
+                split="train" if i < 8 else "test")
+        for i in range(9)
+    ]  # fmt: skip
+    shards = prepared(Listed(refs), tmp_path)
+    assert read_json(shards.folder / "report.json")["warnings"] == [
+        "no song is in val",
+        "genre 'g1', 'g2', 'g3', 'g4', 'g5' and 2 more have no song in test",
+    ]
+
+
 def test_other_phrase_settings_change_only_the_report(tmp_path: Path) -> None:
     corpus = songs_in(tmp_path, 5)
     first = prepared(corpus, tmp_path)
     before = state(first.folder)
-    again = prepared(corpus, tmp_path, phrase_bars=2, max_tokens=7)
+    again = prepared(corpus, tmp_path, length=2, max_tokens=7)
     assert again.folder == first.folder
     after = state(again.folder)
     assert [name for name in after if after[name] != before[name]] == ["report.json"]
@@ -391,7 +474,7 @@ def test_a_stopped_preparation_goes_on(
 
     made = []
     monkeypatch.setattr(
-        module, "write_part", lambda path, *a, _write=module.write_part: (
+        encode, "write_part", lambda path, *a, _write=encode.write_part: (
             made.append(path.name), _write(path, *a)
         )[1],
     )  # fmt: skip
@@ -465,7 +548,7 @@ def test_a_full_disk_is_one_line(
 ) -> None:
     corpus = songs_in(tmp_path, 10)
     whole = prepared(corpus, tmp_path / "whole")
-    real = module.write_part
+    real = encode.write_part
 
     def full(path: Path, *rest: Any) -> str:
         if path.name == "part-00001.arrow":
@@ -473,7 +556,7 @@ def test_a_full_disk_is_one_line(
         return real(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_part", full)
+        patch.setattr(encode, "write_part", full)
         with pytest.raises(UserError, match=r"No space left on device.*MIDIGENRE_HOME") as caught:
             prepared(corpus, tmp_path / "home")
     assert "\n" not in str(caught.value)
@@ -501,7 +584,7 @@ def test_a_finished_folder_that_cannot_be_written(
     monkeypatch.setattr(module, "write_json", refuse)
     prepared(corpus, tmp_path)
     with pytest.raises(UserError, match="Permission denied"):
-        prepared(corpus, tmp_path, phrase_bars=2)
+        prepared(corpus, tmp_path, length=2)
 
 
 def test_a_progress_is_told_of_every_song(tmp_path: Path, small_parts: None) -> None:
@@ -542,7 +625,7 @@ def test_names_that_files_may_have(tmp_path: Path) -> None:
 
 
 def test_estimate(toy_home: Path, toy: ShardSet) -> None:
-    found = estimate(Toy(n_songs=48), tokenizer(), toy_home, n_workers=1, sample=12)
+    found = estimate(Toy(n_songs=48), tokenizer(), toy_home, Settings(), sample=12)
     assert found["songs"] == 48
     assert found["sampled"] == 12
     assert found["refused_in_sample"] == 0
@@ -550,7 +633,8 @@ def test_estimate(toy_home: Path, toy: ShardSet) -> None:
     assert real / 3 < found["megabytes"] < 3 * real
     assert 0.05 < found["seconds"] < 60
     assert found["free_megabytes"] > 0
-    two = estimate(Toy(n_songs=48), tokenizer(), toy_home / "none", n_workers=2, sample=500)
+    settings = Settings(n_workers=2)
+    two = estimate(Toy(n_songs=48), tokenizer(), toy_home / "none", settings, sample=500)
     assert two["sampled"] == 48
 
 
@@ -559,9 +643,15 @@ def test_estimate_counts_files_that_are_refused(tmp_path: Path) -> None:
         SongRef(str(i), write(tmp_path / f"{i}", midi([2]) if i % 2 else b"no"), {"genre": "a"})
         for i in range(6)
     ]
-    found = estimate(Listed(refs), tokenizer(), tmp_path, n_workers=1)
+    found = estimate(Listed(refs), tokenizer(), tmp_path, Settings())
     assert (found["sampled"], found["refused_in_sample"]) == (6, 3)
     assert not (tmp_path / "shards").exists()
+
+
+def test_estimate_leaves_dropped_classes_out(tmp_path: Path) -> None:
+    settings = Settings(labels=LabelSettings({"genre": {"a": None}}))
+    found = estimate(songs_in(tmp_path, 7), tokenizer(), tmp_path, settings)
+    assert found["songs"] == 3
 
 
 def test_safe_name() -> None:

@@ -8,15 +8,24 @@ from rich.console import Console
 from midigenre.evaluation.report import print_scores, scores_markdown
 from midigenre.evaluation.scores import evaluate_label
 
+SONGS = np.repeat(np.arange(40), 2)
+TRUTH = SONGS % 2
 
-def evaluation(majority):
-    log_probs_NC = np.log([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [0.6, 0.2, 0.2], [0.3, 0.6, 0.1]])
+
+def right_on(share):
+    """Predictions that are right on the first songs."""
+    return np.where(share * 40 > SONGS, TRUTH, 1 - TRUTH)
+
+
+def evaluation(theirs, ours=0.75):
+    """A model and a baseline that are right on these shares of the songs."""
+    log_probs_NC = np.log(np.array([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1]])[right_on(ours)])
     names = ["[bold]jazz", "a|b", "never"]
     baselines = {
-        level: {"majority": {"accuracy": majority, "macro_f1": majority}, "hist_gb": "it is gone"}
-        for level in ("phrase", "song")
+        "phrase": {"majority": right_on(theirs), "hist_gb": "it is gone"},
+        "song": {"majority": right_on(theirs)[::2], "hist_gb": "it is gone"},
     }
-    return {"genre": evaluate_label(log_probs_NC, [0, 1, 1, -1], [0, 1, 1, 2], names, baselines)}
+    return {"genre": evaluate_label(log_probs_NC, TRUTH, SONGS, names, baselines)}
 
 
 def printed(content):
@@ -27,17 +36,26 @@ def printed(content):
 
 def test_console_tables():
     text = printed(evaluation(0.1))
-    for word in ("[bold]jazz", "a|b", "support", "precision", "0.667", "95 %", "majority", "song"):
+    for word in ("[bold]jazz", "a|b", "support", "precision", "0.750", "95 %", "majority", "song"):
         assert word in text
-    assert "beats" not in text
+    assert "the model" not in text  # no note
     assert "no hist_gb baseline: it is gone" in text
     assert "–" in text  # recall of a class without support
 
 
 def test_a_winning_baseline_is_named():
-    text = printed(evaluation(0.99))
-    assert "phrase level: the majority baseline beats the model on macro-F1 (0.990" in text
-    assert "the majority baseline beats the model on accuracy" in scores_markdown(evaluation(0.99))
+    text = " ".join(printed(evaluation(0.95)).split())
+    assert (
+        "phrase level: the majority baseline beats the model on macro-F1 (0.950 against 0.750; "
+        "model minus baseline -0.200, 95 % interval -0.3"
+    ) in text
+    assert "the majority baseline beats the model on accuracy" in scores_markdown(evaluation(0.95))
+
+
+def test_a_baseline_within_chance_is_named():
+    text = " ".join(printed(evaluation(0.725)).split())
+    assert "song level: the majority baseline is not clearly beaten by the model on" in text
+    assert "the majority baseline equals the model on accuracy" in scores_markdown(evaluation(0.75))
 
 
 def test_default_console_is_stderr(capsys):

@@ -12,12 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
-from midigenre.evaluation.baselines import (
-    BASELINE_NAMES,
-    BaselineData,
-    fit_baselines,
-    majority_baseline,
-)
 from midigenre.evaluation.scores import (
     accuracy,
     confusion_matrix,
@@ -86,14 +80,8 @@ def test_scores_agree_with_sklearn(confusion_CC):
 def test_keys_and_plain_json():
     log_probs_NC, truth_N, song_N, names = random_case()
     truth_N[song_N < 5] = -1
-    baselines = {
-        level: {
-            "majority": majority_baseline(truth_N, truth_N, 4),
-            "metadata": None,
-            "hist_gb": "no",
-        }
-        for level in ("phrase", "song")
-    }
+    n = {"phrase": len(truth_N), "song": len(np.unique(song_N))}
+    baselines = {level: {"majority": np.zeros(n[level], int), "hist_gb": "no"} for level in n}
     result = evaluate_label(log_probs_NC, truth_N, song_N, names, baselines)
     assert set(result) == {"phrase", "song"}
     assert result["phrase"]["n"] == (truth_N != -1).sum()
@@ -103,7 +91,10 @@ def test_keys_and_plain_json():
             "n", "accuracy", "macro_f1", "ci95", "per_class", "confusion", "labels", "ece",
             "baselines", "baselines_missing",
         }  # fmt: skip
-        assert level["baselines"]["metadata"] is level["baselines"]["hist_gb"] is None
+        assert set(level["baselines"]["majority"]) == {
+            "accuracy", "macro_f1", "ci95", "versus_model",
+        }  # fmt: skip
+        assert level["baselines"]["hist_gb"] is None
         assert level["baselines_missing"] == {"hist_gb": "no"}
         assert level["labels"] == names
         assert np.sum(level["confusion"]) == level["n"]
@@ -236,18 +227,37 @@ def test_classes_out_of_range_are_refused():
         confusion_matrix([0, 3], [0, 0], 3)
 
 
-def test_majority_baseline():
-    # Says 1; the test set has 1, 1, 0: accuracy 2/3, F1 of class 1 is 0.8, of class 0 it is 0.
-    scores = majority_baseline([1, 1, 2, -1, -1, -1], [1, 1, 0, -1], 3)
-    assert scores == pytest.approx({"accuracy": 2 / 3, "macro_f1": 0.4})
-    with pytest.raises(ValueError, match="no labels"):
-        majority_baseline([-1], [0], 2)
+def test_baselines_are_scored_on_the_labelled_rows_and_compared_with_the_model():
+    # The model is right on phrases 0 and 1 (song 0), wrong on 2 (song 1); phrase 3 has no label.
+    log_probs_NC = log_softmax(5.0 * np.eye(2)[[0, 0, 0, 1]])
+    song_N, truth_N = [0, 0, 1, 2], [0, 0, 1, -1]
+    theirs = {"phrase": {"other": [0, 1, 1, 0]}, "song": {"other": [1, 1, 0], "gone": "it is"}}
+    result = evaluate_label(log_probs_NC, truth_N, song_N, ["a", "b"], theirs)
+    other = result["phrase"]["baselines"]["other"]
+    assert other["accuracy"] == pytest.approx(2 / 3)
+    assert other["macro_f1"] == pytest.approx(2 / 3)  # both F1 are 2 / 3
+    versus = other["versus_model"]
+    assert versus["accuracy"]["difference"] == pytest.approx(0)
+    assert versus["macro_f1"]["difference"] == pytest.approx(0.4 - 2 / 3)  # the model: 0.8 and 0
+    song = result["song"]["baselines"]
+    assert song["other"]["accuracy"] == 0.5
+    assert song["gone"] is None
+    assert result["song"]["baselines_missing"] == {"gone": "it is"}
 
 
-def test_fit_baselines_names_all_and_says_why_one_is_missing():
-    data = BaselineData(np.array([0, 0, 1]), np.array([0, 1]), 2)
-    found = fit_baselines(data)
-    assert set(BASELINE_NAMES) <= set(found)
-    assert found["majority"] == pytest.approx({"accuracy": 0.5, "macro_f1": 1 / 3})
-    assert all(isinstance(found[name], str) for name in ("metadata", "ngram_lr"))
-    assert fit_baselines(None, "gone")["majority"] == "gone"
+def test_a_baseline_that_equals_the_model_has_its_scores_and_intervals():
+    log_probs_NC, truth_N, song_N, names = random_case()
+    same = {"phrase": {"same": log_probs_NC.argmax(1)}}
+    scores = evaluate_label(log_probs_NC, truth_N, song_N, names, same, seed=3)["phrase"]
+    for key in ("accuracy", "macro_f1", "ci95"):
+        assert scores["baselines"]["same"][key] == scores[key]
+    assert scores["baselines"]["same"]["versus_model"]["macro_f1"] == {
+        "difference": 0, "ci95": [0, 0], "p": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [[0, 1], [0, 0, 0, 2]], ids=["length", "class"])
+def test_predictions_that_do_not_fit_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"predictions|outside"):
+        evaluate_label(np.log(np.full((4, 2), 0.5)), [0, 0, 1, 1], range(4), ["a", "b"],
+                       {"phrase": {"x": wrong}})  # fmt: skip

@@ -104,7 +104,7 @@ def make_pooling(kind: str) -> Pooling:
 @settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.integers(1, 6), min_size=1, max_size=6),
-    st.sampled_from(["cls", "mean", "attention"]),
+    st.sampled_from(["cls", "mean", "attention", "mean_max"]),
 )
 def test_pooling_against_a_loop(lengths: list[int], kind: str) -> None:
     torch.manual_seed(0)
@@ -117,6 +117,8 @@ def test_pooling_against_a_loop(lengths: list[int], kind: str) -> None:
             rows.append(phrase[0])
         elif kind == "mean":
             rows.append(phrase.mean(0))
+        elif kind == "mean_max":
+            rows.append(pooling.project(torch.cat((phrase.mean(0), phrase.max(0).values))))
         else:
             rows.append(pooling.score(phrase).squeeze(-1).softmax(0) @ phrase)
     want = torch.stack(rows)

@@ -25,6 +25,7 @@ VARIANTS = [
     {"norm": "pre", "positions": "rope", "activation": "gelu"},
     {"norm": "post", "positions": "learned", "activation": "gelu"},
     {"norm": "pre", "positions": "learned", "activation": "geglu"},
+    {"norm": "pre", "positions": "rope", "activation": "gelu", "conv_width": 3},
 ]
 
 

@@ -155,41 +155,44 @@ def test_a_phrase_decodes_to_exactly_its_music(name):
     behind the phrase where the meter's denominator changes there.
     """
     tok = tokenizer(name)
-    types = {t for f in tok.spec.fields for t in f.types}
 
     @examples(12 if "midilike" in name else 60)
     @given(scores(), st.integers(1, 5))
     def check(score: ScoreTick, n_bars: int) -> None:
-        song = cleaned(tok, score)
-        if song is None:
-            return
-        encoded = tok.encode(song)
-        for first, end, phrase in phrases(song, n_bars):
-            if len(phrase.notes) == 0:
-                continue  # see test_a_phrase_without_a_note
-            ids = phrase_ids(tok, song, encoded, first, end)
-            for column, field in enumerate(tok.spec.fields):
-                assert ids[:, column].min() >= 0
-                assert ids[:, column].max() < len(field), "an id that a model has no row for"
-            decoded = tok.decode(ids)
-            wanted = as_octuple_says(phrase) if name == "octuple" else phrase
-            wanted = as_note_offs_say(wanted, tok) if tok.grid.cut_overlaps else wanted
-            assert decoded.ticks_per_quarter == tok.grid.tpq
-            assert rows(decoded) == phrase_rows(wanted)
-            if "TimeSig" in types:
-                stated = [(s.time, (s.numerator, s.denominator)) for s in decoded.time_signatures]
-                for bar in np.flatnonzero(wanted.onsets_per_bar()):
-                    assert in_force(stated, wanted.bar_ticks[bar]) == tuple(wanted.meters[bar])
-            if "Tempo" in types:
-                said = [(t.time, t.qpm) for t in decoded.tempos]
-                tempi = list(zip(phrase.tempo_ticks, phrase.tempo_qpm, strict=True))
-                onsets = zip(phrase.notes.onset, wanted.notes.onset, strict=True)
-                for true_onset, onset in set(onsets):
-                    assert in_force(said, onset) == pytest.approx(
-                        in_force(tempi, true_onset), rel=1e-3
-                    )
+        phrases_decode(tok, score, n_bars)
 
     check()
+
+
+def phrases_decode(tok: Tokenizer, score: ScoreTick, n_bars: int) -> None:
+    """Every phrase of the score decodes to its music."""
+    types = {t for f in tok.spec.fields for t in f.types}
+    song = cleaned(tok, score)
+    if song is None:
+        return
+    encoded = tok.encode(song)
+    for first, end, phrase in phrases(song, n_bars):
+        if len(phrase.notes) == 0:
+            continue  # see test_a_phrase_without_a_note
+        ids = phrase_ids(tok, song, encoded, first, end)
+        for column, field in enumerate(tok.spec.fields):
+            assert ids[:, column].min() >= 0
+            assert ids[:, column].max() < len(field), "an id that a model has no row for"
+        decoded = tok.decode(ids)
+        wanted = as_octuple_says(phrase) if tok.spec.name == "octuple" else phrase
+        wanted = as_note_offs_say(wanted, tok) if tok.grid.cut_overlaps else wanted
+        assert decoded.ticks_per_quarter == tok.grid.tpq
+        assert rows(decoded) == phrase_rows(wanted)
+        if "TimeSig" in types:
+            stated = [(s.time, (s.numerator, s.denominator)) for s in decoded.time_signatures]
+            for bar in np.flatnonzero(wanted.onsets_per_bar()):
+                assert in_force(stated, wanted.bar_ticks[bar]) == tuple(wanted.meters[bar])
+        if "Tempo" in types:
+            said = [(t.time, t.qpm) for t in decoded.tempos]
+            tempi = list(zip(phrase.tempo_ticks, phrase.tempo_qpm, strict=True))
+            onsets = zip(phrase.notes.onset, wanted.notes.onset, strict=True)
+            for true_onset, onset in set(onsets):
+                assert in_force(said, onset) == pytest.approx(in_force(tempi, true_onset), rel=1e-3)
 
 
 @every_tokenizer
@@ -505,6 +508,7 @@ def test_the_default_grid_does_not_hold_triplets():
         (["tokenizer.time_signatures=[4/4,5/7]"], "5/7 is no time signature"),
         (["tokenizer.time_signatures=[3/4]"], "must hold 4/4"),
         (["tokenizer.beat_resolution=0"], "1 or more"),
+        (["tokenizer.tracks=drums"], r"tokenizer\.tracks=drums: choose all, melody, merged"),
         (["tokenizer.cls=PerTok"], "ticks_per_quarter"),
         (["tokenizer.cls=Structured"], r"Structured has no time sig.*time_signatures=\[4/4\]"),
         (["tokenizer.params.use_time_signatures=false"], r"bars of 4/4; set .*=\[4/4\]"),
@@ -584,7 +588,7 @@ def test_ids_are_those_of_miditoks_own_path(name):
 
 @every_tokenizer
 def test_merged_and_neutral_music_has_no_program_velocity_or_tempo(name):
-    tok = from_spec(_with(tokenizer(name).spec, merge_tracks=True, neutral=True))
+    tok = from_spec(_with(tokenizer(name).spec, tracks="merged", neutral=True))
     types = {t for f in tok.spec.fields for t in f.types}
     assert not types & {"Velocity", "Tempo"}
     if name != "mumidi":  # its steps always say the program, if only program 0
@@ -601,7 +605,40 @@ def test_merged_and_neutral_music_has_no_program_velocity_or_tempo(name):
         assert (ids == tok.encode(phrase).ids_TF).all()
 
 
-def _with(spec: TokenSpec, **changes: bool) -> TokenSpec:
+@pytest.mark.parametrize("tracks", ["melody", "merged"])
+@every_tokenizer
+def test_melody_and_merged_phrases_decode_to_exactly_their_music(name, tracks):
+    tok = tokenizer(name, f"tokenizer.tracks={tracks}")
+    assert from_spec(tok.spec).spec == tok.spec
+    types = {t for f in tok.spec.fields for t in f.types}
+    if name != "mumidi":
+        assert "Program" not in types
+    assert tok.spec.fields == tokenizer(name, "tokenizer.tracks=merged").spec.fields
+
+    @examples(3 if "midilike" in name else 15)
+    @given(scores())
+    def check(score: ScoreTick) -> None:
+        song = cleaned(tok, score)
+        assert song is None or set(song.notes.program.tolist()) == {0}
+        if song is not None and tracks == "melody":
+            assert (np.diff(song.notes.onset) > 0).all()
+            assert ((song.notes.onset + song.notes.duration)[:-1] <= song.notes.onset[1:]).all()
+        phrases_decode(tok, score, 3)
+
+    check()
+
+
+def test_a_vocabulary_without_programs_reads_all_tracks_as_merged():
+    score = make_score([note(0, 1, 60), note(0, 1, 72, program=40), note(0, 1, 81, program=DRUMS)])
+    found = {
+        tracks: tokenizer("midilike291", f"tokenizer.tracks={tracks}").clean(score).notes.pitch
+        for tracks in ("all", "melody", "merged")
+    }
+    assert found["all"].tolist() == found["merged"].tolist() == [60, 72, 81]
+    assert found["melody"].tolist() == [72]
+
+
+def _with(spec: TokenSpec, **changes: bool | str) -> TokenSpec:
     """The spec of the same tokenizer with other settings."""
     arguments = dict(spec.tokenizer) | changes
     arguments.pop("_target_")

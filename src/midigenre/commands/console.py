@@ -95,3 +95,5 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    # It looks for a method of the loader; ours goes on by the datamodule's state.
+    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")

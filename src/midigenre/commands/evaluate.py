@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from midigenre.build import Run, device_of, load_run, plain, prepared
+from midigenre.build import plain, prepared
 from midigenre.commands.console import console, progress_bars
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.shards import ShardSet
@@ -20,12 +20,16 @@ from midigenre.evaluation.report import print_scores
 from midigenre.files import write_json
 from midigenre.tasks.evaluate import evaluate_split
 from midigenre.tokenizers.base import from_spec
+from midigenre.trained import Run, device_of, load_run
 
 SUBSETS = ("train", "val", "test", "all")
 
 
 def run(cfg: DictConfig, paths: Sequence[str]) -> None:
-    """Writes ``RUN/evaluation/<corpus>-<subset>.json`` and a confusion matrix as PNG.
+    """Writes ``RUN/evaluation/<corpus>-<subset>.json``, predictions and a confusion matrix.
+
+    The predictions of phrases and of songs lie beside the JSON as ``...-predictions.csv`` and
+    ``...-predictions_songs.csv``; the matrices are PNG files.
 
     Raises:
         UserError: No such run or subset, or the corpus has labels that the run does not know.
@@ -50,19 +54,20 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
                 f"run={cfg.run} has no config.yaml, so its test set is not known; give corpus=..."
             )
     name = shards.folder.name.rsplit("-", 2)[0]
+    folder = (trained.folder or Path(".")) / "evaluation"
     evaluation = evaluate_split(
         trained.model,
-        _data(shards, trained),
+        _data(shards, trained, own=not foreign),
         None if cfg.subset == "all" else cfg.subset,
         device=device,
         class_maps=_class_maps(shards, trained),
-        train=_data(own, trained) if own is not None else None,
+        train=_data(own, trained, own=True) if own is not None else None,
+        predictions=folder / f"{name}-{cfg.subset}-predictions.csv",
     )
     if not evaluation:
         raise UserError(
             f"{shards.folder} has no label of this run ({', '.join(trained.labels.classes)})"
         )
-    folder = (trained.folder or Path(".")) / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{cfg.subset}.json"
     write_json(path, evaluation)
@@ -95,8 +100,11 @@ def _own_shards(trained: Run, cfg: DictConfig, progress: Any) -> ShardSet | None
         return None
 
 
-def _data(shards: ShardSet, trained: Run) -> PhraseDataModule:
-    return PhraseDataModule(shards.folder, trained.data["phrase_bars"], trained.data["max_tokens"])
+def _data(shards: ShardSet, trained: Run, *, own: bool) -> PhraseDataModule:
+    """The phrases; of the run's own songs only those of its fold."""
+    return PhraseDataModule(
+        shards.folder, **{**trained.data, "fold": trained.data["fold"] if own else None}
+    )
 
 
 def _class_maps(shards: ShardSet, trained: Run) -> dict[str, NDArray[np.int64]]:
@@ -114,7 +122,8 @@ def _class_maps(shards: ShardSet, trained: Run) -> dict[str, NDArray[np.int64]]:
         if unknown:
             raise UserError(
                 f"{label} {unknown[0]!r} of {shards.folder} is unknown to this run, which has "
-                f"{', '.join(known)}"
+                f"{', '.join(known)}; name it with labels.map.{label}.{unknown[0]}=CLASS, or leave "
+                f"it out with =null"
             )
         maps[label] = np.array([known.index(name) for name in names], np.int64)
     return maps

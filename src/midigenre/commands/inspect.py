@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from midigenre.build import make_tokenizer
 from midigenre.commands.console import console
-from midigenre.data.phrases import PhraseReader, consecutive
+from midigenre.data.phrases import PhraseReader, consecutive, phrase_length
 from midigenre.data.prepare import safe_name
 from midigenre.data.shards import MemorySongs, ShardSet, Songs
 from midigenre.errors import RefusedSongError, UserError
@@ -54,7 +54,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
 def _show(songs: Songs, index: int, title: str, tokenizer: Tokenizer, cfg: DictConfig) -> None:
     spec: TokenSpec = tokenizer.spec
     song = songs.song(index)
-    phrases = consecutive(songs, np.array([index]), cfg.data.phrase_bars)
+    phrases = consecutive(songs, np.array([index]), phrase_length(cfg.data, spec))
     reader = PhraseReader(songs, spec, cfg.data.max_tokens)
     lengths = reader.lengths(phrases)
     meters = ", ".join(f"{n}/{d} at tick {t}" for t, n, d in song.time_signatures())

@@ -13,17 +13,17 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from midigenre.build import Run, device_of, load_run
 from midigenre.commands.console import console
 from midigenre.corpora.folder import midi_files
 from midigenre.data.batches import collate, group_by_budget
-from midigenre.data.phrases import PhraseReader, consecutive
+from midigenre.data.phrases import PhraseReader, consecutive, phrase_length
 from midigenre.data.shards import MemorySongs
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.evaluation.scores import song_log_probs
 from midigenre.song import Song
 from midigenre.tasks.predict import Predictions, predict_phrases
 from midigenre.tokenizers.base import Encoded, Tokenizer, from_spec
+from midigenre.trained import Run, device_of, load_run
 
 FILES_AT_ONCE = 64  # bounds the memory; phrases of these files share batches
 
@@ -99,7 +99,8 @@ def _predict(
 ) -> dict[Path, dict[str, Any]]:
     """The answer for each file."""
     songs = MemorySongs([(song, encoded) for _, song, encoded in read])
-    phrases = consecutive(songs, np.arange(len(songs)), trained.data["phrase_bars"])
+    length = phrase_length(trained.data, trained.tokens)
+    phrases = consecutive(songs, np.arange(len(songs)), length)
     reader = PhraseReader(songs, trained.tokens, trained.data["max_tokens"])
     groups = group_by_budget(reader.lengths(phrases), batch_phrases, None)
 
@@ -130,13 +131,11 @@ def _describe(
     mine = np.flatnonzero(found.song == index)
     out: dict[str, Any] = {"path": str(path)}
     probabilities: dict[str, dict[str, float]] = {}
+    seconds = song.bar_seconds()
     timeline: list[dict[str, Any]] = [
         {
             "bars": [int(found.start[i]), int(ends[i])],
-            "seconds": [
-                round(_seconds(song, int(song.bar_ticks[found.start[i]])), 2),
-                round(_seconds(song, int(song.bar_ticks[ends[i]])), 2),
-            ],
+            "seconds": [round(float(seconds[bar]), 2) for bar in (found.start[i], ends[i])],
         }
         for i in mine
     ]
@@ -153,13 +152,6 @@ def _describe(
 
 def _named(log_probs: NDArray[np.float64], classes: Sequence[str]) -> dict[str, float]:
     return {name: round(float(np.exp(p)), 4) for name, p in zip(classes, log_probs, strict=True)}
-
-
-def _seconds(song: Song, tick: int) -> float:
-    """Time of a tick under the song's tempo changes."""
-    before = song.tempo_ticks < tick
-    edges = np.r_[song.tempo_ticks[before], tick]
-    return float((np.diff(edges) / song.tpq * 60 / song.tempo_qpm[before]).sum())
 
 
 def _say(answer: dict[str, Any]) -> None:

@@ -14,19 +14,31 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from rich.markup import escape
 
 from midigenre import __version__
-from midigenre.build import check, load_run, make_data, make_task, make_trainer, plain, prepared
+from midigenre.build import check, make_data, make_task, make_trainer, plain, prepared
 from midigenre.commands.console import console, progress_bars, quiet_lightning
+from midigenre.commands.job import swept_settings
+from midigenre.corpora.base import no_progress
+from midigenre.data.datamodule import PhraseDataModule
+from midigenre.data.phrases import phrase_length
 from midigenre.data.prepare import refresh_report
 from midigenre.data.report import print_report
-from midigenre.errors import UserError
+from midigenre.data.shards import ShardSet
+from midigenre.errors import StoppedError, UserError
 from midigenre.evaluation.figures import confusion_figure
 from midigenre.evaluation.report import print_scores
 from midigenre.files import write_json
 from midigenre.tasks.callbacks import tensorboard_of
+from midigenre.tasks.classify import ClassifyTask
+from midigenre.tasks.cost import peak_memory_bytes
 from midigenre.tasks.evaluate import evaluate_split
+from midigenre.tasks.fit import fit
+from midigenre.tasks.hparams import finish_hparams, start_hparams
+from midigenre.trained import load_run
 
 log = logging.getLogger(__name__)
 
@@ -43,45 +55,53 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
     if paths:
         raise UserError(f"train takes no paths after --, got {paths[0]!r}; set corpus.root=DIR")
     folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
+    # Lightning starts the further processes of a distributed run with the same command line.
+    first = getattr(rank_zero_only, "rank", 0) == 0
     quiet_lightning()
+    started = time.perf_counter()
     try:
-        cfg, ckpt = _checked(cfg, folder)
+        cfg, ckpt = _checked(cfg, folder, first)
         trainer = make_trainer(cfg, folder)
+        with progress_bars() if first else contextlib.nullcontext(no_progress) as progress:
+            shards = prepared(cfg, progress)
     except UserError:
         _remove_empty(folder)
         raise
+    if not first:
+        task, data = _built(cfg, shards)
+        fit(trainer, task, data, ckpt, lambda: None)
+        return _best_score(trainer)
     OmegaConf.save(OmegaConf.create(plain(cfg)), folder / "config.yaml")
-    started = time.perf_counter()
-    with progress_bars() as progress:
-        shards = prepared(cfg, progress)
-    print_report(refresh_report(shards, cfg.data.phrase_bars, cfg.data.max_tokens), console)
+    print_report(
+        refresh_report(shards, phrase_length(cfg.data, shards.tokens), cfg.data.max_tokens), console
+    )
     write_json(
         folder / "spec.json",
         {"tokens": shards.tokens.to_dict(), "labels": shards.labels.to_dict(),
          "shards": str(shards.folder), "version": __version__},
     )  # fmt: skip
-
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
-    data = make_data(cfg, shards)
-    task = make_task(cfg, shards, data)
+    task, data = _built(cfg, shards)
+    _say_fold(data)
     n_parameters = sum(p.numel() for p in task.model.parameters())
-    message = (
+    _say(
         f"run {folder}: {n_parameters:,} parameters, {shards.tokens.n_tokens} tokens in "
-        f"{len(shards.tokens.fields)} field(s), {torch.get_num_threads()} threads"
+        f"{len(shards.tokens.fields)} field(s), {_devices(trainer)}"
     )
-    log.info(message)
-    console.print(message, highlight=False)
-    fit_started = time.perf_counter()
-    # Our own checkpoints hold plain data only: the safe loader is enough.
-    trainer.fit(task, datamodule=data, ckpt_path=ckpt, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    fit_seconds = time.perf_counter() - fit_started
+    start_hparams(trainer, plain(cfg), swept_settings())
+    try:
+        fit(trainer, task, data, ckpt, _say_stopping)
+    except StoppedError as error:
+        raise StoppedError(
+            f"{error}; go on with: midigenre train resume={folder}", error.signal
+        ) from error
+    cost = _cost(task, trainer, n_parameters)
+    score = _best_score(trainer)
 
     best = load_run(str(folder))
-    evaluation = evaluate_split(best.model, data, "test", train=data)
+    evaluation = evaluate_split(
+        best.model, data, "test", train=data, predictions=folder / "predictions.csv"
+    )
     write_json(folder / "evaluation.json", evaluation)
-    score = _best_score(trainer)
     metrics: dict[str, Any] = {
         "val": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
         "best": {"val/macro_f1": score},
@@ -94,17 +114,20 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
         "parameters": n_parameters,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
+        "fold": cfg.fold,
     }
     write_json(folder / "metrics.json", metrics)
+    # Apart from the metrics, which a seed makes the same every time.
+    cost["seconds"] = round(time.perf_counter() - started, 3)
+    write_json(folder / "cost.json", cost)
+    finish_hparams(trainer, score, evaluation, cost)
     _log_test(trainer, metrics["test"], evaluation)
     print_scores(evaluation, console)
-    seconds = time.perf_counter() - started
-    message = (
+    _say(
         f"trained {trainer.current_epoch} epochs, {trainer.global_step} steps in "
-        f"{fit_seconds:.0f} s; {seconds:.0f} s in all"
+        f"{cost['fit_seconds']:.0f} s ({cost['tokens_per_second']:,.0f} tokens/s, at most "
+        f"{cost['peak_memory_bytes'] / 2**20:,.0f} MB); {cost['seconds']:.0f} s in all"
     )
-    log.info(message)
-    console.print(message, highlight=False)
     console.print(
         f"predict with: midigenre predict run={folder} -- FILE.mid", highlight=False, soft_wrap=True
     )
@@ -112,10 +135,67 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
     return score
 
 
-def _checked(cfg: DictConfig, folder: Path) -> tuple[DictConfig, str | None]:
+def _built(cfg: DictConfig, shards: ShardSet) -> tuple[ClassifyTask, PhraseDataModule]:
+    """Task and data; the weights follow from the seed alone."""
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    data = make_data(cfg, shards)
+    return make_task(cfg, shards, data), data
+
+
+def _say(message: str) -> None:
+    log.info(message)
+    console.print(message, highlight=False)
+
+
+def _say_fold(data: PhraseDataModule) -> None:
+    if data.fold is None:
+        return
+    songs = " and ".join(
+        f"{len(data.rows(split)):,} of {len(data.shards.rows(split)):,} {name} songs"
+        for split, name in (("train", "training"), ("val", "validation"))
+    )
+    _say(f"fold {data.fold}: {songs}; the test songs are those of all folds")
+    for label, names in data.classes_lost().items():
+        for name in names:
+            log.warning("%s %r has no training song in fold %s", label, name, data.fold)
+            console.print(
+                f"[yellow]warning:[/] {escape(f'{label} {name!r}')} has no training song in fold "
+                f"{data.fold}"
+            )
+
+
+def _say_stopping() -> None:
+    console.print("[yellow]stopping after this step; Ctrl-C again stops at once[/]")
+
+
+def _devices(trainer: L.Trainer) -> str:
+    kind = trainer.strategy.root_device.type
+    if trainer.world_size > 1:
+        return f"{trainer.world_size} processes on {kind}"
+    return f"{torch.get_num_threads()} threads" if kind == "cpu" else kind
+
+
+def _cost(task: ClassifyTask, trainer: L.Trainer, n_parameters: int) -> dict[str, Any]:
+    """What training took, over all its interruptions."""
+    return {
+        "fit_seconds": round(task.cost.seconds, 3),
+        "train_tokens": task.cost.tokens,
+        "train_phrases": task.cost.phrases,
+        "tokens_per_second": round(task.cost.tokens / task.cost.seconds, 1),
+        "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
+        "parameters": n_parameters,
+        "device": trainer.strategy.root_device.type,
+        "processes": trainer.world_size,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _checked(cfg: DictConfig, folder: Path, first: bool) -> tuple[DictConfig, str | None]:
     """The config to train with, refused as early as it can be, and the checkpoint to go on from."""
     if cfg.resume is not None:
         return _resumed(cfg)
+    if not first:
+        return cfg, None
     if (folder / "config.yaml").exists():
         raise UserError(f"{folder} holds another run; start again in a second, or set name=")
     check(cfg)
@@ -132,14 +212,12 @@ def _remove_empty(folder: Path) -> None:
             folder.parent.rmdir()
 
 
-def _resumed(cfg: DictConfig) -> tuple[DictConfig, str]:
-    """The saved config with the new bounds of the trainer, and the last checkpoint."""
+def _resumed(cfg: DictConfig) -> tuple[DictConfig, str | None]:
+    """The saved config with the new bounds of the trainer, and the last checkpoint if any."""
     folder = Path(cfg.resume)
     if not (folder / "config.yaml").is_file():
         raise UserError(f"resume={cfg.resume} is no run (no config.yaml); give runs/<name>/<when>")
     ckpt = folder / "checkpoints" / "last.ckpt"
-    if not ckpt.is_file():
-        raise UserError(f"resume={cfg.resume} has no checkpoints/last.ckpt; train it anew")
     changed = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
     wrong = [
         o for o in changed if not o.lstrip("+").startswith(("trainer.max_", "debug=", "home="))
@@ -155,7 +233,8 @@ def _resumed(cfg: DictConfig) -> tuple[DictConfig, str]:
         if key.startswith("trainer.max_"):
             OmegaConf.update(saved, key, OmegaConf.select(cfg, key))
     OmegaConf.set_struct(saved, True)
-    return saved, str(ckpt)
+    # A run that was stopped before its first checkpoint starts over, which gives the same.
+    return saved, str(ckpt) if ckpt.is_file() else None
 
 
 def _best_score(trainer: L.Trainer) -> float:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from midigenre.song import TRACKS
+
 Progress = Callable[[str, int, int], None]
 """``progress(what, done, total)``: called as songs are made or found."""
 
@@ -30,6 +32,8 @@ class SongRef:
             movement, an artist); None means that the song stands alone.
         source: Where it comes from, for within-source scores; the corpus name if empty.
         extra: Further columns for ``manifest.csv``.
+        split: ``train``, ``val`` or ``test`` where the source says so. Either all songs of a corpus
+            have one or none has.
     """
 
     song_id: str
@@ -38,6 +42,7 @@ class SongRef:
     group: str | None = None
     source: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,17 @@ class Unusable:
 
 @dataclass(frozen=True)
 class Listing:
-    """What :meth:`Corpus.songs` found: the usable songs and the rest, both in a stable order."""
+    """What :meth:`Corpus.songs` found, in a stable order.
+
+    Attributes:
+        songs: The usable songs.
+        unusable: The rest.
+        remarks: What a person should know about the source; the report shows it as warnings.
+    """
 
     songs: list[SongRef]
     unusable: list[Unusable] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
 
 class Corpus(ABC):
@@ -73,18 +85,23 @@ class Corpus(ABC):
     Attributes:
         name: Name of the corpus in ``conf/corpus``.
         labels: Names of its labels, the main one first (``("genre",)``, ``("genre", "emotion")``).
-        merge_tracks: Whether all tracks are merged into one piano track and tempo and velocity are
-            made constant when a song is cleaned, so that only pitch, rhythm and meter speak.
+        tracks: Which notes are kept when a song is cleaned, one of :data:`midigenre.song.TRACKS`.
+        neutral: Whether tempo and velocity are made constant then. With ``tracks="merged"`` only
+            pitch, rhythm and meter speak.
     """
 
     name: str
     labels: tuple[str, ...] = ("genre",)
-    merge_tracks: bool = False
+    tracks: str = "all"
+    neutral: bool = False
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None, tracks: str = "all") -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"corpus.limit must be 1 or more, got {limit}")
+        if tracks not in TRACKS:
+            raise ValueError(f"corpus.tracks={tracks}: choose {', '.join(TRACKS)}")
         self.limit = limit
+        self.tracks = tracks
 
     @abstractmethod
     def songs(self, cache: Path, n_workers: int = 1, progress: Progress = no_progress) -> Listing:

@@ -15,6 +15,7 @@ from midigenre.corpora.base import (
     no_progress,
     stratified,
 )
+from midigenre.corpora.grouping import GroupPattern
 from midigenre.errors import UserError
 
 MIDI_SUFFIXES = (".mid", ".midi")
@@ -56,18 +57,26 @@ class Folder(Corpus):
     Args:
         root: The folder ``DIR``.
         limit: At most so many songs, stratified.
-        merge_tracks: See :class:`~midigenre.corpora.base.Corpus`.
+        group_pattern: See :class:`~midigenre.corpora.grouping.GroupPattern`.
+        tracks: See :class:`~midigenre.corpora.base.Corpus`.
+
+    Raises:
+        UserError: The folder is not there, or the pattern is none.
     """
 
     name = "folder"
     layout = "one folder of MIDI files for each genre (DIR/<genre>/**/*.mid)"
 
     def __init__(
-        self, root: str | None = None, limit: int | None = None, merge_tracks: bool = False
+        self,
+        root: str | None = None,
+        limit: int | None = None,
+        group_pattern: str | None = None,
+        tracks: str = "all",
     ) -> None:
-        super().__init__(limit)
+        super().__init__(limit, tracks)
         self.root = existing_folder(root, self.name, self.layout)
-        self.merge_tracks = merge_tracks
+        self._groups = GroupPattern(group_pattern)
 
     def songs(self, cache: Path, n_workers: int = 1, progress: Progress = no_progress) -> Listing:
         """See :meth:`Corpus.songs`; files beside the genre folders are refused as unlabelled."""
@@ -84,4 +93,5 @@ class Folder(Corpus):
             progress("listing", len(found), 0)
         if not found:
             raise UserError(f"corpus.root={self.root} has no MIDI file; give {self.layout}")
-        return Listing(stratified(found, self.limit), unusable)
+        songs, remarks = self._groups.grouped(stratified(found, self.limit), self.root)
+        return Listing(songs, unusable, remarks)

@@ -188,18 +188,21 @@ class Toy(Corpus):
     name = "toy"
     labels = ("genre", "emotion")
 
-    def __init__(self, limit: int | None = None, n_songs: int = 96, seed: int = 0) -> None:
+    def __init__(
+        self, limit: int | None = None, n_songs: int = 96, seed: int = 0, tracks: str = "all"
+    ) -> None:
         """Takes the settings; nothing is made before :meth:`songs`.
 
         Args:
             limit: At most so many songs, stratified.
             n_songs: Spread evenly over the combinations of genre and emotion.
             seed: Makes the songs.
+            tracks: See :class:`~midigenre.corpora.base.Corpus`.
 
         Raises:
-            ValueError: A number is below 1.
+            ValueError: A number is below 1, or ``tracks`` is unknown.
         """
-        super().__init__(limit)
+        super().__init__(limit, tracks)
         if n_songs < 1:
             raise ValueError(f"corpus.n_songs must be 1 or more, got {n_songs}")
         self.n_songs = n_songs

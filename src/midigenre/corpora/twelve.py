@@ -2,7 +2,7 @@
 
 Every song is a section of at most :data:`~midigenre.corpora.notation.MAX_SECTION_BARS` bars of a
 work, or a synthesised song of 16 to 48 bars. All tracks are merged and tempo and velocity made
-constant in cleaning (``merge_tracks``), so that only pitch, rhythm and meter speak.
+constant in cleaning (``tracks``, ``neutral``), so that only pitch, rhythm and meter speak.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Twelve(Corpus):
 
     name = "twelve"
     labels = ("genre",)
-    merge_tracks = True
+    neutral = True
 
     def __init__(
         self,
@@ -74,6 +74,7 @@ class Twelve(Corpus):
         songs_per_class: int = 120,
         seed: int = 0,
         real_only: bool = False,
+        tracks: str = "merged",
     ) -> None:
         """Takes the settings; nothing is made before :meth:`songs`.
 
@@ -82,11 +83,12 @@ class Twelve(Corpus):
             songs_per_class: At most so many songs of each class.
             seed: Chooses the works and makes the synthesised songs.
             real_only: Leaves the five synthesised classes out.
+            tracks: See :class:`~midigenre.corpora.base.Corpus`.
 
         Raises:
-            ValueError: A number is below 1.
+            ValueError: A number is below 1, or ``tracks`` is unknown.
         """
-        super().__init__(limit)
+        super().__init__(limit, tracks)
         if songs_per_class < 1:
             raise ValueError(f"corpus.songs_per_class must be 1 or more, got {songs_per_class}")
         self.songs_per_class = songs_per_class

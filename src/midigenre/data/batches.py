@@ -55,10 +55,29 @@ def group_by_budget(
     return groups
 
 
+def exactly(groups: list[NDArray[np.int64]], n: int) -> list[NDArray[np.int64]]:
+    """The first ``n`` groups; where there are fewer, the fullest are halved until there are.
+
+    Groups of one phrase cannot be halved: there may then be fewer than ``n``.
+    """
+    groups = groups[:n]
+    while len(groups) < n:
+        fullest = max(range(len(groups)), key=lambda i: len(groups[i]), default=None)
+        if fullest is None or len(groups[fullest]) < 2:
+            break
+        middle = len(groups[fullest]) // 2
+        halves = groups[fullest][:middle], groups[fullest][middle:]
+        groups[fullest : fullest + 1] = halves
+    return groups
+
+
 class BatchSampler(Sampler[PlannedBatch]):
     """Batches of an epoch in a random order that depends on the seed and the epoch only.
 
-    With several processes (``world``) each takes every world-th batch, and all take equally many.
+    With several processes (``world``) each takes every world-th batch. For training all take
+    equally many, and every epoch has as many as epoch 0: the trainer counts them once. Where
+    ``batch_tokens`` makes more, the last ones are left out; where it makes fewer, the fullest are
+    halved.
 
     Args:
         draw: ``draw(epoch)`` gives the phrases of that epoch.
@@ -94,6 +113,8 @@ class BatchSampler(Sampler[PlannedBatch]):
         self._accumulate = accumulate
         self._rank, self._world = rank, world
         self._planned: tuple[int, list[PlannedBatch]] | None = None
+        self._n_batches: int | None = None
+        self._done = (0, 0)
         self.epoch = 0
 
     @property
@@ -105,31 +126,44 @@ class BatchSampler(Sampler[PlannedBatch]):
         """Chooses the epoch whose batches come next."""
         self.epoch = epoch
 
+    def resume(self, epoch: int, n_done: int) -> None:
+        """Goes on in an epoch whose first ``n_done`` batches of this process are done."""
+        self.epoch, self._done = epoch, (epoch, n_done)
+
     def __len__(self) -> int:
         return len(self._plan())
 
     def __iter__(self) -> Iterator[PlannedBatch]:
-        yield from self._plan()
+        epoch, n_done = self._done
+        yield from self._plan()[n_done if epoch == self.epoch else 0 :]
 
     def _plan(self) -> list[PlannedBatch]:
         if self._planned is None or self._planned[0] != self.epoch:
             self._planned = (self.epoch, self._plan_epoch(self.epoch))
         return self._planned[1]
 
-    def _plan_epoch(self, epoch: int) -> list[PlannedBatch]:
+    def _group(self, epoch: int) -> tuple[Phrases, list[NDArray[np.int64]]]:
+        """The phrases of an epoch in their order, and which of them make a batch."""
         phrases = self._draw(epoch)
         if self._shuffle_seed is not None:
             # The third number keeps this stream apart from the one that draws the phrases.
             order = np.random.default_rng([self._shuffle_seed, epoch, 1]).permutation(len(phrases))
             phrases = phrases.select(order)
         lengths = self._reader.lengths(phrases)
-        groups = group_by_budget(lengths, self._batch_phrases, self._batch_tokens)
-        if self._world > 1:
-            groups = groups[: len(groups) // self._world * self._world]
+        return phrases, group_by_budget(lengths, self._batch_phrases, self._batch_tokens)
+
+    def _plan_epoch(self, epoch: int) -> list[PlannedBatch]:
+        phrases, groups = self._group(epoch)
+        if self._accumulate is not None:
+            if self._n_batches is None:
+                first = groups if epoch == 0 else self._group(0)[1]
+                self._n_batches = len(first) // self._world * self._world
+            groups = exactly(groups, self._n_batches)
         planned: list[PlannedBatch] = []
         in_step = len(groups) if self._accumulate is None else self._accumulate * self._world
-        # Nothing divides a loss that is summed.
+        # Nothing divides a loss that is summed; gradients are averaged over the processes.
         step_batches = self._accumulate or 1
+        shares = 1 if self._accumulate is None else self._world
         for begin in range(0, len(groups), in_step or 1):
             step = groups[begin : begin + in_step]
             songs = phrases.song[np.concatenate(step)]
@@ -137,7 +171,7 @@ class BatchSampler(Sampler[PlannedBatch]):
                 label: np.bincount(
                     indices[songs][indices[songs] != UNKNOWN], minlength=self._n_classes[label]
                 ).astype(np.float32)
-                / np.float32(self._world)
+                / np.float32(shares)
                 for label, indices in self._labels.items()
             }
             planned += [

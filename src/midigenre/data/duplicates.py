@@ -1,16 +1,18 @@
-"""Byte-identical files: the same song under two names, or under two labels."""
+"""Byte-identical files: the same song under two names, two labels or in two splits."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import joblib
 
-from midigenre.corpora.base import Progress, SongRef
+from midigenre.corpora.base import Progress, SongRef, Unusable
+from midigenre.data.split import SPLITS
 from midigenre.files import sha256
+
+NAMED = 3  # copies of a song, or pairs of classes, that a message names
 
 
 def file_digests(songs: Sequence[SongRef], n_workers: int, progress: Progress) -> dict[str, str]:
@@ -35,32 +37,89 @@ def file_digests(songs: Sequence[SongRef], n_workers: int, progress: Progress) -
 
 def without_conflicts(
     songs: Sequence[SongRef], digests: Mapping[str, str], labels: Sequence[str]
-) -> tuple[list[SongRef], dict[str, str], list[dict[str, Any]]]:
-    """Takes out byte-identical files with different labels; names the groups of the others."""
+) -> tuple[list[SongRef], dict[str, str], list[Unusable], list[str]]:
+    """Takes out byte-identical files with different labels.
+
+    Args:
+        songs: The songs.
+        digests: Of :func:`file_digests`.
+        labels: Names of the labels.
+
+    Returns:
+        The songs that are left; for each of them that has copies the id of the first one; the
+        others with the reason ``label_conflict``; remarks that name the pairs of classes.
+    """
     by_digest: dict[str, list[SongRef]] = defaultdict(list)
     for song in songs:
         by_digest[digests[song.song_id] or song.song_id].append(song)
-    refused: list[dict[str, Any]] = []
+    refused: list[Unusable] = []
     duplicate_of: dict[str, str] = {}
-    bad: set[str] = set()
+    classes: Counter[tuple[str, tuple[str, ...]]] = Counter()
     for same in by_digest.values():
         if len(same) == 1:
             continue
-        if len({tuple(s.labels.get(k) for k in labels) for s in same}) > 1:
-            for song in same:
-                others = "; ".join(
-                    f"{o.path} ({', '.join(str(v) for v in o.labels.values())})"
-                    for o in same
-                    if o is not song
-                )
-                bad.add(song.song_id)
-                refused.append(
-                    {"song_id": song.song_id, "path": str(song.path), **song.labels,
-                     "reason": "label_conflict", "detail": f"the same bytes as {others}"}
-                )  # fmt: skip
-        else:
+        carried = {label: {song.labels.get(label) for song in same} for label in labels}
+        differing = {label: names for label, names in carried.items() if len(names) > 1}
+        if not differing:
             duplicate_of |= {s.song_id: same[0].song_id for s in same}
-    return [s for s in songs if s.song_id not in bad], duplicate_of, refused
+            continue
+        for label, names in differing.items():
+            classes[label, tuple(sorted(repr(name) if name else "none" for name in names))] += 1
+        for i, song in enumerate(same):
+            others = [*same[:i], *same[i + 1 :]] if i < NAMED else same[:NAMED]
+            named = "; ".join(
+                f"{o.path} ({', '.join(str(v) for v in o.labels.values())})" for o in others[:NAMED]
+            )
+            more = len(same) - 1 - NAMED
+            detail = f"the same bytes as {named}" + (f" and {more} more" if more > 0 else "")
+            refused.append(Unusable(song.song_id, song.path, "label_conflict", detail, song.labels))
+    bad = {song.song_id for song in refused}
+    remarks = [
+        f"{n:,} {'song stands' if n == 1 else 'songs stand'} under {label} {' and '.join(names)}: "
+        "every copy is refused (label_conflict in refused.csv)"
+        for (label, names), n in classes.most_common(NAMED)
+    ]
+    if len(classes) > NAMED:
+        rest = sum(classes.values()) - sum(n for _, n in classes.most_common(NAMED))
+        remarks.append(f"{rest:,} more stand under {len(classes) - NAMED} other pairs of classes")
+    return [s for s in songs if s.song_id not in bad], duplicate_of, refused, remarks
+
+
+def without_leaks(
+    songs: Sequence[SongRef], duplicate_of: Mapping[str, str]
+) -> tuple[list[SongRef], list[Unusable], list[str]]:
+    """Takes copies out where the source's own splits hold the same bytes twice.
+
+    A given test set stays as it is, so that its scores compare with others': the copies in training
+    go, then those in validation.
+
+    Returns:
+        The songs that are left, the others with the reason ``split_conflict``, and remarks.
+    """
+    best: dict[str, SongRef] = {}
+    for song in songs:
+        first = duplicate_of.get(song.song_id)
+        if song.split is None or first is None:
+            continue
+        held = best.setdefault(first, song)
+        if SPLITS.index(song.split) > SPLITS.index(held.split or song.split):
+            best[first] = song
+    kept: list[SongRef] = []
+    refused: list[Unusable] = []
+    for song in songs:
+        held = best.get(duplicate_of.get(song.song_id, ""), song)
+        if held.split == song.split:
+            kept.append(song)
+        else:
+            detail = f"given as {song.split}, but {held.path} in {held.split} has the same bytes"
+            refused.append(Unusable(song.song_id, song.path, "split_conflict", detail, song.labels))
+    if not refused:
+        return kept, refused, []
+    remark = (
+        f"{len(refused):,} songs have a byte-identical copy in a later one of the given splits and "
+        f"are refused; the first: {refused[0].song_id} (split_conflict in refused.csv)"
+    )
+    return kept, refused, [remark]
 
 
 def linked_groups(songs: Sequence[SongRef], duplicate_of: Mapping[str, str]) -> list[str]:

@@ -1,11 +1,14 @@
 """Which bars make a phrase, and its tokens.
 
 The same for every tokenizer: a phrase is ``phrase_bars`` consecutive bars with at least one onset;
-a last piece of one bar or more is kept; a song shorter than a phrase is one phrase.
+a last piece of one bar or more is kept; a song shorter than a phrase is one phrase. With
+``phrase_seconds`` the number of bars follows the tempo: as many whole bars as come nearest to it.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midigenre.data.shards import Songs
+from midigenre.errors import UserError
 from midigenre.spec import TokenSpec
 from midigenre.tokenizers.base import Tokenizer, from_spec
 from midigenre.tokenizers.phrases import PhraseCutter
@@ -36,52 +40,148 @@ class Phrases:
         return Phrases(self.song[chosen], self.first[chosen], self.end[chosen])
 
 
-def consecutive(songs: Songs, rows: Longs, phrase_bars: int) -> Phrases:
+@dataclass(frozen=True)
+class Seconds:
+    """A phrase's length in seconds of the song's own tempi, as its tokenizer keeps them.
+
+    Neutral songs and vocabularies without tempi have one tempo, 120 quarter notes a minute.
+
+    Attributes:
+        seconds: A phrase has the whole bars, at least one, that come nearest to it (of two equally
+            near numbers of bars the smaller one).
+        max_bars: Most bars of a phrase, which the vocabulary can number.
+    """
+
+    seconds: float
+    max_bars: int
+
+
+PhraseLength = int | Seconds
+"""Length of a phrase: a number of bars, or :class:`Seconds`."""
+
+
+def phrase_length(data: Mapping[str, Any], tokens: TokenSpec) -> PhraseLength:
+    """The length that ``data.phrase_bars`` or ``data.phrase_seconds`` sets.
+
+    Args:
+        data: Holds both; one of them is None.
+        tokens: Its ``max_bars`` bounds the length.
+
+    Raises:
+        UserError: Both or none are set, or the one is out of range.
+    """
+    phrase_bars, phrase_seconds = data["phrase_bars"], data["phrase_seconds"]
+    if (phrase_bars is None) == (phrase_seconds is None):
+        raise UserError(
+            f"data.phrase_bars={_yaml(phrase_bars)} and data.phrase_seconds="
+            f"{_yaml(phrase_seconds)}: set exactly one of them and the other to null"
+        )
+    if phrase_seconds is not None:
+        if not isinstance(phrase_seconds, (int, float)) or not 0 < phrase_seconds < math.inf:
+            raise UserError(f"data.phrase_seconds must be above 0, got {phrase_seconds}")
+        return Seconds(float(phrase_seconds), tokens.max_bars)
+    if not isinstance(phrase_bars, int) or not 1 <= phrase_bars <= tokens.max_bars:
+        raise UserError(
+            f"data.phrase_bars must lie in 1 to {tokens.max_bars} (tokenizer.max_bars), "
+            f"got {phrase_bars}"
+        )
+    return phrase_bars
+
+
+def length_settings(length: PhraseLength) -> dict[str, int | float | None]:
+    """The two settings of a length; the inverse of :func:`phrase_length`."""
+    if isinstance(length, Seconds):
+        return {"phrase_bars": None, "phrase_seconds": length.seconds}
+    return {"phrase_bars": length, "phrase_seconds": None}
+
+
+def _yaml(value: object) -> str:
+    return "null" if value is None else str(value)
+
+
+def phrase_ends(songs: Songs, row: int, length: PhraseLength) -> Longs:
+    """For each bar of a song the bar after the phrase that would start there, shape (bars,).
+
+    It may lie behind the song's last bar, as if the song went on with bars like that one: such a
+    phrase is cut short by the end of the song.
+    """
+    if not isinstance(length, Seconds):
+        return np.arange(len(songs.bar_onsets(row))) + length
+    edges = songs.bar_seconds(row)
+    bars = np.arange(len(edges) - 1)
+    more = np.arange(1, length.max_bars + 1) * (edges[-1] - edges[-2])
+    wanted = edges[:-1] + length.seconds
+    edges = np.r_[edges, edges[-1] + more]
+    after = np.minimum(np.searchsorted(edges, wanted), len(edges) - 1)
+    before = after - 1
+    nearest = np.where(wanted - edges[before] <= edges[after] - wanted, before, after)
+    ends: Longs = np.clip(nearest, bars + 1, bars + length.max_bars)
+    return ends
+
+
+def consecutive(songs: Songs, rows: Longs, length: PhraseLength) -> Phrases:
     """All non-overlapping phrases of the songs ``rows``, in order."""
     song: list[Longs] = []
     first: list[Longs] = []
     end: list[Longs] = []
     for row in rows.tolist():
-        onsets = songs.bar_onsets(row)
-        starts = np.arange(0, len(onsets), phrase_bars)
-        starts = starts[np.add.reduceat(onsets, starts) > 0] if len(onsets) else starts
-        song.append(np.full(len(starts), row))
-        first.append(starts)
-        end.append(np.minimum(starts + phrase_bars, len(onsets)))
+        total = np.r_[0, np.cumsum(songs.bar_onsets(row))]
+        starts = _chain(phrase_ends(songs, row, length))
+        ends = np.r_[starts[1:], len(total) - 1][: len(starts)]
+        filled = total[ends] > total[starts]
+        song.append(np.full(int(filled.sum()), row))
+        first.append(starts[filled])
+        end.append(ends[filled])
     return Phrases(*(np.concatenate(c) if c else np.zeros(0, np.int64) for c in (song, first, end)))
+
+
+def _chain(ends: Longs) -> Longs:
+    """First bars of the phrases that lie end to end."""
+    starts = []
+    bar, following = 0, ends.tolist()
+    while bar < len(following):
+        starts.append(bar)
+        bar = following[bar]
+    return np.array(starts, np.int64)
 
 
 class RandomStarts:
     """Training phrases: each song gives as many as it has consecutive ones, at random bars.
+
+    Any bar may be the first, the last ones too: those phrases are shorter, as the last one of a
+    song often is in evaluation.
 
     The phrases of an epoch are a function of the seed, the epoch and their index.
 
     Args:
         songs: Where the songs are.
         rows: Indices of the training songs.
-        phrase_bars: Bars in a phrase.
+        length: Length of a phrase.
         phrases_per_song: Phrases of each song in an epoch; None for as many as it has.
     """
 
     def __init__(
-        self, songs: Songs, rows: Longs, phrase_bars: int, phrases_per_song: int | None = None
+        self, songs: Songs, rows: Longs, length: PhraseLength, phrases_per_song: int | None = None
     ) -> None:
         starts: list[Longs] = []
-        bars: list[int] = []
+        ends: list[Longs] = []
         counts: list[int] = []
         for row in rows.tolist():
-            onsets = songs.bar_onsets(row)
-            width = min(phrase_bars, len(onsets))
-            total = np.r_[0, np.cumsum(onsets)]
-            valid = np.flatnonzero(total[width:] - total[: len(total) - width] > 0)
+            total = np.r_[0, np.cumsum(songs.bar_onsets(row))]
+            of_bar = phrase_ends(songs, row, length)
+            counts.append(phrases_per_song or len(_chain(of_bar)))
+            cut = np.minimum(of_bar, len(of_bar))
+            filled = total[cut] > total[:-1]
+            # Phrases that the end of the song cuts short are drawn too: evaluation meets them.
+            valid = np.flatnonzero(filled)
+            if of_bar[0] >= len(of_bar):  # one phrase holds the whole song
+                valid = valid[:1]
             starts.append(valid)
-            bars.append(len(onsets))
-            counts.append(phrases_per_song or -(-len(onsets) // phrase_bars))
-        self._phrase_bars = phrase_bars
+            ends.append(cut[valid])
         self._starts = np.concatenate(starts) if starts else np.zeros(0, np.int64)
         self._n_starts = np.array([len(s) for s in starts], np.int64)
         self._first_start = np.r_[0, np.cumsum(self._n_starts)][:-1]
-        self._bars = np.array(bars, np.int64)
+        self._ends = np.concatenate(ends) if ends else np.zeros(0, np.int64)
         self._slot = np.repeat(np.arange(len(rows)), counts)
         self._rows = rows
 
@@ -97,9 +197,8 @@ class RandomStarts:
         """The phrases of an epoch."""
         draw = np.random.default_rng([seed, epoch]).random(len(self._slot))
         pick = (draw * self._n_starts[self._slot]).astype(np.int64)
-        first = self._starts[self._first_start[self._slot] + pick]
-        end = np.minimum(first + self._phrase_bars, self._bars[self._slot])
-        return Phrases(self.song, first, end)
+        chosen = self._first_start[self._slot] + pick
+        return Phrases(self.song, self._starts[chosen], self._ends[chosen])
 
 
 class PhraseReader:
@@ -124,8 +223,10 @@ class PhraseReader:
             encoded = self.songs.encoded(song)
             stream = (encoded.ids_TF, encoded.bar_steps, encoded.bar_tempo)
             ids, stop = self._cutter.cut(*stream, first, end, self.max_tokens)
+            if stop == end:
+                return ids, stop
             onsets = self.songs.bar_onsets(song)[first:end]
-            if stop < end and not onsets[: stop - first].any():
+            if not onsets[: stop - first].any():
                 # Empty bars before one that does not fit: that one is cut inside.
                 stop = first + int(np.flatnonzero(onsets)[0]) + 1
                 ids = self._cutter.cut(*stream, first, stop)[0][: self.max_tokens]

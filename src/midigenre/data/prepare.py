@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,23 @@ import joblib
 import numpy as np
 from filelock import FileLock, Timeout
 
-from midigenre.corpora.base import Corpus, Listing, Progress, SongRef, no_progress
-from midigenre.data.duplicates import file_digests, linked_groups, without_conflicts
-from midigenre.data.report import phrase_report
-from midigenre.data.shards import (
-    FORMAT,
-    ShardSet,
-    schema,
-    to_row,
-    write_part,
+from midigenre.corpora.base import Corpus, Listing, Progress, SongRef, Unusable, no_progress
+from midigenre.data.duplicates import (
+    file_digests,
+    linked_groups,
+    without_conflicts,
+    without_leaks,
 )
+from midigenre.data.encode import encode, finished, make_part, usable
+from midigenre.data.labels import LabelSettings, label_spec, mapped, without_rare
+from midigenre.data.phrases import PhraseLength, length_settings
+from midigenre.data.report import phrase_report, warnings, write_label_tables
+from midigenre.data.shards import FORMAT, ShardSet, schema
 from midigenre.data.split import assign_splits
-from midigenre.errors import RefusedSongError, UserError
-from midigenre.files import read_json, sha256, write_csv, write_json
+from midigenre.errors import UserError
+from midigenre.files import read_json, write_csv, write_json
 from midigenre.music import REFUSALS
-from midigenre.spec import LabelSpec
-from midigenre.tokenizers.base import Tokenizer, from_spec
+from midigenre.tokenizers.base import Tokenizer
 
 SONGS_PER_PART = 1024
 _INLINE = 64  # starting worker processes takes longer than preparing so few songs
@@ -55,16 +56,18 @@ class Settings:
     Attributes:
         split_seed: Seed of the split.
         fractions: Shares of train, validation and test.
-        phrase_bars: Bars in a phrase, for the report only.
+        length: Length of a phrase, for the report only.
         max_tokens: Longest phrase in steps, for the report only.
         n_workers: Processes; the shards do not depend on it.
+        labels: Classes to merge, rename or leave out.
     """
 
     split_seed: int = 0
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    phrase_bars: int = 4
+    length: PhraseLength = 4
     max_tokens: int = 1024
     n_workers: int = 1
+    labels: LabelSettings = field(default_factory=LabelSettings)
 
 
 def prepare(
@@ -95,6 +98,7 @@ def prepare(
         raise UserError(
             f"corpus {corpus.name!r} has no song; see {_settings_text(corpus_settings)}"
         )
+    listing = mapped(listing, corpus, settings.labels)
     key = _key(corpus, corpus_settings, tokenizer, settings, listing)
     folder = home / "shards" / f"{corpus.name}-{tokenizer.spec.name}-{key}"
     lock = FileLock(f"{folder}.lock")
@@ -108,7 +112,7 @@ def prepare(
             if not (folder / "report.json").is_file():
                 _prepare(corpus, tokenizer, folder, settings, listing, progress)
             shards = ShardSet(folder)
-            refresh_report(shards, settings.phrase_bars, settings.max_tokens)
+            refresh_report(shards, settings.length, settings.max_tokens)
         finally:
             lock.release()
     return shards
@@ -126,26 +130,32 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def refresh_report(shards: ShardSet, phrase_bars: int, max_tokens: int) -> dict[str, Any]:
+def refresh_report(shards: ShardSet, length: PhraseLength, max_tokens: int) -> dict[str, Any]:
     """The report for these phrase settings; ``report.json`` follows."""
     path = shards.folder / "report.json"
     report: dict[str, Any] = read_json(path)
-    if (report["phrase_bars"], report["max_tokens"]) != (phrase_bars, max_tokens):
-        report |= phrase_report(shards, phrase_bars, max_tokens)
+    wanted = length_settings(length) | {"max_tokens": max_tokens}
+    if {key: report[key] for key in wanted} != wanted:
+        report |= phrase_report(shards, length, max_tokens)
         write_json(path, report)
     return report
 
 
 def estimate(
-    corpus: Corpus, tokenizer: Tokenizer, home: Path, n_workers: int, sample: int = 32
+    corpus: Corpus, tokenizer: Tokenizer, home: Path, settings: Settings, sample: int = 32
 ) -> dict[str, Any]:
-    """Time and disk of a preparation, from a sample of its songs spread over the listing."""
-    songs = corpus.songs(home / "corpora", n_workers).songs
+    """Time and disk of a preparation, from a sample of its songs spread over the listing.
+
+    Songs of classes below ``labels.min_songs`` are counted too.
+    """
+    n_workers = settings.n_workers
+    listing = corpus.songs(home / "corpora", n_workers)
+    songs = mapped(listing, corpus, settings.labels).songs
     chosen = [songs[i] for i in np.unique(np.linspace(0, len(songs) - 1, sample).astype(int))]
-    _encode(chosen[0], {}, tokenizer)  # not timed: loads the code
+    encode(chosen[0], {}, tokenizer)  # not timed: loads the code
     started, size, refused = time.perf_counter(), 0, 0
     for ref in chosen:
-        made = _encode(ref, {}, tokenizer)
+        made = encode(ref, {}, tokenizer)
         refused += "reason" in made
         size += sum(v.nbytes for v in made.values() if isinstance(v, np.ndarray))
     seconds = (time.perf_counter() - started) / len(chosen)
@@ -168,15 +178,14 @@ def _prepare(
     progress: Progress,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    refused = [
+    digests = file_digests(listing.songs, settings.n_workers, progress)
+    songs, duplicate_of, unusable, remarks = _chosen(corpus, tokenizer, settings, listing, digests)
+    refused: list[dict[str, Any]] = [
         {"song_id": u.song_id, "path": str(u.path), "reason": u.reason, "detail": u.detail,
          **u.labels}
-        for u in listing.unusable
+        for u in unusable
     ]  # fmt: skip
-    digests = file_digests(listing.songs, settings.n_workers, progress)
-    songs, duplicate_of, conflicts = without_conflicts(listing.songs, digests, corpus.labels)
-    refused += conflicts
-    labels = _label_spec(corpus, songs)
+    labels = label_spec(corpus, songs, settings.labels)
     of = schema(tokenizer.spec, labels)
     parts: list[dict[str, Any]] = []
     kept: list[dict[str, Any]] = []
@@ -189,9 +198,9 @@ def _prepare(
             key = hashlib.sha256(
                 json.dumps([[s.song_id, digests[s.song_id]] for s in chunk]).encode()
             ).hexdigest()
-            done = _finished(folder, name, key)
+            done = finished(folder, name, key)
             if done is None:
-                done = _make_part(
+                done = make_part(
                     folder, name, key, chunk, labels, tokenizer, of, parallel,
                     _shifted(progress, begin, len(songs)),
                 )  # fmt: skip
@@ -205,17 +214,12 @@ def _prepare(
             f"{refused[0]['path']}: {refused[0]['reason']} ({refused[0]['detail']})"
         )
     by_id = {song.song_id: song for song in songs}
-    splits = assign_splits(
-        [tuple(by_id[k["song_id"]].labels.values()) for k in kept],
-        linked_groups([by_id[k["song_id"]] for k in kept], duplicate_of),
-        settings.fractions,
-        settings.split_seed,
-    )
+    splits = _splits([by_id[k["song_id"]] for k in kept], duplicate_of, settings)
     manifest = []
     for row, split in zip(kept, splits, strict=True):
         ref = by_id[row["song_id"]]
         manifest.append(
-            row | dict(ref.extra) | {k: v or "" for k, v in ref.labels.items()}
+            dict(ref.extra) | row | {k: v or "" for k, v in ref.labels.items()}
             | {"path": str(ref.path), "source": ref.source or corpus.name, "split": split,
                "group": ref.group or "", "duplicate_group": duplicate_of.get(ref.song_id, "")}
         )  # fmt: skip
@@ -230,16 +234,50 @@ def _prepare(
          "labels": labels.to_dict(), "parts": parts},
     )  # fmt: skip
     # The report is written last: it marks the folder as finished.
-    report = phrase_report(ShardSet(folder), settings.phrase_bars, settings.max_tokens)
+    report = phrase_report(ShardSet(folder), settings.length, settings.max_tokens)
+    write_label_tables(report, folder)
     report["corpus"] = corpus.name
     report["refused"] = {
         reason: n for reason in REFUSALS if (n := sum(r["reason"] == reason for r in refused))
     }
     report["repairs"] = _sum_repairs(kept)
-    report["warnings"] = _warnings(report)
+    report["warnings"] = [*listing.remarks, *remarks, *warnings(report)]
     write_json(folder / "report.json", report)
     for leftover in folder.glob("*.done.json"):
         leftover.unlink()
+
+
+def _chosen(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    settings: Settings,
+    listing: Listing,
+    digests: Mapping[str, str],
+) -> tuple[list[SongRef], dict[str, str], list[Unusable], list[str]]:
+    """The songs to encode, their copies, those that are refused before, and remarks."""
+    songs, duplicate_of, conflicts, said = without_conflicts(listing.songs, digests, corpus.labels)
+    songs, leaks, said_too = without_leaks(songs, duplicate_of)
+    content = {song.song_id: digests[song.song_id] or song.song_id for song in songs}
+    songs, rare = without_rare(
+        songs, corpus, settings.labels, content, lambda song: usable(song, tokenizer)
+    )
+    refused = [*listing.unusable, *conflicts, *leaks, *rare]
+    return songs, duplicate_of, refused, [*said, *said_too]
+
+
+def _splits(
+    songs: Sequence[SongRef], duplicate_of: Mapping[str, str], settings: Settings
+) -> list[str]:
+    """The split of each song: as the source gives it, else dealt."""
+    given = [song.split for song in songs if song.split is not None]
+    if given:
+        return given
+    return assign_splits(
+        [tuple(song.labels.values()) for song in songs],
+        linked_groups(songs, duplicate_of),
+        settings.fractions,
+        settings.split_seed,
+    )
 
 
 def _key(
@@ -257,95 +295,17 @@ def _key(
         except OSError:  # refused later, with the reason
             files.append([ref.song_id, None])
             continue
-        files.append([ref.song_id, dict(ref.labels), ref.group, stat.st_size, stat.st_mtime_ns])
+        about = [dict(ref.labels), ref.group, ref.split, ref.source, dict(ref.extra)]
+        files.append([ref.song_id, *about, stat.st_size, stat.st_mtime_ns])
     content = {
         "format": FORMAT,
         "corpus": {k: v for k, v in corpus_settings.items() if k != "name"},
         "tokens": tokenizer.spec.fingerprint(),
         "split": [settings.split_seed, list(settings.fractions)],
+        "labels": asdict(settings.labels),
         "files": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def _label_spec(corpus: Corpus, songs: Sequence[SongRef]) -> LabelSpec:
-    fixed = corpus.classes() or {}
-    return LabelSpec(
-        {
-            label: fixed.get(label)
-            or tuple(sorted({name for s in songs if (name := s.labels.get(label)) is not None}))
-            for label in corpus.labels
-        }
-    )
-
-
-def _finished(folder: Path, name: str, key: str) -> dict[str, Any] | None:
-    """What an earlier, stopped run left of a part, if it is whole and of the same files."""
-    marker = folder / f"{name}.done.json"
-    if not marker.is_file():
-        return None
-    done: dict[str, Any] = read_json(marker)
-    path = folder / f"{name}.arrow"
-    if done["key"] != key or not path.is_file() or sha256(path) != done["part"]["sha256"]:
-        return None
-    return done
-
-
-def _make_part(
-    folder: Path,
-    name: str,
-    key: str,
-    chunk: Sequence[SongRef],
-    labels: LabelSpec,
-    tokenizer: Tokenizer,
-    of: Any,
-    parallel: joblib.Parallel,
-    progress: Progress,
-) -> dict[str, Any]:
-    rows: list[dict[str, Any]] = []
-    kept: list[dict[str, Any]] = []
-    refused: list[dict[str, Any]] = []
-    jobs = (
-        joblib.delayed(_encode_in_worker)(ref, labels.encode(ref.labels), tokenizer.spec)
-        for ref in chunk
-    )
-    made: Iterator[dict[str, Any]] = parallel(jobs)
-    for i, (ref, row) in enumerate(zip(chunk, made, strict=True)):
-        if "reason" in row:
-            refused.append({"path": str(ref.path), **ref.labels, **row})
-        else:
-            repairs = row.pop("repairs")
-            rows.append(row)
-            kept.append(
-                {"song_id": ref.song_id, "bars": len(row["bar_onsets"]), "notes": len(row["pitch"]),
-                 "tokens": row.pop("tokens"), "repairs": json.dumps(repairs) if repairs else ""}
-            )  # fmt: skip
-        progress("encoding", i + 1, len(chunk))
-    path = folder / f"{name}.arrow"
-    checksum = write_part(path, rows, of)
-    part = {"file": path.name, "songs": len(rows), "bytes": path.stat().st_size, "sha256": checksum}
-    done = {"key": key, "part": part, "kept": kept, "refused": refused}
-    write_json(folder / f"{name}.done.json", done)
-    return done
-
-
-def _encode_in_worker(ref: SongRef, labels: Mapping[str, int], spec: Any) -> dict[str, Any]:
-    return _encode(ref, labels, from_spec(spec))
-
-
-def _encode(ref: SongRef, labels: Mapping[str, int], tokenizer: Tokenizer) -> dict[str, Any]:
-    """A row of a part, or the reason for which the song is refused."""
-    try:
-        try:
-            data = ref.path.read_bytes()
-        except OSError as error:
-            raise RefusedSongError("missing", error.strerror or str(error)) from error
-        song = tokenizer.read(data)
-        encoded = tokenizer.encode(song)
-    except RefusedSongError as error:
-        return {"song_id": ref.song_id, "reason": error.reason, "detail": error.detail}
-    row = to_row(ref.song_id, labels, song, encoded)
-    return row | {"repairs": song.repairs, "tokens": len(encoded.ids_TF)}
 
 
 def _shifted(progress: Progress, begin: int, total: int) -> Progress:
@@ -358,16 +318,6 @@ def _sum_repairs(kept: Sequence[Mapping[str, Any]]) -> dict[str, int]:
         for what, n in json.loads(row["repairs"] or "{}").items():
             total[what] += n
     return dict(sorted(total.items()))
-
-
-def _warnings(report: Mapping[str, Any]) -> list[str]:
-    found = []
-    for label, classes in report["classes"].items():
-        for name, splits in classes.items():
-            empty = [split for split, n in splits.items() if n["songs"] == 0]
-            if empty:
-                found.append(f"{label} {name!r} has no song in {' and '.join(empty)}")
-    return found
 
 
 def _settings_text(settings: Mapping[str, Any]) -> str:

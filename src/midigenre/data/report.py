@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from midigenre.data.phrases import PhraseReader, consecutive
+from midigenre.data.phrases import PhraseLength, PhraseReader, consecutive, length_settings
 from midigenre.data.shards import ShardSet
 from midigenre.data.split import SPLITS
+from midigenre.files import write_csv
+from midigenre.spec import UNKNOWN
 
 PERCENTILES = (1, 25, 50, 75, 90, 99, 100)
+NONE = "(none)"
+"""Stands in tables for songs without a label."""
+
+NAMED = 5  # classes that a warning names
 
 
-def phrase_report(shards: ShardSet, phrase_bars: int, max_tokens: int) -> dict[str, Any]:
+def phrase_report(shards: ShardSet, length: PhraseLength, max_tokens: int) -> dict[str, Any]:
     """Songs and phrases of each class and split, and how long the phrases are.
 
     Lengths are counted before ``max_tokens`` cuts them. Where phrases are not slices of the song's
@@ -32,7 +41,7 @@ def phrase_report(shards: ShardSet, phrase_bars: int, max_tokens: int) -> dict[s
     lengths = []
     for split in SPLITS:
         rows = shards.rows(split)
-        phrases = consecutive(shards, rows, phrase_bars)
+        phrases = consecutive(shards, rows, length)
         lengths.append(reader.lengths(phrases))
         totals[split] = {"songs": len(rows), "phrases": len(phrases)}
         for label, names in shards.labels.classes.items():
@@ -44,10 +53,11 @@ def phrase_report(shards: ShardSet, phrase_bars: int, max_tokens: int) -> dict[s
     steps = np.concatenate(lengths)
     cut = int((steps > max_tokens).sum())
     return {
-        "phrase_bars": phrase_bars,
+        **length_settings(length),
         "max_tokens": max_tokens,
         "splits": totals,
         "classes": classes,
+        "label_tables": label_tables(shards),
         "phrase_tokens": {
             "tokenizer": shards.tokens.name,
             "exact": shards.tokens.bars != "none",
@@ -61,6 +71,82 @@ def phrase_report(shards: ShardSet, phrase_bars: int, max_tokens: int) -> dict[s
             "share": round(cut / len(steps), 4) if len(steps) else None,
         },
     }
+
+
+def label_tables(shards: ShardSet) -> list[dict[str, Any]]:
+    """Songs of each class of the main label and each class of another one.
+
+    Returns:
+        For each further label ``labels`` (the two), ``classes`` (the names of each; :data:`NONE`
+        comes last where songs lack the label) and ``songs`` (counts, a row for each class of the
+        main label). Empty for a corpus with one label.
+    """
+    indices = shards.label_indices()
+    labels = [label for label, names in shards.labels.classes.items() if names]
+
+    def axis(label: str) -> tuple[list[str], NDArray[np.int64]]:
+        names = list(shards.labels.classes[label])
+        missing = indices[label] == UNKNOWN
+        return names + [NONE] * bool(missing.any()), np.where(missing, len(names), indices[label])
+
+    tables = []
+    for other in labels[1:]:
+        (rows, row), (columns, column) = axis(labels[0]), axis(other)
+        songs = np.zeros((len(rows), len(columns)), np.int64)
+        np.add.at(songs, (row, column), 1)
+        tables.append(
+            {"labels": [labels[0], other], "classes": [rows, columns], "songs": songs.tolist()}
+        )
+    return tables
+
+
+def label_file(table: Mapping[str, Any], first: bool) -> str:
+    """Name, without its ending, of the files that hold a table of :func:`label_tables`."""
+    return "labels" if first else f"labels-{table['labels'][1]}"
+
+
+def write_label_tables(report: Mapping[str, Any], folder: Path) -> None:
+    """Writes ``labels.csv`` where there are two labels, and one more for each further label.
+
+    A row is a class of each label, with the number of songs and their share of all songs and of the
+    songs of either class.
+    """
+    for i, table in enumerate(report["label_tables"]):
+        (main, other), (rows, columns) = table["labels"], table["classes"]
+        songs = np.array(table["songs"])
+        total, by_row, by_column = songs.sum(), songs.sum(1), songs.sum(0)
+        lines = [
+            {main: rows[r], other: columns[c], "songs": n, "share": _share(n, total),
+             f"share_of_{main}": _share(n, by_row[r]), f"share_of_{other}": _share(n, by_column[c])}
+            for (r, c), n in np.ndenumerate(songs)
+        ]  # fmt: skip
+        write_csv(folder / f"{label_file(table, first=i == 0)}.csv", lines, list(lines[0]))
+
+
+def _share(n: int, of: int) -> float | str:
+    return round(float(n / of), 4) if of else ""
+
+
+def warnings(report: Mapping[str, Any]) -> list[str]:
+    """Splits without a song, and classes that some split lacks."""
+    empty = [split for split, n in report["splits"].items() if n["songs"] == 0]
+    found = [f"no song is in {' or '.join(empty)}"] if empty else []
+    for label, classes in report["classes"].items():
+        if not classes:
+            found.append(f"no song has {label}")
+        lacking: dict[str, list[str]] = {}
+        for name, splits in classes.items():
+            where = [s for s, n in splits.items() if n["songs"] == 0 and s not in empty]
+            if all(n["songs"] == 0 for n in splits.values()):
+                lacking.setdefault("at all", []).append(name)
+            elif where:
+                lacking.setdefault(f"in {' and '.join(where)}", []).append(name)
+        for place, names in lacking.items():
+            shown = ", ".join(repr(name) for name in names[:NAMED])
+            more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+            has = "has" if len(names) == 1 else "have"
+            found.append(f"{label} {shown}{more} {has} no song {place}")
+    return found
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
@@ -84,12 +170,14 @@ def print_report(report: dict[str, Any], console: Console) -> None:
             ),
         )
         console.print(table)
+    for table in report["label_tables"]:
+        _print_label_table(table, console)
     tokens = report["phrase_tokens"]
     percentiles = "  ".join(f"p{p} {n}" for p, n in tokens["percentiles"].items())
     about = "" if tokens["exact"] else "about "
     console.print(
-        f"{tokens['tokenizer']}: {about}{tokens['mean']} steps a phrase of "
-        f"{report['phrase_bars']} bars ({percentiles})"
+        f"{tokens['tokenizer']}: {about}{tokens['mean']} steps a phrase of {_length(report)} "
+        f"({percentiles})"
     )
     cut = report["cut_by_max_tokens"]
     share = 0.0 if cut["share"] is None else cut["share"]
@@ -103,3 +191,30 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         console.print(f"refused: {reasons} (see refused.csv)")
     for text in report.get("warnings", ()):
         console.print(f"[yellow]warning:[/] {escape(text)}")
+
+
+def _print_label_table(label_table: Mapping[str, Any], console: Console) -> None:
+    (main, other), (rows, columns) = label_table["labels"], label_table["classes"]
+    songs = np.array(label_table["songs"])
+    table = Table(
+        title=escape(f"{main} × {other}: songs (share of the {main})"), title_justify="left"
+    )
+    table.add_column(escape(main))
+    for name in (*columns, "all"):
+        table.add_column(escape(name), justify="right")
+
+    def cells(counts: NDArray[np.int64]) -> list[str]:
+        total = counts.sum()
+        return [f"{n:,} ({n / total:.0%})" if n else "·" for n in counts] + [f"{total:,}"]
+
+    for name, counts in zip(rows, songs, strict=True):
+        table.add_row(escape(name), *cells(counts))
+    table.add_section()
+    table.add_row("all", *cells(songs.sum(0)))
+    console.print(table)
+
+
+def _length(report: dict[str, Any]) -> str:
+    if report["phrase_seconds"] is not None:
+        return f"about {report['phrase_seconds']:g} seconds"
+    return f"{report['phrase_bars']} bars"

@@ -11,9 +11,11 @@ from __future__ import annotations
 import difflib
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,11 +25,11 @@ from numpy.typing import NDArray
 
 from midigenre.errors import UserError
 from midigenre.files import read_csv, read_json, sha256, whole
-from midigenre.song import NOTE_COLUMNS, NoteTable, Song
+from midigenre.song import NOTE_COLUMNS, NoteTable, Song, seconds_at
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.tokenizers.base import Encoded
 
-FORMAT = 1
+FORMAT = 2
 """Version of the row layout; shards of another one are refused."""
 
 _LISTS: Mapping[str, pa.DataType] = {
@@ -61,6 +63,9 @@ class Songs(Protocol):
     def bar_onsets(self, index: int) -> NDArray[np.int32]:
         """Note onsets in each bar of a song."""
 
+    def bar_seconds(self, index: int) -> NDArray[np.float64]:
+        """Start of each bar of a song and, last, the end of its last one in seconds."""
+
 
 class MemorySongs:
     """Songs that were just read and encoded."""
@@ -82,6 +87,10 @@ class MemorySongs:
     def bar_onsets(self, index: int) -> NDArray[np.int32]:
         """See :class:`Songs`."""
         return self._songs[index][0].onsets_per_bar()
+
+    def bar_seconds(self, index: int) -> NDArray[np.float64]:
+        """See :class:`Songs`."""
+        return self._songs[index][0].bar_seconds()
 
 
 def schema(tokens: TokenSpec, labels: LabelSpec) -> pa.Schema:
@@ -192,7 +201,7 @@ class ShardSet:
         return state
 
     @cached_property
-    def _chunks(self) -> tuple[list[_Chunk], NDArray[np.int64]]:
+    def _chunks(self) -> tuple[list[_Chunk], list[int]]:
         chunks: list[_Chunk] = []
         sizes: list[int] = []
         for part in self.parts:
@@ -207,12 +216,12 @@ class ShardSet:
                 batch = reader.get_batch(i)
                 chunks.append(_Chunk.of(batch))
                 sizes.append(batch.num_rows)
-        return chunks, np.r_[0, np.cumsum(sizes)]
+        return chunks, list(accumulate(sizes, initial=0))
 
     def _get(self, index: int, *names: str) -> list[NDArray[Any]]:
         chunks, starts = self._chunks
-        which = int(np.searchsorted(starts, index, side="right")) - 1
-        return [chunks[which].get(name, index - int(starts[which])) for name in names]
+        which = bisect_right(starts, index) - 1
+        return [chunks[which].get(name, index - starts[which]) for name in names]
 
     def encoded(self, index: int) -> Encoded:
         """See :class:`Songs`; the arrays lie in the memory map and are read-only."""
@@ -223,17 +232,25 @@ class ShardSet:
         """See :class:`Songs`."""
         return self._get(index, "bar_onsets")[0]
 
+    def bar_seconds(self, index: int) -> NDArray[np.float64]:
+        """See :class:`Songs`; the notes are not read."""
+        ticks, tempo_ticks, tempo_qpm = self._get(index, "bar_ticks", "tempo_ticks", "tempo_qpm")
+        return seconds_at(ticks, tempo_ticks, tempo_qpm, self._tpq(index))
+
+    def _tpq(self, index: int) -> int:
+        chunks, starts = self._chunks
+        which = bisect_right(starts, index) - 1
+        return int(chunks[which].tpq[index - starts[which]])
+
     def song(self, index: int) -> Song:
         """See :class:`Songs`."""
-        chunks, starts = self._chunks
-        which = int(np.searchsorted(starts, index, side="right")) - 1
         notes = NoteTable(*(c.astype(np.int32) for c in self._get(index, *NOTE_COLUMNS)))
         bar_ticks, meters, ticks, qpm = self._get(
             index, "bar_ticks", "meters", "tempo_ticks", "tempo_qpm"
         )
         return Song(
             notes=notes,
-            tpq=int(chunks[which].tpq[index - int(starts[which])]),
+            tpq=self._tpq(index),
             bar_ticks=bar_ticks,
             meters=meters.reshape(-1, 2).astype(np.int32),
             tempo_ticks=ticks,

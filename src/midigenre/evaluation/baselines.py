@@ -1,103 +1,298 @@
 """Baselines that a model must beat, fitted on the run's training split.
 
-A baseline is one function from :class:`BaselineData` to its scores, entered in :data:`BASELINES`;
-nothing else changes when one is added.
+A baseline is a row in :data:`BASELINES`: what it counts in a phrase, and a scikit-learn classifier
+of such counts; nothing else changes when one is added. For each label there is one classifier of
+phrases and one of songs, whose counts are the sums over their phrases. (Measured on ``twelve`` and
+on 2,600 other files, a classifier of songs is at least as good as the mean log-probability over
+the phrases, for every baseline.)
+
+The settings are frozen: they are scikit-learn's defaults, but for what was chosen once on the
+validation songs of ``twelve`` and is written beside each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.dummy import DummyClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from midigenre.evaluation.scores import accuracy, confusion_matrix, macro_f1
-from midigenre.spec import UNKNOWN
+from midigenre.data.phrases import PhraseReader, Phrases
+from midigenre.evaluation.features import (
+    Counts,
+    ReadPhrase,
+    metadata_counts,
+    metadata_features,
+    ngram_counts,
+    read_phrases,
+    token_counts,
+    token_shares,
+)
+from midigenre.spec import UNKNOWN, TokenSpec
 
-BASELINE_NAMES = ("majority", "metadata", "ngram_lr", "hist_gb")
-"""The baselines of the ``evaluation.json`` contract, registered or not."""
+LEVELS = ("phrase", "song")
 
-NOT_BUILT = "not available in this version"
-"""Why a baseline of the contract that is not registered is missing."""
+MAX_TRAIN = {"phrase": 20_000, "song": 10_000}
+"""Most phrases and songs that are fitted on, a stratified draw: bounds time and memory."""
+
+PHRASES_AT_ONCE = 2048
+"""Phrases whose counts are in memory together, but for the rest of the last one's song."""
+
+GONE = "the run's training split is gone"
+NO_LABELS = "the training split has no labels"
+ONE_CLASS = "the training split has one class only"
 
 
 @dataclass(frozen=True)
-class BaselineData:
-    """What a baseline may look at, for one label at one level.
+class Baseline:
+    """A simple classifier.
 
     Attributes:
-        train_truth_N: Classes in the training split, shape (N,); UNKNOWN rows are left out.
-        test_truth_N: Classes in the test set, shape (N,); UNKNOWN rows are left out.
-        n_classes: Number of classes, C.
-        train_inputs: Further columns of the training split by name, each with N rows.
-        test_inputs: The same columns of the test set.
+        counts: Rows of phrases, which add up to those of songs (see
+            :mod:`midigenre.evaluation.features`).
+        estimator: Makes a scikit-learn classifier of such rows from a seed.
+        min_classes: Classes that it needs in the training split.
     """
 
-    train_truth_N: NDArray[Any]
-    test_truth_N: NDArray[Any]
-    n_classes: int
-    train_inputs: Mapping[str, Any] = field(default_factory=dict)
-    test_inputs: Mapping[str, Any] = field(default_factory=dict)
+    counts: Callable[[Sequence[ReadPhrase], TokenSpec], Counts]
+    estimator: Callable[[int], Any]
+    min_classes: int = 2
 
 
-def majority_baseline(
-    train_truth: ArrayLike, test_truth: ArrayLike, n_classes: int
-) -> dict[str, float]:
-    """Scores of always saying the most frequent training class (the first one on a tie).
+class DropConstant(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Leaves out columns that are constant in training: no tree splits them, yet they cost time.
 
-    Args:
-        train_truth: Classes in the training split, shape (N,); UNKNOWN rows are left out.
-        test_truth: Classes in the test set, shape (N,); UNKNOWN rows are left out.
-        n_classes: Number of classes.
-
-    Returns:
-        ``accuracy`` and ``macro_f1``; NaN where the test set has no labels.
-
-    Raises:
-        ValueError: No labels in the training split.
+    Unlike scikit-learn's ``VarianceThreshold`` it keeps one where all are constant.
     """
-    train_N, test_N = (_known(truth) for truth in (train_truth, test_truth))
-    if not len(train_N):
-        raise ValueError("the training split has no labels")
-    majority = int(np.bincount(train_N, minlength=n_classes).argmax())
-    confusion_CC = confusion_matrix(test_N, np.full_like(test_N, majority), n_classes)
-    return {"accuracy": accuracy(confusion_CC), "macro_f1": macro_f1(confusion_CC)}
+
+    def fit(self, x: NDArray[Any], y: NDArray[Any]) -> DropConstant:
+        """Finds the columns."""
+        self.kept_ = np.flatnonzero((x != x[:1]).any(0)) if (x != x[:1]).any() else np.arange(1)
+        return self
+
+    def transform(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Leaves the others out."""
+        return x[:, self.kept_]
 
 
-BASELINES: dict[str, Callable[[BaselineData], Mapping[str, float]]] = {
-    "majority": lambda d: majority_baseline(d.train_truth_N, d.test_truth_N, d.n_classes),
+def _no_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> Counts:
+    return np.zeros((len(phrases), 1), np.float32)
+
+
+def _trees(seed: int) -> HistGradientBoostingClassifier:
+    """Histogram gradient boosting (Ke et al. 2017, "LightGBM"): 100 iterations of 31 leaves.
+
+    63 bins instead of 255 take a quarter of the time and score the same. Early stopping would hold
+    out training data, and fails on a class with one sample.
+    """
+    return HistGradientBoostingClassifier(max_bins=63, early_stopping=False, random_state=seed)
+
+
+def _ngram_estimator(seed: int) -> Any:
+    """TF-IDF with sublinear frequencies and logistic regression (Wang and Manning 2012).
+
+    C = 10 did better on the validation phrases than 1, 30 or 100 or than balanced class weights.
+    """
+    return make_pipeline(
+        TfidfTransformer(sublinear_tf=True),
+        LogisticRegression(C=10.0, max_iter=1000, random_state=seed),
+    )
+
+
+BASELINES: dict[str, Baseline] = {
+    # The most frequent class; of equally frequent ones the first.
+    "majority": Baseline(_no_counts, lambda _: DummyClassifier(strategy="most_frequent"), 1),
+    # Standardised logistic regression did far worse: 0.56 against 0.67 over the real corpora.
+    "metadata": Baseline(
+        metadata_counts,
+        lambda seed: make_pipeline(
+            FunctionTransformer(metadata_features), DropConstant(), _trees(seed)
+        ),
+    ),
+    "ngram_lr": Baseline(ngram_counts, _ngram_estimator),
+    "hist_gb": Baseline(
+        token_counts,
+        lambda seed: make_pipeline(FunctionTransformer(token_shares), DropConstant(), _trees(seed)),
+    ),
 }
 """The one place where a baseline is registered."""
 
 
+@dataclass(frozen=True)
+class FittedLabel:
+    """The baselines of one label.
+
+    Attributes:
+        models: For each level the fitted classifier of each baseline, or why there is none.
+        n_train: For each level the phrases or songs that they were fitted on.
+        n_available: For each level how many of the training split have the label.
+    """
+
+    models: Mapping[str, Mapping[str, Any]]
+    n_train: Mapping[str, int]
+    n_available: Mapping[str, int]
+
+
 def fit_baselines(
-    data: BaselineData | None, reason: str = "the run's training split is gone"
-) -> dict[str, Mapping[str, float] | str]:
-    """Every baseline of the contract at one level, as ``evaluate_label`` takes them.
+    reader: PhraseReader, phrases: Phrases, class_of_song: NDArray[np.int64], seed: int = 0
+) -> FittedLabel:
+    """Fits every baseline to one label, on one thread so that any machine gives the same.
 
     Args:
-        data: The splits; None where the training split is gone.
-        reason: Why ``data`` is None.
+        reader: Reads the training songs.
+        phrases: Their phrases.
+        class_of_song: Class index of every song of the reader; those of
+            :data:`~midigenre.spec.UNKNOWN` are left out.
+        seed: Seed of the draw where there are more than :data:`MAX_TRAIN`, and of the classifiers.
+    """
+    phrases = phrases.select(class_of_song[phrases.song] != UNKNOWN)
+    songs = np.unique(phrases.song)
+    class_N, class_S = class_of_song[phrases.song], class_of_song[songs]
+    chosen_N = stratified_sample(class_N, MAX_TRAIN["phrase"], seed)
+    chosen_S = stratified_sample(class_S, MAX_TRAIN["song"], seed)
+    truth = {"phrase": class_N[chosen_N], "song": class_S[chosen_S]}
+    n_classes = len(np.unique(class_S))
+    models: dict[str, dict[str, Any]] = {level: {} for level in LEVELS}
+    usable = {name: b for name, b in BASELINES.items() if b.min_classes <= n_classes}
+    rows = _training_rows(usable, reader, phrases, chosen_N, songs[chosen_S])
+    for name in BASELINES:
+        for level in LEVELS:
+            if name not in usable:
+                models[level][name] = ONE_CLASS if n_classes else NO_LABELS
+                continue
+            with threadpool_limits(1):
+                models[level][name] = (
+                    BASELINES[name]
+                    .estimator(seed)
+                    .fit(_stack(rows.pop((name, level))), truth[level])
+                )
+    return FittedLabel(
+        models,
+        {level: len(truth[level]) for level in LEVELS},
+        {"phrase": len(class_N), "song": len(class_S)},
+    )
+
+
+def predict_baselines(
+    fitted: Mapping[str, FittedLabel], reader: PhraseReader, phrases: Phrases
+) -> dict[str, dict[str, dict[str, NDArray[np.int64] | str]]]:
+    """Predicts phrases and their songs; their labels are not looked at.
+
+    Args:
+        fitted: The baselines of each label.
+        reader: Reads the songs.
+        phrases: Their phrases, those of a song one after the other, songs in ascending order.
 
     Returns:
-        Scores of each baseline, or a text that says why it is missing.
+        For each label, level and baseline the class of every phrase, or of every song in ascending
+        order; or a text that says why there is none.
     """
-    found: dict[str, Mapping[str, float] | str] = {}
-    for name in dict.fromkeys((*BASELINE_NAMES, *BASELINES)):
-        if name not in BASELINES:
-            found[name] = NOT_BUILT
-        elif data is None:
-            found[name] = reason
-        elif not len(_known(data.train_truth_N)):
-            found[name] = "the training split has no labels"
-        else:
-            found[name] = BASELINES[name](data)
-    return found
+    found: dict[str, dict[str, dict[str, Any]]] = {
+        label: {
+            level: {name: m if isinstance(m, str) else [] for name, m in models.items()}
+            for level, models in of_label.models.items()
+        }
+        for label, of_label in fitted.items()
+    }
+    for chunk in _whole_songs(phrases):
+        read = list(read_phrases(reader, chunk))
+        for name, baseline in BASELINES.items():
+            of_phrases = baseline.counts(read, reader.spec)
+            rows = {"phrase": of_phrases, "song": _of_songs(of_phrases, chunk)}
+            for label, of_label in fitted.items():
+                for level in LEVELS:
+                    model = of_label.models[level][name]
+                    if not isinstance(model, str):
+                        found[label][level][name].append(model.predict(rows[level]))
+    return {
+        label: {
+            level: {
+                name: p if isinstance(p, str) else np.concatenate([np.zeros(0, np.int64), *p])
+                for name, p in predicted.items()
+            }
+            for level, predicted in levels.items()
+        }
+        for label, levels in found.items()
+    }
 
 
-def _known(truth_N: ArrayLike) -> NDArray[np.int64]:
-    all_N = np.asarray(truth_N, np.int64)
-    known_N: NDArray[np.int64] = all_N[all_N != UNKNOWN]
-    return known_N
+def stratified_sample(class_N: NDArray[np.int64], n: int, seed: int) -> NDArray[np.int64]:
+    """Indices of ``n`` rows, ascending, with the classes in their shares and at least one of each.
+
+    All of them where there are no more than ``n``. The rows of a class stand in a random order,
+    evenly spaced over [0, 1); the ``n`` first ones are taken.
+    """
+    if len(class_N) <= n:
+        return np.arange(len(class_N))
+    order = np.random.default_rng(seed).permutation(len(class_N))
+    place_N = np.empty(len(class_N))
+    for c in np.unique(class_N):
+        mine = order[class_N[order] == c]
+        place_N[mine] = np.arange(len(mine)) / len(mine)
+    return np.sort(np.argsort(place_N, kind="stable")[:n])
+
+
+def _whole_songs(phrases: Phrases) -> Iterator[Phrases]:
+    """Pieces of about :data:`PHRASES_AT_ONCE` phrases that end where a song ends."""
+    ends = np.flatnonzero(np.diff(phrases.song, append=-1)) + 1
+    begin = 0
+    while begin < len(phrases):
+        at = np.searchsorted(ends, min(begin + PHRASES_AT_ONCE, len(phrases)))
+        yield phrases.select(slice(begin, int(ends[at])))
+        begin = int(ends[at])
+
+
+def _training_rows(
+    usable: Mapping[str, Baseline],
+    reader: PhraseReader,
+    phrases: Phrases,
+    chosen_N: NDArray[np.int64],
+    chosen_songs: NDArray[np.int64],
+) -> dict[tuple[str, str], list[Counts]]:
+    """Counts of the chosen phrases and songs for each baseline and level; each is read once."""
+    is_chosen = np.zeros(len(phrases), bool)
+    is_chosen[chosen_N] = True
+    of_song = np.isin(phrases.song, chosen_songs)
+    needed = is_chosen | of_song
+    is_chosen, of_song = is_chosen[needed], of_song[needed]
+    rows: dict[tuple[str, str], list[Counts]] = {(n, level): [] for n in usable for level in LEVELS}
+    begin = 0
+    for chunk in _whole_songs(phrases.select(needed)):
+        here = slice(begin, begin + len(chunk))
+        begin = here.stop
+        read = list(read_phrases(reader, chunk))
+        for name, baseline in usable.items():
+            counts = baseline.counts(read, reader.spec)
+            rows[name, "phrase"].append(counts[is_chosen[here]])
+            inside = of_song[here]
+            rows[name, "song"].append(_of_songs(counts[inside], chunk.select(inside)))
+    return rows
+
+
+def _of_songs(counts: Counts, phrases: Phrases) -> Counts:
+    """Sums over the phrases of each song, in ascending order of the songs."""
+    songs, song_N = np.unique(phrases.song, return_inverse=True)
+    where = (np.ones(len(song_N), np.float32), (song_N, np.arange(len(song_N))))
+    return (
+        sparse.csr_matrix(  # type: ignore[no-untyped-call]
+            where, shape=(len(songs), len(song_N))
+        )
+        @ counts
+    )
+
+
+def _stack(rows: Sequence[Counts]) -> Counts:
+    if isinstance(rows[0], np.ndarray):
+        return np.concatenate(rows)
+    return sparse.vstack(rows, "csr")  # type: ignore[no-untyped-call]

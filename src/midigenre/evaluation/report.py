@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from midigenre.evaluation.baselines import NOT_BUILT
+from midigenre.evaluation.markdown import cell, markdown_table
 
 Evaluation = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """The content of ``evaluation.json``: scores by label and level."""
 
 LEVELS = ("phrase", "song")
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+SCORE_COLUMNS = ("level", "by", "n", "accuracy", "95 %", "macro-F1", "95 %")
 CLASS_COLUMNS = ("class", "support", "precision", "recall", "F1")
 
 
@@ -34,10 +35,9 @@ def print_scores(evaluation: Evaluation, console: Console | None = None) -> None
         for row in _class_rows(levels):
             classes.add_row(*map(escape, row))
         scores = Table(title=f"{escape(label)}: scores", title_justify="left")
-        header = _score_header(levels)
-        for i, column in enumerate(header):
-            scores.add_column(escape(column), justify="right" if i > 1 else "left")
-        for row in _score_rows(levels, header):
+        for i, column in enumerate(SCORE_COLUMNS):
+            scores.add_column(column, justify="right" if i > 1 else "left")
+        for row in _score_rows(levels):
             scores.add_row(*map(escape, row))
         console.print(classes)
         console.print(scores)
@@ -53,16 +53,15 @@ def scores_markdown(evaluation: Evaluation) -> str:
     """
     parts: list[str] = []
     for label, levels in evaluation.items():
-        header = _score_header(levels)
         parts += [
-            f"**{_cell(label)}**, scores:",
-            _markdown_table(header, list(_score_rows(levels, header)), n_left=2),
+            f"**{cell(label)}**, scores:",
+            markdown_table(SCORE_COLUMNS, list(_score_rows(levels)), n_left=2),
         ]
         if notes := list(_notes(label, levels)):
-            parts.append("\n".join(f"- {_cell(note)}" for note in notes))
+            parts.append("\n".join(f"- {cell(note)}" for note in notes))
         parts += [
-            f"**{_cell(label)}**, classes (phrases):",
-            _markdown_table(CLASS_COLUMNS, list(_class_rows(levels)), n_left=1),
+            f"**{cell(label)}**, classes (phrases):",
+            markdown_table(CLASS_COLUMNS, list(_class_rows(levels)), n_left=1),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -76,38 +75,24 @@ def _class_rows(levels: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, 
         )
 
 
-def _baseline_names(levels: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Baselines that have scores at some level, in the order of the file."""
-    found = [
-        name
-        for level in LEVELS
-        for name, scores in levels[level].get("baselines", {}).items()
-        if scores
-    ]
-    return list(dict.fromkeys(found))
-
-
-def _score_header(levels: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    return ("level", "metric", "n", "score", "95 % interval", *_baseline_names(levels))
-
-
-def _score_rows(
-    levels: Mapping[str, Mapping[str, Any]], header: tuple[str, ...]
-) -> Iterator[tuple[str, ...]]:
+def _score_rows(levels: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """The model and the baselines that there are, for each level."""
     for level in LEVELS:
         scores = levels[level]
-        for metric, word in METRICS.items():
-            low, high = scores["ci95"][metric]
-            interval = "–" if low is None else f"{_number(low)} – {_number(high)}"
-            baselines = scores.get("baselines", {})
+        baselines = {name: b for name, b in scores.get("baselines", {}).items() if b is not None}
+        for name, row in ({"model": scores} | baselines).items():
+            columns = [(_number(row[m]), _interval(row["ci95"][m])) for m in METRICS]
             yield (
                 level,
-                word,
+                name,
                 f"{scores['n']:,}",
-                _number(scores[metric]),
-                interval,
-                *(_number((baselines.get(name) or {}).get(metric)) for name in header[5:]),
+                *(text for column in columns for text in column),
             )
+
+
+def _interval(bounds: tuple[float | None, float | None]) -> str:
+    low, high = bounds
+    return "–" if low is None else f"{_number(low)}–{_number(high)}"
 
 
 def _notes(label: str, levels: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -116,35 +101,35 @@ def _notes(label: str, levels: Mapping[str, Mapping[str, Any]]) -> Iterator[str]
         for name, baseline in levels[level].get("baselines", {}).items():
             for metric, word in METRICS.items():
                 ours, theirs = levels[level][metric], (baseline or {}).get(metric)
-                if ours is None or theirs is None or ours > theirs:
+                if baseline is None or ours is None or theirs is None:
                     continue
-                verb = "equals" if ours == theirs else "beats"
+                low, high = baseline["versus_model"][metric]["ci95"]
+                if ours > theirs and low is not None and low > 0:
+                    continue
+                verb = (
+                    "beats"
+                    if theirs > ours
+                    else "equals"
+                    if theirs == ours
+                    else "is not clearly beaten by"
+                )
                 yield (
                     f"{label}, {level} level: the {name} baseline {verb} the model on {word} "
-                    f"({theirs:.3f} against {ours:.3f})"
+                    f"({theirs:.3f} against {ours:.3f}; model minus baseline "
+                    f"{ours - theirs:+.3f}, 95 % interval {_signed(low)} to {_signed(high)})"
                 )
     reasons: dict[str, list[str]] = {}
     for level in LEVELS:
         for name, reason in levels[level].get("baselines_missing", {}).items():
-            # What no run can have is no news about this one.
-            if reason != NOT_BUILT and name not in reasons.setdefault(reason, []):
+            if name not in reasons.setdefault(reason, []):
                 reasons[reason].append(name)
     for reason, names in reasons.items():
         yield f"{label}: no {', '.join(names)} baseline: {reason}"
 
 
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f}"
+
+
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def _cell(text: str) -> str:
-    """Text that Markdown shows as it is, inside a table too."""
-    for mark in "\\|*_`<[":
-        text = text.replace(mark, "\\" + mark)
-    return text.replace("\n", " ")
-
-
-def _markdown_table(header: tuple[str, ...], rows: list[tuple[str, ...]], n_left: int) -> str:
-    rule = ["---" if i < n_left else "---:" for i in range(len(header))]
-    lines = [list(map(_cell, header)), rule, *(list(map(_cell, row)) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -13,15 +13,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from midigenre.evaluation.bootstrap import (
+    METRICS,
+    N_BOOTSTRAP,
+    Floats,
+    interval,
+    margin_accuracy,
+    margin_macro_f1,
+    paired_bootstrap,
+    plain,
+    ratio,
+    resampled,
+)
 from midigenre.spec import UNKNOWN
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-LevelBaselines = Mapping[str, Mapping[str, float] | str | None]
-"""Scores of each baseline at one level; None or a text that says why it is missing."""
+LevelBaselines = Mapping[str, ArrayLike | str]
+"""Classes that each baseline predicts at one level, or a text that says why it is missing."""
 
 ECE_BINS = 15
-CI_PERCENTILES = (2.5, 97.5)
 _LOG_ZERO = -1e4  # stands for log 0, which would turn the mean over a song into NaN
 _NORMALISED_WITHIN = 0.05  # slack for half precision; logits miss it by far
 
@@ -63,8 +73,7 @@ def accuracy(confusion_CC: Any) -> float:
     Args:
         confusion_CC: Counts, array or tensor of shape (C, C); rows are the truth.
     """
-    hits_C, truth_C, _ = _marginals(as_array(confusion_CC))
-    return float(_accuracy(hits_C, truth_C))
+    return float(margin_accuracy(*_marginals(as_array(confusion_CC))))
 
 
 def macro_f1(confusion_CC: Any) -> float:
@@ -77,7 +86,7 @@ def macro_f1(confusion_CC: Any) -> float:
     Args:
         confusion_CC: Counts, array or tensor of shape (C, C); rows are the truth.
     """
-    return float(_macro_f1(*_marginals(as_array(confusion_CC))))
+    return float(margin_macro_f1(*_marginals(as_array(confusion_CC))))
 
 
 def song_log_probs(
@@ -154,14 +163,12 @@ def score_level(
     names: Sequence[str],
     groups_N: ArrayLike,
     seed: int = 0,
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_BOOTSTRAP,
 ) -> dict[str, Any]:
     """All scores of one label at one level.
 
-    The intervals are percentile bootstraps (Efron and Tibshirani 1993, chapter 13) over *songs*:
-    phrases of a song resemble each other, so resampling phrases would give intervals that are far
-    too narrow. In each resample the classes with support are those of that resample, so the
-    macro-F1 of a resample that misses a rare class averages over the others.
+    The intervals are percentile bootstraps over *songs*, :mod:`midigenre.evaluation.bootstrap`:
+    resampling phrases would give intervals that are far too narrow.
 
     Args:
         log_probs_NC: Log-probabilities, shape (N, C).
@@ -187,23 +194,23 @@ def score_level(
     confusion_CC = confusion_matrix(truth_N, predicted_N, n_classes)
     hits_C, support_C, predicted_C = _marginals(confusion_CC)
     ratios = {
-        "precision": _ratio(hits_C, predicted_C),
-        "recall": _ratio(hits_C, support_C),
-        "f1": _ratio(2 * hits_C, support_C + predicted_C),
+        "precision": ratio(hits_C, predicted_C),
+        "recall": ratio(hits_C, support_C),
+        "f1": ratio(2 * hits_C, support_C + predicted_C),
     }
     return {
         "n": len(truth_N),
-        "accuracy": _plain(accuracy(confusion_CC)),
-        "macro_f1": _plain(macro_f1(confusion_CC)),
+        "accuracy": plain(accuracy(confusion_CC)),
+        "macro_f1": plain(macro_f1(confusion_CC)),
         "ci95": _intervals(truth_N, predicted_N, groups_N, n_classes, seed, n_bootstrap),
         "per_class": {
-            name: {key: _plain(values_C[c]) for key, values_C in ratios.items()}
+            name: {key: plain(values_C[c]) for key, values_C in ratios.items()}
             | {"support": int(support_C[c])}
             for c, name in enumerate(names)
         },
         "confusion": confusion_CC.tolist(),
         "labels": list(names),
-        "ece": _plain(expected_calibration_error(log_probs_NC, truth_N)),
+        "ece": plain(expected_calibration_error(log_probs_NC, truth_N)),
     }
 
 
@@ -215,7 +222,7 @@ def evaluate_label(
     baselines: Mapping[str, LevelBaselines] | None = None,
     *,
     seed: int = 0,
-    n_bootstrap: int = 1000,
+    n_bootstrap: int = N_BOOTSTRAP,
 ) -> dict[str, dict[str, Any]]:
     """Scores of one label at phrase and at song level; phrases without a label are left out.
 
@@ -224,42 +231,90 @@ def evaluate_label(
         truth_N: True classes, shape (N,); :data:`~midigenre.spec.UNKNOWN` rows are dropped.
         song_N: Song of each phrase, shape (N,).
         names: Class names, length C.
-        baselines: For ``phrase`` and ``song`` the scores of each baseline, as
-            :func:`midigenre.evaluation.baselines.fit_baselines` returns them.
+        baselines: For ``phrase`` and ``song`` the classes that each baseline predicts, for all N
+            phrases and for all their songs in ascending order, or a text that says why a baseline
+            is missing.
         seed: Seed of the bootstrap.
         n_bootstrap: Number of resamples.
 
     Returns:
         ``{"phrase": {...}, "song": {...}}``: the keys of :func:`score_level`, ``baselines`` (None
-        where one is missing) and, if any is missing with a reason, ``baselines_missing``.
+        where one is missing) and, if any is missing, ``baselines_missing`` with the reasons. A
+        baseline has ``accuracy``, ``macro_f1``, ``ci95`` and ``versus_model``: for each metric
+        ``difference`` (model minus baseline), its ``ci95`` and ``p``, see
+        :func:`~midigenre.evaluation.bootstrap.paired_bootstrap`.
 
     Raises:
-        ValueError: As :func:`score_level`; or a song whose phrases have several classes.
+        ValueError: As :func:`score_level`; a song whose phrases have several classes; or
+            predictions of a baseline that do not fit.
     """
     log_probs_NC, truth_N = np.asarray(log_probs_NC, np.float64), np.asarray(truth_N, np.int64)
     song_N = np.asarray(song_N)
     _check(log_probs_NC, truth_N, song_N, names)
     known_N = truth_N != UNKNOWN
-    log_probs_NC, truth_N, song_N = log_probs_NC[known_N], truth_N[known_N], song_N[known_N]
-    songs_S, truth_S = song_truth(truth_N, song_N)
-    _, log_probs_SC = song_log_probs(log_probs_NC, song_N)
-    rows = {"phrase": (log_probs_NC, truth_N, song_N), "song": (log_probs_SC, truth_S, songs_S)}
+    all_songs = np.unique(song_N)
+    known: tuple[Floats, Ints, NDArray[Any]] = (
+        log_probs_NC[known_N], truth_N[known_N], song_N[known_N]
+    )  # fmt: skip
+    songs_S, truth_S = song_truth(known[1], known[2])
+    _, log_probs_SC = song_log_probs(known[0], known[2])
+    rows: dict[str, tuple[Floats, Ints, NDArray[Any], NDArray[np.bool_]]] = {
+        "phrase": (*known, known_N),
+        "song": (log_probs_SC, truth_S, songs_S, np.isin(all_songs, songs_S)),
+    }
+    found = {}
+    for level, (scores, truth, groups, labelled) in rows.items():
+        found[level] = score_level(scores, truth, names, groups, seed, n_bootstrap)
+        missing = {}
+        entries: dict[str, dict[str, Any] | None] = {}
+        for name, predicted in (baselines or {}).get(level, {}).items():
+            if isinstance(predicted, str):
+                entries[name], missing[name] = None, predicted
+                continue
+            theirs = np.asarray(predicted, np.int64)
+            if theirs.shape != labelled.shape:
+                raise ValueError(f"{name}: {theirs.shape} {level} predictions for {labelled.shape}")
+            entries[name] = _score_baseline(
+                scores.argmax(1), theirs[labelled], truth, groups, len(names), seed, n_bootstrap
+            )
+        found[level] |= {"baselines": entries} | ({"baselines_missing": missing} if missing else {})
+    return found
+
+
+def _score_baseline(
+    ours_N: NDArray[Any],
+    theirs_N: Ints,
+    truth_N: Ints,
+    groups_N: NDArray[Any],
+    n_classes: int,
+    seed: int,
+    n_bootstrap: int,
+) -> dict[str, Any]:
+    """A baseline's scores, and the model's lead over it on the same resamples."""
+    confusion_matrix(truth_N, theirs_N, n_classes)  # refuses classes out of range
+    paired = paired_bootstrap(
+        truth_N, ours_N, theirs_N, groups_N, seed=seed, n_bootstrap=n_bootstrap
+    )
     return {
-        level: score_level(scores, truth, names, groups, seed, n_bootstrap)
-        | _baseline_keys((baselines or {}).get(level, {}))
-        for level, (scores, truth, groups) in rows.items()
+        **{metric: paired[metric]["second"] for metric in METRICS},
+        "ci95": _intervals(truth_N, theirs_N, groups_N, n_classes, seed, n_bootstrap),
+        "versus_model": {
+            metric: {key: paired[metric][key] for key in ("difference", "ci95", "p")}
+            for metric in METRICS
+        },
     }
 
 
-def _baseline_keys(baselines: LevelBaselines) -> dict[str, Any]:
-    missing = {name: scores for name, scores in baselines.items() if isinstance(scores, str)}
-    given = {
-        name: {key: _plain(value) for key, value in scores.items()}
-        if isinstance(scores, Mapping)
-        else None
-        for name, scores in baselines.items()
-    }
-    return {"baselines": given} | ({"baselines_missing": missing} if missing else {})
+def _intervals(
+    truth_N: Ints,
+    predicted_N: NDArray[Any],
+    groups_N: NDArray[Any],
+    n_classes: int,
+    seed: int,
+    n_bootstrap: int,
+) -> dict[str, list[float | None]]:
+    scores = resampled(truth_N, (predicted_N,), groups_N, n_classes, seed, n_bootstrap)
+    return {metric: interval(values_PR[0]) for metric, values_PR in scores.items()}
 
 
 def _check(
@@ -285,69 +340,3 @@ def _log_sum_exp(values_NC: Floats) -> Floats:
 
 def _marginals(confusion_CC: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     return confusion_CC.diagonal(), confusion_CC.sum(1), confusion_CC.sum(0)
-
-
-def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> Floats:
-    """Quotient; NaN where the whole is 0."""
-    out: Floats = np.full(np.broadcast(part, whole).shape, np.nan)
-    np.divide(part, whole, out=out, where=np.asarray(whole) > 0)
-    return out
-
-
-def _accuracy(hits: NDArray[Any], truth: NDArray[Any]) -> Floats:
-    """Accuracy from counts per class, shape (..., C) to (...)."""
-    return _ratio(hits.sum(-1), truth.sum(-1))
-
-
-def _macro_f1(hits: NDArray[Any], truth: NDArray[Any], predicted: NDArray[Any]) -> Floats:
-    """Macro-F1 from counts per class, shape (..., C) to (...)."""
-    supported = truth > 0
-    f1 = np.where(supported, _ratio(2 * hits, truth + predicted), 0.0)
-    return _ratio(f1.sum(-1), supported.sum(-1))
-
-
-def _intervals(
-    truth_N: Ints,
-    predicted_N: Ints,
-    groups_N: NDArray[Any],
-    n_classes: int,
-    seed: int,
-    n_bootstrap: int,
-) -> dict[str, list[float | None]]:
-    """Percentile intervals over songs.
-
-    Accuracy and F1 need only the margins of a confusion matrix, and those of a resample are sums
-    over its songs. So a resample is a vector of song counts, and all of them together are one
-    matrix product with the songs' margins (S, 3C).
-    """
-    songs_S, song_N = np.unique(groups_N, return_inverse=True)
-    n_songs = len(songs_S)
-    if not n_songs or n_bootstrap < 1:
-        return {"accuracy": [None, None], "macro_f1": [None, None]}
-    margins = np.zeros((3, n_songs, n_classes))
-    hit_N = truth_N == predicted_N
-    np.add.at(margins[0], (song_N[hit_N], truth_N[hit_N]), 1)
-    np.add.at(margins[1], (song_N, truth_N), 1)
-    np.add.at(margins[2], (song_N, predicted_N), 1)
-    flat = margins.transpose(1, 0, 2).reshape(n_songs, 3 * n_classes)
-
-    rng = np.random.default_rng(seed)
-    sums: list[Floats] = []
-    step = max(1, 2_000_000 // n_songs)  # bounds the memory of the song counts
-    for start in range(0, n_bootstrap, step):
-        size = min(step, n_bootstrap - start)
-        drawn = rng.integers(0, n_songs, (size, n_songs)) + n_songs * np.arange(size)[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=size * n_songs).reshape(size, n_songs)
-        sums.append(weights.astype(np.float64) @ flat)
-    hits, truth, predicted = np.concatenate(sums).reshape(-1, 3, n_classes).transpose(1, 0, 2)
-    return {
-        name: [_plain(value) for value in np.percentile(scores, CI_PERCENTILES)]
-        for name, scores in (
-            ("accuracy", _accuracy(hits, truth)),
-            ("macro_f1", _macro_f1(hits, truth, predicted)),
-        )
-    }
-
-
-def _plain(value: float | np.floating[Any]) -> float | None:
-    return float(value) if np.isfinite(value) else None

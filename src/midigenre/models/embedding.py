@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from midigenre.models.checks import check_choice
+from midigenre.models.layers import Linear
 
 Combine = Literal["concat", "sum"]
 INIT_STD = 0.02  # GPT-2 and BERT
@@ -62,7 +63,7 @@ class FieldEmbedding(nn.Module):
             )
         d_table = d_field or d_model if self.concat else d_model
         self.tables = nn.ModuleList(nn.Embedding(size, d_table) for size in sizes)
-        self.project = nn.Linear(len(sizes) * d_table, d_model) if self.concat else None
+        self.project = Linear(len(sizes) * d_table, d_model) if self.concat else None
         self.dropout = nn.Dropout(dropout)
         self.reset_parameters()
 

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from midigenre.models.attention import packed_attention
 from midigenre.models.checks import check_choice
+from midigenre.models.layers import Linear, drop_add
+from midigenre.models.local import LocalMixing
 from midigenre.models.positions import (
     LearnedPositions,
     Rotary,
@@ -49,8 +51,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.n_heads = n_heads
         # Query, key and value in one product; the rows are laid out as nn.MultiheadAttention's.
-        self.qkv = nn.Linear(d_model, 3 * d_model)
-        self.out = nn.Linear(d_model, d_model)
+        self.qkv = Linear(d_model, 3 * d_model)
+        self.out = Linear(d_model, d_model)
 
     def forward(self, h_ND: Tensor, rotary: Rotary | None, attend: Attend) -> Tensor:
         """Attend.
@@ -86,8 +88,8 @@ class FeedForward(nn.Module):
     def __init__(self, d_model: int, d_ff: int, activation: Activation) -> None:
         super().__init__()
         self.gated = activation == "geglu"
-        self.up = nn.Linear(d_model, 2 * d_ff if self.gated else d_ff)
-        self.down = nn.Linear(d_ff, d_model)
+        self.up = Linear(d_model, 2 * d_ff if self.gated else d_ff)
+        self.down = Linear(d_ff, d_model)
 
     def forward(self, h_ND: Tensor) -> Tensor:
         """Shape (N, D) to shape (N, D)."""
@@ -134,19 +136,20 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(d_model, d_ff, activation)
         self.attention_norm = nn.LayerNorm(d_model)
         self.feed_forward_norm = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
 
     def forward(self, h_ND: Tensor, rotary: Rotary | None, attend: Attend) -> Tensor:
         """One layer; arguments and result as in :class:`SelfAttention`."""
         if self.pre:
-            mixed = self.attention(self.attention_norm(h_ND), rotary, attend)
-            h_ND = h_ND + self.dropout(mixed)
-            h_ND = h_ND + self.dropout(self.feed_forward(self.feed_forward_norm(h_ND)))
+            h_ND = self._add(h_ND, self.attention(self.attention_norm(h_ND), rotary, attend))
+            h_ND = self._add(h_ND, self.feed_forward(self.feed_forward_norm(h_ND)))
         else:
-            mixed = self.attention(h_ND, rotary, attend)
-            h_ND = self.attention_norm(h_ND + self.dropout(mixed))
-            h_ND = self.feed_forward_norm(h_ND + self.dropout(self.feed_forward(h_ND)))
+            h_ND = self.attention_norm(self._add(h_ND, self.attention(h_ND, rotary, attend)))
+            h_ND = self.feed_forward_norm(self._add(h_ND, self.feed_forward(h_ND)))
         return h_ND
+
+    def _add(self, h_ND: Tensor, change_ND: Tensor) -> Tensor:
+        return drop_add(h_ND, change_ND, self.dropout, self.training)
 
 
 class Encoder(nn.Module):
@@ -168,6 +171,8 @@ class Encoder(nn.Module):
             on GPU.
         max_positions: Longest phrase for ``learned``, vectors put before it included; ``rope`` has
             no limit and ignores it.
+        conv_width: Steps that a convolution before the first layer sees
+            (:class:`~midigenre.models.local.LocalMixing`); 0 for none.
 
     Attributes:
         d_model: Model width D, for what stands before and behind.
@@ -188,6 +193,7 @@ class Encoder(nn.Module):
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
         max_positions: int = 2048,
+        conv_width: int = 0,
     ) -> None:
         super().__init__()
         check_choice("norm", norm, ("pre", "post"))
@@ -207,6 +213,7 @@ class Encoder(nn.Module):
             self.positions = LearnedPositions(max_positions, d_model)
         else:
             rotary_tables(torch.zeros(1), self.d_head)  # Refuses an odd width now, not in training.
+        self.local = LocalMixing(d_model, conv_width, dropout) if conv_width else None
         self.layers = nn.ModuleList(
             EncoderLayer(d_model, n_heads, d_ff, norm, activation, dropout) for _ in range(n_layers)
         )
@@ -260,6 +267,8 @@ class Encoder(nn.Module):
             ValueError: A phrase is longer than ``max_positions`` of learned positions.
         """
         positions = positions_N(cu_seqlens, h_ND.shape[0])
+        if self.local is not None:
+            h_ND = self.local(h_ND, positions)
         h_ND, rotary = self.place(h_ND, positions, max(lengths))
         attend = partial(
             packed_attention,

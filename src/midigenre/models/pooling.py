@@ -5,6 +5,7 @@ B phrases   N packed tokens   D model width
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from midigenre.models.checks import check_choice
 from midigenre.models.positions import segments_N
 
-PoolingKind = Literal["cls", "mean", "attention"]
+PoolingKind = Literal["cls", "mean", "attention", "mean_max"]
 
 
 def segment_softmax(score_N: Tensor, segment_N: Tensor, n_segments: int) -> Tensor:
@@ -41,10 +42,12 @@ class Pooling(nn.Module):
 
     ``cls`` takes the first vector of each phrase (the caller puts it there: Devlin et al. 2019,
     section 3); ``mean`` averages; ``attention`` weighs tokens by a learned score
-    u . tanh(W h + b) (Yang et al. 2016, Hierarchical Attention Networks, equations 5 to 7).
+    u . tanh(W h + b) (Yang et al. 2016, Hierarchical Attention Networks, equations 5 to 7);
+    ``mean_max`` projects mean and maximum, how much of something there is and whether there is any
+    (Howard and Ruder 2018, arXiv 1801.06146, section 3.3).
 
     Args:
-        kind: ``cls``, ``mean`` or ``attention``.
+        kind: ``cls``, ``mean``, ``attention`` or ``mean_max``.
         d_model: Model width D.
 
     Raises:
@@ -53,9 +56,14 @@ class Pooling(nn.Module):
 
     def __init__(self, kind: PoolingKind, d_model: int) -> None:
         super().__init__()
-        check_choice("pooling", kind, ("cls", "mean", "attention"))
+        check_choice("pooling", kind, ("cls", "mean", "attention", "mean_max"))
         self.kind = kind
         self.score: nn.Sequential | None = None
+        self.project: nn.Linear | None = None
+        if kind == "mean_max":
+            self.project = nn.Linear(2 * d_model, d_model)
+            nn.init.normal_(self.project.weight, std=1 / math.sqrt(2 * d_model))
+            nn.init.zeros_(self.project.bias)
         if kind == "attention":
             hidden, score = nn.Linear(d_model, d_model), nn.Linear(d_model, 1, bias=False)
             nn.init.normal_(hidden.weight, std=0.02)
@@ -101,7 +109,16 @@ class Pooling(nn.Module):
         if self.kind == "attention":
             weighted_ND = weighted_ND * self.weights(h_ND, cu_seqlens)[:, None]
         zeros_BD = weighted_ND.new_zeros(B, D)
-        h_BD = zeros_BD.index_add(0, segments_N(cu_seqlens, N), weighted_ND)
-        if self.kind == "mean":
+        segment_N = segments_N(cu_seqlens, N)
+        h_BD = zeros_BD.index_add(0, segment_N, weighted_ND)
+        if self.kind != "attention":
             h_BD = h_BD / cu_seqlens.diff()[:, None]
-        return h_BD.to(h_ND.dtype)
+        h_BD = h_BD.to(h_ND.dtype)
+        if self.project is None:
+            return h_BD
+        low_BD = h_ND.new_full((B, D), -torch.inf)
+        index_ND = segment_N[:, None].expand(-1, D)
+        both_BD: Tensor = self.project(
+            torch.cat((h_BD, low_BD.scatter_reduce(0, index_ND, h_ND, "amax")), dim=-1)
+        )
+        return both_BD

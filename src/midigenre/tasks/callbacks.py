@@ -1,12 +1,13 @@
-"""What a person looks at during training: confusion matrices and phrases with their predictions."""
+"""What happens around training: the last checkpoint; figures and tables for TensorBoard."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from midigenre.evaluation.figures import confusion_figure
@@ -39,6 +40,61 @@ class ValidateLastStep(Callback):
         """Asks the trainer to stop, which validates, where it would only break off."""
         if 0 < trainer.max_steps <= trainer.global_step:
             trainer.should_stop = True
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps ``last.ckpt``, from which training goes on exactly.
+
+    It is written after each epoch, every few minutes within one, and when SIGTERM asks to stop.
+    Within an epoch it is written after a whole optimizer step only: accumulated gradients are in no
+    checkpoint. Lightning's ``save_last`` would only copy the latest *best* one.
+
+    Args:
+        every_minutes: Longest time without a checkpoint while an epoch trains; None for none.
+    """
+
+    def __init__(self, dirpath: str | None = None, every_minutes: float | None = 5.0) -> None:
+        super().__init__(
+            dirpath, filename="last", save_top_k=1, enable_version_counter=False,
+            auto_insert_metric_name=False,
+        )  # fmt: skip
+        self.every_minutes = every_minutes
+        self._stopping = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock."""
+        self._saved = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Saves when the time has come or the process is asked to stop."""
+        signals = trainer._signal_connector
+        self._stopping |= signals.received_sigterm
+        whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        # Lightning stops at once; hold it back until the step is whole. After the epoch's last
+        # batch a checkpoint would leave out the validation: there it stops after that.
+        signals.received_sigterm = self._stopping and whole_step and not last
+        due = self.every_minutes is not None and (
+            time.monotonic() - self._saved >= 60 * self.every_minutes
+        )
+        # All processes save together or none does.
+        due = trainer.strategy.broadcast(due or self._stopping)
+        if due and whole_step and not last:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+            self._saved = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves, and stops if that was held back."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self._saved = time.monotonic()
+        trainer._signal_connector.received_sigterm |= self._stopping
 
 
 class ConfusionFigures(Callback):

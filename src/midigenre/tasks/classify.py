@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -11,23 +10,28 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from midigenre.evaluation.metrics import LabelMetrics
 from midigenre.models import PhraseClassifier
 from midigenre.spec import Batch
-from midigenre.tasks.optim import AdamWSettings
+from midigenre.tasks.cost import Cost, peak_memory_bytes
+from midigenre.tasks.optim import AdamWSettings, matrices
 
 CHECKPOINT_KEY = "midigenre"
 """Where a checkpoint holds what is needed to rebuild the model, as plain data."""
+
+COST_KEY = "midigenre_cost"
+"""Where it holds what the run has cost so far."""
 
 
 class ClassifyTask(L.LightningModule):
     """Trains a :class:`~midigenre.models.PhraseClassifier`.
 
     Logged (the same tags in every task): ``train/loss``, ``train/lr``, ``train/grad_norm``,
-    ``train/tokens_per_second``, ``val/loss``, ``val/macro_f1`` (mean over the labels), and for each
-    label ``val/<label>/{loss,accuracy,macro_f1}``.
+    ``train/tokens_per_second``, ``train/memory_mb``, ``val/loss``, ``val/macro_f1`` (mean over the
+    labels), and for each label ``val/<label>/{loss,accuracy,macro_f1}``.
 
     Args:
         model: The classifier; its heads own the losses and the label names.
@@ -47,13 +51,13 @@ class ClassifyTask(L.LightningModule):
         self.seed = seed
         self.model = model
         self.optim = optim
+        self._decayed = matrices(model)
         self.describe = dict(describe)
         self.val_metrics = nn.ModuleDict(
             {label: LabelMetrics(len(head.classes)) for label, head in model.label_heads().items()}
         )
         self._val_loss: dict[str, list[Tensor]] = {}
-        self._tokens = 0
-        self._since = time.perf_counter()
+        self.cost = Cost()
 
     def label_metrics(self) -> dict[str, LabelMetrics]:
         """Validation scores of each label."""
@@ -68,7 +72,9 @@ class ClassifyTask(L.LightningModule):
         """Loss of a batch, scaled so that an accumulated step equals one large batch."""
         logits = self.model(batch)
         loss, _ = self.model.loss(logits, batch)
-        self._tokens += batch.n_tokens
+        # Here, and not when the batch has ended: a checkpoint is written before that.
+        world = self.trainer.world_size
+        self.cost.add(batch.n_tokens * world, batch.n_phrases * world)
         # Undo the scaling by the step's other batches: what is logged is this batch's own mean.
         with torch.no_grad():
             own, by_label = self.model.loss(logits, _alone(batch))
@@ -79,16 +85,19 @@ class ClassifyTask(L.LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Logs the throughput since the last time, in packed tokens (there is no padding)."""
+        """Logs throughput, in packed tokens (there is no padding), and memory."""
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (batch_idx + 1) % every == 0:
-            now = time.perf_counter()
-            self.log("train/tokens_per_second", self._tokens / (now - self._since))
-            self._tokens, self._since = 0, now
+            self.log("train/tokens_per_second", self.cost.rate())
+            self.log("train/memory_mb", peak_memory_bytes(self.device) / 2**20)
 
     def on_train_epoch_start(self) -> None:
         """Leaves the time of validation out of the throughput."""
-        self._tokens, self._since = 0, time.perf_counter()
+        self.cost.rate()
+
+    def on_fit_start(self) -> None:
+        """Starts the clock."""
+        self.cost.start()
 
     def configure_gradient_clipping(
         self,
@@ -102,8 +111,12 @@ class ClassifyTask(L.LightningModule):
                 optimizer, gradient_clip_val, gradient_clip_algorithm
             )
             return
-        norm = nn.utils.clip_grad_norm_(
-            self.parameters(), gradient_clip_val if gradient_clip_val else float("inf")
+        limit = gradient_clip_val if gradient_clip_val else float("inf")
+        sharded = self.trainer.strategy.model
+        norm = (
+            sharded.clip_grad_norm_(limit)  # each process holds a part of every gradient
+            if isinstance(sharded, FullyShardedDataParallel)
+            else nn.utils.clip_grad_norm_(self.parameters(), limit)
         )
         self.log("train/grad_norm", norm)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
@@ -122,7 +135,11 @@ class ClassifyTask(L.LightningModule):
         for name, values in self._val_loss.items():
             # Each batch's loss is already divided by the whole split's class weights.
             mean = torch.stack(values).sum()
-            self.log(f"val/{name}/loss" if name else "val/loss", mean, prog_bar=not name)
+            # Processes that share the split hold parts of that sum.
+            self.log(
+                f"val/{name}/loss" if name else "val/loss", mean, prog_bar=not name,
+                sync_dist=True, reduce_fx="sum",
+            )  # fmt: skip
         scores = []
         for label, metrics in self.label_metrics().items():
             for name, value in metrics.compute().items():
@@ -139,7 +156,7 @@ class ClassifyTask(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with a schedule over the steps that the trainer will make."""
-        optimizer = self.optim.optimizer(self.model)
+        optimizer = self.optim.optimizer(self.model, self._decayed)
         total = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, self.optim.factor(total))
         return {
@@ -148,8 +165,13 @@ class ClassifyTask(L.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what rebuilds the model."""
+        """Adds what rebuilds the model, and what the run has cost so far."""
         checkpoint[CHECKPOINT_KEY] = self.describe
+        checkpoint[COST_KEY] = self.cost.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on counting where the checkpoint was."""
+        self.cost = Cost(**checkpoint[COST_KEY])
 
 
 def _alone(batch: Batch) -> Batch:

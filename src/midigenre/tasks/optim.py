@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 SCHEDULES = ("linear", "cosine", "wsd", "constant")
+
+
+def matrices(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters of two dimensions or more."""
+    return frozenset(name for name, p in model.named_parameters() if p.ndim >= 2)
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,23 @@ class AdamWSettings:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas must be two numbers from 0 to below 1, got {self.betas}")
 
-    def optimizer(self, model: nn.Module) -> torch.optim.AdamW:
-        """AdamW over the parameters that need gradients, in two groups."""
-        used = [p for p in model.parameters() if p.requires_grad]
+    def optimizer(
+        self, model: nn.Module, decayed: Collection[str] | None = None
+    ) -> torch.optim.AdamW:
+        """AdamW over the parameters that need gradients, in two groups.
+
+        Args:
+            model: Their owner.
+            decayed: Names of the parameters to decay; None for :func:`matrices` of ``model``.
+                Sharded parameters have lost their shape: there the names must be taken before.
+        """
+        decayed = matrices(model) if decayed is None else decayed
+        used = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         groups = [
-            {"params": [p for p in used if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in used if p.ndim < 2], "weight_decay": 0.0},
-        ]
+            {"params": [p for name, p in used if name in decayed],
+             "weight_decay": self.weight_decay},
+            {"params": [p for name, p in used if name not in decayed], "weight_decay": 0.0},
+        ]  # fmt: skip
         # `fused` is one pass over all parameters; on CPU too it beats the per-tensor loop.
         return torch.optim.AdamW(
             [g for g in groups if g["params"]],

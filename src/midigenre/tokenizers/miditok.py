@@ -19,7 +19,7 @@ from symusic.core import ScoreTick
 
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.music import clean
-from midigenre.song import DRUMS, Grid, NoteTable, Song
+from midigenre.song import DRUMS, TRACKS, Grid, NoteTable, Song
 from midigenre.spec import BarKind, Field, TokenSpec
 from midigenre.tokenizers import octuple
 from midigenre.tokenizers.base import Encoded, Tokenizer
@@ -62,14 +62,15 @@ class MidiTokTokenizer(Tokenizer):
         max_bars: Longest phrase, in bars, that the vocabulary can number.
         max_song_bars: Longer songs are refused.
         special_tokens: Names of the special tokens, in the order of their ids.
-        merge_tracks: Merge all tracks into one piano track (always done where the vocabulary has
-            no programs).
+        tracks: ``all``, ``melody`` or ``merged`` (see :func:`midigenre.music.clean`). Where the
+            vocabulary has no programs, ``all`` is ``merged``.
         neutral: One tempo and one velocity for all music (see :func:`midigenre.music.clean`).
-            What is the same for every note is not written: ``merge_tracks`` leaves the program
-            tokens out and ``neutral`` velocities and tempi, which halves a REMI stream.
+            What is the same for every note is not written: ``melody`` and ``merged`` leave the
+            program tokens out and ``neutral`` velocities and tempi, which halves a REMI stream.
 
     Raises:
-        UserError: MidiTok has no such class, or refuses the parameters.
+        UserError: MidiTok has no such class, or refuses the parameters; or another setting is
+            unknown or out of range.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class MidiTokTokenizer(Tokenizer):
         max_bars: int = 64,
         max_song_bars: int = 4096,
         special_tokens: Sequence[str] = ("PAD", "BOS", "EOS", "MASK"),
-        merge_tracks: bool = False,
+        tracks: str = "all",
         neutral: bool = False,
     ) -> None:
         settings: dict[str, Any] = {
@@ -97,7 +98,7 @@ class MidiTokTokenizer(Tokenizer):
             "max_bars": max_bars,
             "max_song_bars": max_song_bars,
             "special_tokens": list(special_tokens),
-            "merge_tracks": merge_tracks,
+            "tracks": tracks,
             "neutral": neutral,
         }
         if max_bars < 1 or max_song_bars < max_bars:
@@ -106,6 +107,8 @@ class MidiTokTokenizer(Tokenizer):
             )
         if "PAD" not in special_tokens:
             raise UserError("tokenizer.special_tokens must hold PAD, which every vocabulary needs")
+        if tracks not in TRACKS:
+            raise UserError(f"tokenizer.tracks={tracks}: choose {', '.join(TRACKS)}")
         meters = tuple(_meter(text) for text in time_signatures)
         use_meters = bool(settings["params"].get("use_time_signatures", True))
         try:
@@ -123,7 +126,7 @@ class MidiTokTokenizer(Tokenizer):
                 f"MidiTok counts {self._tok.time_division} ticks a quarter, not {self.grid.tpq}"
             )
         config = self._tok.config
-        self._merge = merge_tracks or not config.use_programs
+        self._tracks = tracks if config.use_programs or tracks != "all" else "merged"
         self._neutral = neutral
         if self._tok._note_on_off:
             self.grid = Grid(**(vars(self.grid) | {"cut_overlaps": True}))
@@ -144,7 +147,7 @@ class MidiTokTokenizer(Tokenizer):
         Raises:
             RefusedSongError: ``empty`` where no note lies in the vocabulary's ranges.
         """
-        song = clean(score, self.grid, merge_tracks=self._merge, neutral=self._neutral)
+        song = clean(score, self.grid, tracks=self._tracks, neutral=self._neutral)
         config, notes = self._tok.config, song.notes
         drums = (notes.program == DRUMS) & bool(config.use_pitchdrum_tokens)
         low, high = (
@@ -244,7 +247,7 @@ def _make(
     for numerator, denominator in meters:
         by_beat.setdefault(denominator, []).append(numerator)
     params = dict(_PARAMS) | dict(settings["params"])
-    if settings["merge_tracks"]:
+    if settings["tracks"] != "all":
         params["use_programs"] = False
     if settings["neutral"]:
         params |= {"use_velocities": False, "use_tempos": False}

@@ -1,0 +1,231 @@
+"""What Hydra runs: a command with its composed config, here or in the processes of a launcher.
+
+Launchers pickle the task function by name, so it is an object of this module, whose import gives
+the other process the resolver that the config needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from midigenre.commands.label_names import plain_names
+from midigenre.errors import StoppedError, UserError
+from midigenre.files import whole
+
+log = logging.getLogger(__name__)
+
+FAILED = "failed.txt"
+"""In the folder of a job that failed: the reason in its first line, then the traceback if any."""
+
+CONSOLE = "console.log"
+"""What a job prints that runs beside others."""
+
+
+def run_name() -> str:
+    """Default of ``name``: corpus, tokenizer, model and task; ``sweep`` for all jobs of one."""
+    # A sweep's folder is named before there is a job whose choices could name it.
+    if not HydraConfig.initialized() or HydraConfig.get().mode == RunMode.MULTIRUN:
+        return "sweep"
+    chosen = HydraConfig.get().runtime.choices
+    return "-".join(str(chosen[group]) for group in ("corpus", "tokenizer", "model", "task"))
+
+
+def run_title(name: str) -> str:
+    """Name of a run where all runs stand in one list: that of the sweep with the job's own."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return name
+    job = HydraConfig.get().job
+    return f"{name}/{job.num}-{job.override_dirname}"
+
+
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+OmegaConf.register_new_resolver("run_title", run_title, replace=True)
+
+
+def swept_settings() -> tuple[str, ...]:
+    """The settings that differ between the jobs of this sweep; none in a single run."""
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
+        return ()
+    keys = [o.partition("=")[0].lstrip("+") for o in hydra.overrides.task]
+    return tuple(k for k in keys if k not in hydra.job.config.override_dirname.exclude_keys)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command; its errors are the caller's.
+
+    Attributes:
+        command: Its module in :mod:`midigenre.commands`.
+        paths: What follows ``--``.
+    """
+
+    command: str
+    paths: tuple[str, ...] = ()
+
+    def __call__(self, cfg: DictConfig) -> Any:
+        """Runs it.
+
+        Raises:
+            UserError: An override of the wrong type, or what the command refuses.
+        """
+        check_types(cfg, self.command)
+        plain_names(cfg)
+        module = importlib.import_module(f"midigenre.commands.{self.command}")
+        execute: Callable[[DictConfig, Sequence[str]], Any] = module.run
+        status = 1
+        try:
+            result = execute(cfg, self.paths)
+            status = 0
+        finally:
+            # Lightning leaves a run of Weights & Biases open: the next job would write into it.
+            if (wandb := sys.modules.get("wandb")) is not None and wandb.run is not None:
+                wandb.finish(exit_code=status)
+        return result
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """A training run of a sweep: when it fails it says why in its folder, and the others go on.
+
+    Attributes:
+        paths: What follows ``--``.
+    """
+
+    paths: tuple[str, ...] = ()
+
+    def __call__(self, cfg: DictConfig) -> float | None:
+        """Trains.
+
+        Returns:
+            The best validation score; None of a job that failed.
+        """
+        hydra = HydraConfig.get()
+        folder = Path(hydra.runtime.output_dir)
+        beside_others = "n_jobs" in hydra.launcher
+        name = f"job {hydra.job.num}  {hydra.job.override_dirname}"
+        stderr = sys.stderr
+        try:
+            check_one_device(cfg)
+            take_share(cfg, hydra)
+            with _output(folder / CONSOLE if beside_others else None):
+                score: float = Job("train", self.paths)(cfg)
+        except (Exception, SystemExit) as error:
+            # A signal to the process that runs all jobs in turn is meant for all of them.
+            if isinstance(error, StoppedError) and hydra.runtime.choices["hydra/launcher"] in (
+                None, "basic",
+            ):  # fmt: skip
+                print(f"midigenre: {reason(error)}", file=stderr)
+                raise SystemExit(error.status) from error
+            why = reason(error)
+            user = isinstance(error, UserError)
+            log.error(why, exc_info=None if user else error)
+            with whole(folder / FAILED) as part:
+                details = "" if user else "\n" + "".join(traceback.format_exception(error))
+                part.write_text(f"{why}\n{details}", encoding="utf-8", errors="surrogateescape")
+            print(f"{name}: failed: {why}", file=stderr, flush=True)
+            return None
+        print(f"{name}: val/macro_f1 {score:.4f}", file=stderr, flush=True)
+        return score
+
+
+def reason(error: BaseException) -> str:
+    """An error as one line."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def check_one_device(cfg: DictConfig) -> None:
+    """A run of a sweep has one device: launchers would start the processes of several wrongly.
+
+    Raises:
+        UserError: ``trainer.devices`` asks for more, or leaves the number open.
+    """
+    devices = cfg.trainer.devices
+    one = len(devices) == 1 if OmegaConf.is_list(devices) else str(devices) == "1"
+    if not one:
+        raise UserError(
+            f"trainer.devices={devices}: a sweep gives each run one device; set trainer.devices=1, "
+            "or train without a sweep"
+        )
+
+
+def take_share(cfg: DictConfig, hydra: Any) -> None:
+    """Bounds a job to its part of a machine that others use at the same time.
+
+    ``hydra/launcher=cores``: joblib has divided the cores among the jobs (by ``OMP_NUM_THREADS``,
+    unless that is set already); GPUs are dealt in turn by the job's number. Slurm deals the GPUs
+    itself; the threads are those that were asked for.
+
+    Args:
+        cfg: Config of the job; changed in place.
+        hydra: Hydra's own config of the job.
+    """
+    import torch
+
+    if "n_jobs" in hydra.launcher:
+        # Within a worker joblib has only threads left, and encoding songs is not safe in them.
+        cfg.n_workers = 1
+        n_gpus = torch.cuda.device_count()
+        if cfg.trainer.accelerator in ("gpu", "cuda") and n_gpus:
+            cfg.trainer.devices = [hydra.job.num % n_gpus]
+    elif hydra.launcher.get("cpus_per_task"):
+        torch.set_num_threads(hydra.launcher.cpus_per_task)
+
+
+@contextlib.contextmanager
+def _output(path: Path | None) -> Iterator[None]:
+    """Keeps stdout for the sweep's own answer, and parallel jobs from mixing their lines."""
+    if path is None:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        path.open("a", encoding="utf-8", errors="surrogateescape") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        yield
+
+
+def check_types(cfg: Any, command: str) -> None:
+    """Refuses an override of another type than the default it replaces.
+
+    Raises:
+        UserError: For instance text where a number stands in the config.
+    """
+    groups = set(HydraConfig.get().runtime.choices)
+    given = [o.lstrip("+~") for o in HydraConfig.get().overrides.task]
+    chosen = [o for o in given if o.partition("=")[0] in groups]
+    keys = [o.partition("=")[0] for o in given if "=" in o]
+    dotted = [key for key in keys if "@" not in key and "/" not in key]
+    default = compose(command, overrides=chosen)
+    for key in dotted:
+        was, now = (OmegaConf.select(c, key, throw_on_missing=False) for c in (default, cfg))
+        if was is None or now is None or isinstance(was, str) or OmegaConf.is_config(was):
+            continue
+        right = (
+            isinstance(now, bool) if isinstance(was, bool)
+            else isinstance(now, int) and not isinstance(now, bool) if isinstance(was, int)
+            else isinstance(now, (int, float)) and not isinstance(now, bool)
+        )  # fmt: skip
+        if not right:
+            kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+            raise UserError(f"{key}={now}: must be {kinds[type(was)]}; the default is {was}")

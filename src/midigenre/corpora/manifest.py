@@ -1,0 +1,304 @@
+"""A table that names MIDI files, their labels, groups and splits."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from midigenre.corpora.base import (
+    Corpus,
+    Listing,
+    Progress,
+    SongRef,
+    Unusable,
+    no_progress,
+    stratified,
+)
+from midigenre.errors import UserError
+
+LABELS = ("genre", "emotion")
+"""Columns that are labels where ``corpus.labels`` names none."""
+
+SPLITS = {
+    "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+}  # fmt: skip
+"""What may stand in ``split``, in any case, and what it means."""
+
+_DELIMITERS = ",;\t|"
+_OURS = ("path", "song_id", "group", "split", "source")
+# Columns that manifest.csv and the shards have for themselves.
+_RESERVED = (*_OURS, "duplicate_group", "bars", "notes", "tokens", "repairs", "tpq", "songs",
+             "share", "reason", "detail")  # fmt: skip
+
+Row = Mapping[str, str]
+
+
+class Manifest(Corpus):
+    """A CSV file with a row for each song.
+
+    The columns ``path`` and the labels are needed; ``song_id`` (the path if it is not there),
+    ``group``, ``split`` and ``source`` are used where they are there, in any case and order;
+    further ones are kept in the shards' ``manifest.csv``. Rows with one ``song_id`` are versions of
+    a song and never lie in two splits, like those of a group. The file is UTF-8, with or without a
+    byte order mark, with commas, semicolons, tabs or bars between the cells.
+
+    Args:
+        path: The CSV file.
+        root: Folder that paths in it are relative to; the file's own if None.
+        labels: Columns that are labels, the main one first; ``genre`` and ``emotion``, as far as
+            they are there, if None. An empty cell is an unknown label.
+        limit: At most so many songs, stratified.
+        tracks: See :class:`~midigenre.corpora.base.Corpus`.
+
+    Raises:
+        UserError: The file or the folder is not there, or its header lacks a column.
+    """
+
+    name = "manifest"
+
+    def __init__(
+        self,
+        path: str | None = None,
+        root: str | None = None,
+        labels: Sequence[str] | str | None = None,
+        limit: int | None = None,
+        tracks: str = "all",
+    ) -> None:
+        super().__init__(limit, tracks)
+        if path is None:
+            raise UserError(
+                "corpus 'manifest' needs corpus.path=FILE.csv with the columns path and genre "
+                "(and emotion, song_id, group, split, source if you like)"
+            )
+        self.path = Path(path).expanduser()
+        if not self.path.is_file():
+            what = "is a folder, not a file" if self.path.exists() else "does not exist"
+            raise UserError(f"corpus.path={self.path} {what}; give a CSV file")
+        self.root = self.path.parent if root is None else Path(root).expanduser()
+        if not self.root.is_dir():
+            raise UserError(f"corpus.root={self.root} is no folder; paths are relative to it")
+        wanted = [labels] if isinstance(labels, str) else labels or LABELS
+        self._wanted = list(dict.fromkeys(wanted))
+        self._columns = self._header(next(self._records(), (1, []))[1])
+        self.labels = self._chosen_labels(given=labels is not None)
+
+    def songs(self, cache: Path, n_workers: int = 1, progress: Progress = no_progress) -> Listing:
+        """See :meth:`Corpus.songs`; files that are not there and rows without a label are refused.
+
+        Raises:
+            UserError: The table contradicts itself; the message names its line.
+        """
+        rows: list[tuple[int, Row]] = []
+        records = self._records()
+        next(records)
+        for line, cells in records:
+            if len(cells) != len(self._columns):
+                raise self._error(
+                    line, f"has {len(cells)} cells, the header has {len(self._columns)}"
+                )
+            rows.append((line, dict(zip(self._columns, (c.strip() for c in cells), strict=True))))
+        if not rows:
+            raise UserError(f"{self.path} has a header but no row")
+        self._check_unique("path", [(line, _normal(row["path"])) for line, row in rows])
+        splits, groups = self._splits(rows), self._groups(rows)
+        self._check_splits(rows, splits, groups)
+        shared = self._shared_ids(rows)
+        found: list[SongRef] = []
+        unusable: list[Unusable] = []
+        for (line, row), split, group in zip(rows, splits, groups, strict=True):
+            song = SongRef(
+                song_id=self._id(line, row, shared),
+                path=self.root / row["path"],
+                labels={label: row[label] or None for label in self.labels},
+                group=group,
+                source=row.get("source", ""),
+                extra={k: v for k, v in row.items() if k not in (*_OURS, *self.labels)},
+                split=split,
+            )
+            if not row["path"]:
+                unusable.append(_refused(song, "missing", f"line {line} has no path"))
+            elif not song.path.is_file():
+                detail = f"line {line} of {self.path.name}: no such file"
+                unusable.append(_refused(song, "missing", detail))
+            elif not any(song.labels.values()):
+                detail = f"line {line} of {self.path.name} has no {' or '.join(self.labels)}"
+                unusable.append(_refused(song, "unlabelled", detail))
+            else:
+                found.append(song)
+            progress("listing", len(found), 0)
+        if not found:
+            first = unusable[0]
+            raise UserError(
+                f"{self.path}: none of its {len(rows)} songs can be used; the first: {first.path}: "
+                f"{first.reason} ({first.detail})"
+            )
+        return Listing(stratified(found, self.limit), unusable, self._remarks(found, shared))
+
+    def _records(self) -> Iterator[tuple[int, list[str]]]:
+        """Line number and cells of each record that is not blank."""
+        data = self.path.read_bytes()
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise self._error(
+                line, f"is not UTF-8 (byte 0x{data[error.start]:02x}); save the table as UTF-8"
+            ) from error
+        first = text.split("\n", 1)[0]
+        delimiter = max(_DELIMITERS, key=first.count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        line = 1
+        try:
+            for cells in reader:
+                if any(cells):
+                    yield line, cells
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise self._error(line, f"cannot be read: {error}; look at its quotes") from error
+
+    def _error(self, line: int, what: str) -> UserError:
+        return UserError(f"{self.path}: line {line} {what}")
+
+    def _header(self, cells: Sequence[str]) -> list[str]:
+        """Names of the columns; those that mean something here in lower case."""
+        known = {name.lower(): name for name in (*_OURS, *self._wanted)}
+        names = [known.get(c.strip().lower(), c.strip()) for c in cells]
+        names = [name or f"column {i + 1}" for i, name in enumerate(names)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"{self.path}: two columns are named {twice!r}; rename one")
+        if "path" not in names:
+            raise UserError(
+                f"{self.path}: the first line names no column path; it has {', '.join(names)}"
+            )
+        return names
+
+    def _chosen_labels(self, given: bool) -> tuple[str, ...]:
+        missing = [name for name in self._wanted if name not in self._columns]
+        if missing if given else len(missing) == len(self._wanted):
+            raise UserError(
+                f"{self.path} has no column {' or '.join(missing)}; it has "
+                f"{', '.join(self._columns)}; choose with corpus.labels=[COLUMN,...]"
+            )
+        for name in self._wanted:
+            if name in _RESERVED or not re.fullmatch(r"[\w-]+", name):
+                raise UserError(
+                    f"corpus.labels: {name!r} cannot be the name of a label; rename that column "
+                    "of the table (letters, digits, _ and -; not one of ours)"
+                )
+        return tuple(name for name in self._wanted if name in self._columns)
+
+    def _shared_ids(self, rows: Sequence[tuple[int, Row]]) -> dict[str, list[int]]:
+        """Lines of each ``song_id`` that several rows have: versions of one song."""
+        lines: dict[str, list[int]] = {}
+        for line, row in rows:
+            lines.setdefault(row.get("song_id", ""), []).append(line)
+        return {k: of for k, of in lines.items() if k and len(of) > 1}
+
+    def _id(self, line: int, row: Row, shared: Mapping[str, Sequence[int]]) -> str:
+        song_id = row.get("song_id", "")
+        return (song_id if song_id not in shared else "") or row["path"] or f"line {line}"
+
+    def _groups(self, rows: Sequence[tuple[int, Row]]) -> list[str | None]:
+        """The group of each row; versions of one song are one too.
+
+        Raises:
+            UserError: Versions of one song are in two groups, or two rows have one id.
+        """
+        shared = self._shared_ids(rows)
+        self._check_unique("id", [(line, self._id(line, row, shared)) for line, row in rows])
+        given: dict[str, tuple[int, str]] = {}
+        for line, row in rows:
+            song_id, group = row.get("song_id", ""), row.get("group")
+            if song_id in shared and group:
+                where, held = given.setdefault(song_id, (line, group))
+                if held != group:
+                    raise UserError(
+                        f"{self.path}: song_id {song_id!r} stands in group {held!r} (line {where}) "
+                        f"and in {group!r} (line {line}); give its rows one group"
+                    )
+        return [
+            given.get(song_id, (0, f"song_id {song_id}"))[1]
+            if (song_id := row.get("song_id", "")) in shared
+            else row.get("group") or None
+            for _, row in rows
+        ]
+
+    def _splits(self, rows: Sequence[tuple[int, Row]]) -> list[str | None]:
+        """The given split of each row; None for all where the table gives none."""
+        given = [(line, row.get("split", "")) for line, row in rows]
+        if not any(text for _, text in given):
+            return [None] * len(rows)
+        for line, text in given:
+            if not text:
+                raise self._error(line, "has no split, but others have; give all or none")
+            if text.lower() not in SPLITS:
+                raise self._error(line, f"has split {text!r}; write train, val or test")
+        return [SPLITS[text.lower()] for _, text in given]
+
+    def _check_unique(self, what: str, values: Sequence[tuple[int, str]]) -> None:
+        seen: dict[str, int] = {}
+        twice = [
+            (seen[value], line, value)
+            for line, value in values
+            if value and seen.setdefault(value, line) != line
+        ]
+        if twice:
+            first, second, value = twice[0]
+            more = f" ({len(twice) - 1} more are repeated)" if len(twice) > 1 else ""
+            raise UserError(
+                f"{self.path}: lines {first} and {second} have the same {what} {value!r}{more}; "
+                "keep one"
+            )
+
+    def _check_splits(
+        self,
+        rows: Sequence[tuple[int, Row]],
+        splits: Sequence[str | None],
+        groups: Sequence[str | None],
+    ) -> None:
+        """A group in two of the given splits is a contradiction that only its author can mend."""
+        first: dict[str, tuple[int, str]] = {}
+        bad: dict[str, str] = {}
+        for (line, _), split, group in zip(rows, splits, groups, strict=True):
+            if group is None or split is None:
+                continue
+            where, held = first.setdefault(group, (line, split))
+            if held != split:
+                bad.setdefault(group, f"in {held} (line {where}) and in {split} (line {line})")
+        if bad:
+            group, where_text = next(iter(bad.items()))
+            more = f" ({len(bad) - 1} more groups are split)" if len(bad) > 1 else ""
+            raise UserError(
+                f"{self.path}: group {group!r} stands {where_text}{more}; put a group into one "
+                "split, or take the split column out to have the songs dealt by group"
+            )
+
+    def _remarks(self, found: Sequence[SongRef], shared: Mapping[str, Sequence[int]]) -> list[str]:
+        remarks = []
+        if shared:
+            song_id, lines = next(iter(shared.items()))
+            remarks.append(
+                f"{sum(map(len, shared.values())):,} rows of {self.path.name} share "
+                f"{len(shared):,} song_ids: each set stays in one split and its paths are the ids; "
+                f"the first: {song_id!r} in lines {lines[0]} and {lines[1]}"
+            )
+        alone = [song.song_id for song in found if song.group is None]
+        if "group" in self._columns and alone:
+            remarks.append(
+                f"{len(alone):,} of {len(found):,} songs have no group in {self.path.name} and "
+                f"stand alone; the first: {alone[0]}"
+            )
+        return remarks
+
+
+def _normal(path: str) -> str:
+    return os.path.normpath(path) if path else ""
+
+
+def _refused(song: SongRef, reason: str, detail: str) -> Unusable:
+    return Unusable(song.song_id, song.path, reason, detail, song.labels)

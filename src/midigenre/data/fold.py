@@ -1,0 +1,68 @@
+"""A hashed share of the songs, so that two models can be trained on different ones.
+
+A judge that saw the songs of a generator would praise it for repeating them: train the one with
+``fold=1/2`` and the other with ``fold=2/2``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midigenre.corpora.base import SongRef
+from midigenre.data.duplicates import linked_groups
+from midigenre.errors import UserError
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The ``i``-th of ``n`` shares of the songs.
+
+    Songs that belong together (a group, equal bytes) are always in the same share. It follows from
+    the SHA-256 of ``group:NAME``, or of ``song:ID`` where a song stands alone: not from the
+    tokenizer, the split, a seed or how many songs there are.
+
+    Attributes:
+        i: Number of the share, from 1.
+        n: Number of shares.
+    """
+
+    i: int
+    n: int
+
+    @classmethod
+    def of(cls, text: object) -> Fold:
+        """The share that ``fold=i/n`` names.
+
+        Raises:
+            UserError: It is not written as ``i/n`` with i in 1 to n.
+        """
+        match = re.fullmatch(r"([0-9]+)/([0-9]+)", str(text))
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise UserError(f"fold={text}: give i/n with i in 1 to n, for instance fold=1/2")
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.i}/{self.n}"
+
+    def mask(self, manifest: Sequence[Mapping[str, str]]) -> NDArray[np.bool_]:
+        """Which songs of a manifest are in this share, shape (songs,)."""
+        songs = [
+            SongRef(row["song_id"], Path(row["path"]), {}, row["group"] or None) for row in manifest
+        ]
+        duplicate_of = {
+            r["song_id"]: r["duplicate_group"] for r in manifest if r["duplicate_group"]
+        }
+        groups = linked_groups(songs, duplicate_of)
+        return np.array([_hash(group) % self.n == self.i - 1 for group in groups], bool)
+
+
+def _hash(group: str) -> int:
+    # File names need not be UTF-8.
+    return int(hashlib.sha256(group.encode(errors="surrogateescape")).hexdigest(), 16)

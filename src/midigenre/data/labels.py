@@ -1,0 +1,210 @@
+"""Labels as a study wants them: classes merged, renamed or left out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from midigenre.corpora.base import Corpus, Listing, SongRef, Unusable
+from midigenre.errors import UserError
+from midigenre.spec import LabelSpec
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """What is done to the labels of any corpus before its songs are split.
+
+    Attributes:
+        map: For each label the classes that get another name, all at once (``{"a": "b", "b": "a"}``
+            swaps two). Equal names merge; None leaves the songs of the class out.
+        min_songs: Classes with fewer usable songs are left out with their songs: one bound for all
+            labels, or one for each of some labels. Byte-identical copies count as one.
+
+    Raises:
+        UserError: A value is not of that kind.
+    """
+
+    map: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
+    min_songs: int | Mapping[str, int] | None = None
+
+    @classmethod
+    def of(cls, node: Mapping[str, Any] | None) -> LabelSettings:
+        """From the config node ``labels``; runs of earlier versions have none.
+
+        Raises:
+            UserError: A setting is not of the right kind.
+        """
+        node = node or {}
+        names = node.get("map") or {}
+        if not isinstance(names, Mapping):
+            raise UserError(f"labels.map={names}: write labels.map.LABEL.CLASS=NAME")
+        # YAML reads names such as 80 as numbers.
+        by_label = {
+            label: {str(k): v for k, v in to.items()} if isinstance(to, Mapping) else to
+            for label, to in names.items()
+        }
+        return cls(by_label, node.get("min_songs"))
+
+    def __post_init__(self) -> None:
+        bounds = self.min_songs
+        for n in bounds.values() if isinstance(bounds, Mapping) else [bounds]:
+            if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+                raise UserError(
+                    f"labels.min_songs={bounds} must be a whole number, 1 or more, or null; for "
+                    "one label only write 'labels.min_songs={genre: 20}'"
+                )
+        for label, names in self.map.items():
+            if not isinstance(names, Mapping):
+                raise UserError(f"labels.map.{label}={names}: write labels.map.{label}.CLASS=NAME")
+            for name, to in names.items():
+                if to is not None and (not isinstance(to, str) or not to.strip()):
+                    raise UserError(
+                        f"labels.map.{label}.{name}={to}: give the class another name, or null to "
+                        "leave its songs out"
+                    )
+
+    def bound(self, label: str) -> int | None:
+        """The least songs of a class of this label; None for no bound."""
+        bounds = self.min_songs
+        return bounds.get(label) if isinstance(bounds, Mapping) else bounds
+
+
+def mapped(listing: Listing, corpus: Corpus, settings: LabelSettings) -> Listing:
+    """The listing with the classes of ``settings.map``; dropped songs have ``dropped_label``.
+
+    Raises:
+        UserError: A label or a class that the corpus does not have, with the nearest name; or no
+            song is left.
+    """
+    bounds = settings.min_songs if isinstance(settings.min_songs, Mapping) else {}
+    for setting, labels in (("map", settings.map), ("min_songs", bounds)):
+        for label in labels:
+            if label not in corpus.labels:
+                near = _near(label, corpus.labels)
+                raise UserError(f"labels.{setting}.{label}: no such label{near}")
+    for label, names in settings.map.items():
+        known = {*(corpus.classes() or {}).get(label, ()), *_classes(listing.songs, label)}
+        for name in names:
+            if name not in known:
+                raise UserError(
+                    f"labels.map.{label}.{name}: corpus {corpus.name!r} has no {label} "
+                    f"{name!r}{_near(name, sorted(known))}"
+                )
+    songs: list[SongRef] = []
+    dropped: list[Unusable] = []
+    for song in listing.songs:
+        renamed = {
+            label: names[held]
+            for label, names in settings.map.items()
+            if (held := song.labels.get(label)) is not None and held in names
+        }
+        gone = [label for label, new in renamed.items() if new is None]
+        if gone:
+            detail = " and ".join(f"labels.map.{k}.{song.labels[k]}=null" for k in gone)
+            dropped.append(Unusable(song.song_id, song.path, "dropped_label", detail, song.labels))
+        else:
+            songs.append(replace(song, labels={**song.labels, **renamed}))
+    if dropped and not songs:
+        raise UserError(f"labels.map leaves none of the {len(dropped)} songs")
+    return replace(listing, songs=songs, unusable=[*listing.unusable, *dropped])
+
+
+def without_rare(
+    songs: Sequence[SongRef],
+    corpus: Corpus,
+    settings: LabelSettings,
+    content: Mapping[str, str],
+    usable: Callable[[SongRef], bool],
+) -> tuple[list[SongRef], list[Unusable]]:
+    """Takes out the classes with fewer than ``settings.min_songs`` songs that can be used.
+
+    A song that goes with a rare emotion is also one song less of its genre: this goes on until
+    every class that is left is large enough.
+
+    Args:
+        songs: The songs, after :func:`mapped`.
+        corpus: Their corpus.
+        settings: Holds the bounds.
+        content: For each song id a name of its bytes; equal ones count once.
+        usable: Whether a song can be read. Asked for no more songs than the bound needs.
+
+    Returns:
+        The songs that are left, and the others with the reason ``rare_label``.
+
+    Raises:
+        UserError: No class is large enough.
+    """
+    bounds = {label: n for label in corpus.labels if (n := settings.bound(label)) is not None}
+    asked: dict[str, bool] = {}
+
+    def counts(song: SongRef) -> bool:
+        if song.song_id not in asked:
+            asked[song.song_id] = usable(song)
+        return asked[song.song_id]
+
+    def count(label: str, name: str) -> int:
+        found: set[str] = set()
+        for song in left:
+            if len(found) < bounds[label] and song.labels.get(label) == name and counts(song):
+                found.add(content[song.song_id])
+        return len(found)
+
+    left, rare = list(songs), []
+    changed = True
+    while changed:
+        changed = False
+        for label, least in bounds.items():
+            for name in sorted(_classes(left, label)):
+                n = count(label, name)
+                if n >= least:
+                    continue
+                changed = True
+                detail = f"{label} {name!r} has {n} songs that can be used, fewer than {least}"
+                out = [song for song in left if song.labels.get(label) == name]
+                left = [song for song in left if song.labels.get(label) != name]
+                rare += [
+                    Unusable(s.song_id, s.path, "rare_label", f"{detail} (labels.min_songs)",
+                             s.labels)
+                    for s in out
+                ]  # fmt: skip
+    if rare and not left:
+        raise UserError(
+            f"labels.min_songs={settings.min_songs} leaves no song: no class of "
+            f"{' and '.join(bounds)} has so many; give a smaller number"
+        )
+    return left, rare
+
+
+def label_spec(
+    corpus: Corpus, songs: Sequence[SongRef], settings: LabelSettings = LabelSettings()
+) -> LabelSpec:
+    """The classes of the songs: in the corpus's own order where it has one, else sorted.
+
+    A renamed class takes the place of the first one that becomes it, a merged one that of the class
+    whose name it takes. Classes that the corpus knows stay without a song, unless
+    ``settings.min_songs`` asks for some.
+    """
+    fixed = corpus.classes() or {}
+    classes = {}
+    for label in corpus.labels:
+        found = _classes(songs, label)
+        names: Iterable[str] = sorted(found)
+        if label in fixed:
+            to = {name: settings.map.get(label, {}).get(name, name) for name in fixed[label]}
+            stay = {name for name, new in to.items() if name == new}
+            names = [new for name, new in to.items() if new and (name == new or new not in stay)]
+            names = [n for n in dict.fromkeys(names) if not settings.bound(label) or n in found]
+        classes[label] = tuple(names)
+    return LabelSpec(classes)
+
+
+def _classes(songs: Iterable[SongRef], label: str) -> set[str]:
+    return {name for song in songs if (name := song.labels.get(label)) is not None}
+
+
+def _near(name: str, options: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, options, 1)
+    shown = ", ".join(options[:20]) + (" ..." if len(options) > 20 else "")
+    return f"; {f'did you mean {near[0]}? ' if near else ''}there is {shown}"

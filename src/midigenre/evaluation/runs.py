@@ -1,0 +1,185 @@
+"""Finished runs as they lie on disk, to be compared."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from midigenre.errors import UserError
+from midigenre.files import read_json
+
+NAMED = ("corpus", "tokenizer", "model", "task")
+"""Config groups that :func:`settings_of` lists by the name of the choice."""
+
+# They say where a run lies and what it shows, not what it computes.
+_IGNORED = ("home", "name", "resume", "debug", "n_workers", "trainer.log_every_n_steps")
+_IGNORED_GROUPS = ("logger", "profiler", "hydra", "callbacks")
+_KEPT = "callbacks.early_stopping."
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished run.
+
+    Attributes:
+        folder: Where it lies.
+        settings: Its settings, flat; see :func:`settings_of`.
+        evaluation: Content of ``evaluation.json``.
+        cost: Content of ``cost.json``; ``parameters`` alone for runs from before there was one.
+        test_set: Equal for runs that were tested on the same songs and phrases.
+        finished: When, in nanoseconds since the epoch.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    cost: Mapping[str, Any]
+    test_set: str
+    finished: int
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that has no scores, and why."""
+
+    folder: Path
+    reason: str
+
+
+def find_runs(paths: Iterable[Path | str]) -> tuple[list[RunRecord], list[Unfinished]]:
+    """The runs at or below some folders, each once, in the order of their paths.
+
+    Raises:
+        UserError: A path is no folder, or there is no run in it.
+    """
+    runs: dict[Path, RunRecord] = {}
+    unfinished: dict[Path, Unfinished] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise UserError(f"{path}: no such folder; give runs or folders of runs")
+        found = False
+        for folder in _folders(path):
+            found = True
+            try:
+                runs[folder.resolve()] = _read(folder)
+            except _UnfinishedError as error:
+                unfinished[folder.resolve()] = Unfinished(folder, str(error))
+        if not found:
+            raise UserError(
+                f"{path} holds no run (a folder with config.yaml); trained runs lie in "
+                "runs/<name>/<when>"
+            )
+    return list(runs.values()), list(unfinished.values())
+
+
+class _UnfinishedError(Exception):
+    """Why a folder cannot be compared."""
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    for place, below, files in os.walk(path):
+        if "config.yaml" in files or "failed.txt" in files:
+            below.clear()  # loggers keep a config.yaml of their own inside
+            yield Path(place)
+        below.sort()
+
+
+def _read(folder: Path) -> RunRecord:
+    metrics_path, evaluation_path = folder / "metrics.json", folder / "evaluation.json"
+    if not (metrics_path.is_file() and evaluation_path.is_file()):
+        raise _UnfinishedError(_why(folder))
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+        evaluation, metrics = read_json(evaluation_path), read_json(metrics_path)
+        cost = {"parameters": metrics["parameters"]}
+        if (folder / "cost.json").is_file():
+            cost = read_json(folder / "cost.json")
+        return RunRecord(
+            folder,
+            settings_of(config),
+            evaluation,
+            cost,
+            _test_set(config, evaluation),
+            metrics_path.stat().st_mtime_ns,
+        )
+    except Exception as error:  # whatever a damaged file makes of it: told, not hidden
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise _UnfinishedError(f"cannot be read ({what})") from error
+
+
+def _why(folder: Path) -> str:
+    failed = folder / "failed.txt"
+    if failed.is_file():
+        lines = failed.read_text(encoding="utf-8", errors="replace").splitlines()
+        return lines[0] if lines else "failed without a word"
+    return f"did not finish; go on with: midigenre train resume={folder}"
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings under the names of the command line, without paths and outputs.
+
+    ``tokenizer``, ``model``, ``task``, ``corpus`` and ``precision`` stand for the names of their
+    choices; ``optim.lr`` is the rate that was used. What is not set is left out, so that a run from
+    before there was a setting is as one without it.
+
+    Args:
+        config: The content of ``config.yaml``.
+
+    Raises:
+        KeyError: It lacks a group that every run has.
+    """
+    flat = dict(_flat(config))
+    out: dict[str, Any] = {
+        # midigenre.corpora.twelve.Twelve
+        "corpus": str(config["corpus"]["_target_"]).rpartition(".")[0].rpartition(".")[2],
+        "tokenizer": config["tokenizer"]["name"],
+        "model": config["model"]["name"],
+        "task": config["task"]["name"],
+        "precision": config["precision"]["precision"],
+    }
+    for key, value in flat.items():
+        group, _, name = key.partition(".")
+        if key in _IGNORED or (group in _IGNORED_GROUPS and not key.startswith(_KEPT)):
+            continue
+        if name.endswith("_target_") or name == "name" or group == "precision":
+            continue
+        if value is not None and value != {}:
+            out[key] = value
+    rate = out.pop("model.lr", None)
+    if out.get("optim.lr") is None:
+        out["optim.lr"] = rate
+    if isinstance(devices := out.get("trainer.devices"), list):
+        out["trainer.devices"] = len(devices)  # which one says nothing
+    return out
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _test_set(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    """Text that is equal for equal test sets: what chose the songs, and how many there are."""
+    chosen = {key: config.get(key) for key in ("split", "labels")}
+    if config.get("shards") is None:
+        chosen["corpus"] = config["corpus"]
+    else:  # <corpus>-<tokenizer>-<hash>: other tokenizers have other shards of the same songs
+        chosen["shards"] = Path(config["shards"]).name.partition("-")[0]
+    # The same songs, whatever is taken of them.
+    ignored = ("corpus.tracks", "corpus.neutral")
+    flat = {k: v for k, v in _flat(chosen) if k not in ignored and v is not None and v != {}}
+    # Labels may be unknown for some songs; the label with most of them tells how many there are.
+    sizes = {
+        level: max(levels[level]["n"] for levels in evaluation.values())
+        for level in ("phrase", "song")
+    }
+    return json.dumps([flat, sizes], sort_keys=True)

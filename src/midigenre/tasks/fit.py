@@ -1,0 +1,92 @@
+"""Runs ``trainer.fit``: what may happen to it becomes an error that says how to go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from midigenre.data.datamodule import PhraseDataModule
+from midigenre.errors import StoppedError, UserError
+from midigenre.tasks.classify import ClassifyTask
+
+
+def fit(
+    trainer: L.Trainer,
+    task: ClassifyTask,
+    data: PhraseDataModule,
+    ckpt: str | None,
+    on_interrupt: Any,
+) -> None:
+    """Trains.
+
+    Args:
+        trainer: Lightning's Trainer.
+        task: What to train.
+        data: On what.
+        ckpt: Checkpoint to go on from.
+        on_interrupt: Called at the first Ctrl-C, which lets the step end; a second one does not.
+
+    Raises:
+        StoppedError: SIGTERM or Ctrl-C.
+        UserError: Out of memory.
+    """
+    try:
+        with _graceful_interrupt(on_interrupt) as interrupted:
+            # Our own checkpoints hold plain data only: the safe loader is enough.
+            trainer.fit(task, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    except SIGTERMException:
+        number = signal.SIGINT if interrupted else signal.SIGTERM
+        raise StoppedError("stopped", number) from None
+    except SystemExit as error:  # Lightning's answer to a second Ctrl-C
+        raise StoppedError("interrupted", signal.SIGINT) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise UserError(_out_of_memory(task, data)) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise UserError(_out_of_memory(task, data)) from error
+
+
+@contextmanager
+def _graceful_interrupt(say: Any) -> Iterator[list[int]]:
+    """Makes the first Ctrl-C a SIGTERM to this process: Lightning ends the step, then stops."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may set handlers
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, before)
+        say()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _out_of_memory(task: ClassifyTask, data: PhraseDataModule) -> str:
+    half = max(1, data.batch_phrases // 2)
+    fewer = (
+        f"data.batch_phrases={half} trainer.accumulate_grad_batches="
+        f"{2 * task.trainer.accumulate_grad_batches} makes the same steps from half the memory; "
+        if half < data.batch_phrases
+        else ""
+    )
+    return (
+        f"out of memory in step {task.trainer.global_step} with data.batch_phrases="
+        f"{data.batch_phrases} and up to {data.max_tokens} tokens each; {fewer}data.batch_tokens="
+        "bounds the longest batches, precision=bf16, a smaller data.max_tokens or model need less"
+    )

@@ -1,0 +1,27 @@
+"""Callbacks that the tests add to a training run."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+from lightning.pytorch.callbacks import Callback
+
+
+class SignalAt(Callback):
+    """Sends this process a signal while it trains batch ``SIGNAL_AT`` (counted over all epochs)."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        number, _, at = os.environ.get("SIGNAL_AT", "0:-1").partition(":")
+        if trainer.fit_loop.epoch_loop.total_batch_idx == int(at):
+            os.kill(os.getpid(), signal.Signals(int(number)))
+
+
+class WriteBatches(Callback):
+    """Writes what each process trains on to ``BATCHES_TO/<rank>.jsonl``."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        place = {"epoch": trainer.current_epoch, "step": trainer.global_step, "batch": batch_idx}
+        phrases = list(zip(batch.song_B.tolist(), batch.start_B.tolist(), strict=True))
+        with (Path(os.environ["BATCHES_TO"]) / f"{trainer.global_rank}.jsonl").open("a") as out:
+            out.write(json.dumps(place | {"phrases": phrases}) + "\n")

@@ -1,0 +1,111 @@
+"""Training that was stopped in the middle of an epoch ends as if it had not been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SMALL = ("corpus=toy", "corpus.n_songs=48", "model.d_model=32", "model.n_heads=2",
+         "model.n_layers=1", "model.d_ff=32", "data.batch_phrases=8", "trainer.max_epochs=3",
+         "+callbacks.signal._target_=spies.SignalAt")  # fmt: skip
+
+
+def only(folder):
+    (found,) = folder.iterdir()
+    return found
+
+
+def last(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def assert_same_end(whole, parts):
+    one, other = (last(run) for run in (whole, parts))
+    assert one["global_step"] == other["global_step"]
+    for key, value in one["state_dict"].items():
+        assert torch.equal(value, other["state_dict"][key]), key
+    for file in ("metrics.json", "evaluation.json"):
+        assert (whole / file).read_text() == (parts / file).read_text()
+    costs = [json.loads((run / "cost.json").read_text()) for run in (whole, parts)]
+    for key in ("train_tokens", "train_phrases"):
+        assert costs[0][key] == costs[1][key]
+
+
+VARIANTS = {
+    "plain": (),
+    "workers": ("data.num_workers=2",),
+    "accumulated": ("trainer.accumulate_grad_batches=3",),
+    "by tokens": ("data.batch_tokens=700", "tokenizer=octuple"),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("at", [4, 22])
+def test_sigterm_in_mid_epoch(variant, at, midigenre, home, monkeypatch):
+    settings = VARIANTS[variant]
+    whole, parts = home / "runs" / f"whole {variant}", home / "runs" / f"{variant} {at}"
+    if not whole.exists():
+        assert midigenre("train", *SMALL, *settings, f"name='{whole.name}'")[0] == 0
+    monkeypatch.setenv("SIGNAL_AT", f"{signal.SIGTERM.value}:{at}")
+    status, _, err = midigenre("train", *SMALL, *settings, f"name='{parts.name}'")
+    assert status == 143, err
+    assert err.strip().splitlines()[-1].startswith("midigenre: stopped; go on with: ")
+    run = only(parts)
+    assert not (run / "evaluation.json").exists()
+    done = last(run)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
+    per_step = 3 if variant == "accumulated" else 1
+    assert done % per_step == 0  # a whole step, and not yet the epoch
+    assert last(run)["global_step"] > 0
+    monkeypatch.delenv("SIGNAL_AT")
+    status, out, err = midigenre("train", f"resume={run.relative_to(home)}")
+    assert status == 0, err
+    assert out.strip() == str(run.relative_to(home))
+    assert_same_end(only(whole), run)
+
+
+def test_ctrl_c_ends_the_step_and_can_be_resumed(midigenre, home, monkeypatch):
+    assert midigenre("train", *SMALL, "name=calm")[0] == 0
+    monkeypatch.setenv("SIGNAL_AT", f"{signal.SIGINT.value}:5")
+    status, _, err = midigenre("train", *SMALL, "name=hasty")
+    assert status == 130, err
+    assert "stopping after this step" in err
+    run = only(home / "runs" / "hasty")
+    assert last(run)["global_step"] == 6
+    monkeypatch.delenv("SIGNAL_AT")
+    assert midigenre("train", f"resume={run}")[0] == 0
+    assert_same_end(only(home / "runs" / "calm"), run)
+
+
+def killed(home, *settings, at):
+    command = [sys.executable, "-m", "midigenre", "train", *SMALL, *settings]
+    here = str(Path(__file__).parent)
+    paths = os.pathsep.join([here, *sys.path])
+    environment = os.environ | {"SIGNAL_AT": f"9:{at}", "PYTHONPATH": paths}
+    environment.pop("MIDIGENRE_HOME", None)
+    found = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
+    assert found.returncode == -9, found.stderr
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kill_9_in_mid_epoch(workers, midigenre, home):
+    settings = (f"data.num_workers={workers}", "callbacks.last.every_minutes=0")
+    assert midigenre("train", *SMALL, *settings, f"name=alive{workers}")[0] == 0
+    killed(home, *settings, f"name=killed{workers}", at=17)
+    run = only(home / "runs" / f"killed{workers}")
+    assert last(run)["global_step"] == 17
+    assert midigenre("train", f"resume={run}")[0] == 0
+    assert_same_end(only(home / "runs" / f"alive{workers}"), run)
+
+
+def test_killed_before_the_first_checkpoint_starts_over(midigenre, home):
+    assert midigenre("train", *SMALL, "name=unharmed")[0] == 0
+    killed(home, "name=early", at=2)
+    run = only(home / "runs" / "early")
+    assert not (run / "checkpoints").exists()
+    assert midigenre("train", f"resume={run}")[0] == 0
+    assert_same_end(only(home / "runs" / "unharmed"), run)

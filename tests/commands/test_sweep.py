@@ -1,0 +1,275 @@
+"""Sweeps: names, failures, launchers, one device a run, and what TensorBoard shows of them."""
+
+import csv
+import json
+
+import pytest
+import torch
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
+
+from conftest import SMALL
+from midigenre.commands.job import take_share
+from midigenre.tasks.hparams import METRICS
+
+QUICK = (*SMALL, "trainer.max_epochs=1", "trainer.max_steps=2")
+COMPLETE = {"config.yaml", "spec.json", "metrics.json", "evaluation.json", "cost.json",
+            "checkpoints", "tensorboard", "train.log"}  # fmt: skip
+
+
+def hparams_of(run):
+    """What the HPARAMS plugin reads of a run: settings, metric tags, values, whether it ended."""
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    content = events.summary_metadata
+    found = {
+        tag: content[tag].plugin_data.content for tag in content if tag.startswith("_hparams_/")
+    }
+    start = metadata.parse_session_start_info_plugin_data(found[metadata.SESSION_START_INFO_TAG])
+    experiment = metadata.parse_experiment_plugin_data(found[metadata.EXPERIMENT_TAG])
+    settings = {k: v.string_value or v.number_value for k, v in start.hparams.items()}
+    tags = [info.name.tag for info in experiment.metric_infos]
+    shown = {info.name for info in experiment.hparam_infos if info.differs}
+    values = {tag: events.Scalars(tag)[-1].value for tag in tags if tag in events.Tags()["scalars"]}
+    ended = metadata.SESSION_END_INFO_TAG in found
+    return start.group_name, settings, shown, tags, values, ended
+
+
+def test_six_jobs_leave_six_complete_folders_and_hparams_rows(midigenre, home):
+    status, out, err = midigenre(
+        "train", "-m", *QUICK, "tokenizer=remi,cp,octuple", "model=tiny,small", "name=six"
+    )
+    assert status == 0, err
+    folder = home / out.strip()  # the sweep's folder, and nothing else
+    assert folder.parent == home / "runs" / "six"
+    jobs = sorted(path for path in folder.iterdir() if path.is_dir())
+    assert [job.name for job in jobs] == [
+        f"{i}-model={model},tokenizer={tokenizer}"
+        for i, (tokenizer, model) in enumerate(
+            (t, m) for t in ("remi", "cp", "octuple") for m in ("tiny", "small")
+        )
+    ]
+    titles = set()
+    for job in jobs:
+        assert {path.name for path in job.iterdir()} >= COMPLETE
+        title, settings, shown, tags, values, ended = hparams_of(job)
+        titles.add(title)
+        assert title.startswith(job.name)
+        assert f"model={settings['model']},tokenizer={settings['tokenizer']}" in job.name
+        assert settings["optim.lr"] == {"tiny": 1e-3, "small": 5e-4}[settings["model"]]
+        assert settings["corpus"] == "toy"
+        assert shown == {"corpus", "model", "optim.lr", "seed", "tokenizer"}
+        assert tuple(tags) == METRICS
+        assert set(values) == set(METRICS)
+        evaluation = json.loads((job / "evaluation.json").read_text())["genre"]
+        cost = json.loads((job / "cost.json").read_text())
+        assert values["hparam/test_song_macro_f1"] == pytest.approx(evaluation["song"]["macro_f1"])
+        assert values["hparam/test_phrase_accuracy"] == pytest.approx(
+            evaluation["phrase"]["accuracy"]
+        )
+        assert values["hparam/parameters"] == cost["parameters"]
+        assert ended
+    assert len(titles) == 6
+    assert all(word in err for word in ("tokenizer", "octuple", "best baseline", "parameters"))
+
+
+def failed(midigenre, home, *arguments):
+    """Two jobs of which the first fails; returns (folder of the other one, stderr)."""
+    status, out, err = midigenre("train", "-m", *QUICK, "optim.lr=-1,0.003", *arguments)
+    assert status == 2, err
+    assert out.count("\n") == 1
+    bad, good = sorted(p for p in (home / out.strip()).iterdir() if p.name[0].isdigit())
+    assert (bad.name, good.name) == ("0-optim.lr=-1", "1-optim.lr=0.003")
+    why = "optim: optim.lr must be above 0, got -1"
+    assert (bad / "failed.txt").read_text().splitlines()[0] == why
+    assert f"failed: {bad.name}: {why}" in err
+    assert not (bad / "metrics.json").exists()
+    assert {path.name for path in good.iterdir()} >= COMPLETE
+    assert not (good / "failed.txt").exists()
+    return good, err
+
+
+def test_a_failed_job_does_not_end_the_sweep(midigenre, home):
+    _, err = failed(midigenre, home)
+    assert "Traceback" not in err
+
+
+def test_on_all_cores(midigenre, home):
+    good, _ = failed(midigenre, home, "hydra/launcher=cores", "hydra.launcher.n_jobs=2")
+    # Its own output lies in its folder and its songs were not encoded by processes of its own.
+    assert "macro-F1" in (good / "console.log").read_text()
+    assert OmegaConf.load(good / "config.yaml").n_workers == 1
+
+
+def test_by_submitit_on_this_machine(midigenre, home):
+    good, _ = failed(midigenre, home, "hydra/launcher=local", "hydra.launcher.cpus_per_task=1")
+    assert json.loads((good / "cost.json").read_text())["threads"] == 1
+
+
+def test_a_defect_in_a_job_keeps_its_traceback(midigenre, home, monkeypatch):
+    import midigenre.commands.train as train
+
+    def broken(*arguments, **more):
+        raise RuntimeError("a defect\nof two lines")
+
+    monkeypatch.setattr(train, "evaluate_split", broken)
+    status, out, _ = midigenre("train", "-m", *QUICK, "seed=1")
+    assert status == 2
+    (job,) = [path for path in (home / out.strip()).iterdir() if path.is_dir()]
+    lines = (job / "failed.txt").read_text().splitlines()
+    assert lines[0] == "RuntimeError: a defect of two lines"
+    assert any("in broken" in line for line in lines)
+    assert "RuntimeError: a defect" in (job / "train.log").read_text()
+    # It did not finish: a row without scores, which does not break the table.
+    *_, tags, values, ended = hparams_of(job)
+    assert tuple(tags) == METRICS
+    assert (values, ended) == ({}, False)
+
+
+def test_a_named_sweep_needs_no_flag_and_brings_its_name(midigenre, home):
+    status, out, err = midigenre(
+        "train", "sweep=learning_rate", *QUICK, "optim.lr=1e-3,3e-3", "seed=0"
+    )
+    assert status == 0, err
+    folder = home / out.strip()
+    assert folder.parent.name == "learning_rate"
+    jobs = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    assert jobs == ["0-optim.lr=0.001", "1-optim.lr=0.003"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trainer.devices=2"], ["trainer.devices=2", "one device"]),
+        (["trainer=ddp"], ["trainer.devices=2", "one device"]),
+        (["resume=runs/x"], ["resume=", "without a sweep"]),
+        (["hydra/launcher=nowhere"], ["launcher", "nowhere", "cores", "slurm"]),
+        (["tokenizer=remi,nothing"], ["tokenizer=nothing", "no such choice"]),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_at_once(arguments, words, midigenre, home):
+    before = set(home.rglob("*"))
+    status, out, err = midigenre("train", "-m", "corpus=toy", "seed=1,2", "name=never", *arguments)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1, err
+    assert all(word in err for word in words), err
+    assert set(home.rglob("*")) == before
+
+
+def test_a_missing_plugin_names_the_remedy(midigenre, monkeypatch):
+    Plugins.instance()  # registers their configs, which are then as if they had never been
+    launchers = ConfigStore.instance().repo["hydra"]["launcher"]
+    for name in ("joblib", "submitit_slurm"):
+        monkeypatch.delitem(launchers, f"{name}.yaml")
+    for name, package in (("cores", "joblib"), ("slurm", "submitit")):
+        status, _, err = midigenre(
+            "train", "-m", "corpus=toy", "seed=1,2", f"hydra/launcher={name}"
+        )
+        assert status == 2
+        assert err.count("\n") == 1, err
+        assert f"hydra-{package}-launcher" in err
+        assert 'pip install "midigenre[sweep]"' in err
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_gpus_are_dealt_in_turn(number, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    cfg = OmegaConf.create({"n_workers": None, "trainer": {"accelerator": "gpu", "devices": 1}})
+    hydra = OmegaConf.create({"launcher": {"n_jobs": 3}, "job": {"num": number}})
+    take_share(cfg, hydra)
+    assert list(cfg.trainer.devices) == [number % 3]
+    cpu = OmegaConf.create({"n_workers": 7, "trainer": {"accelerator": "cpu", "devices": 1}})
+    take_share(cpu, hydra)
+    assert cpu.trainer.devices == 1
+
+
+def test_a_resumed_run_keeps_one_row(midigenre, home):
+    assert midigenre("train", *SMALL, "trainer.max_epochs=1", "name=again")[0] == 0
+    (run,) = (home / "runs" / "again").iterdir()
+    before = hparams_of(run)
+    status, _, err = midigenre("train", f"resume={run}", "trainer.max_epochs=2")
+    assert status == 0, err
+    after = hparams_of(run)
+    assert after[0] == before[0]  # the row's title
+    assert after[4]["hparam/train_tokens"] > before[4]["hparam/train_tokens"]
+
+
+def test_compare_prints_markdown_and_writes_csv(midigenre, home):
+    assert midigenre("train", "-m", *QUICK, "seed=1,2", "optim.lr=1e-3,3e-3", "name=seeds")[0] == 0
+    status, out, err = midigenre("compare", "csv=a b=c.csv", "level=song", "--", "runs/seeds")
+    assert status == 0, err
+    lines = [line for line in out.splitlines() if line.startswith("|")]
+    assert len(lines) == 4  # head, rule, two learning rates
+    assert lines[0].startswith("| optim.lr | seeds | song macro-F1 | best baseline |")
+    rows = list(csv.DictReader((home / "a b=c.csv").open()))
+    assert {row["optim.lr"] for row in rows} == {"0.001", "0.003"}
+    for row in rows:
+        scores = [
+            json.loads((home / run / "evaluation.json").read_text())["genre"]["song"]["macro_f1"]
+            for run in row["runs"].split(";")
+        ]
+        assert len(scores) == int(row["seeds"]) == 2
+        assert float(row["test/genre/song/macro_f1"]) == pytest.approx(sum(scores) / 2)
+    # The names of shipped choices stand for their settings.
+    midigenre("train", *QUICK, "tokenizer=cp", "optim.lr=1e-3", "name=other")
+    _, out, _ = midigenre("compare", "--", "runs/seeds", "runs/other")
+    assert out.startswith("| tokenizer | optim.lr | seeds |")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["RUN_OR_FOLDER"]),
+        (["--", "nowhere"], ["nowhere", "no such folder"]),
+        (["--", "."], ["holds no run"]),
+        (["level=bar", "--", "."], ["level=bar", "phrase, song"]),
+        (["metric=loss", "--", "."], ["metric=loss", "macro_f1"]),
+    ],
+)
+def test_compare_refuses_in_one_line(arguments, words, midigenre, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = midigenre("compare", *arguments)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1, err
+    assert all(word in err for word in words), err
+
+
+def test_csv_beside_tensorboard(midigenre, home):
+    assert midigenre("train", *QUICK, "logger=all", "name=loggers")[0] == 0
+    (run,) = (home / "runs" / "loggers").iterdir()
+    rows = list(csv.DictReader((run / "csv" / "metrics.csv").open()))
+    final = [row for row in rows if row["hparam/test_song_macro_f1"]]
+    evaluation = json.loads((run / "evaluation.json").read_text())["genre"]
+    assert float(final[-1]["hparam/test_song_macro_f1"]) == evaluation["song"]["macro_f1"]
+    for kind in ("csv", "tensorboard"):
+        assert OmegaConf.load(run / kind / "hparams.yaml").tokenizer == "remi"
+    assert hparams_of(run)[-1]
+
+
+def test_weights_and_biases_offline(midigenre, home, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    status, out, err = midigenre(
+        "train", "-m", *QUICK, "logger=wandb", "name=offline", "model=tiny,small"
+    )
+    assert status == 0, err
+    jobs = sorted(path for path in (home / out.strip()).iterdir() if path.is_dir())
+    for model, job in zip(("tiny", "small"), jobs, strict=True):
+        (path,) = job.glob("wandb/offline-run-*/*.wandb")  # each job has its own
+        content = path.read_bytes()
+        evaluation = json.loads((job / "evaluation.json").read_text())["genre"]
+        assert wandb_value(content, "tokenizer") == "remi"
+        assert wandb_value(content, "model") == model
+        score = wandb_value(content, "hparam/test_song_macro_f1")
+        assert score == evaluation["song"]["macro_f1"]
+        assert all(wandb_value(content, tag) >= 0 for tag in (*METRICS, "val/macro_f1"))
+        assert f"offline/{job.name}".encode() in content
+
+
+def wandb_value(content, key):
+    """The last value of a key: in the protobuf, length and key, then field 16, length and JSON."""
+    wanted = bytes([len(key)]) + key.encode() + b"\x82\x01"
+    start = content.rindex(wanted) + len(wanted)
+    return json.loads(content[start + 1 : start + 1 + content[start]])

@@ -1,0 +1,59 @@
+"""What may happen to ``trainer.fit`` ends in one line that says how to go on."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from midigenre.errors import UserError
+from midigenre.tasks.cost import Cost, peak_memory_bytes
+from midigenre.tasks.fit import fit
+
+
+class Trainer:
+    global_step, accumulate_grad_batches = 7, 2
+
+    def __init__(self, error):
+        self.error = error
+
+    def fit(self, *_, **__):
+        raise self.error
+
+
+def allocation_failure():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), allocation_failure()]
+)
+def test_out_of_memory_names_the_remedy(error):
+    trainer = Trainer(error)
+    data = SimpleNamespace(batch_phrases=32, max_tokens=1024)
+    with pytest.raises(UserError) as caught:
+        fit(trainer, SimpleNamespace(trainer=trainer), data, None, print)
+    message = str(caught.value)
+    assert "step 7" in message
+    assert "data.batch_phrases=16 trainer.accumulate_grad_batches=4" in message
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="shapes"):
+        fit(Trainer(RuntimeError("shapes")), None, None, None, print)
+
+
+def test_cost_counts_over_interruptions():
+    first = Cost()
+    first.add(100, 3)
+    second = Cost(**first.state_dict())
+    second.add(50, 1)
+    assert (second.tokens, second.phrases) == (150, 4)
+    assert second.seconds > first.state_dict()["seconds"] - 1e-3 > -1
+    assert second.rate() > 0
+
+
+def test_memory_is_at_least_what_is_held():
+    held = torch.ones(50_000_000)
+    assert peak_memory_bytes(torch.device("cpu")) > held.numel() * 4
