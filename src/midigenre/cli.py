@@ -211,10 +211,13 @@ def _sweep(args: Any) -> Sweep | None:
     """
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     from midigenre.commands.sweep import plan
 
+    # An earlier command of this process must not name this one's folder.
+    HydraConfig.instance().cfg = None
     with initialize_config_dir(str(conf_dir().resolve()), version_base=None):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
