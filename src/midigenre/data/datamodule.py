@@ -179,7 +179,8 @@ class PhraseDataModule(L.LightningDataModule):
         if len(phrases) == 0:
             raise UserError(
                 f"{self.shards.folder}: no song in the {split} split{self._of_fold()}; prepare "
-                "more songs (each class needs three groups to be in every split)"
+                "more songs (each class needs three groups to be in every split), or give some "
+                f"split={split} where the corpus gives the splits"
             )
         return self._loader(
             lambda epoch: phrases,

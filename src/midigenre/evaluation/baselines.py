@@ -2,9 +2,8 @@
 
 A baseline is a row in :data:`BASELINES`: what it counts in a phrase, and a scikit-learn classifier
 of such counts; nothing else changes when one is added. For each label there is one classifier of
-phrases and one of songs, whose counts are the sums over their phrases. (Measured on ``twelve`` and
-on 2,600 other files, a classifier of songs is at least as good as the mean log-probability over
-the phrases, for every baseline.)
+phrases and one of songs, whose counts are the sums over their phrases. (By song, on 2,600 real
+files, ``ngram_lr`` was level with the mean log-probability over its phrases: 0.925 against 0.927.)
 
 The settings are frozen: they are scikit-learn's defaults, but for what was chosen once on the
 validation songs of ``twelve`` and is written beside each.
@@ -102,7 +101,8 @@ def _trees(seed: int) -> HistGradientBoostingClassifier:
 def _ngram_estimator(seed: int) -> Any:
     """TF-IDF with sublinear frequencies and logistic regression (Wang and Manning 2012).
 
-    C = 10 did better on the validation phrases than 1, 30 or 100 or than balanced class weights.
+    C and the class weights were compared on validation phrases and lie within about a point of each
+    other: 10 and none were taken.
     """
     return make_pipeline(
         TfidfTransformer(sublinear_tf=True),

@@ -81,12 +81,13 @@ class LastCheckpoint(ModelCheckpoint):
         # Lightning stops at once; hold it back until the step is whole. After the epoch's last
         # batch a checkpoint would leave out the validation: there it stops after that.
         signals.received_sigterm = self._stopping and whole_step and not last
+        if not whole_step or last:
+            return
         due = self.every_minutes is not None and (
             time.monotonic() - self._saved >= 60 * self.every_minutes
         )
         # All processes save together or none does.
-        due = trainer.strategy.broadcast(due or self._stopping)
-        if due and whole_step and not last:
+        if trainer.strategy.broadcast(due or self._stopping):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
             self._saved = time.monotonic()
 
