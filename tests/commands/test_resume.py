@@ -1,5 +1,6 @@
 """Training that was stopped in the middle of an epoch ends as if it had not been."""
 
+import csv
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 SMALL = ("corpus=toy", "corpus.n_songs=48", "model.d_model=32", "model.n_heads=2",
          "model.n_layers=1", "model.d_ff=32", "data.batch_phrases=8", "trainer.max_epochs=3",
@@ -79,6 +81,50 @@ def test_ctrl_c_ends_the_step_and_can_be_resumed(midigenre, home, monkeypatch):
     monkeypatch.delenv("SIGNAL_AT")
     assert midigenre("train", f"resume={run}")[0] == 0
     assert_same_end(only(home / "runs" / "calm"), run)
+
+
+MEASURED = ("memory_mb", "per_second", "fit_seconds")
+
+
+def logged(run):
+    with (run / "csv" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [
+        {key: value for key, value in row.items() if value and not key.endswith(MEASURED)}
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("at", [4, 15])
+def test_the_csv_log_goes_on_where_the_run_does(at, midigenre, home, monkeypatch):
+    settings = ("logger=csv", "trainer.log_every_n_steps=1")
+    whole, parts = home / "runs" / "whole csv", home / "runs" / f"csv {at}"
+    if not whole.exists():
+        assert midigenre("train", *SMALL, *settings, f"name='{whole.name}'")[0] == 0
+    monkeypatch.setenv("SIGNAL_AT", f"{signal.SIGTERM.value}:{at}")
+    assert midigenre("train", *SMALL, *settings, f"name='{parts.name}'")[0] == 143
+    run = only(parts)
+    assert 0 < len(logged(run)) < len(logged(only(whole)))
+    monkeypatch.delenv("SIGNAL_AT")
+    assert midigenre("train", f"resume={run}")[0] == 0
+    assert logged(run) == logged(only(whole))
+
+
+def wandb_id(run):
+    return OmegaConf.load(run / "config.yaml").logger.wandb.id
+
+
+def test_a_resumed_run_keeps_its_weights_and_biases_id(midigenre, home, monkeypatch):
+    monkeypatch.setenv("SIGNAL_AT", f"{signal.SIGTERM.value}:9")
+    assert midigenre("train", *SMALL, "logger=wandb", "name=wandb")[0] == 143
+    monkeypatch.delenv("SIGNAL_AT")
+    run = only(home / "runs" / "wandb")
+    assert midigenre("train", f"resume={run}")[0] == 0
+    ids = {path.name.rpartition("-")[2] for path in run.glob("wandb/offline-run-*")}
+    assert ids == {wandb_id(run)}
+    assert midigenre("train", *SMALL, "logger=wandb", "name=wandb")[0] == 0
+    (other,) = set((home / "runs" / "wandb").iterdir()) - {run}
+    assert wandb_id(other) not in ids
 
 
 def killed(home, *settings, at):

@@ -140,6 +140,14 @@ def test_a_named_sweep_needs_no_flag_and_brings_its_name(midigenre, home):
     assert jobs == ["0-optim.lr=0.001", "1-optim.lr=0.003"]
 
 
+def test_a_slash_in_a_swept_value_makes_no_folder(midigenre, home):
+    status, out, err = midigenre("train", "-m", *QUICK, "fold=1/2,2/2", "name=folded")
+    assert status == 0, err
+    jobs = sorted(path for path in (home / out.strip()).iterdir() if path.is_dir())
+    assert [job.name for job in jobs] == ["0-fold=1_2", "1-fold=2_2"]
+    assert all((job / "evaluation.json").is_file() for job in jobs)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

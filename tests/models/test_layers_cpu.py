@@ -15,11 +15,6 @@ needs_onednn = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
-def _weights_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "_SMALL", 0)
-
-
 def results(linear: nn.Linear, x: Tensor, gradient: Tensor) -> list[Tensor | None]:
     """Output and all gradients."""
     x = x.detach().requires_grad_()
@@ -46,20 +41,34 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 @needs_onednn
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rows", [64, 512, 1300])
-def test_linear_equals_nn_linear(rows: int, bias: bool, calls: list[tuple[int, ...]]) -> None:
+@pytest.mark.parametrize(("rows", "even"), [(64, 64), (65, 128), (512, 512), (1300, 1408)])
+def test_linear_equals_nn_linear(
+    rows: int, even: int, bias: bool, calls: list[tuple[int, ...]]
+) -> None:
     theirs, ours = nn.Linear(24, 40, bias), Linear(24, 40, bias)
     ours.load_state_dict(theirs.state_dict())
     x, gradient = torch.randn(rows, 24), torch.randn(rows, 40)
     got, want = results(ours, x, gradient), results(theirs, x, gradient)
-    assert calls[:2] == [(rows, 24), (rows, 40)]  # forward, gradient of the input
-    assert len(calls) == 2 + -(-rows // 512)  # and one product for each block of rows
+    assert calls[:2] == [(even, 24), (even, 40)]  # forward, gradient of the input
+    assert len(calls) == 2 + -(-even // 512)  # and one product for each block of rows
     torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-4)
     exact = results(theirs.double(), x.double(), gradient.double())
     for mine, other, truth in zip(got, want, exact, strict=True):
         if truth is not None:  # As near to the truth, but for the order of the sum.
             error, usual = ((y.double() - truth).abs().max() for y in (mine, other))
             assert error <= 4 * usual + 1e-6
+
+
+@needs_onednn
+def test_onednn_meets_few_numbers_of_rows(calls: list[tuple[int, ...]]) -> None:
+    linear = Linear(24, 40)
+    for rows in range(1025, 4097):
+        linear(torch.zeros(rows, 24))
+    assert len(set(calls)) == 16
+    added = [even / rows for (even, _), rows in zip(calls, range(1025, 4097), strict=True)]
+    assert min(added) == 1.0
+    assert max(added) < 1.125
+    assert sum(added) / len(added) < 1.05
 
 
 @needs_onednn

@@ -11,6 +11,7 @@ import importlib
 import logging
 import sys
 import traceback
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,21 @@ def run_title(name: str) -> str:
     return f"{name}/{job.num}-{job.override_dirname}"
 
 
+def folder_name(overrides: str) -> str:
+    """Overrides as one folder: a slash in a value (``fold=1/2``, a path) would make two."""
+    return overrides.replace("/", "_")
+
+
+def new_id() -> str:
+    """An id that no other run has."""
+    return uuid.uuid4().hex
+
+
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 OmegaConf.register_new_resolver("run_title", run_title, replace=True)
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+# Cached: within one config it stays the same.
+OmegaConf.register_new_resolver("new_id", new_id, use_cache=True, replace=True)
 
 
 def swept_settings() -> tuple[str, ...]:
