@@ -59,7 +59,7 @@ def test_six_jobs_leave_six_complete_folders_and_hparams_rows(midigenre, home):
         titles.add(title)
         assert title.startswith(job.name)
         assert f"model={settings['model']},tokenizer={settings['tokenizer']}" in job.name
-        assert settings["optim.lr"] == {"tiny": 1e-3, "small": 5e-4}[settings["model"]]
+        assert settings["optim.lr"] == {"tiny": 2e-3, "small": 5e-4}[settings["model"]]
         assert settings["corpus"] == "toy"
         assert shown == {"corpus", "model", "optim.lr", "seed", "tokenizer"}
         assert tuple(tags) == METRICS
