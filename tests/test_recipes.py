@@ -64,7 +64,7 @@ def test_every_tokenizer_feeds_a_model(name, midi):
 def test_every_model_size_builds(name):
     cfg = composed(f"model={name}")
     with torch.device("meta"):
-        backbone = make_backbone(plain(cfg.model))
+        backbone = make_backbone(plain(cfg.model), causal=False)
     d, f, n = cfg.model.d_model, cfg.model.d_ff, cfg.model.n_layers
     layer = 4 * d * d + 4 * d + 2 * d * f + f + d + 4 * d
     width = cfg.model.conv_width

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from midigenre.corpora.base import Corpus, Progress, no_progress
 from midigenre.data.datamodule import PhraseDataModule
@@ -24,9 +24,8 @@ from midigenre.data.prepare import Settings, default_workers, prepare
 from midigenre.data.shards import ShardSet
 from midigenre.data.split import check_fractions
 from midigenre.errors import UserError
-from midigenre.models import FieldEmbedding, LabelHead, PhraseClassifier, Pooling, class_weights
 from midigenre.spec import LabelSpec, TokenSpec
-from midigenre.tasks.classify import ClassifyTask
+from midigenre.tasks.base import Task
 from midigenre.tasks.optim import AdamWSettings
 from midigenre.tokenizers.base import Tokenizer
 
@@ -163,6 +162,7 @@ def check(cfg: DictConfig) -> None:
         UserError: A setting of the model, the optimizer or the task is out of range.
     """
     model, task = plain(cfg.model), plain(cfg.task)
+    task_class = class_of(task)
     try:
         check_fractions(plain(cfg.split.fractions))
     except ValueError as error:
@@ -180,7 +180,7 @@ def check(cfg: DictConfig) -> None:
     ):
         if cfg.data[key] is not None and cfg.data[key] < 1:
             raise UserError(f"data.{key} must be 1 or more, got {cfg.data[key]}")
-    make_backbone(model)
+    make_backbone(model, task_class.causal)
     make_optim(cfg)
     LabelSettings.of(plain(cfg.get("labels")))
     if cfg.shards is None:
@@ -191,9 +191,27 @@ def check(cfg: DictConfig) -> None:
         phrase_length(cfg.data, tokens)
 
 
-def make_backbone(model: Mapping[str, Any]) -> Any:
-    """The backbone of ``cfg.model``."""
-    return make(OmegaConf.create({k: v for k, v in model.items() if k not in _MODEL_KEYS}), "model")
+def class_of(task: Mapping[str, Any]) -> type[Task]:
+    """The class of ``cfg.task``.
+
+    Raises:
+        UserError: There is no such class, or it is no task.
+    """
+    try:
+        found = get_class(task["_target_"])
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"task._target_={task['_target_']}: {error}") from error
+    if not issubclass(found, Task):
+        raise UserError(f"task._target_={task['_target_']} is no midigenre.tasks.base.Task")
+    return found
+
+
+def make_backbone(model: Mapping[str, Any], causal: bool) -> Any:
+    """The backbone of ``cfg.model``; one that looks both ways only where the task lets it."""
+    settings = {k: v for k, v in model.items() if k not in _MODEL_KEYS}
+    if settings.get("bidirectional", ...) is None:
+        settings["bidirectional"] = not causal
+    return make(OmegaConf.create(settings), "model")
 
 
 def make_optim(cfg: DictConfig) -> AdamWSettings:
@@ -207,7 +225,7 @@ def make_optim(cfg: DictConfig) -> AdamWSettings:
 
 
 def _check_labels(task: Mapping[str, Any], labels: Iterable[str]) -> None:
-    missing = [label for label in task["labels"] if label not in labels]
+    missing = [label for label in class_of(task).labels_of(task) if label not in labels]
     if missing:
         raise UserError(
             f"task={task['name']} needs the label {missing[0]!r}, but these songs have "
@@ -226,51 +244,35 @@ def make_model(
     tokens: TokenSpec,
     labels: LabelSpec,
     counts: Mapping[str, Any] | None = None,
-) -> PhraseClassifier:
-    """A classifier for a vocabulary and a set of labels.
+) -> nn.Module:
+    """The task's model for a vocabulary and a set of labels.
 
     Args:
         model: ``cfg.model`` as plain data.
         task: ``cfg.task`` as plain data.
         tokens: Vocabulary, from the shards or a checkpoint.
         labels: Class names, likewise.
-        counts: Training phrases of each class for the class weights; None where the weights come
-            from a checkpoint.
+        counts: Training phrases of each class; None where what follows from them comes from a
+            checkpoint.
 
     Raises:
         UserError: The data does not have the task's label, or a setting is out of range.
     """
     _check_labels(task, labels.classes)
-    backbone = make_backbone(model)
+    found = class_of(task)
     try:
-        embedding = FieldEmbedding(
-            tokens.sizes, backbone.d_model, model["combine"], model["d_field"], model["dropout"]
-        )
-        pooling = Pooling(model["pooling"], backbone.d_model)
-        heads = [
-            LabelHead(
-                label,
-                labels.classes[label],
-                backbone.d_model,
-                None if counts is None
-                else class_weights(torch.as_tensor(counts[label]), task["class_weight_power"]),
-                task["label_smoothing"],
-                task["head_dropout"],
-                loss_weight,
-            )
-            for label, loss_weight in task["labels"].items()
-        ]  # fmt: skip
-        return PhraseClassifier(embedding, backbone, pooling, heads)
+        backbone = make_backbone(model, found.causal)
+        return found.make_model(task, model, backbone, tokens, labels, counts)
     except ValueError as error:
         raise UserError(f"model: {error}") from error
 
 
-def make_task(cfg: DictConfig, shards: ShardSet, data: PhraseDataModule) -> ClassifyTask:
+def make_task(cfg: DictConfig, shards: ShardSet, data: PhraseDataModule) -> Task:
     """The LightningModule of a training run."""
     model, task = plain(cfg.model), plain(cfg.task)
-    classifier = make_model(model, task, shards.tokens, shards.labels, data.class_counts())
+    made = make_model(model, task, shards.tokens, shards.labels, data.class_counts())
     about = describe(model, task, plain(cfg.data), cfg.fold, shards.tokens, shards.labels)
-    return ClassifyTask(classifier, make_optim(cfg), about, cfg.seed)
+    return class_of(task)(made, make_optim(cfg), about, cfg.seed)
 
 
 def describe(
@@ -286,7 +288,7 @@ def describe(
         "format": CHECKPOINT_FORMAT,
         "model": dict(model),
         "task": dict(task),
-        "data": {k: data[k] for k in ("phrase_bars", "phrase_seconds", "max_tokens")}
+        "data": {k: data[k] for k in ("phrase_bars", "phrase_seconds", "max_tokens", "marks")}
         | {"fold": fold},
         "tokens": tokens.to_dict(),
         "labels": labels.to_dict(),

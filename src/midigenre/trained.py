@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
-from midigenre.build import CHECKPOINT_FORMAT, make_model
+from midigenre.build import CHECKPOINT_FORMAT, class_of, make_model
 from midigenre.errors import UserError
 from midigenre.models import PhraseClassifier
 from midigenre.spec import LabelSpec, TokenSpec
-from midigenre.tasks.classify import CHECKPOINT_KEY
+from midigenre.tasks.base import CHECKPOINT_KEY
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Run:
     Attributes:
         folder: The run's folder; None where only a checkpoint is at hand.
         checkpoint: The checkpoint's path.
-        model: The classifier with its weights, in evaluation mode.
+        model: The model with its weights, in evaluation mode.
         tokens: Its vocabulary.
         labels: Its class names.
         data: ``phrase_bars`` or ``phrase_seconds``, ``max_tokens``, and the ``fold`` that it was
@@ -34,11 +35,17 @@ class Run:
 
     folder: Path | None
     checkpoint: Path
-    model: PhraseClassifier
+    model: nn.Module
     tokens: TokenSpec
     labels: LabelSpec
     data: Mapping[str, Any]
     config: DictConfig | None
+
+    @property
+    def classifier(self) -> PhraseClassifier:
+        """The model of a run that :func:`load_run` was asked to open as a classifier."""
+        assert isinstance(self.model, PhraseClassifier)
+        return self.model
 
 
 def device_of(name: str) -> torch.device:
@@ -78,11 +85,17 @@ def checkpoint_path(run: str | None, ckpt: str) -> tuple[Path | None, Path]:
     return folder, path
 
 
-def load_run(run: str | None, ckpt: str = "best") -> Run:
-    """Rebuilds a trained classifier from its checkpoint alone.
+def load_run(run: str | None, ckpt: str = "best", kind: str = "classifier") -> Run:
+    """Rebuilds a trained model from its checkpoint alone.
+
+    Args:
+        run: The run's folder.
+        ckpt: ``best``, ``last`` or a checkpoint's path.
+        kind: What it must be (:attr:`midigenre.tasks.base.Task.kind`).
 
     Raises:
-        UserError: There is no such run, or the file is no checkpoint of midigenre.
+        UserError: There is no such run, the file is no checkpoint of midigenre, or the model is
+            of another kind.
     """
     folder, path = checkpoint_path(run, ckpt)
     try:
@@ -94,6 +107,11 @@ def load_run(run: str | None, ckpt: str = "best") -> Run:
         raise UserError(
             f"{path} has checkpoint format {about['format']}, this version reads "
             f"{CHECKPOINT_FORMAT}; train again or install the version that wrote it"
+        )
+    found = class_of(about["task"]).kind
+    if found != kind:
+        raise UserError(
+            f"{path} is a {found} (task={about['task']['name']}), and this needs a {kind}"
         )
     tokens, labels = TokenSpec.from_dict(about["tokens"]), LabelSpec.from_dict(about["labels"])
     model = make_model(about["model"], about["task"], tokens, labels)

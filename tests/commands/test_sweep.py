@@ -13,7 +13,17 @@ from tensorboard.plugins.hparams import metadata
 
 from conftest import SMALL
 from midigenre.commands.job import take_share
-from midigenre.tasks.hparams import METRICS
+
+METRICS = (
+    "hparam/val_macro_f1",
+    "hparam/test_phrase_macro_f1",
+    "hparam/test_song_macro_f1",
+    "hparam/test_phrase_accuracy",
+    "hparam/test_song_accuracy",
+    "hparam/parameters",
+    "hparam/fit_seconds",
+    "hparam/train_tokens",
+)
 
 QUICK = (*SMALL, "trainer.max_epochs=1", "trainer.max_steps=2")
 COMPLETE = {"config.yaml", "spec.json", "metrics.json", "evaluation.json", "cost.json",
@@ -110,12 +120,12 @@ def test_by_submitit_on_this_machine(midigenre, home):
 
 
 def test_a_defect_in_a_job_keeps_its_traceback(midigenre, home, monkeypatch):
-    import midigenre.commands.train as train
+    import midigenre.tasks.classify as classify
 
     def broken(*arguments, **more):
         raise RuntimeError("a defect\nof two lines")
 
-    monkeypatch.setattr(train, "evaluate_split", broken)
+    monkeypatch.setattr(classify, "evaluate_split", broken)
     status, out, _ = midigenre("train", "-m", *QUICK, "seed=1")
     assert status == 2
     (job,) = [path for path in (home / out.strip()).iterdir() if path.is_dir()]

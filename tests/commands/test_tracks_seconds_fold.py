@@ -12,7 +12,7 @@ import torch
 from midigenre.cli import main
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.shards import ShardSet
-from midigenre.tasks.classify import CHECKPOINT_KEY
+from midigenre.tasks.base import CHECKPOINT_KEY
 from midigenre.trained import load_run
 
 SMALL = ("corpus=toy", "corpus.n_songs=48", "model.d_model=32", "model.n_heads=2",
@@ -122,6 +122,7 @@ def test_a_run_remembers_them(run, home):
         "phrase_bars": None,
         "phrase_seconds": 6,
         "max_tokens": 1024,
+        "marks": False,
         "fold": "1/2",
     }
     assert content[CHECKPOINT_KEY]["tokens"]["tokenizer"]["tracks"] == "melody"

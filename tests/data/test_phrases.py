@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,8 @@ from toysongs import CLASSES, in_memory, midi, tokenizer
 
 from midigenre.data.phrases import PhraseReader, Phrases, RandomStarts, consecutive
 from midigenre.data.shards import MemorySongs, ShardSet
+from midigenre.errors import UserError
+from midigenre.spec import Field
 
 SLICED = [kind for kind in CLASSES if tokenizer(kind).spec.bars != "none"]
 Onsets = list[list[int]]
@@ -265,3 +269,54 @@ def test_reading_does_not_change_the_song() -> None:
     ids, _ = reader(0, 4, 8)
     ids += 1
     np.testing.assert_array_equal(songs.encoded(0).ids_TF, before)
+
+
+# Marks of a song's start and end
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_marks_stand_where_a_song_begins_and_ends(
+    toy_songs: dict[str, MemorySongs], kind: str
+) -> None:
+    songs, spec = toy_songs[kind], tokenizer(kind).spec
+    bos, eos = spec.special("BOS"), spec.special("EOS")
+    plain, marked = PhraseReader(songs, spec), PhraseReader(songs, spec, marks=True)
+    phrases = consecutive(songs, all_rows(songs), 3)
+    lengths = marked.lengths(phrases) - plain.lengths(phrases)
+    seen = set()
+    for (song, first, end), more in zip(triples(phrases), lengths.tolist(), strict=True):
+        ids, stop = marked(song, first, end)
+        begins, ends = first == 0, end == len(songs.bar_onsets(song))
+        seen.add((begins, ends))
+        expected = [[bos]] * begins + [plain(song, first, end)[0]] + [[eos]] * ends
+        assert ids.tolist() == np.concatenate(expected).tolist()
+        assert (stop, more) == (end, begins + ends)
+    assert {(True, False), (False, True), (False, False)} <= seen
+
+
+@pytest.mark.parametrize("kind", SLICED)
+def test_marks_count_in_max_tokens(toy_songs: dict[str, MemorySongs], kind: str) -> None:
+    songs, spec = toy_songs[kind], tokenizer(kind).spec
+    n_bars = len(songs.bar_onsets(0))
+    whole, _ = PhraseReader(songs, spec, marks=True)(0, 0, n_bars)
+    ids, stop = PhraseReader(songs, spec, len(whole), marks=True)(0, 0, n_bars)
+    # A reader cannot tell a song that just fits from one whose last bar was cut: it ends unmarked.
+    assert stop == n_bars
+    assert ids.tolist() == whole[:-1].tolist()
+    ids, stop = PhraseReader(songs, spec, len(whole) + 1, marks=True)(0, 0, n_bars)
+    assert stop == n_bars
+    assert ids.tolist() == whole.tolist()
+    ids, stop = PhraseReader(songs, spec, len(whole) - 1, marks=True)(0, 0, n_bars)
+    assert stop < n_bars
+    assert ids.tolist() == whole[: len(ids)].tolist()
+    assert len(ids) < len(whole)
+
+
+def test_marks_need_their_tokens_and_room(toy_songs: dict[str, MemorySongs]) -> None:
+    spec = tokenizer("remi").spec
+    with pytest.raises(UserError, match="no room"):
+        PhraseReader(toy_songs["remi"], spec, 2, marks=True)
+    tokens = tuple(t for t in spec.fields[0].tokens if t != "EOS_None")
+    bare = replace(spec, fields=(Field("token", tokens),))
+    with pytest.raises(UserError, match="special_tokens"):
+        PhraseReader(toy_songs["remi"], bare, marks=True)

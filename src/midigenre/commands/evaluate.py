@@ -56,7 +56,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     name = shards.folder.name.rsplit("-", 2)[0]
     folder = (trained.folder or Path(".")) / "evaluation"
     evaluation = evaluate_split(
-        trained.model,
+        trained.classifier,
         _data(shards, trained, own=not foreign),
         None if cfg.subset == "all" else cfg.subset,
         device=device,
@@ -116,7 +116,7 @@ def _class_maps(shards: ShardSet, trained: Run) -> dict[str, NDArray[np.int64]]:
     maps = {}
     for label, names in shards.labels.classes.items():
         known = trained.labels.classes.get(label)
-        if known is None or label not in trained.model.heads:
+        if known is None or label not in trained.classifier.heads:
             continue
         unknown = [name for name in names if name not in known]
         if unknown:

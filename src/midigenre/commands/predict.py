@@ -112,7 +112,7 @@ def _predict(
             )
             yield collate([reader(*column)[0] for column in columns], {}, chosen)
 
-    found = predict_phrases(trained.model, batches(), device)
+    found = predict_phrases(trained.classifier, batches(), device)
     return {
         path: _describe(path, song, found, i, phrases.end, trained)
         for i, (path, song, _) in enumerate(read)
@@ -139,7 +139,7 @@ def _describe(
         }
         for i in mine
     ]
-    for label, head in trained.model.label_heads().items():
+    for label, head in trained.classifier.label_heads().items():
         _, (of_song,) = song_log_probs(found.log_probs[label][mine], found.song[mine])
         out[label] = head.classes[int(of_song.argmax())]
         probabilities[label] = _named(of_song, head.classes)

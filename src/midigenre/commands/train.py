@@ -29,13 +29,10 @@ from midigenre.data.prepare import refresh_report
 from midigenre.data.report import print_report
 from midigenre.data.shards import ShardSet
 from midigenre.errors import StoppedError, UserError
-from midigenre.evaluation.figures import confusion_figure
-from midigenre.evaluation.report import print_scores
 from midigenre.files import write_json
+from midigenre.tasks.base import Outcome, Task
 from midigenre.tasks.callbacks import tensorboard_of
-from midigenre.tasks.classify import ClassifyTask
 from midigenre.tasks.cost import peak_memory_bytes
-from midigenre.tasks.evaluate import evaluate_split
 from midigenre.tasks.fit import fit
 from midigenre.tasks.hparams import finish_hparams, start_hparams
 from midigenre.trained import load_run
@@ -47,7 +44,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
     """Trains, tests and leaves a run folder.
 
     Returns:
-        The best validation macro-F1, for sweeps.
+        The best validation score (macro-F1 of a classifier, loss of a generator), for sweeps.
 
     Raises:
         UserError: A setting or the data is not usable.
@@ -87,7 +84,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
         f"run {folder}: {n_parameters:,} parameters, {shards.tokens.n_tokens} tokens in "
         f"{len(shards.tokens.fields)} field(s), {_devices(trainer)}"
     )
-    start_hparams(trainer, plain(cfg), swept_settings())
+    start_hparams(trainer, type(task), plain(cfg), swept_settings())
     try:
         fit(trainer, task, data, ckpt, _say_stopping)
     except StoppedError as error:
@@ -97,20 +94,13 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
     cost = _cost(task, trainer, n_parameters)
     score = _best_score(trainer)
 
-    best = load_run(str(folder))
-    evaluation = evaluate_split(
-        best.model, data, "test", train=data, predictions=folder / "predictions.csv"
-    )
-    write_json(folder / "evaluation.json", evaluation)
+    outcome = task.test(load_run(str(folder), kind=task.kind).model, data, folder)
+    write_json(folder / "evaluation.json", outcome.evaluation)
+    monitor = trainer.checkpoint_callback.monitor  # type: ignore[union-attr]
     metrics: dict[str, Any] = {
         "val": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
-        "best": {"val/macro_f1": score},
-        "test": {
-            f"test/{label}/{level}/{name}": values[level][name]
-            for label, values in evaluation.items()
-            for level in ("phrase", "song")
-            for name in ("accuracy", "macro_f1")
-        },
+        "best": {monitor: score},
+        "test": outcome.scores,
         "parameters": n_parameters,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
@@ -120,22 +110,21 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
     # Apart from the metrics, which a seed makes the same every time.
     cost["seconds"] = round(time.perf_counter() - started, 3)
     write_json(folder / "cost.json", cost)
-    finish_hparams(trainer, score, evaluation, cost)
-    _log_test(trainer, metrics["test"], evaluation)
-    print_scores(evaluation, console)
+    final = {str(monitor).replace("/", "_"): score} | outcome.final
+    finish_hparams(trainer, type(task), final, cost)
+    _log_test(trainer, outcome)
+    task.show(outcome.evaluation, console)
     _say(
         f"trained {trainer.current_epoch} epochs, {trainer.global_step} steps in "
         f"{cost['fit_seconds']:.0f} s ({cost['tokens_per_second']:,.0f} tokens/s, at most "
         f"{cost['peak_memory_bytes'] / 2**20:,.0f} MB); {cost['seconds']:.0f} s in all"
     )
-    console.print(
-        f"predict with: midigenre predict run={folder} -- FILE.mid", highlight=False, soft_wrap=True
-    )
+    console.print(task.next_command(folder), highlight=False, soft_wrap=True)
     print(folder)
     return score
 
 
-def _built(cfg: DictConfig, shards: ShardSet) -> tuple[ClassifyTask, PhraseDataModule]:
+def _built(cfg: DictConfig, shards: ShardSet) -> tuple[Task, PhraseDataModule]:
     """Task and data; the weights follow from the seed alone."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = make_data(cfg, shards)
@@ -175,7 +164,7 @@ def _devices(trainer: L.Trainer) -> str:
     return f"{torch.get_num_threads()} threads" if kind == "cpu" else kind
 
 
-def _cost(task: ClassifyTask, trainer: L.Trainer, n_parameters: int) -> dict[str, Any]:
+def _cost(task: Task, trainer: L.Trainer, n_parameters: int) -> dict[str, Any]:
     """What training took, over all its interruptions."""
     return {
         "fit_seconds": round(task.cost.seconds, 3),
@@ -247,19 +236,15 @@ def _best_score(trainer: L.Trainer) -> float:
     return float(checkpoint.best_model_score)
 
 
-def _log_test(trainer: L.Trainer, metrics: dict[str, float], evaluation: dict[str, Any]) -> None:
-    """Test scores and confusion beside the training's own."""
+def _log_test(trainer: L.Trainer, outcome: Outcome) -> None:
+    """Test scores and figures beside the training's own."""
     for logger in trainer.loggers:
-        logger.log_metrics(metrics, step=trainer.global_step)
+        logger.log_metrics(outcome.scores, step=trainer.global_step)
         logger.save()
     writer = tensorboard_of(trainer)
     if writer is not None:
-        for label, levels in evaluation.items():
-            for level in ("phrase", "song"):
-                figure = confusion_figure(
-                    levels[level]["confusion"], levels[level]["labels"], f"{label}, test {level}s"
-                )
-                writer.add_figure(f"test/{label}/{level}/confusion", figure, trainer.global_step)
+        for tag, figure in outcome.figures.items():
+            writer.add_figure(tag, figure, trainer.global_step)
         writer.flush()
     for logger in trainer.loggers:
         logger.finalize("success")

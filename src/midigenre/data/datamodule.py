@@ -40,6 +40,7 @@ class PhraseDataModule(L.LightningDataModule):
         batch_phrases: Most phrases in a training batch.
         batch_tokens: Most steps in a training batch, None for no bound.
         eval_batch_phrases: The same for validation and test.
+        marks: BOS and EOS where a phrase begins or ends its song.
         phrases_per_song: Training phrases of each song in an epoch; None for as many as fit in it
             end to end.
         num_workers: Processes that read ahead; 0 reads in the training process.
@@ -62,6 +63,7 @@ class PhraseDataModule(L.LightningDataModule):
         batch_phrases: int = 32,
         batch_tokens: int | None = None,
         eval_batch_phrases: int = 64,
+        marks: bool = False,
         phrases_per_song: int | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
@@ -91,7 +93,7 @@ class PhraseDataModule(L.LightningDataModule):
         self.num_workers, self.pin_memory, self.seed = num_workers, pin_memory, seed
         self._done = (0, 0)
         self.labels = self.shards.label_indices()
-        self.reader = PhraseReader(self.shards, self.shards.tokens, max_tokens)
+        self.reader = PhraseReader(self.shards, self.shards.tokens, max_tokens, marks)
 
     def rows(self, split: str | None) -> Longs:
         """Indices of the songs of a split, or of all splits for None, that the fold leaves."""

@@ -207,29 +207,63 @@ class PhraseReader:
     Args:
         songs: Where the songs are.
         spec: Their token spec.
-        max_tokens: Longest phrase in steps; longer ones end at the last whole bar that fits.
+        max_tokens: Longest phrase in steps, marks included; longer ones end at the last whole bar
+            that fits.
+        marks: Whether a phrase that begins its song has BOS before it, and one that ends its song
+            EOS behind it.
+
+    Raises:
+        UserError: ``marks`` with a vocabulary that has no BOS or EOS, or with no room for both.
     """
 
-    def __init__(self, songs: Songs, spec: TokenSpec, max_tokens: int | None = None) -> None:
+    def __init__(
+        self, songs: Songs, spec: TokenSpec, max_tokens: int | None = None, marks: bool = False
+    ) -> None:
         self.songs = songs
         self.spec = spec
         self.max_tokens = max_tokens
+        self._marks: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+        if marks:
+            bos, eos = spec.special("BOS"), spec.special("EOS")
+            if bos is None or eos is None:
+                raise UserError(
+                    f"data.marks=true needs BOS and EOS, which tokenizer {spec.name!r} lacks; add "
+                    "them to tokenizer.special_tokens and prepare again"
+                )
+            if max_tokens is not None and max_tokens < 3:
+                raise UserError(f"data.max_tokens={max_tokens} leaves no room for BOS and EOS")
+            self._marks = np.array([bos], np.int64), np.array([eos], np.int64)
         self._cutter = None if spec.bars == "none" else PhraseCutter(spec)
         self._tokenizer: Tokenizer | None = None
 
     def __call__(self, song: int, first: int, end: int) -> tuple[NDArray[np.int64], int]:
         """Token ids, int64 (T, F), and the bar at which they end."""
+        if self._marks is None:
+            return self._bars(song, first, end, self.max_tokens)
+        n_bars = len(self.songs.bar_onsets(song))
+        begins, ends = first == 0, end == n_bars
+        room = None if self.max_tokens is None else self.max_tokens - begins - ends
+        ids, stop = self._bars(song, first, end, room)
+        bos, eos = self._marks
+        # A bar that alone is too long is cut inside: nothing ends there.
+        whole = room is None or len(ids) < room
+        parts = [bos] * begins + [ids] + [eos] * (ends and stop == n_bars and whole)
+        return np.concatenate(parts), stop
+
+    def _bars(
+        self, song: int, first: int, end: int, max_tokens: int | None
+    ) -> tuple[NDArray[np.int64], int]:
         if self._cutter is not None:
             encoded = self.songs.encoded(song)
             stream = (encoded.ids_TF, encoded.bar_steps, encoded.bar_tempo)
-            ids, stop = self._cutter.cut(*stream, first, end, self.max_tokens)
+            ids, stop = self._cutter.cut(*stream, first, end, max_tokens)
             if stop == end:
                 return ids, stop
             onsets = self.songs.bar_onsets(song)[first:end]
             if not onsets[: stop - first].any():
                 # Empty bars before one that does not fit: that one is cut inside.
                 stop = first + int(np.flatnonzero(onsets)[0]) + 1
-                ids = self._cutter.cut(*stream, first, stop)[0][: self.max_tokens]
+                ids = self._cutter.cut(*stream, first, stop)[0][:max_tokens]
             return ids, stop
         if self._tokenizer is None:
             self._tokenizer = from_spec(self.spec)
@@ -240,9 +274,9 @@ class PhraseReader:
                 stop += 1
                 break
             ids = self._tokenizer.encode(phrase).ids_TF.astype(np.int64)
-            if self.max_tokens is None or len(ids) <= self.max_tokens:
+            if max_tokens is None or len(ids) <= max_tokens:
                 return ids, stop
-        return ids[: self.max_tokens], stop
+        return ids[:max_tokens], stop
 
     def lengths(self, phrases: Phrases) -> Longs:
         """Steps of each phrase, for planning batches.
@@ -263,4 +297,7 @@ class PhraseReader:
                 notes = np.r_[0, np.cumsum(self.songs.bar_onsets(song))]
                 steps = np.ceil(notes * (len(encoded.ids_TF) / max(1, notes[-1])))
             out[chosen] = steps[phrases.end[chosen]] - steps[phrases.first[chosen]]
+            if self._marks is not None:
+                n_bars = len(self.songs.bar_onsets(song))
+                out[chosen] += (phrases.first[chosen] == 0) + (phrases.end[chosen] == n_bars)
         return np.minimum(out, self.max_tokens) if self.max_tokens else out

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
-import lightning as L
-import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.optim.lr_scheduler import LambdaLR
 
+from midigenre.data.datamodule import PhraseDataModule
+from midigenre.evaluation.figures import confusion_figure
 from midigenre.evaluation.metrics import LabelMetrics
-from midigenre.models import PhraseClassifier
-from midigenre.spec import Batch
-from midigenre.tasks.cost import Cost, peak_memory_bytes
-from midigenre.tasks.optim import AdamWSettings, matrices
+from midigenre.evaluation.report import LEVELS, print_scores
+from midigenre.models import FieldEmbedding, LabelHead, PhraseClassifier, Pooling, class_weights
+from midigenre.spec import Batch, LabelSpec, TokenSpec
+from midigenre.tasks.base import Outcome, Task
+from midigenre.tasks.evaluate import evaluate_split
+from midigenre.tasks.optim import AdamWSettings
 
-CHECKPOINT_KEY = "midigenre"
-"""Where a checkpoint holds what is needed to rebuild the model, as plain data."""
-
-COST_KEY = "midigenre_cost"
-"""Where it holds what the run has cost so far."""
+METRICS = ("macro_f1", "accuracy")
 
 
-class ClassifyTask(L.LightningModule):
+class ClassifyTask(Task):
     """Trains a :class:`~midigenre.models.PhraseClassifier`.
 
-    Logged (the same tags in every task): ``train/loss``, ``train/lr``, ``train/grad_norm``,
-    ``train/tokens_per_second``, ``train/memory_mb``, ``val/loss``, ``val/macro_f1`` (mean over the
-    labels), and for each label ``val/<label>/{loss,accuracy,macro_f1}``.
+    Logged beside what all tasks log: ``val/macro_f1`` (mean over the labels), and for each label
+    ``val/<label>/{loss,accuracy,macro_f1}``.
 
     Args:
         model: The classifier; its heads own the losses and the label names.
@@ -40,6 +37,13 @@ class ClassifyTask(L.LightningModule):
         seed: Seed of the dropout.
     """
 
+    kind = "classifier"
+    final = (
+        "val_macro_f1",
+        *(f"test_{level}_{metric}" for metric in METRICS for level in LEVELS),
+    )
+    model: PhraseClassifier
+
     def __init__(
         self,
         model: PhraseClassifier,
@@ -47,34 +51,90 @@ class ClassifyTask(L.LightningModule):
         describe: Mapping[str, Any],
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.seed = seed
-        self.model = model
-        self.optim = optim
-        self._decayed = matrices(model)
-        self.describe = dict(describe)
+        super().__init__(model, optim, describe, seed)
         self.val_metrics = nn.ModuleDict(
             {label: LabelMetrics(len(head.classes)) for label, head in model.label_heads().items()}
         )
         self._val_loss: dict[str, list[Tensor]] = {}
-        self.cost = Cost()
+
+    @staticmethod
+    def labels_of(task: Mapping[str, Any]) -> tuple[str, ...]:
+        """See :meth:`Task.labels_of`."""
+        return tuple(task["labels"])
+
+    @classmethod
+    def make_model(
+        cls,
+        task: Mapping[str, Any],
+        model: Mapping[str, Any],
+        backbone: nn.Module,
+        tokens: TokenSpec,
+        labels: LabelSpec,
+        counts: Mapping[str, Any] | None = None,
+    ) -> PhraseClassifier:
+        """See :meth:`Task.make_model`."""
+        d_model: int = backbone.d_model  # type: ignore[assignment]
+        embedding = FieldEmbedding(
+            tokens.sizes, d_model, model["combine"], model["d_field"], model["dropout"]
+        )
+        heads = [
+            LabelHead(
+                label,
+                labels.classes[label],
+                d_model,
+                None if counts is None
+                else class_weights(torch.as_tensor(counts[label]), task["class_weight_power"]),
+                task["label_smoothing"],
+                task["head_dropout"],
+                loss_weight,
+            )
+            for label, loss_weight in task["labels"].items()
+        ]  # fmt: skip
+        return PhraseClassifier(embedding, backbone, Pooling(model["pooling"], d_model), heads)
+
+    @classmethod
+    def test(cls, model: nn.Module, data: PhraseDataModule, folder: Path | None) -> Outcome:
+        """See :meth:`Task.test`."""
+        assert isinstance(model, PhraseClassifier)
+        predictions = None if folder is None else folder / "predictions.csv"
+        evaluation = evaluate_split(model, data, "test", train=data, predictions=predictions)
+        scores: dict[str, float] = {}
+        final: dict[str, float] = {}
+        figures = {}
+        for level in LEVELS:
+            for label, levels in evaluation.items():
+                found = levels[level]
+                scores |= {f"test/{label}/{level}/{name}": found[name] for name in METRICS}
+                figures[f"test/{label}/{level}/confusion"] = confusion_figure(
+                    found["confusion"], found["labels"], f"{label}, test {level}s"
+                )
+            for name in METRICS:
+                # With several labels the mean over those that have the score.
+                known = [levels[level][name] for levels in evaluation.values()]
+                known = [score for score in known if score is not None]
+                if known:
+                    final[f"test_{level}_{name}"] = sum(known) / len(known)
+        return Outcome(evaluation, scores, final, figures)
+
+    @staticmethod
+    def show(evaluation: Mapping[str, Any], console: Console) -> None:
+        """See :meth:`Task.show`."""
+        print_scores(evaluation, console)
+
+    @staticmethod
+    def next_command(folder: Path) -> str:
+        """See :meth:`Task.next_command`."""
+        return f"predict with: midigenre predict run={folder} -- FILE.mid"
 
     def label_metrics(self) -> dict[str, LabelMetrics]:
         """Validation scores of each label."""
         return cast(dict[str, LabelMetrics], dict(self.val_metrics.items()))
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Makes the dropout a function of (seed, epoch, batch), so that resuming is exact."""
-        place = [self.seed, self.current_epoch, batch_idx, self.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch, scaled so that an accumulated step equals one large batch."""
         logits = self.model(batch)
         loss, _ = self.model.loss(logits, batch)
-        # Here, and not when the batch has ended: a checkpoint is written before that.
-        world = self.trainer.world_size
-        self.cost.add(batch.n_tokens * world, batch.n_phrases * world)
+        self.count(batch)
         # Undo the scaling by the step's other batches: what is logged is this batch's own mean.
         with torch.no_grad():
             own, by_label = self.model.loss(logits, _alone(batch))
@@ -83,43 +143,6 @@ class ClassifyTask(L.LightningModule):
             for label, value in by_label.items():
                 self.log(f"train/{label}/loss", value, batch_size=batch.n_phrases)
         return loss
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Logs throughput, in packed tokens (there is no padding), and memory."""
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (batch_idx + 1) % every == 0:
-            self.log("train/tokens_per_second", self.cost.rate())
-            self.log("train/memory_mb", peak_memory_bytes(self.device) / 2**20)
-
-    def on_train_epoch_start(self) -> None:
-        """Leaves the time of validation out of the throughput."""
-        self.cost.rate()
-
-    def on_fit_start(self) -> None:
-        """Starts the clock."""
-        self.cost.start()
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Any,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clips the norm of all gradients together and logs it as it was before."""
-        if gradient_clip_algorithm not in (None, "norm"):
-            super().configure_gradient_clipping(
-                optimizer, gradient_clip_val, gradient_clip_algorithm
-            )
-            return
-        limit = gradient_clip_val if gradient_clip_val else float("inf")
-        sharded = self.trainer.strategy.model
-        norm = (
-            sharded.clip_grad_norm_(limit)  # each process holds a part of every gradient
-            if isinstance(sharded, FullyShardedDataParallel)
-            else nn.utils.clip_grad_norm_(self.parameters(), limit)
-        )
-        self.log("train/grad_norm", norm)
-        self.log("train/lr", optimizer.param_groups[0]["lr"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collects loss and confusion of every label."""
@@ -153,25 +176,6 @@ class ClassifyTask(L.LightningModule):
         """The callbacks have drawn the last confusion by now."""
         for metrics in self.label_metrics().values():
             metrics.reset()
-
-    def configure_optimizers(self) -> Any:
-        """AdamW with a schedule over the steps that the trainer will make."""
-        optimizer = self.optim.optimizer(self.model, self._decayed)
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule = LambdaLR(optimizer, self.optim.factor(total))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what rebuilds the model, and what the run has cost so far."""
-        checkpoint[CHECKPOINT_KEY] = self.describe
-        checkpoint[COST_KEY] = self.cost.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on counting where the checkpoint was."""
-        self.cost = Cost(**checkpoint[COST_KEY])
 
 
 def _alone(batch: Batch) -> Batch:

@@ -15,12 +15,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.errors import StoppedError, UserError
-from midigenre.tasks.classify import ClassifyTask
+from midigenre.tasks.base import Task
 
 
 def fit(
     trainer: L.Trainer,
-    task: ClassifyTask,
+    task: Task,
     data: PhraseDataModule,
     ckpt: str | None,
     on_interrupt: Any,
@@ -77,7 +77,7 @@ def _graceful_interrupt(say: Any) -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _out_of_memory(task: ClassifyTask, data: PhraseDataModule) -> str:
+def _out_of_memory(task: Task, data: PhraseDataModule) -> str:
     half = max(1, data.batch_phrases // 2)
     fewer = (
         f"data.batch_phrases={half} trainer.accumulate_grad_batches="

@@ -12,20 +12,16 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import summary
 
-from midigenre.evaluation.report import LEVELS
 from midigenre.evaluation.runs import settings_of
+from midigenre.tasks.base import Task
 
-METRICS = (
-    "hparam/val_macro_f1",
-    "hparam/test_phrase_macro_f1",
-    "hparam/test_song_macro_f1",
-    "hparam/test_phrase_accuracy",
-    "hparam/test_song_accuracy",
-    "hparam/parameters",
-    "hparam/fit_seconds",
-    "hparam/train_tokens",
-)
-"""The same tags in every task; with several labels the scores are means over them."""
+COSTS = ("parameters", "fit_seconds", "train_tokens")
+
+
+def tags(task: type[Task]) -> tuple[str, ...]:
+    """Tags of a task's final scores and of what the run has cost, the same in every run."""
+    return tuple(f"hparam/{name}" for name in (*task.final, *COSTS))
+
 
 _SHOWN = ("corpus", "model", "optim.lr", "seed", "tokenizer")
 
@@ -34,13 +30,16 @@ _SHOWN = ("corpus", "model", "optim.lr", "seed", "tokenizer")
 _LEFT_OUT = ("tokenizer.", "callbacks.", "split.", "labels.", "corpus.root")
 
 
-def start_hparams(trainer: L.Trainer, config: Mapping[str, Any], swept: Sequence[str] = ()) -> None:
+def start_hparams(
+    trainer: L.Trainer, task: type[Task], config: Mapping[str, Any], swept: Sequence[str] = ()
+) -> None:
     """Logs the settings: a run shows its row from its first step on, though without scores.
 
     A run that goes on writes the same once more, which TensorBoard shows as one row.
 
     Args:
         trainer: Its loggers get them.
+        task: Says which scores there will be.
         config: The run's resolved config as plain data.
         swept: Settings that TensorBoard shows as columns unasked: it has room for five.
     """
@@ -50,7 +49,7 @@ def start_hparams(trainer: L.Trainer, config: Mapping[str, Any], swept: Sequence
             logger.log_hyperparams(settings)
             continue
         experiment, start, _ = summary.hparams(  # type: ignore[no-untyped-call]
-            settings, dict.fromkeys(METRICS)
+            settings, dict.fromkeys(tags(task))
         )
         shown = _SHOWN if set(swept) <= set(_SHOWN) else swept
         with _plugin_data(experiment) as data:
@@ -85,41 +84,27 @@ def _title(folder: Path) -> str:
 
 def finish_hparams(
     trainer: L.Trainer,
-    val_macro_f1: float,
-    evaluation: Mapping[str, Any],
+    task: type[Task],
+    final: Mapping[str, float],
     cost: Mapping[str, Any],
 ) -> None:
-    """Logs the final scores under :data:`METRICS` and marks the run as finished.
+    """Logs the final scores under :func:`tags` and marks the run as finished.
 
     Args:
         trainer: Its loggers get them.
-        val_macro_f1: Best validation score.
-        evaluation: Content of ``evaluation.json``.
-        cost: Content of ``cost.json``: ``parameters``, ``fit_seconds``, ``train_tokens``.
+        task: Says which scores there are.
+        final: Scores by their short name; one that no label has is missing.
+        cost: Content of ``cost.json``.
     """
-    values = final_metrics(val_macro_f1, evaluation, cost)
+    found = {f"hparam/{name}": value for name, value in final.items()}
+    found |= {f"hparam/{name}": float(cost[name]) for name in COSTS}
+    values = {tag: found[tag] for tag in tags(task) if tag in found}
     for logger in trainer.loggers if trainer.is_global_zero else ():
         logger.log_metrics(values, step=trainer.global_step)
         if isinstance(logger, TensorBoardLogger):
             *_, end = summary.hparams({}, {})  # type: ignore[no-untyped-call]
             logger.experiment.file_writer.add_summary(end)
         logger.save()
-
-
-def final_metrics(
-    val_macro_f1: float, evaluation: Mapping[str, Any], cost: Mapping[str, Any]
-) -> dict[str, float]:
-    """The values of :data:`METRICS`; a score that no label has is left out."""
-    found: dict[str, float] = {"hparam/val_macro_f1": val_macro_f1}
-    for level in LEVELS:
-        for metric in ("macro_f1", "accuracy"):
-            scores = [labels[level][metric] for labels in evaluation.values()]
-            scores = [score for score in scores if score is not None]
-            if scores:
-                found[f"hparam/test_{level}_{metric}"] = sum(scores) / len(scores)
-    for name in ("parameters", "fit_seconds", "train_tokens"):
-        found[f"hparam/{name}"] = float(cost[name])
-    return {name: found[name] for name in METRICS if name in found}
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:

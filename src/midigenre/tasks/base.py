@@ -1,0 +1,202 @@
+"""What every task shares: the optimizer, what a run costs, what a checkpoint holds."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
+
+from midigenre.data.datamodule import PhraseDataModule
+from midigenre.spec import Batch, LabelSpec, TokenSpec
+from midigenre.tasks.cost import Cost, peak_memory_bytes
+from midigenre.tasks.optim import AdamWSettings, matrices
+
+CHECKPOINT_KEY = "midigenre"
+"""Where a checkpoint holds what is needed to rebuild the model, as plain data."""
+
+COST_KEY = "midigenre_cost"
+"""Where it holds what the run has cost so far."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trained model reaches on the test songs.
+
+    Attributes:
+        evaluation: Content of ``evaluation.json``.
+        scores: The main ones by their tag, ``test/...``: for ``metrics.json`` and the loggers.
+        final: The main ones by their short name (:attr:`Task.final`), for the table of runs.
+        figures: For TensorBoard, by tag.
+    """
+
+    evaluation: dict[str, Any]
+    scores: dict[str, float]
+    final: dict[str, float]
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+
+class Task(L.LightningModule):
+    """A model, its optimizer and its metrics.
+
+    Logged in every task: ``train/loss``, ``train/lr``, ``train/grad_norm``,
+    ``train/tokens_per_second``, ``train/memory_mb``, ``val/loss``.
+
+    Args:
+        model: What is trained.
+        optim: Optimizer and schedule.
+        describe: Plain data that rebuilds the model; it goes into every checkpoint.
+        seed: Seed of the dropout.
+
+    Attributes:
+        kind: What a trained model is, in words: the commands choose by it.
+        final: Short names of the scores that end a run, for the table of runs.
+        causal: Whether the model sees only what lies before.
+    """
+
+    kind: ClassVar[str]
+    final: ClassVar[tuple[str, ...]]
+    causal: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optim: AdamWSettings,
+        describe: Mapping[str, Any],
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.seed = seed
+        self.model = model
+        self.optim = optim
+        self._decayed = matrices(model)
+        self.describe = dict(describe)
+        self.cost = Cost()
+
+    @staticmethod
+    @abstractmethod
+    def labels_of(task: Mapping[str, Any]) -> tuple[str, ...]:
+        """The labels that the settings of a task, ``conf/task``, ask of the songs."""
+
+    @classmethod
+    @abstractmethod
+    def make_model(
+        cls,
+        task: Mapping[str, Any],
+        model: Mapping[str, Any],
+        backbone: nn.Module,
+        tokens: TokenSpec,
+        labels: LabelSpec,
+        counts: Mapping[str, Any] | None = None,
+    ) -> nn.Module:
+        """The model of this task around a backbone.
+
+        Args:
+            task: ``cfg.task`` as plain data.
+            model: ``cfg.model`` as plain data.
+            backbone: Made from it.
+            tokens: Vocabulary, from the shards or a checkpoint.
+            labels: Class names, likewise.
+            counts: Training phrases of each class for each label; None where what follows from
+                them comes from a checkpoint.
+
+        Raises:
+            ValueError: A setting is out of range.
+        """
+
+    @classmethod
+    @abstractmethod
+    def test(cls, model: nn.Module, data: PhraseDataModule, folder: Path | None) -> Outcome:
+        """Scores of a trained model on the test songs.
+
+        Args:
+            model: The best checkpoint's.
+            data: The run's songs.
+            folder: Where tables of single predictions go; None for no tables.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def show(evaluation: Mapping[str, Any], console: Console) -> None:
+        """Prints an evaluation for people."""
+
+    @staticmethod
+    @abstractmethod
+    def next_command(folder: Path) -> str:
+        """What a user does next with the run."""
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Makes the dropout a function of (seed, epoch, batch), so that resuming is exact."""
+        place = [self.seed, self.current_epoch, batch_idx, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+
+    def count(self, batch: Batch) -> None:
+        """Counts a batch; in ``training_step``, since a checkpoint is written before its end."""
+        world = self.trainer.world_size
+        self.cost.add(batch.n_tokens * world, batch.n_phrases * world)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Logs throughput, in packed tokens (there is no padding), and memory."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (batch_idx + 1) % every == 0:
+            self.log("train/tokens_per_second", self.cost.rate())
+            self.log("train/memory_mb", peak_memory_bytes(self.device) / 2**20)
+
+    def on_train_epoch_start(self) -> None:
+        """Leaves the time of validation out of the throughput."""
+        self.cost.rate()
+
+    def on_fit_start(self) -> None:
+        """Starts the clock."""
+        self.cost.start()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the norm of all gradients together and logs it as it was before."""
+        if gradient_clip_algorithm not in (None, "norm"):
+            super().configure_gradient_clipping(
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
+            return
+        limit = gradient_clip_val if gradient_clip_val else float("inf")
+        sharded = self.trainer.strategy.model
+        norm = (
+            sharded.clip_grad_norm_(limit)  # each process holds a part of every gradient
+            if isinstance(sharded, FullyShardedDataParallel)
+            else nn.utils.clip_grad_norm_(self.parameters(), limit)
+        )
+        self.log("train/grad_norm", norm)
+        self.log("train/lr", optimizer.param_groups[0]["lr"])
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with a schedule over the steps that the trainer will make."""
+        optimizer = self.optim.optimizer(self.model, self._decayed)
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = LambdaLR(optimizer, self.optim.factor(total))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what rebuilds the model, and what the run has cost so far."""
+        checkpoint[CHECKPOINT_KEY] = self.describe
+        checkpoint[COST_KEY] = self.cost.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on counting where the checkpoint was."""
+        self.cost = Cost(**checkpoint[COST_KEY])
