@@ -65,12 +65,17 @@ def test_every_model_size_builds(name):
     cfg = composed(f"model={name}")
     with torch.device("meta"):
         backbone = make_backbone(plain(cfg.model), causal=False)
-    d, f, n = cfg.model.d_model, cfg.model.d_ff, cfg.model.n_layers
+    d, n = cfg.model.d_model, cfg.model.n_layers
+    assert make_optim(cfg).lr == cfg.model.lr
+    if name == "lstm":  # four gates of two directions, each half as wide, with PyTorch's two biases
+        of_layer = 2 * 4 * (d // 2) * (d + d // 2 + 2)
+        assert sum(p.numel() for p in backbone.parameters()) == n * of_layer
+        return
+    f = cfg.model.d_ff
     layer = 4 * d * d + 4 * d + 2 * d * f + f + d + 4 * d
     width = cfg.model.conv_width
     local = width * d * d + d + 2 * d if width else 0
     assert sum(p.numel() for p in backbone.parameters()) == local + n * layer + 2 * d
-    assert make_optim(cfg).lr == cfg.model.lr
 
 
 @pytest.mark.parametrize("name", choices("experiment"))

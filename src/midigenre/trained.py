@@ -111,7 +111,8 @@ def load_run(run: str | None, ckpt: str = "best", kind: str = "classifier") -> R
     found = class_of(about["task"]).kind
     if found != kind:
         raise UserError(
-            f"{path} is a {found} (task={about['task']['name']}), and this needs a {kind}"
+            f"{path} is a {found} (task={about['task']['name']}), and this needs a {kind}; give "
+            "another run"
         )
     tokens, labels = TokenSpec.from_dict(about["tokens"]), LabelSpec.from_dict(about["labels"])
     model = make_model(about["model"], about["task"], tokens, labels)

@@ -97,6 +97,8 @@ def _read(folder: Path) -> RunRecord:
     try:
         config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
         evaluation, metrics = read_json(evaluation_path), read_json(metrics_path)
+        if "tokens" in evaluation:
+            raise _UnfinishedError("is a generator; only classifiers are compared so far")
         cost = {"parameters": metrics["parameters"]}
         if (folder / "cost.json").is_file():
             cost = read_json(folder / "cost.json")
@@ -108,6 +110,8 @@ def _read(folder: Path) -> RunRecord:
             _test_set(config, evaluation),
             metrics_path.stat().st_mtime_ns,
         )
+    except _UnfinishedError:
+        raise
     except Exception as error:  # whatever a damaged file makes of it: told, not hidden
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise _UnfinishedError(f"cannot be read ({what})") from error

@@ -7,8 +7,12 @@
 ``encoder``         the transformer of every task; bidirectional or causal by call
 ``prefix``          vectors put before each phrase (CLS, conditions)
 ``pooling``         a phrase to one vector
+``lstm``            the LSTM baseline, a backbone too
 ``heads``           label heads with their loss, class weights
-``classifier``      all of the above: phrases in, logits of each label out
+``classifier``      phrases in, logits of each label out
+``conditions``      labels to the vectors that tell a generator what to write
+``field_head``      logits of a step's fields, one after the other
+``generator``       phrases and conditions in, the next step out
 ==================  =================================================================
 
 A backbone is any module with an attribute ``d_model`` and the call
@@ -17,9 +21,13 @@ A backbone is any module with an attribute ``d_model`` and the call
 
 from midigenre.models.attention import packed_attention
 from midigenre.models.classifier import PhraseClassifier
+from midigenre.models.conditions import ConditionEmbedding
 from midigenre.models.embedding import FieldEmbedding
 from midigenre.models.encoder import Encoder, EncoderLayer
+from midigenre.models.field_head import FieldHead
+from midigenre.models.generator import PhraseGenerator
 from midigenre.models.heads import LabelHead, class_weights
+from midigenre.models.lstm import LSTM
 from midigenre.models.pooling import Pooling
 from midigenre.models.positions import (
     LearnedPositions,
@@ -32,12 +40,16 @@ from midigenre.models.positions import (
 from midigenre.models.prefix import Prefixed, insert_prefix
 
 __all__ = [
+    "LSTM",
+    "ConditionEmbedding",
     "Encoder",
     "EncoderLayer",
     "FieldEmbedding",
+    "FieldHead",
     "LabelHead",
     "LearnedPositions",
     "PhraseClassifier",
+    "PhraseGenerator",
     "Pooling",
     "Prefixed",
     "Rotary",

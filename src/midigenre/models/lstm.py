@@ -1,0 +1,76 @@
+"""The LSTM baseline, over packed phrases.
+
+N packed steps   D model width   B phrases
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence, unpack_sequence
+
+
+class LSTM(nn.Module):
+    """A stack of LSTM layers (Hochreiter and Schmidhuber 1997) with the encoder's call.
+
+    One direction for generation, two (each D / 2 wide) for classification: unlike the encoder's,
+    the weights of one do not serve the other.
+
+    Args:
+        d_model: Model width D.
+        n_layers: Number of layers.
+        dropout: Dropout between the layers.
+        bidirectional: Whether a second direction reads each phrase from its end.
+
+    Attributes:
+        d_model: Model width D.
+
+    Raises:
+        ValueError: ``d_model`` cannot be shared between two directions.
+    """
+
+    def __init__(
+        self, d_model: int, n_layers: int, dropout: float = 0.1, bidirectional: bool = False
+    ) -> None:
+        super().__init__()
+        if bidirectional and d_model % 2:
+            raise ValueError(f"d_model={d_model} must be even, half of it for each direction")
+        self.d_model = d_model
+        self.bidirectional = bidirectional
+        self.lstm = nn.LSTM(
+            d_model,
+            d_model // 2 if bidirectional else d_model,
+            n_layers,
+            dropout=dropout if n_layers > 1 else 0.0,
+            bidirectional=bidirectional,
+        )
+
+    def forward(
+        self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], *, causal: bool = False
+    ) -> Tensor:
+        """Encode packed phrases.
+
+        Args:
+            h_ND: Packed vectors, shape (N, D).
+            cu_seqlens: Phrase boundaries; not needed here.
+            lengths: The phrase lengths as Python numbers, each at least 1.
+            causal: Whether a step may know only those before it: what the weights were made for.
+
+        Returns:
+            Shape (N, D).
+
+        Raises:
+            ValueError: ``causal`` is not what the weights were made for.
+        """
+        if causal == self.bidirectional:
+            needed, made = ("one direction", "two") if causal else ("two directions", "one")
+            raise ValueError(
+                f"this LSTM has {made} and the task needs {needed}: weights of one do not serve "
+                f"the other; set bidirectional={str(not causal).lower()} and train again"
+            )
+        # PyTorch's own packing puts step t of all phrases side by side; nothing is padded.
+        packed = pack_sequence(list(torch.split(h_ND, list(lengths))), enforce_sorted=False)
+        out, _ = self.lstm(packed)
+        return torch.cat(unpack_sequence(out))

@@ -1,0 +1,171 @@
+"""Generation: the next step from those before, ``task=generate``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from midigenre.data.datamodule import PhraseDataModule
+from midigenre.evaluation.tokens import TokenMetrics, by_class, nats_per_note_interval
+from midigenre.models import ConditionEmbedding, FieldEmbedding, FieldHead, PhraseGenerator
+from midigenre.spec import UNKNOWN, Batch, LabelSpec, TokenSpec
+from midigenre.tasks.base import Outcome, Task
+from midigenre.tasks.optim import AdamWSettings
+
+SHOWN = ("loss", "nats_per_note", "accuracy")
+
+
+class GenerateTask(Task):
+    """Trains a :class:`~midigenre.models.PhraseGenerator` to foretell the next step.
+
+    Logged beside what all tasks log: ``val/nats_per_note``, ``val/accuracy``,
+    ``val/step_accuracy``, ``val/<field>/{loss,accuracy}`` with several fields, and
+    ``val/batch_mean_{loss,accuracy}`` (see :class:`~midigenre.evaluation.tokens.TokenMetrics`).
+    The loss is nats a step.
+
+    Args:
+        model: The generator.
+        optim: Optimizer and schedule.
+        describe: Plain data that rebuilds the model; it goes into every checkpoint.
+        seed: Seed of the dropout, that of the conditions too.
+    """
+
+    kind = "generator"
+    final = ("val_loss", "test_loss", "test_nats_per_note", "test_accuracy")
+    causal = True
+    model: PhraseGenerator
+
+    def __init__(
+        self,
+        model: PhraseGenerator,
+        optim: AdamWSettings,
+        describe: Mapping[str, Any],
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, optim, describe, seed)
+        self.val_metrics = TokenMetrics(TokenSpec.from_dict(describe["tokens"]))
+
+    @staticmethod
+    def labels_of(task: Mapping[str, Any]) -> tuple[str, ...]:
+        """See :meth:`Task.labels_of`."""
+        return tuple(task["conditions"])
+
+    @classmethod
+    def make_model(
+        cls,
+        task: Mapping[str, Any],
+        model: Mapping[str, Any],
+        backbone: nn.Module,
+        tokens: TokenSpec,
+        labels: LabelSpec,
+        counts: Mapping[str, Any] | None = None,
+    ) -> PhraseGenerator:
+        """See :meth:`Task.make_model`."""
+        d_model: int = backbone.d_model  # type: ignore[assignment]
+        embedding = FieldEmbedding(
+            tokens.sizes, d_model, model["combine"], model["d_field"], model["dropout"]
+        )
+        classes = {label: len(labels.classes[label]) for label in task["conditions"]}
+        conditions = (
+            ConditionEmbedding(classes, d_model, task["condition_dropout"]) if classes else None
+        )
+        head = FieldHead(tokens.sizes, d_model)
+        return PhraseGenerator(embedding, backbone, conditions, head, task["condition_by"])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean nats a step of a batch."""
+        nats_NF, _ = self.model.loss(batch)
+        loss = nats_NF.sum(1).mean()
+        self.count(batch)
+        self.log("train/loss", loss, on_step=True, on_epoch=False, batch_size=batch.n_tokens)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collects the sums."""
+        nats_NF, hits_NF = self.model.loss(batch)
+        self.val_metrics.update(nats_NF, hits_NF, batch.ids_NF)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the scores over all steps."""
+        for name, value in self.val_metrics.compute().items():
+            self.log(f"val/{name}", value.float(), prog_bar=name == "loss")
+        self.val_metrics.reset()
+
+    @classmethod
+    @torch.no_grad()
+    def test(cls, model: nn.Module, data: PhraseDataModule, folder: Path | None) -> Outcome:
+        """See :meth:`Task.test`: under the songs' own labels, and with all of them hidden."""
+        assert isinstance(model, PhraseGenerator)
+        model.eval()
+        spec = data.shards.tokens
+        metrics, hidden = TokenMetrics(spec), TokenMetrics(spec)
+        nats, notes, song = [], [], []
+        truth: dict[str, list[Any]] = {label: [] for label in data.labels}
+        for batch in data.eval_dataloader("test"):
+            nats_NF, hits_NF = model.loss(batch)
+            metrics.update(nats_NF, hits_NF, batch.ids_NF)
+            of_N = torch.repeat_interleave(
+                torch.arange(batch.n_phrases), torch.tensor(batch.lengths)
+            )
+            is_note_N = metrics.tokens.notes_N(batch.ids_NF)
+            nats.append(np.bincount(of_N, nats_NF.sum(1).double().numpy(), batch.n_phrases))
+            notes.append(np.bincount(of_N, is_note_N.numpy(), batch.n_phrases).astype(np.int64))
+            song.append(batch.song_B.numpy())
+            for label, values in batch.labels.items():
+                truth[label].append(values.numpy())
+            hidden.update(*model.loss(unlabelled(batch)), batch.ids_NF)
+        nats_N, notes_N, song_N = map(np.concatenate, (nats, notes, song))
+        found = {k: float(v) for k, v in metrics.compute().items()}
+        without = {k: float(v) for k, v in hidden.compute().items()}
+        evaluation = {
+            "tokens": {
+                "n": len(nats_N),
+                "n_steps": int(metrics.counts[0]),
+                "n_notes": int(notes_N.sum()),
+                **found,
+                "ci95": {"nats_per_note": nats_per_note_interval(nats_N, notes_N, song_N)},
+                "without_condition": {name: without[name] for name in SHOWN},
+                "by_class": by_class(
+                    nats_N, notes_N, data.shards.labels.classes,
+                    {label: np.concatenate(values) for label, values in truth.items()},
+                ),
+            }
+        }  # fmt: skip
+        scores = {f"test/{name}": value for name, value in found.items()}
+        return Outcome(evaluation, scores, {f"test_{name}": found[name] for name in SHOWN})
+
+    @staticmethod
+    def show(evaluation: Mapping[str, Any], console: Console) -> None:
+        """See :meth:`Task.show`."""
+        scores = evaluation["tokens"]
+        low, high = scores["ci95"]["nats_per_note"]
+        table = Table(title="next step, test songs", title_justify="left")
+        for name in ("conditions", "nats a step", "nats a note", "95 %", "token accuracy"):
+            table.add_column(name, justify="left" if name == "conditions" else "right")
+        for name, row, span in (
+            ("the songs' own", scores, f"{low:.3f}–{high:.3f}"),
+            ("hidden", scores["without_condition"], ""),
+        ):
+            table.add_row(
+                name, f"{row['loss']:.3f}", f"{row['nats_per_note']:.3f}", span,
+                f"{row['accuracy']:.3f}",
+            )  # fmt: skip
+        console.print(table)
+
+    @staticmethod
+    def next_command(folder: Path) -> str:
+        """See :meth:`Task.next_command`."""
+        return f"look at it with: tensorboard --logdir {folder}"
+
+
+def unlabelled(batch: Batch) -> Batch:
+    """The batch with every label unknown."""
+    return replace(batch, labels={k: torch.full_like(v, UNKNOWN) for k, v in batch.labels.items()})
