@@ -299,6 +299,9 @@ def _worded(error: BaseException, command: str, overrides: Sequence[str]) -> str
         node = OmegaConf.select(known, parent) if parent else known
         options = [str(k) for k in node if k != "_target_"] if OmegaConf.is_dict(node) else []
         return f"{wrong[1]}: no such setting{_near(name, sorted(options))}"
+    stray = re.search(r"mismatched input '([^']*)'|LexerNoViableAltException: (\S+)", text)
+    if stray:
+        return f"{(stray[1] or stray[2])!r} is no setting; write key=value, and paths after --"
     unparsed = re.search(r"Error parsing override '(.*?)'\s*\n", text, re.S)
     if unparsed:
         return f"{unparsed[1]!r} is no setting; write key=value, and paths after --"

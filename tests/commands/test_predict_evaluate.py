@@ -80,9 +80,18 @@ def test_predict_goes_on_past_bad_files(midigenre, toy_run, songs, tmp_path):
 def test_predict_refuses_a_text_file_in_one_line(midigenre, toy_run, tmp_path):
     (tmp_path / "a.mid").write_text("this is no MIDI file at all")
     status, out, err = midigenre("predict", f"run={toy_run}", "--", str(tmp_path / "a.mid"))
-    assert (status, out) == (2, "")
+    assert status == 2
+    assert [a["error"] for a in answers(out)] == ["unreadable"]
     assert err.count("\n") == 1
     assert "a.mid: unreadable" in err
+
+
+def test_a_missing_file_is_that_files_error(midigenre, toy_run, songs, tmp_path):
+    gone = tmp_path / "gone.mid"
+    status, out, err = midigenre("predict", f"run={toy_run}", "--", str(gone), str(songs[0]))
+    assert status == 0
+    assert [a.get("error") for a in answers(out)] == ["missing", None]
+    assert "gone.mid" in err
 
 
 def test_predict_says_what_run_there_is(midigenre, toy_run):

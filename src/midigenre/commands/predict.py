@@ -32,7 +32,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     """Prints one JSON object a file on stdout; a bad file gives one with ``error``.
 
     Raises:
-        UserError: No path is given, one does not exist, or no file could be read.
+        UserError: No path is given, or no file could be read.
     """
     if not paths:
         raise UserError("no file: midigenre predict run=RUN -- FILE_OR_DIR ...")
@@ -53,12 +53,8 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
                 read.append((path, *_read(path, tokenizer)))
             except RefusedSongError as error:
                 failed.append((path, error))
-                if len(files) > 1:
-                    answers[path] = {
-                        "path": str(path),
-                        "error": error.reason,
-                        "detail": error.detail,
-                    }
+                answers[path] = {"path": str(path), "error": error.reason, "detail": error.detail}
+                if len(files) > 1:  # of a single one the last line says it
                     console.print(f"{path}: {error}", style="red", markup=False, highlight=False)
         if read:
             answers |= _predict(read, trained, device, cfg.batch_phrases)
@@ -68,7 +64,8 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     if len(failed) == len(files):
         path, refusal = failed[0]
         more = f" (and {len(failed) - 1} more files)" if len(failed) > 1 else ""
-        raise UserError(f"{path}: {refusal}{more}; a MIDI file starts with MThd")
+        hint = "" if refusal.reason == "missing" else "; a MIDI file starts with MThd"
+        raise UserError(f"{path}: {refusal}{more}{hint}")
 
 
 def _files(paths: Sequence[str]) -> Iterator[Path]:
@@ -76,17 +73,15 @@ def _files(paths: Sequence[str]) -> Iterator[Path]:
         path = Path(text)
         if path.is_dir():
             yield from midi_files(path)
-        elif path.exists():
-            yield path
         else:
-            raise UserError(f"{text}: no such file or folder")
+            yield path  # one that does not exist is refused when its turn comes
 
 
 def _read(path: Path, tokenizer: Tokenizer) -> tuple[Song, Encoded]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise RefusedSongError("missing", error.strerror or str(error)) from error
+        raise RefusedSongError("missing", (error.strerror or str(error)).lower()) from error
     song = tokenizer.read(data)
     return song, tokenizer.encode(song)
 

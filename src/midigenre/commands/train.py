@@ -84,6 +84,8 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
         f"run {folder}: {n_parameters:,} parameters, {shards.tokens.n_tokens} tokens in "
         f"{len(shards.tokens.fields)} field(s), {_devices(trainer)}"
     )
+    if cfg.resume is not None:
+        _say(_goes_on(ckpt))
     start_hparams(trainer, type(task), plain(cfg), swept_settings())
     try:
         fit(trainer, task, data, ckpt, _say_stopping)
@@ -117,7 +119,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
     _say(
         f"trained {trainer.current_epoch} epochs, {trainer.global_step} steps in "
         f"{cost['fit_seconds']:.0f} s ({cost['tokens_per_second']:,.0f} tokens/s, at most "
-        f"{cost['peak_memory_bytes'] / 2**20:,.0f} MB); {cost['seconds']:.0f} s in all"
+        f"{cost['peak_memory_bytes'] / 2**20:,.0f} MB); {cost['seconds']:.0f} s since this command"
     )
     console.print(task.next_command(folder), highlight=False, soft_wrap=True)
     print(folder)
@@ -155,6 +157,14 @@ def _say_fold(data: PhraseDataModule) -> None:
 
 def _say_stopping() -> None:
     console.print("[yellow]stopping after this step; Ctrl-C again stops at once[/]")
+
+
+def _goes_on(ckpt: str | None) -> str:
+    """Where a resumed run goes on, in words."""
+    if ckpt is None:
+        return "stopped before its first checkpoint: it starts over, with the same result"
+    saved = torch.load(ckpt, map_location="cpu", weights_only=True)
+    return f"goes on in epoch {saved['epoch']} after {saved['global_step']} steps"
 
 
 def _devices(trainer: L.Trainer) -> str:
