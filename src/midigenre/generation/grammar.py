@@ -1,0 +1,227 @@
+"""What may come next: masks over each field's vocabulary that keep samples valid music.
+
+``grammar_row`` holds what all families of tokenizers share, ``grammar_vocabulary`` what the ids
+mean, ``grammar_bars`` the tokenizers with a token for each bar (REMI, MuMIDI), ``grammar_compound``
+CP and Octuple, ``grammar_shifts`` MIDI-like and TSD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from midigenre.errors import UserError
+from midigenre.generation.grammar_bars import MuMIDIRow, RemiRow
+from midigenre.generation.grammar_compound import CPRow, OctupleRow
+from midigenre.generation.grammar_row import Row
+from midigenre.generation.grammar_shifts import ShiftRow
+from midigenre.generation.grammar_vocabulary import Ids, Vocabulary
+from midigenre.tokenizers.base import Tokenizer
+
+FAMILIES: dict[str, type[Row]] = {
+    "REMI": RemiRow,
+    "CPWord": CPRow,
+    "Octuple": OctupleRow,
+    "MIDILike": ShiftRow,
+    "TSD": ShiftRow,
+    "MuMIDI": MuMIDIRow,
+}
+"""Row of each class of MidiTok that can generate."""
+
+
+class Grammar:
+    """What a tokenizer's music looks like, step by step.
+
+    The masks follow the encoder: the types in its order, positions that grow and lie inside the
+    meter's bar, the notes of an onset by program and pitch without a double one, changes of tempo
+    and meter that change something. So a generated stream is what the encoder would write for its
+    music, up to what stands behind the last note.
+
+    Attributes:
+        order: The columns of a step in the order in which they are sampled, length F.
+        tokenizer: The tokenizer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, row: type[Row], vocabulary: Vocabulary) -> None:
+        self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
+        self._row = row
+        self.order: tuple[int, ...] = row.field_order(vocabulary)
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Grammar:
+        """The grammar of a tokenizer.
+
+        Raises:
+            UserError: There is none for it.
+        """
+        settings = tokenizer.spec.tokenizer
+        name, known = settings.get("cls"), ", ".join(f"tokenizer.cls={n}" for n in FAMILIES)
+        if name not in FAMILIES:
+            raise UserError(
+                f"tokenizer {tokenizer.spec.name!r} (tokenizer.cls={name}) cannot generate: there "
+                f"is no grammar for it; use one of {known}"
+            )
+        vocabulary = Vocabulary(tokenizer)
+        unknown = vocabulary.unknown()
+        params = settings.get("params", {})
+        unknown |= {
+            key for key in ("program_changes", "use_rests", "use_microtiming") if params.get(key)
+        }
+        row, missing = FAMILIES[name], "Duration"
+        if name != "MIDILike" and vocabulary.column(missing) < 0:
+            unknown.add("notes without durations")
+        if name == "REMI" and len(vocabulary.ids(0, "Bar")) != 1:
+            unknown.add("Bar_End")
+        if name == "MuMIDI" and vocabulary.column("Tempo") >= 0:
+            unknown.add("Tempo")
+        if unknown:
+            raise UserError(
+                f"tokenizer {tokenizer.spec.name!r} cannot generate: the grammar of {name} does "
+                f"not know {', '.join(sorted(unknown))}; leave it out of tokenizer.params"
+            )
+        return cls(tokenizer, row, vocabulary)
+
+    def start(
+        self, n_rows: int, *, max_bars: int | None = None, exact_bars: bool | None = None
+    ) -> Rows:
+        """Rows before their first step, which is BOS or the beginning of a window.
+
+        Args:
+            n_rows: Number of rows, B.
+            max_bars: Notes begin and end in bars 0 to ``max_bars - 1``, and a row is done when it
+                wants a further bar; None for no bound.
+            exact_bars: Whether the end token waits for the last of ``max_bars``; by default it does
+                where ``max_bars`` is given. Empty bars count, at the end too.
+
+        Raises:
+            ValueError: A number below 1, or ``exact_bars`` without ``max_bars``.
+        """
+        if n_rows < 1 or (max_bars is not None and max_bars < 1):
+            raise ValueError(f"n_rows={n_rows} and max_bars={max_bars} must be 1 or more")
+        if exact_bars and max_bars is None:
+            raise ValueError("exact_bars needs max_bars")
+        exact = max_bars is not None if exact_bars is None else exact_bars
+        return Rows(
+            self, [self._row(self.vocabulary, self.order, max_bars, exact) for _ in range(n_rows)]
+        )
+
+
+class Rows:
+    """B sequences in the making; see :meth:`Grammar.start`."""
+
+    def __init__(self, grammar: Grammar, rows: list[Row]) -> None:
+        self.grammar = grammar
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def done_B(self) -> Tensor:
+        """Whether each row has ended, bool (B,)."""
+        return torch.tensor([row.done for row in self._rows])
+
+    @property
+    def bars_B(self) -> Tensor:
+        """Finished bars of each row, int64 (B,): nothing will begin in them any more."""
+        return torch.tensor([row.finished_bars for row in self._rows])
+
+    @property
+    def notes_B(self) -> Tensor:
+        """Whole notes of each row, int64 (B,)."""
+        return torch.tensor([row.n_notes for row in self._rows])
+
+    def bar_steps(self, row: int) -> list[int]:
+        """Step at which each bar of a row begins (BOS counts as a step), as far as it is written.
+
+        Where bars have no token, a bar begins with its first step; empty ones begin with the next.
+        """
+        return list(self._rows[row].bar_steps)
+
+    def allowed(self, field: int, chosen_BF: Tensor) -> Tensor:
+        """What may be sampled for a field; rows that are done may only take PAD.
+
+        Args:
+            field: A column.
+            chosen_BF: The step so far, int (B, F); columns after ``field`` in ``order`` are not
+                read.
+
+        Returns:
+            Mask of the field's vocabulary, bool (B, V), on the device of ``chosen_BF``.
+
+        Raises:
+            ValueError: A row cannot go on: its bars have passed the numbers that the vocabulary has
+                (see :meth:`slide`).
+        """
+        mask = np.zeros((len(self._rows), len(self.grammar.vocabulary.kinds[field])), bool)
+        for row, chosen, out in zip(self._rows, chosen_BF.tolist(), mask, strict=True):
+            row.allow(field, chosen, out)
+        if not (alive := mask.any(axis=1)).all():
+            at = int(np.flatnonzero(~alive)[0])
+            raise ValueError(
+                f"row {at} cannot go on after bar {self._rows[at].bar}: "
+                f"{self.grammar.tokenizer.spec.name} numbers {self.grammar.tokenizer.spec.max_bars}"
+                " bars; slide the row's window first"
+            )
+        return torch.from_numpy(mask).to(chosen_BF.device)
+
+    def push(self, ids_BF: Tensor) -> Tensor:
+        """Goes on by one step a row, which :meth:`allowed` has allowed.
+
+        Returns:
+            Whether the step belongs to its row, bool (B,) on the CPU: not where the row had ended
+            before, nor where the step only said that there would be another bar than the last.
+        """
+        steps = ids_BF.tolist()
+        return torch.tensor([r.push(step) for r, step in zip(self._rows, steps, strict=True)])
+
+    def feed(self, row: int, ids_TF: Tensor | NDArray[np.integer[Any]]) -> None:
+        """Puts a row behind steps of music that exists; its notes may sound past ``max_bars``.
+
+        Raises:
+            ValueError: A step cannot follow those before it, or the music fills ``max_bars``.
+        """
+        fed, spec = self._rows[row], self.grammar.tokenizer.spec
+        fed.feeding = True
+        try:
+            for at, step in enumerate(ids_TF.tolist()):
+                field = fed.check(step)
+                if fed.done or field >= 0:
+                    word = spec.words(np.array([step]))[0]
+                    raise ValueError(f"step {at}, {word!r}, cannot follow those before it")
+                if not fed.push(step):
+                    raise ValueError(f"the given music has more than max_bars={fed.max_bars} bars")
+        finally:
+            fed.feeding = False
+
+    def keep(self, rows: Sequence[int] | Tensor) -> None:
+        """Keeps these rows, in this order, and drops the others."""
+        self._rows = [self._rows[i] for i in (rows.tolist() if isinstance(rows, Tensor) else rows)]
+
+    def slide(self, row: int, first_bar: int) -> None:
+        """From now on the ids call ``first_bar`` of the row bar 0.
+
+        Only vocabularies that number bars (Octuple, MuMIDI) change by it.
+
+        Raises:
+            ValueError: The row has no such bar yet.
+        """
+        if not self._rows[row].first_bar <= first_bar <= max(0, self._rows[row].bar):
+            raise ValueError(f"row {row} is in bar {self._rows[row].bar}, not past bar {first_bar}")
+        self._rows[row].first_bar = first_bar
+
+    def close(self, row: int) -> tuple[int, Ids]:
+        """Ends a row that was cut by a budget of time or tokens.
+
+        Returns:
+            The number of its steps to keep (BOS counts) and the steps to write behind them, int64
+            (T, F): then it decodes whole. A row without a note keeps no music.
+        """
+        keep, more = self._rows[row].close()
+        return keep, np.array(more, np.int64).reshape(-1, len(self.grammar.vocabulary.kinds))
