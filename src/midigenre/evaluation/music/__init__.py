@@ -1,0 +1,13 @@
+"""Is generated music any good, and was it copied? Measures of lists of songs.
+
+Everything here works on cleaned songs (:class:`midigenre.song.Song`) or on embeddings given as
+arrays; nothing knows a model. What the functions return is plain data, ready for JSON.
+
+* ``bars``: what a bar holds, as a number to compare; the time that a song spans.
+* ``descriptors``: one number or histogram a song (entropy, groove, polyphony, ...).
+* ``distance``: overlap of generated with real descriptors, with interval and floor.
+* ``frechet``: distance of two sets of embeddings, with its floor.
+* ``structure``: self-similarity, repetition, course of a piece, whether it ends on the tonic.
+* ``novelty``: runs of notes and of bars that a piece shares with the training set.
+* ``figures``: the pictures of these.
+"""

@@ -1,0 +1,224 @@
+"""How far generated songs lie from real ones, descriptor by descriptor.
+
+A song is one row of shares over cells, a set of songs is the mean of its rows, and two sets are
+compared by
+
+* the overlapping area, sum of min(p, q), 0 to 1 (Inman and Bradley 1989; Yang and Lerch 2020, "On
+  the evaluation of generative models in music", section 3.3), and
+* the Jensen-Shannon divergence in bits, 0 to 1 (Lin 1991), which counts cells that only one has.
+
+The row of a histogram descriptor is the song's histogram. That of a number is a Gaussian kernel
+around it, so that the set's mean is a kernel density. Yang and Lerch take the overlap not of the
+descriptors but of the distances between songs within the real set and across the sets. Here it is
+taken of the descriptors themselves: one can draw it and see to which side the generated music
+differs, and songs are independent where pairs of songs are not, so songs can be resampled.
+
+**How to read a number.** Sampling noise alone keeps the overlap of two sets of the same music
+below 1, so a value is judged by its *floor*: the same measure between two random parts of the real
+set. Because noise depends on the number of songs, the *matched* value is taken on random parts of
+just the floor's sizes: where matched and floor agree, nothing tells generated from real. The 95 %
+interval is a percentile bootstrap over the songs of both sets. Measured on normal
+samples of 50 against 50 to 600 against 300, it held the true overlap in 84 to 95 % of draws where
+that was 0.3 to 0.8, but never where it was 1: an interval answers "how different", the floor
+"different at all". In the same draws, ten bins of equal population had a bias of up to -0.09 where
+the kernel had one of up to 0.03.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr
+
+from midigenre.errors import UserError
+from midigenre.evaluation.bootstrap import N_BOOTSTRAP, interval, plain, ratio
+from midigenre.evaluation.music.bars import Floats, Longs
+from midigenre.evaluation.music.descriptors import HISTOGRAMS, SCALARS, DescriptorTable
+
+MIN_SONGS = 10
+"""Fewer songs in a set are refused: their distribution is hardly known."""
+
+N_SPLITS = 200
+CELLS = 256
+
+
+def overlap(p: Floats, q: Floats) -> Floats:
+    """Overlapping area of distributions over cells, shape (..., cells) to (...)."""
+    area: Floats = np.minimum(p, q).sum(-1)
+    return area
+
+
+def jensen_shannon(p: Floats, q: Floats) -> Floats:
+    """Jensen-Shannon divergence in bits, 0 to 1, shape (..., cells) to (...)."""
+    middle = (p + q) / 2
+    total = np.zeros(np.broadcast(p, q).shape[:-1])
+    for one in (p, q):
+        seen = np.log2(ratio(one, middle), out=np.zeros_like(middle), where=one > 0)
+        total = total + (one * seen).sum(-1) / 2
+    return np.clip(total, 0.0, 1.0)
+
+
+MEASURES: dict[str, Callable[[Floats, Floats], Floats]] = {
+    "overlap": overlap,
+    "jensen_shannon": jensen_shannon,
+}
+
+
+def split_parts(
+    n_generated: int, n_real: int, n_splits: int, seed: int
+) -> Iterator[tuple[Longs, Longs, Longs]]:
+    """Random parts of both sets, again and again, for a floor and for the value to judge by it.
+
+    Returns:
+        Each time rows of the real set, all its other rows, and rows of the generated set: the
+        floor compares the first with the second, the matched value the third with the second. The
+        first and the third have the size of the generated set, but at most half that of the real
+        one.
+    """
+    rng = np.random.default_rng(seed)
+    ours = np.random.default_rng((seed, 1))  # a floor is the same whatever it is the floor of
+    size = min(n_generated, n_real // 2)
+    for _ in range(n_splits):
+        order = rng.permutation(n_real)
+        yield order[:size], order[size:], ours.permutation(n_generated)[:size]
+
+
+def summary(values: Floats) -> dict[str, float | None]:
+    """Mean and central 95 % of repeated splits."""
+    low, high = interval(values)
+    return {"mean": plain(values.mean()) if len(values) else None, "low": low, "high": high}
+
+
+def bandwidth(values: Floats) -> float:
+    """Silverman's rule, 0.9 min(sd, IQR / 1.34) n^(-1/5) (1986, equation 3.31).
+
+    Where half of the values are equal the quartiles say nothing and the standard deviation stands
+    alone; 0 for equal values, which then stay points.
+    """
+    if len(values) < 2:
+        return 0.0
+    deviation = float(values.std(ddof=1))
+    quartiles = float(np.subtract(*np.percentile(values, [75, 25]))) / 1.34
+    return 0.9 * min(deviation, quartiles or deviation) * float(len(values) ** -0.2)
+
+
+def kernel_rows(values_S: Floats, low: float, high: float, width: float) -> Floats:
+    """Mass of a Gaussian around each value in each cell, shape (S, cells); rows add up to 1.
+
+    The line is cut into :data:`CELLS` cells between ``low`` and ``high``; the outer cells also hold
+    what lies beyond. A width of 0 puts each value into its cell.
+
+    Args:
+        values_S: The values, shape (S,), finite.
+        low: Lowest value of all sets that will be compared.
+        high: Highest one.
+        width: Standard deviation of the kernel.
+    """
+    edges = np.linspace(low, high, CELLS + 1)[1:-1]
+    if width > 0:
+        below = ndtr((edges - values_S[:, None]) / width)
+    else:
+        below = (values_S[:, None] < edges).astype(np.float64)
+    return np.diff(below, axis=1, prepend=0.0, append=1.0)
+
+
+def compare_sets(
+    generated: DescriptorTable,
+    real: DescriptorTable,
+    *,
+    seed: int = 0,
+    n_bootstrap: int = N_BOOTSTRAP,
+    n_splits: int = N_SPLITS,
+) -> dict[str, dict[str, Any]]:
+    """Compares every descriptor of generated songs with that of real ones.
+
+    Args:
+        generated: Descriptors of the generated songs.
+        real: Descriptors of held-out real songs, best cut to the length of the generated ones.
+        seed: Seed of resamples and splits.
+        n_bootstrap: Number of resamples.
+        n_splits: Number of random splits of the real songs.
+
+    Returns:
+        For each descriptor: ``n_generated`` and ``n_real`` (songs in which it is defined),
+        ``unit`` and ``mean_generated`` and ``mean_real`` (of numbers) or ``bins``,
+        ``share_generated`` and ``share_real`` (of histograms), and for ``overlap`` and
+        ``jensen_shannon`` a dictionary of ``value``, ``ci95``, and ``floor`` and ``matched``
+        (``mean``, ``low``, ``high`` over the splits, :func:`split_parts`). Instead of those two,
+        ``reason`` where the descriptor is defined in fewer than :data:`MIN_SONGS` songs of a set.
+
+    Raises:
+        UserError: Fewer than :data:`MIN_SONGS` songs in a set.
+    """
+    for what, table in (("generated", generated), ("held-out", real)):
+        if len(table) < MIN_SONGS:
+            raise UserError(
+                f"{len(table)} {what} songs are too few to compare distributions; "
+                f"give {MIN_SONGS} or more (n={MIN_SONGS})"
+            )
+    found: dict[str, dict[str, Any]] = {}
+    for name, unit in SCALARS.items():
+        ours, theirs = (t.scalars[name][np.isfinite(t.scalars[name])] for t in (generated, real))
+        found[name] = {"n_generated": len(ours), "n_real": len(theirs), "unit": unit}
+        if reason := _too_few(ours, theirs):
+            found[name]["reason"] = reason
+            continue
+        found[name] |= {"mean_generated": float(ours.mean()), "mean_real": float(theirs.mean())}
+        both = np.concatenate([ours, theirs])
+        # From the real songs alone: what a model generates must not move the yardstick.
+        width = bandwidth(theirs)
+        low, high = float(both.min()), float(both.max())
+        ours, theirs = (kernel_rows(values, low, high, width) for values in (ours, theirs))
+        found[name] |= _compare(ours, theirs, seed, n_bootstrap, n_splits)
+    for name, bins in HISTOGRAMS.items():
+        ours, theirs = (
+            t.histograms[name][np.isfinite(t.histograms[name]).all(axis=1)]
+            for t in (generated, real)
+        )
+        found[name] = {"n_generated": len(ours), "n_real": len(theirs), "bins": list(bins)}
+        if reason := _too_few(ours, theirs):
+            found[name]["reason"] = reason
+            continue
+        found[name] |= {
+            "share_generated": ours.mean(0).tolist(),
+            "share_real": theirs.mean(0).tolist(),
+        }
+        found[name] |= _compare(ours, theirs, seed, n_bootstrap, n_splits)
+    return found
+
+
+def _too_few(ours: Floats, theirs: Floats) -> str | None:
+    if min(len(ours), len(theirs)) >= MIN_SONGS:
+        return None
+    return (
+        f"defined in {len(ours)} generated and {len(theirs)} real songs; {MIN_SONGS} of each needed"
+    )
+
+
+def _compare(
+    ours_SG: Floats, theirs_SG: Floats, seed: int, n_bootstrap: int, n_splits: int
+) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    resampled = []
+    for rows in (ours_SG, theirs_SG):
+        n = len(rows)
+        # A resample of songs is how often each is drawn; its distribution is one matrix product.
+        drawn = rng.multinomial(n, np.full(n, 1 / n), n_bootstrap)
+        resampled.append(drawn @ rows / n)
+    parts = list(split_parts(len(ours_SG), len(theirs_SG), n_splits, seed))
+    shape = (len(parts), ours_SG.shape[1])
+    first, rest, mine = (
+        np.array([rows[part[i]].mean(0) for part in parts]).reshape(shape)
+        for i, rows in enumerate((theirs_SG, theirs_SG, ours_SG))
+    )
+    found: dict[str, Any] = {}
+    for name, measure in MEASURES.items():
+        found[name] = {
+            "value": float(measure(ours_SG.mean(0), theirs_SG.mean(0))),
+            "ci95": interval(measure(*resampled)),
+            "matched": summary(measure(mine, rest)),
+            "floor": summary(measure(first, rest)),
+        }
+    return found

@@ -1,0 +1,200 @@
+"""Form of a piece: what comes back, how it runs its course, whether it ends at home."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from midigenre.evaluation.bootstrap import plain, ratio
+from midigenre.evaluation.music.bars import (
+    Floats,
+    bar_keys,
+    bar_of_notes,
+    beat_edges,
+    is_melodic,
+    note_ends,
+)
+from midigenre.song import Song
+
+STEPS = 4
+"""Steps of a quarter note in a bar's picture: sixteenths."""
+
+MAX_LAG = 16
+PARTS = 10
+PITCH_CLASSES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
+
+# Krumhansl and Kessler 1982, "Tracing the dynamic changes in perceived tonal organization in a
+# spatial representation of musical keys", probe-tone ratings of each degree above the tonic.
+_MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
+_MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17])
+
+
+def bar_pictures(song: Song) -> Floats:
+    """What sounds where in each bar, shape (bars, rows, steps).
+
+    Rows 0 to 11 are pitch classes: the share of each sixteenth during which the class sounds, added
+    up over notes. The other rows are the drum sounds that the song uses: 1 where one is struck.
+    Steps are counted from the barline, as many as the longest bar has. A note counts in the bar of
+    its onset up to the barline.
+    """
+    notes, bar = song.notes, bar_of_notes(song)
+    melodic = is_melodic(song)
+    lengths = np.diff(song.bar_ticks)
+    step = song.tpq / STEPS
+    n_steps = int(np.ceil(lengths.max(initial=0) / step))
+    drums, drum_row = np.unique(notes.pitch[~melodic], return_inverse=True)
+    pictures = np.zeros((song.n_bars, 12 + len(drums), n_steps))
+
+    start = (notes.onset - song.bar_ticks[bar]) / step
+    end = np.minimum(note_ends(song) - song.bar_ticks[bar], lengths[bar]) / step
+    np.add.at(pictures, (bar[~melodic], 12 + drum_row, start[~melodic].astype(np.int64)), 1.0)
+    bar, start, end, row = bar[melodic], start[melodic], end[melodic], notes.pitch[melodic] % 12
+    for at in range(n_steps):
+        share = np.clip(np.minimum(end, at + 1) - np.maximum(start, at), 0.0, 1.0)
+        pictures_at = pictures[:, :, at]
+        np.add.at(pictures_at, (bar, row), share)
+    return pictures
+
+
+def self_similarity(song: Song) -> Floats:
+    """Cosine of the pictures of every pair of bars, 0 to 1, shape (bars, bars).
+
+    After Foote 1999, "Visualizing music and audio using self-similarity", on
+    :func:`bar_pictures`. Bars of different meters count by the steps that both have. An empty bar
+    is like another empty bar (1) and unlike any other (0).
+    """
+    flat = bar_pictures(song).reshape(song.n_bars, -1)
+    length = np.sqrt((flat**2).sum(1, keepdims=True))
+    unit = np.nan_to_num(ratio(flat, length))
+    found: Floats = np.clip(unit @ unit.T, 0.0, 1.0)
+    empty = length[:, 0] == 0
+    found[np.ix_(empty, empty)] = 1.0
+    np.fill_diagonal(found, 1.0)
+    return found
+
+
+def repetition(song: Song, max_lag: int = MAX_LAG) -> dict[str, list[float | None]]:
+    """How much bars resemble the bar so many bars before.
+
+    Only pairs with a note in at least one of the two bars count: silence does not repeat.
+
+    Args:
+        song: The song.
+        max_lag: Largest distance, in bars.
+
+    Returns:
+        ``similarity``: mean of :func:`self_similarity` at lags 1 to ``max_lag``; ``exact``: share
+        of pairs whose bars hold the same (:func:`midigenre.evaluation.music.bars.bar_keys`). None
+        at lags without a pair.
+    """
+    keys, full = bar_keys(song)
+    alike = self_similarity(song)
+    found: dict[str, list[float | None]] = {"similarity": [], "exact": []}
+    for lag in range(1, max_lag + 1):
+        counts = full[lag:] | full[:-lag]
+        pairs = np.diagonal(alike, -lag)[counts[: max(0, song.n_bars - lag)]]
+        same = (keys[lag:] == keys[:-lag])[counts]
+        found["similarity"].append(float(pairs.mean()) if len(pairs) else None)
+        found["exact"].append(float(same.mean()) if len(same) else None)
+    return found
+
+
+def course(song: Song, parts: int = PARTS) -> dict[str, list[float | None]]:
+    """Density and loudness over the piece.
+
+    Args:
+        song: The song.
+        parts: Number of parts; its beats are dealt to them as evenly as they go.
+
+    Returns:
+        ``notes_per_beat`` and ``velocity`` (mean) of each part; None where a part has no beat (a
+        piece of fewer beats than parts) or, for the velocity, no note.
+    """
+    edges = beat_edges(song)
+    n_beats = len(edges) - 1
+    cuts = np.arange(parts + 1) * n_beats // parts
+    part = np.searchsorted(edges[cuts[1:-1]], song.notes.onset, side="right")
+    count = np.bincount(part, minlength=parts)
+    loudness = np.bincount(part, song.notes.velocity, minlength=parts)
+    return {
+        "notes_per_beat": [plain(x) for x in ratio(count, np.diff(cuts))],
+        "velocity": [plain(x) for x in ratio(loudness, count)],
+    }
+
+
+def key(song: Song) -> dict[str, Any] | None:
+    """The key whose profile fits the whole piece best; None without pitched notes.
+
+    Krumhansl 1990, "Cognitive Foundations of Musical Pitch", chapter 4: the correlation of the
+    pitch classes' total durations with the profiles of Krumhansl and Kessler 1982. Where all
+    classes sound equally long no key fits better than another, and it is None too.
+
+    Returns:
+        ``tonic`` (0 is C), ``mode`` (``major`` or ``minor``), ``name`` and ``correlation``.
+    """
+    melodic = is_melodic(song)
+    pitch, duration = song.notes.pitch[melodic], song.notes.duration[melodic]
+    time = np.bincount(pitch % 12, duration, minlength=12)
+    if not len(pitch) or np.ptp(time) == 0:
+        return None
+    fits = {
+        (tonic, mode): float(np.corrcoef(time, np.roll(profile, tonic))[0, 1])
+        for mode, profile in (("major", _MAJOR), ("minor", _MINOR))
+        for tonic in range(12)
+    }
+    tonic, mode = max(fits, key=lambda k: fits[k])
+    name = f"{PITCH_CLASSES[tonic]} {mode}"
+    return {"tonic": tonic, "mode": mode, "name": name, "correlation": fits[tonic, mode]}
+
+
+def ends_on_tonic(song: Song) -> bool | None:
+    """Whether the lowest pitch that sounds at the last onset is the tonic's; None without a key.
+
+    The last onset is that of the last pitched note; notes held on from before count, drums do not.
+    The key is that of the whole piece, :func:`key`.
+    """
+    found = key(song)
+    if found is None:
+        return None
+    melodic = is_melodic(song)
+    onset, pitch = song.notes.onset[melodic], song.notes.pitch[melodic]
+    end = onset + song.notes.duration[melodic]
+    last = onset.max()
+    return bool(pitch[(end > last) | (onset == last)].min() % 12 == found["tonic"])
+
+
+def structure(song: Song) -> dict[str, Any]:
+    """One song's ``bars``, ``repetition``, ``course``, ``key`` and ``ends_on_tonic``."""
+    return {
+        "bars": song.n_bars,
+        "repetition": repetition(song),
+        "course": course(song),
+        "key": key(song),
+        "ends_on_tonic": ends_on_tonic(song),
+    }
+
+
+def mean_structure(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means of :func:`structure` over songs, each over those in which the number is defined.
+
+    Returns:
+        ``n``, ``repetition`` and ``course`` as there, and ``tonic``: ``share`` of the songs with a
+        key that end on the tonic, and ``n`` of these.
+    """
+    ends = [one["ends_on_tonic"] for one in found if one["ends_on_tonic"] is not None]
+    means: dict[str, Any] = {"n": len(found)}
+    for group in ("repetition", "course"):
+        means[group] = {
+            name: [
+                _mean(column) for column in zip(*(one[group][name] for one in found), strict=True)
+            ]
+            for name in (found[0][group] if found else ())
+        }
+    means["tonic"] = {"share": _mean(ends), "n": len(ends)}
+    return means
+
+
+def _mean(values: Any) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return sum(known) / len(known) if known else None
