@@ -5,6 +5,7 @@
 ``positions``       place of a token in its phrase; rotary and learned positions
 ``attention``       attention inside each packed phrase, on CPU and GPU
 ``encoder``         the transformer of every task; bidirectional or causal by call
+``cache``           what a backbone keeps of the steps it has seen, for generation
 ``prefix``          vectors put before each phrase (CLS, conditions)
 ``pooling``         a phrase to one vector
 ``lstm``            the LSTM baseline, a backbone too
@@ -16,16 +17,18 @@
 ==================  =================================================================
 
 A backbone is any module with an attribute ``d_model`` and the call
-``(h_ND, cu_seqlens, lengths, *, causal=False) -> h_ND``.
+``(h_ND, cu_seqlens, lengths, *, causal=False) -> h_ND``. One that generates also has ``new_state``,
+``prefill`` and ``step`` (see :class:`Encoder`).
 """
 
 from midigenre.models.attention import packed_attention
+from midigenre.models.cache import KeyValueCache, RecurrentState, State
 from midigenre.models.classifier import PhraseClassifier
 from midigenre.models.conditions import ConditionEmbedding
 from midigenre.models.embedding import FieldEmbedding
 from midigenre.models.encoder import Encoder, EncoderLayer
 from midigenre.models.field_head import FieldHead
-from midigenre.models.generator import PhraseGenerator
+from midigenre.models.generator import Decoding, PhraseGenerator
 from midigenre.models.heads import LabelHead, class_weights
 from midigenre.models.lstm import LSTM
 from midigenre.models.pooling import Pooling
@@ -42,17 +45,21 @@ from midigenre.models.prefix import Prefixed, insert_prefix
 __all__ = [
     "LSTM",
     "ConditionEmbedding",
+    "Decoding",
     "Encoder",
     "EncoderLayer",
     "FieldEmbedding",
     "FieldHead",
+    "KeyValueCache",
     "LabelHead",
     "LearnedPositions",
     "PhraseClassifier",
     "PhraseGenerator",
     "Pooling",
     "Prefixed",
+    "RecurrentState",
     "Rotary",
+    "State",
     "class_weights",
     "insert_prefix",
     "packed_attention",

@@ -10,14 +10,16 @@ weights serve classification and masked modelling (``causal=False``) and generat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import repeat
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from midigenre.models.attention import packed_attention
+from midigenre.models.cache import KeyValueCache
 from midigenre.models.checks import check_choice
 from midigenre.models.layers import Linear, drop_add
 from midigenre.models.local import LocalMixing
@@ -266,18 +268,110 @@ class Encoder(nn.Module):
         Raises:
             ValueError: A phrase is longer than ``max_positions`` of learned positions.
         """
+        attend = self._packed(cu_seqlens, lengths, causal)
         positions = positions_N(cu_seqlens, h_ND.shape[0])
         if self.local is not None:
             h_ND = self.local(h_ND, positions)
-        h_ND, rotary = self.place(h_ND, positions, max(lengths))
-        attend = partial(
+        return self._layers(h_ND, positions, max(lengths), repeat(attend))
+
+    def new_state(
+        self, n_rows: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> KeyValueCache:
+        """Room for rows that are written step by step; every row is empty.
+
+        Args:
+            n_rows: Number of rows B.
+            capacity: Steps that a row may have, vectors put before it included.
+            device: Where the rows live.
+            dtype: Type of the model's vectors.
+
+        Raises:
+            ValueError: ``capacity`` passes ``max_positions`` of learned positions.
+        """
+        if self.positions is not None and capacity > self.positions.max_positions:
+            raise ValueError(
+                f"a capacity of {capacity} does not fit "
+                f"max_positions={self.positions.max_positions}"
+            )
+        n_heads = self.d_model // self.d_head
+        return KeyValueCache(
+            n_rows, capacity, len(self.layers), n_heads, self.d_head, device, dtype
+        )
+
+    def prefill(
+        self,
+        h_ND: Tensor,
+        cu_seqlens: Tensor,
+        lengths: Sequence[int],
+        state: KeyValueCache,
+        rows: Sequence[int],
+    ) -> Tensor:
+        """Begin some rows anew with whole phrases, run causally.
+
+        Args:
+            h_ND: Packed vectors of these rows, shape (N, D).
+            cu_seqlens: Their boundaries, shape (rows + 1,).
+            lengths: Their lengths.
+            state: Where keys and values go; the other rows stay as they are.
+            rows: Which rows they are.
+
+        Returns:
+            Shape (N, D), as the full pass.
+
+        Raises:
+            ValueError: A phrase passes the capacity.
+        """
+        state.reset(rows, lengths)
+        positions = positions_N(cu_seqlens, h_ND.shape[0])
+        if self.local is not None:
+            state.before = self.local.remember(h_ND, lengths, state.before, len(state), rows)
+            h_ND = self.local(h_ND, positions)
+        attend = self._packed(cu_seqlens, lengths, causal=True)
+
+        def filling(layer: int) -> Attend:
+            def attend_and_fill(q_NHd: Tensor, k_NHd: Tensor, v_NHd: Tensor) -> Tensor:
+                state.fill(layer, rows, lengths, k_NHd, v_NHd)
+                return attend(q_NHd, k_NHd, v_NHd)
+
+            return attend_and_fill
+
+        return self._layers(
+            h_ND, positions, max(lengths), (filling(layer) for layer in range(len(self.layers)))
+        )
+
+    def step(self, h_BD: Tensor, state: KeyValueCache) -> Tensor:
+        """One further step of every row: equals the full causal pass at its last step.
+
+        Args:
+            h_BD: The steps, shape (B, D).
+            state: What is kept of the rows; it grows by the step.
+
+        Returns:
+            Shape (B, D).
+
+        Raises:
+            ValueError: A row is full.
+        """
+        state.grow()
+        if self.local is not None:
+            h_BD, state.before = self.local.step(h_BD, state.before)
+        longest = max(state.lengths)
+        return self._layers(h_BD, state.lengths_B - 1, longest, state.attends())
+
+    def _packed(self, cu_seqlens: Tensor, lengths: Sequence[int], causal: bool) -> Attend:
+        return partial(
             packed_attention,
             cu_seqlens=cu_seqlens,
             lengths=lengths,
             causal=causal,
             dropout_p=self.attention_dropout if self.training else 0.0,
         )
-        for layer in self.layers:
+
+    def _layers(
+        self, h_ND: Tensor, positions: Tensor, longest: int, attends: Iterable[Attend]
+    ) -> Tensor:
+        h_ND, rotary = self.place(h_ND, positions, longest)
+        for layer, attend in zip(self.layers, attends, strict=False):
             h_ND = layer(h_ND, rotary, attend)
         out_ND: Tensor = self.final_norm(h_ND)
         return out_ND

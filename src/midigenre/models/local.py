@@ -6,6 +6,7 @@ N packed tokens   D model width   K width of the window
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,5 +63,52 @@ class LocalMixing(nn.Module):
         for step in range(1, self.width):
             earlier_ND = nn.functional.pad(x_ND, (0, 0, step, 0))[:N]
             back.append(earlier_ND * (positions_N >= step)[:, None])
-        mixed_ND = nn.functional.gelu(self.project(torch.cat(back, dim=-1)))
+        return self._mix(h_ND, torch.cat(back, dim=-1))
+
+    def remember(
+        self,
+        h_ND: Tensor,
+        lengths: Sequence[int],
+        before: Tensor | None,
+        n_rows: int,
+        rows: Sequence[int],
+    ) -> Tensor:
+        """What :meth:`step` needs behind whole phrases.
+
+        Args:
+            h_ND: The packed phrases of some rows, as given to :meth:`forward`, shape (N, D).
+            lengths: Their lengths.
+            before: What is kept of all rows, shape (B, width - 1, D); None for nothing yet.
+            n_rows: Number of all rows B.
+            rows: Which rows these are.
+
+        Returns:
+            Normed vectors of the last steps, the last first, zeros before a phrase; shape
+            (B, width - 1, D).
+        """
+        if before is None:
+            before = h_ND.new_zeros(n_rows, self.width - 1, h_ND.shape[1])
+        for row, x_TD in zip(rows, torch.split(self.norm(h_ND), list(lengths)), strict=True):
+            last = x_TD.flip(0)[: self.width - 1]
+            before[row] = nn.functional.pad(last, (0, 0, 0, self.width - 1 - len(last)))
+        return before
+
+    def step(self, h_BD: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mix one further step of every row.
+
+        Args:
+            h_BD: The steps, shape (B, D).
+            before: From :meth:`remember` or the last call; None where every row begins.
+
+        Returns:
+            Shape (B, D), and what the next call needs.
+        """
+        x_BD = self.norm(h_BD)
+        if before is None:
+            before = h_BD.new_zeros(len(h_BD), self.width - 1, h_BD.shape[1])
+        seen = torch.cat([x_BD[:, None], before], dim=1)
+        return self._mix(h_BD, seen.flatten(1)), seen[:, : self.width - 1]
+
+    def _mix(self, h_ND: Tensor, seen: Tensor) -> Tensor:
+        mixed_ND = nn.functional.gelu(self.project(seen))
         return drop_add(h_ND, mixed_ND, self.dropout, self.training)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
+from midigenre.models.cache import RecurrentState
+
 
 class LSTM(nn.Module):
     """A stack of LSTM layers (Hochreiter and Schmidhuber 1997) with the encoder's call.
@@ -64,13 +66,55 @@ class LSTM(nn.Module):
         Raises:
             ValueError: ``causal`` is not what the weights were made for.
         """
+        self._check(causal)
+        return self._packed(h_ND, lengths)[0]
+
+    def new_state(
+        self, n_rows: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> RecurrentState:
+        """The state of rows that are written step by step; every row is empty.
+
+        Args:
+            n_rows: Number of rows B.
+            capacity: Steps that a row may have; the state takes the same room whatever it is.
+            device: Where the rows live.
+            dtype: Type of the model's vectors.
+        """
+        self._check(causal=True)
+        return RecurrentState(n_rows, capacity, self.lstm.num_layers, self.d_model, device, dtype)
+
+    def prefill(
+        self,
+        h_ND: Tensor,
+        cu_seqlens: Tensor,
+        lengths: Sequence[int],
+        state: RecurrentState,
+        rows: Sequence[int],
+    ) -> Tensor:
+        """Begin some rows anew with whole phrases; see :meth:`midigenre.models.Encoder.prefill`."""
+        state.reset(rows, lengths)
+        out_ND, (h_KRD, c_KRD) = self._packed(h_ND, lengths)
+        at = torch.tensor(rows, device=h_ND.device)
+        state.h_KBD[:, at], state.c_KBD[:, at] = h_KRD, c_KRD
+        return out_ND
+
+    def step(self, h_BD: Tensor, state: RecurrentState) -> Tensor:
+        """One further step of every row; see :meth:`midigenre.models.Encoder.step`."""
+        state.grow()
+        out_1BD, (state.h_KBD, state.c_KBD) = self.lstm(h_BD[None], (state.h_KBD, state.c_KBD))
+        out_BD: Tensor = out_1BD[0]
+        return out_BD
+
+    def _packed(self, h_ND: Tensor, lengths: Sequence[int]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        # PyTorch's own packing puts step t of all phrases side by side; nothing is padded.
+        packed = pack_sequence(list(torch.split(h_ND, list(lengths))), enforce_sorted=False)
+        out, last = self.lstm(packed)
+        return torch.cat(unpack_sequence(out)), last
+
+    def _check(self, causal: bool) -> None:
         if causal == self.bidirectional:
             needed, made = ("one direction", "two") if causal else ("two directions", "one")
             raise ValueError(
                 f"this LSTM has {made} and the task needs {needed}: weights of one do not serve "
                 f"the other; set bidirectional={str(not causal).lower()} and train again"
             )
-        # PyTorch's own packing puts step t of all phrases side by side; nothing is padded.
-        packed = pack_sequence(list(torch.split(h_ND, list(lengths))), enforce_sorted=False)
-        out, _ = self.lstm(packed)
-        return torch.cat(unpack_sequence(out))
