@@ -144,6 +144,14 @@ class Rows:
         """
         return list(self._rows[row].bar_steps)
 
+    def opening(self, row: int, bar: int) -> Ids:
+        """Steps that lead from a bar's line to its first step, int64 (T, F); empty but for shifts.
+
+        Where time moves by shifts, the one that crosses the line lies before the bar's first step.
+        """
+        steps = self._rows[row].opening(bar)
+        return np.array(steps, np.int64).reshape(-1, len(self.grammar.vocabulary.kinds))
+
     def allowed(self, field: int, chosen_BF: Tensor) -> Tensor:
         """What may be sampled for a field; rows that are done may only take PAD.
 

@@ -112,6 +112,10 @@ class Row(ABC):
         self.done = True
         return self.whole, []
 
+    def opening(self, bar: int) -> list[list[int]]:
+        """Steps that lead from a bar's line to its first step in the stream."""
+        return []
+
     @classmethod
     @abstractmethod
     def field_order(cls, vocabulary: Vocabulary) -> tuple[int, ...]:

@@ -56,6 +56,7 @@ class ShiftRow(Row):
         self.last_shift_full = False
         self.dangling = False  # a meter or tempo that no note has followed
         self._before_change: dict[str, Any] | None = None  # the state before what is dangling
+        self.offsets: list[int] = []  # positions from each barline to the bar's first step
         self.boundary = 0  # steps without those of a note that is being written
         self._note: tuple[int, int] = (0, 0)
         self._new_tick()
@@ -64,6 +65,15 @@ class ShiftRow(Row):
         self.program = -1
         self.last_off = (-1, -1)  # onset and pitch of this program's last note-off
         self.last_on = -1
+
+    def opening(self, bar: int) -> list[list[int]]:
+        """See :meth:`Row.opening`: the longest shifts first, as the encoder writes them."""
+        left, steps = self.offsets[bar], []
+        while left > 0:
+            fits = int(np.searchsorted(self.shift_steps, left, side="right")) - 1
+            steps.append([int(self.shift_ids[fits])])
+            left -= int(self.shift_steps[fits])
+        return steps
 
     # --- time ------------------------------------------------------------------------------------
 
@@ -247,10 +257,11 @@ class ShiftRow(Row):
         if self.bar < 0:
             self.bar = 0
             self.bar_steps.append(self.n_steps)
+            self.offsets.append(0)
         if kind in ("TimeSig", "Tempo") and not self.dangling and self.n_notes:
             state = vars(self) | {"_before_change": None}
             state["sounding"] = {program: dict(notes) for program, notes in self.sounding.items()}
-            state["bar_steps"] = list(self.bar_steps)
+            state["bar_steps"], state["offsets"] = list(self.bar_steps), list(self.offsets)
             self._before_change = state
         if kind == "TimeSig":
             self.meter, self.phase, self.dangling = rank, "meter", True
@@ -290,6 +301,7 @@ class ShiftRow(Row):
             self.bar += 1
             if self.max_bars is None or self.bar < self.max_bars:
                 self.bar_steps.append(self.n_steps + 1)
+                self.offsets.append((self.tick - self.bar_tick) // self.step)
         self._new_tick()
 
     def _turn(self, program: int) -> None:

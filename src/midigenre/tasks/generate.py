@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.evaluation.tokens import TokenMetrics, by_class, nats_per_note_interval
+from midigenre.generation.grammar import Grammar
 from midigenre.models import ConditionEmbedding, FieldEmbedding, FieldHead, PhraseGenerator
 from midigenre.spec import UNKNOWN, Batch, LabelSpec, TokenSpec
 from midigenre.tasks.base import Outcome, Task
 from midigenre.tasks.optim import AdamWSettings
+from midigenre.tokenizers.base import from_spec
 
 SHOWN = ("loss", "nats_per_note", "accuracy")
 
@@ -77,7 +79,8 @@ class GenerateTask(Task):
         conditions = (
             ConditionEmbedding(classes, d_model, task["condition_dropout"]) if classes else None
         )
-        head = FieldHead(tokens.sizes, d_model)
+        # Each field is foretold after those that the grammar lets decide on it.
+        head = FieldHead(tokens.sizes, d_model, Grammar.of(from_spec(tokens)).order)
         return PhraseGenerator(embedding, backbone, conditions, head, task["condition_by"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

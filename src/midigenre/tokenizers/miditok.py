@@ -211,6 +211,9 @@ class MidiTokTokenizer(Tokenizer):
             return ScoreTick(self.grid.tpq)
         if isinstance(self._tok, miditok.Octuple):
             return octuple.decode(ids_TF, self.spec, self.grid)
+        if self._tok.is_multi_voc:
+            # MidiTok counts bars and does not read their numbers, which may pass the vocabulary.
+            ids_TF = np.minimum(ids_TF, np.array(self.spec.sizes) - 1)
         ids = ids_TF.tolist() if self._tok.is_multi_voc else ids_TF[:, 0].tolist()
         if self._ragged:
             ids = [step[: len(step) - _trailing_zeros(step)] for step in ids]

@@ -20,7 +20,10 @@ from midigenre.spec import TokenSpec
 
 
 def decode(ids_TF: NDArray[np.integer[Any]], spec: TokenSpec, grid: Grid) -> ScoreTick:
-    """Decodes a phrase of Octuple steps, in any order, into a score that starts at tick 0."""
+    """Decodes Octuple steps, in any order, into a score that starts at tick 0.
+
+    Bars may be numbered beyond the vocabulary, as those of an encoded song are.
+    """
     columns = {f.name: (f, ids_TF[:, i]) for i, f in enumerate(spec.fields)}
 
     def values(name: str) -> list[str] | None:
@@ -30,7 +33,9 @@ def decode(ids_TF: NDArray[np.integer[Any]], spec: TokenSpec, grid: Grid) -> Sco
         return [field.values[i] for i in ids]
 
     n = len(ids_TF)
-    bar = np.array([int(v) for v in values("Bar") or []], np.int64)
+    # By distance, not by name: a long piece numbers more bars than the vocabulary has.
+    bars, ids = columns["Bar"]
+    bar = ids.astype(np.int64) - bars.index["Bar_0"]
     position = np.array([int(v) for v in values("Position") or []], np.int64)
     meters = [
         (int(v.split("/")[0]), int(v.split("/")[1])) for v in values("TimeSig") or ["4/4"] * n
