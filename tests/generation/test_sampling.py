@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_grammar import NAMES, SONG, every_tokenizer, special, tokenizer
+from test_grammar import NAMES, every_tokenizer, special, tokenizer
 
-from midi import make_score, note
+from midi import make_score, melody, note
 from midigenre.generation.choose import Choice
 from midigenre.generation.grammar import Grammar
 from midigenre.generation.sampling import Sample, Sampler, SamplingSettings
@@ -48,6 +48,9 @@ def sampler(
     with torch.no_grad():
         for weights in model.parameters():
             weights.mul_(1.5)
+        for f, out in zip(grammar.tokenizer.spec.fields, model.head.out, strict=True):
+            if f.name == "Bar":  # most numbers lie far behind
+                out.bias -= 0.5 * torch.arange(len(f))
     return Sampler(model.eval(), grammar, Context(max_tokens, bars))
 
 
@@ -91,9 +94,9 @@ def test_pieces_longer_than_the_context_are_music_too(name, backbone):
         check(made, piece, 11)
 
 
-def by_full_passes(made: Sampler, genre: int, guidance: float, bars: int) -> list[list[int]]:
+def by_full_passes(made: Sampler, genre: int, guidance: float) -> list[list[int]]:
     """The likeliest piece, the whole stream recomputed at every step."""
-    model, rows = made.model, made.grammar.start(1, max_bars=bars)
+    model, rows = made.model, made.grammar.start(1)
     bos = special(made.grammar.tokenizer, "BOS").tolist()
     rows.feed(0, np.array(bos))
     ids = list(bos)
@@ -116,7 +119,7 @@ def by_full_passes(made: Sampler, genre: int, guidance: float, bars: int) -> lis
             chosen[0, column] = logits.masked_fill(~allowed, -torch.inf).argmax()
         if rows.push(chosen)[0]:
             ids.append(chosen[0].tolist())
-        if len(ids) > 120:
+        if len(ids) >= 40:
             break
     return ids
 
@@ -132,14 +135,16 @@ def by_full_passes(made: Sampler, genre: int, guidance: float, bars: int) -> lis
 )
 @torch.no_grad()
 def test_the_likeliest_piece_is_that_of_full_passes(name, backbone, by, guidance):
-    made = sampler(name, backbone=backbone, by=by, seed=5)
+    made = sampler(name, bars=64, backbone=backbone, by=by, seed=5)
     made.model.double()
-    settings = SamplingSettings(LIKELIEST, guidance=guidance, bars=2, tokens=120)
+    for field, out in zip(made.grammar.tokenizer.spec.fields, made.model.head.out, strict=True):
+        out.bias[field.index["EOS_None"]] -= 9  # some weights would end at once
+    settings = SamplingSettings(LIKELIEST, guidance=guidance, bars=None, tokens=40)
     pieces = made.sample({"genre": [2, 0]}, settings, n=2)
     for piece, genre in zip(pieces, (2, 0), strict=True):
-        expected = by_full_passes(made, genre, guidance, 2)
-        n = min(len(expected), len(piece.ids_TF), 115)
-        assert n > 5
+        expected = by_full_passes(made, genre, guidance)
+        n = min(len(expected), len(piece.ids_TF), 38)  # the last may be cut to whole notes
+        assert n > 8
         assert piece.ids_TF[:n].tolist() == expected[:n]
 
 
@@ -157,30 +162,33 @@ def test_a_piece_is_the_same_in_any_company():
 
 @every_tokenizer
 def test_pieces_end_where_they_were_told_to(name):
-    made = sampler(name)
+    made = sampler(name, max_tokens=20_000)
     tok = made.grammar.tokenizer
     for piece in made.sample({"genre": [1] * 4}, SamplingSettings(bars=None, tokens=60), n=4):
-        assert len(piece.ids_TF) <= 60 + 4 or name == "midilike"
+        assert len(piece.ids_TF) <= 60 or tok.spec.bars == "none"
         assert piece.stop in ("tokens", "end")
         score = tok.decode(piece.ids_TF)
         if score.note_num():
             assert len(tok.clean(score).notes) == score.note_num()
     settings = SamplingSettings(bars=None, seconds=6.0, tokens=4000)
-    for piece in made.sample({"genre": [1] * 4}, settings, n=4):
+    pieces = made.sample({"genre": [1] * 4}, settings, n=4)
+    heard = [piece for piece in pieces if tok.decode(piece.ids_TF).note_num()]
+    assert heard  # six seconds may be silent
+    for piece in heard:
         song = tok.clean(tok.decode(piece.ids_TF))
         at = song.bar_seconds()
         assert piece.stop in ("seconds", "end", "tokens")
         if piece.stop == "seconds":
-            # The bar in which the time is reached may be empty.
-            assert at[-2] < 6.0
+            assert at[-2] < 6.1  # the last bar begins before; tempi are rounded
 
 
 @every_tokenizer
 def test_a_primer_is_kept_and_its_bars_come_on_top(name):
     made = sampler(name)
     tok = made.grammar.tokenizer
-    song = tok.clean(SONG)
-    phrase = song.bars(0, 2)
+    song = tok.clean(make_score([*melody(4, (4, 4)), note(3.5, 2, 40, 90, 5)]))
+    phrase = song.bars(0, 1)
+    assert len(phrase.notes) > 1
     primer = tok.encode(phrase).ids_TF.astype(np.int64)
     settings = SamplingSettings(bars=2)
     pieces = made.sample({"genre": [0, 1]}, settings, n=2, primer=primer, primer_bars=phrase.n_bars)
@@ -198,11 +206,12 @@ def test_windows_are_those_that_training_cuts(name):
     """The window of a song that a row has been fed is the phrase of its last bars."""
     tok = tokenizer(name)
     grammar = Grammar.of(tok)
+    beats = 3 if any("TimeSig" in f.types for f in tok.spec.fields) else 4
     notes = [
-        note(bar * 3 + beat + 0.5 * (bar % 2), 0.5, 48 + 5 * beat + bar, 64, program)
+        note(bar * beats + beat + 0.5 * (bar % 2), 0.5, 48 + 5 * beat + bar, 64, program)
         for bar in range(8) for beat in range(2) for program in (0, 33)
     ]  # fmt: skip
-    score = make_score(notes, meters=[(0, 3, 4)], tempi=[(0, 100), (6, 140)])
+    score = make_score(notes, meters=[(0, beats, 4)], tempi=[(0, 100), (6, 140)])
     song = tok.clean(score)
     ids = np.concatenate([special(tok, "BOS"), tok.encode(song).ids_TF.astype(np.int64)])
     rows = grammar.start(1)

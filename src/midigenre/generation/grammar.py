@@ -208,6 +208,16 @@ class Rows:
         finally:
             fed.feeding = False
 
+    def seal(self, row: int, n_bars: int) -> None:
+        """Nothing will begin in the first bars of a row any more: they belong to a primer.
+
+        Raises:
+            ValueError: ``max_bars`` leaves no bar after them.
+        """
+        if (last := self._rows[row].max_bars) is not None and n_bars >= last:
+            raise ValueError(f"{n_bars} sealed bars leave none of max_bars={last}")
+        self._rows[row].free_from = n_bars
+
     def keep(self, rows: Sequence[int] | Tensor) -> None:
         """Keeps these rows, in this order, and drops the others."""
         self._rows = [self._rows[i] for i in (rows.tolist() if isinstance(rows, Tensor) else rows)]

@@ -173,6 +173,8 @@ class RemiRow(BarRow):
             out[self.vocabulary.ids(0, "Position")[:1]] = True
         elif expects == "First tempo":
             out[self.tempo_ids] = True
+        elif 0 <= self.bar < self.free_from:
+            out[self._bar_ids] = True
         else:
             if (first := self.first_program()) < self.vocabulary.n_programs:
                 if len(self.vocabulary.program_ids):
@@ -278,6 +280,8 @@ class MuMIDIRow(BarRow):
             out[self.vocabulary.program_ids[first:]] = True
         elif self.last == "Program":
             out[self.pitches(self._program)] = True
+        elif 0 <= self.bar < self.free_from:
+            out[self.vocabulary.ids(0, "Bar")] = True
         else:
             if self.may_open_bar() and (numbered or ends):
                 out[self.vocabulary.ids(0, "Bar")] = True

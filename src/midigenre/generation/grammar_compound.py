@@ -56,7 +56,7 @@ class CPRow(BarRow):
             if self._must_open_tempo():
                 out[vocabulary.ids(field, "Position")[:1]] = True
                 return
-            if self.bar >= 0:
+            if self.bar >= self.free_from:
                 out[self._reachable_positions()] = True
             if self.may_open_bar():
                 out[self._bar] = True
@@ -78,6 +78,9 @@ class CPRow(BarRow):
             out[self.durations()] = True
 
     def _allow_family(self, out: Mask) -> None:
+        if 0 <= self.bar < self.free_from:
+            out[self._metric] = True
+            return
         if self.first_program() < self.vocabulary.n_programs and not self._must_open_tempo():
             out[self._note] = True
         if not self._needs_note and (
@@ -212,6 +215,7 @@ class OctupleRow(BarRow):
             lasts = (self.vocabulary.bar_ticks - self.vocabulary.step_ticks).max()
             while first > self.bar and self._tick_of(first) + lasts < self.latest_end:
                 first += 1
+        first = max(first, self.free_from)
         end = len(self._bars) + self.first_bar
         if self.max_bars is not None and not self.n_notes:
             end = min(end, self.max_bars)

@@ -25,6 +25,7 @@ class Row(ABC):
         bar: Index of the bar that is being written, -1 before the first.
         bar_steps: Step at which each bar begins.
         first_bar: Bar that the ids call bar 0 (see ``Rows.slide``).
+        free_from: Nothing may begin in bars before this one; what sounds may end there.
         feeding: Whether the steps come from music that exists, which may sound past ``max_bars``.
     """
 
@@ -42,6 +43,7 @@ class Row(ABC):
         self.bar = -1
         self.bar_steps: list[int] = []
         self.first_bar = 0
+        self.free_from = 0
         self.feeding = False
         self.special = [vocabulary.special(c) for c in range(len(vocabulary.kinds))]
 

@@ -89,6 +89,9 @@ class ShiftRow(Row):
         left = self.max_bars - max(0, self.bar)
         return self.bar_tick + left * int(self.vocabulary.bar_ticks[self.meter])
 
+    def _sealed(self) -> bool:
+        return max(0, self.bar) < self.free_from
+
     def deadline(self, latest: int) -> int:
         """The latest end of a note on the grid of this bar; halves go up."""
         after = latest - self.bar_tick
@@ -119,9 +122,10 @@ class ShiftRow(Row):
         elif phase == "duration":
             out[self._durations()] = True
         else:
-            if phase == "shift" and self.tick == self.bar_tick and self.tick < self.limit():
+            free = not self._sealed() and self.tick < self.limit()
+            if phase == "shift" and self.tick == self.bar_tick and free:
                 out[self._meters(self.tick, self.bar)] = True
-            if phase in ("shift", "meter") and self.tick < self.limit():
+            if phase in ("shift", "meter") and free:
                 out[self.tempo_ids[self.tempo_ids != self.tempo]] = True
             if len(self.vocabulary.program_ids):
                 self._allow_programs(out)
@@ -162,7 +166,7 @@ class ShiftRow(Row):
 
     def _ons(self, program: int) -> list[int]:
         """Pitches of a program that may begin now."""
-        if program < self.program or self.tick >= self.limit():
+        if program < self.program or self.tick >= self.limit() or self._sealed():
             return []
         if self.one_voice and (
             self._is_sounding() or self.last_on >= 0 or self.tick < self.latest_end
@@ -185,7 +189,8 @@ class ShiftRow(Row):
         urgent = self._first_urgent()
         end = self.vocabulary.n_programs if urgent is None else urgent + 1
         busy = [p for p, notes in self.sounding.items() if notes]
-        if self.tick < self.limit() and not self.one_voice:
+        free = self.tick < self.limit() and not self._sealed()
+        if free and not self.one_voice:
             # A program that is silent and has not had its turn can begin any note.
             out[self.vocabulary.program_ids[self.program + 1 : end]] = True
             asked = {*busy, max(0, self.program)}
@@ -221,6 +226,11 @@ class ShiftRow(Row):
                 fits = landing <= self.limit()
             latest = min(end for notes in self.sounding.values() for _, end in notes.values())
             fits &= landing <= self.deadline(latest)
+        if silent and self._sealed():
+            # Nothing can follow before the free bar but a further shift.
+            bars = self.free_from - max(0, self.bar)
+            there = self.bar_tick + bars * int(self.vocabulary.bar_ticks[self.meter])
+            fits[:-1] &= landing[:-1] >= there
         if self.one_voice and not self.offs and len(self.tempo_ids) < 2:
             # Nothing but a meter can come while a melody's note sounds.
             length = int(self.vocabulary.bar_ticks[self.meter])

@@ -38,7 +38,8 @@ class SamplingSettings:
             token.
         seconds: The piece ends with the bar in which this time is reached, the primer's included;
             None for no bound.
-        tokens: Most steps, the primer's included; None for no bound.
+        tokens: Most steps, the primer's included, but for those that end sounding notes; None for
+            no bound.
 
     Raises:
         ValueError: A value that makes no sense.
@@ -148,10 +149,10 @@ class _Draw:
     ) -> None:
         self.model, self.windows = sampler.model, sampler.windows
         self.settings, self.report = settings, report
-        self.tokenizer = sampler.grammar.tokenizer
+        self.grammar, self.tokenizer = sampler.grammar, sampler.grammar.tokenizer
         self.device = self.model.start_D.device
         self.max_bars = None if settings.bars is None else settings.bars + primer_bars
-        self.rows: Rows = sampler.grammar.start(n, max_bars=self.max_bars)
+        self.rows: Rows = self.grammar.start(n, max_bars=self.max_bars)
         self.index = list(range(n))
         self.ids: list[list[list[int]]] = [[] for _ in range(n)]
         self.drawn = [0] * n
@@ -159,7 +160,7 @@ class _Draw:
         self.first = [0] * n  # bar with which each row's window begins
         self.uniform = [np.random.default_rng([settings.seed, first + i]) for i in range(n)]
         self.bars_done = [0] * n
-        self.seconds_seen = [0] * n
+        self.bars_timed = [0] * n
         bos = self.tokenizer.spec.special("BOS")
         assert bos is not None  # the grammar knows no vocabulary without
         opening = np.array([bos], np.int64)
@@ -167,6 +168,7 @@ class _Draw:
             opening = np.concatenate([opening, primer])
         for row in range(n):
             self.rows.feed(row, opening)
+            self.rows.seal(row, primer_bars)
             self.ids[row] = opening.tolist()
             self.first[row] = self.windows.first_bar(self.rows, row, 0, self.max_bars)
         # Guidance runs every row a second time, told nothing.
@@ -246,9 +248,7 @@ class _Draw:
                 self.stops[i] = "end" if tuple(self.ids[i][-1]) == eos else "bars"
             elif settings.tokens is not None and len(self.ids[i]) >= settings.tokens:
                 self._close(row, "tokens")
-            elif settings.seconds is not None and self._seconds(row) >= settings.seconds:
-                self._close(row, "seconds")
-            else:
+            elif settings.seconds is None or not self._too_long(row, settings.seconds):
                 going.append(row)
         return going
 
@@ -262,20 +262,40 @@ class _Draw:
         self.drawn[i] = max(0, len(self.ids[i]) - given)
         self.stops[i] = why
 
-    def _seconds(self, row: int) -> float:
-        """Time at which the row's finished bars end; looked up when another bar is finished."""
+    def _too_long(self, row: int, seconds: float) -> bool:
+        """Whether a time has been reached; asked again whenever a further bar is finished.
+
+        If so the piece ends with the bar in which it lies.
+        """
         i = self.index[row]
         bars = self.bars_done[i]
-        if bars == self.seconds_seen[i]:
-            return 0.0
-        self.seconds_seen[i] = bars
+        if bars == self.bars_timed[i]:
+            return False
+        self.bars_timed[i] = bars
+        ids = np.array(self.ids[i], np.int64)
         try:
-            song = self.tokenizer.clean(self.tokenizer.decode(np.array(self.ids[i])))
+            song = self.tokenizer.clean(self.tokenizer.decode(ids))
         except RefusedSongError:  # silence so far
-            return 0.0
+            return False
         at = song.bar_seconds()
-        after = max(0, bars - song.n_bars)
-        return float(at[min(bars, song.n_bars)] + after * (at[-1] - at[-2]))
+        more = np.arange(1, max(0, bars - song.n_bars) + 1) * (at[-1] - at[-2])
+        at = np.concatenate([at, at[-1] + more])[: bars + 1]
+        reached = int(np.searchsorted(at, seconds))
+        if reached > bars:
+            return False
+        steps = self.rows.bar_steps(row)
+        ids = ids[: steps[reached]] if reached < len(steps) else ids
+        if self.tokenizer.spec.bars == "none":
+            # Notes that sound across the last barline find their end.
+            again = self.grammar.start(1)
+            again.feed(0, ids)
+            keep, close = again.close(0)
+            ids = np.concatenate([ids[:keep], close])
+        given = len(self.ids[i]) - self.drawn[i]
+        self.ids[i] = ids.tolist()
+        self.drawn[i] = max(0, len(ids) - given)
+        self.stops[i] = "seconds"
+        return True
 
     def _advance(self, chosen_BF: Tensor, going: list[int]) -> None:
         """Tells the model the step; windows that have become too long begin anew."""
