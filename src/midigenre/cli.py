@@ -26,6 +26,7 @@ COMMANDS = {
     "train": "prepare if needed, train, test the best checkpoint",
     "evaluate": "a run on its own test set or on any labelled corpus",
     "predict": "labels of MIDI files, as JSON lines",
+    "generate": "pieces under a genre or emotion, or continuing a file, as MIDI and piano rolls",
     "compare": "the table of runs: settings that differ, scores, cost",
 }
 
@@ -38,7 +39,7 @@ PLUGINS = {
 
 PATH_KEYS = (
     "corpus.root", "corpus.path", "corpus.group_pattern", "run", "resume", "shards", "path", "song",
-    "out", "home", "csv",
+    "out", "home", "csv", "prime",
 )  # fmt: skip
 """Settings that take any text a shell can pass; Hydra's grammar is kept away from them."""
 

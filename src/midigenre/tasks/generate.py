@@ -166,7 +166,7 @@ class GenerateTask(Task):
     @staticmethod
     def next_command(folder: Path) -> str:
         """See :meth:`Task.next_command`."""
-        return f"look at it with: tensorboard --logdir {folder}"
+        return f"write music with: midigenre generate run={folder}"
 
 
 def unlabelled(batch: Batch) -> Batch:
