@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": "a run on its own test set or on any labelled corpus",
     "predict": "labels of MIDI files, as JSON lines",
     "generate": "pieces under a genre or emotion, or continuing a file, as MIDI and piano rolls",
+    "judge": "control, distance, structure and novelty of generated music, with a page to listen",
     "compare": "the table of runs: settings that differ, scores, cost",
 }
 
@@ -39,7 +40,7 @@ PLUGINS = {
 
 PATH_KEYS = (
     "corpus.root", "corpus.path", "corpus.group_pattern", "run", "resume", "shards", "path", "song",
-    "out", "home", "csv", "prime",
+    "out", "home", "csv", "prime", "init_from", "soundfont", "judge",
 )  # fmt: skip
 """Settings that take any text a shell can pass; Hydra's grammar is kept away from them."""
 

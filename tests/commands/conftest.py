@@ -53,3 +53,15 @@ def toy_run(home):
         assert status == 0
         (run,) = (home / "runs" / "shared").iterdir()
     return run.relative_to(home)
+
+
+@pytest.fixture(scope="session")
+def toy_generator(home):
+    """A small generator told genre and emotion of the toy corpus; barely trained."""
+    with working_in(home):
+        status = main(["train", *SMALL, "tokenizer=remi", "task=generate", "name=toy-generator",
+                       "task.conditions=[genre,emotion]", "trainer.max_epochs=1",
+                       "data.phrase_bars=4"])  # fmt: skip
+        assert status == 0
+        (run,) = (home / "runs" / "toy-generator").iterdir()
+    return run.relative_to(home)

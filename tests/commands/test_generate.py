@@ -4,33 +4,23 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 from symusic import Score
 
-from conftest import SMALL
-from midi import make_score, melody
+from midi import make_score, melody, note
+from midigenre.commands.pieces import warnings, write_piece
+from midigenre.generation.audio import loudness_db
+from midigenre.music import clean
+from midigenre.song import Grid
 
 
-@pytest.fixture(scope="module")
-def generator(midigenre, home):
-    status, out, err = midigenre(
-        "train", *SMALL, "tokenizer=remi", "task=generate", "task.conditions=[genre,emotion]",
-        "name=generate-pieces", "trainer.max_epochs=1", "data.phrase_bars=4",
-    )  # fmt: skip
-    assert status == 0, err
-    assert "midigenre generate run=" in err
-    return home / out.strip().splitlines()[-1]
-
-
-def classes(generator):
-    return json.loads((generator / "evaluation.json").read_text())
-
-
-def test_pieces_and_their_account(midigenre, generator, home):
-    args = ("generate", f"run={generator}", "genre=waltz", "bars=4", "n=3", "seed=5", "guidance=2")
+def test_pieces_and_their_account(midigenre, toy_generator, home):
+    run = f"run={toy_generator}"
+    args = ("generate", run, "genre=waltz", "bars=4", "n=3", "seed=5", "guidance=2")
     status, out, err = midigenre(*args)
     assert status == 0, err
     folder = home / out.strip()
-    assert folder.parent == generator / "samples"
+    assert folder.parent == home / toy_generator / "samples"
     about = json.loads((folder / "samples.json").read_text())
     assert about["conditions"] == {"genre": "waltz", "emotion": None}
     assert about["settings"]["guidance"] == 2
@@ -40,28 +30,41 @@ def test_pieces_and_their_account(midigenre, generator, home):
         assert score.note_num() == piece["notes"] > 0
         assert (folder / piece["piano_roll"]).stat().st_size > 5000
         assert piece["bars"] <= 4
+        audio, rate = soundfile.read(folder / piece["audio"])
+        assert audio.shape[1] == 2
+        assert len(audio) / rate > score.to("second").end() - 0.01
+        assert -60 < piece["loudness_db"] < -3
+        assert piece["silent"] is False
+        # It sounds where there are notes: loudness over time, not only somewhere.
+        loud = loudness_db(audio.astype("float32"), rate, 0.5)
+        onsets = np.concatenate([t.notes.numpy()["time"] for t in score.to("second").tracks])
+        assert (loud[np.unique(onsets // 0.5).astype(int)] > -70).mean() > 0.8
         assert piece["stop"] in ("end", "bars")
     # One at a time gives the same pieces, in the folder that was asked for.
-    status, out, err = midigenre(*args, "batch=1", f"out={home / 'pieces (1)'}")
+    status, out, err = midigenre(*args, "batch=1", "audio=null", f"out={home / 'pieces (1)'}")
     assert status == 0, err
+    assert {p.suffix for p in (home / "pieces (1)").iterdir()} == {".json", ".mid", ".png"}
+    assert "audio" not in json.loads((home / "pieces (1)/samples.json").read_text())["pieces"][0]
     for one in about["pieces"]:
         first, again = (Score(path / one["midi"]) for path in (folder, home / "pieces (1)"))
         assert first.note_num() == again.note_num()
 
 
-def test_a_file_is_continued(midigenre, generator, home, tmp_path):
+def test_a_file_is_continued(midigenre, toy_generator, home, tmp_path):
     score = make_score(melody(6, (4, 4), start=4))  # a bar of rest first
     path = tmp_path / "my song (1).mid"
     path.write_bytes(score.dumps_midi())
     status, out, err = midigenre(
-        "generate", f"run={generator}", f"prime={path}", "prime_bars=2", "bars=2", "n=2"
-    )
+        "generate", f"run={toy_generator}", f"prime={path}", "prime_bars=2", "bars=2", "n=2",
+        "audio=mp3",
+    )  # fmt: skip
     assert status == 0, err
     folder = home / out.strip()
     about = json.loads((folder / "samples.json").read_text())
     assert about["primer_bars"] == 2
     for piece in about["pieces"]:
         notes = Score(folder / piece["midi"]).to("quarter").tracks[0].notes.numpy()
+        assert soundfile.info(folder / piece["audio"]).format == "MP3"
         given = np.sort(notes["pitch"][notes["time"] < 8])
         assert sorted(given.tolist()) == sorted(int(n.pitch) for n in melody(2, (4, 4)))
 
@@ -77,20 +80,51 @@ def test_a_file_is_continued(midigenre, generator, home, tmp_path):
         (["n=0"], ["n=0"]),
         (["prime=nowhere.mid"], ["prime=nowhere.mid", "no such file"]),
         (["ckpt=nowhere.ckpt"], ["nowhere.ckpt"]),
+        (["audio=ogg"], ["audio=ogg", "wav, mp3"]),
+        (["soundfont=no where.sf2"], ["soundfont=no where.sf2: no such file", "give an SF2 file"]),
         (["--", "a.mid"], ["prime=FILE"]),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(midigenre, generator, arguments, words):
-    status, _, err = midigenre("generate", f"run={generator}", *arguments)
+def test_what_cannot_be_done_is_said_in_one_line(midigenre, toy_generator, arguments, words):
+    status, _, err = midigenre("generate", f"run={toy_generator}", *arguments)
     assert status == 2
     assert all(word in err for word in words), err
     assert "Traceback" not in err
 
 
-def test_a_primer_without_notes_is_refused(midigenre, generator, tmp_path):
+def test_a_bad_soundfont_is_refused_before_the_model_is_opened(midigenre, home, tmp_path):
+    path = tmp_path / "a [font].sf2"
+    path.write_bytes(b"RIFF" + bytes(100))
+    status, _, err = midigenre("generate", "run=nowhere", f"soundfont={path}")
+    assert status == 2
+    assert f"soundfont={path}" in err
+    status, _, err = midigenre("generate", "run=nowhere", f"soundfont={path}", "audio=null")
+    assert status == 2
+    assert "run=nowhere" in err
+
+
+def test_silent_pieces_are_named(tmp_path):
+    listed = []
+    for name, notes in {
+        "heard": melody(1), "above": [note(0, 1, 120)], "long": [note(0, 1, 60), note(9000, 1, 60)],
+    }.items():  # fmt: skip
+        score = make_score(notes)
+        listed.append(write_piece(tmp_path, name, score, clean(score, Grid()), name, "wav", None))
+    listed.append(write_piece(tmp_path, "empty", Score(480), None, "empty", "wav", None))
+    assert [about.get("silent") for about in listed] == [False, True, None, None]
+    assert listed[1]["unheard_notes"] == 1
+    assert listed[1]["loudness_db"] is None
+    assert listed[2]["audio"] is None
+    assert sorted(p.name for p in tmp_path.glob("*.wav")) == ["above.wav", "heard.wav"]
+    lines = warnings(listed)
+    assert len(lines) == 3
+    assert [line.rpartition(": ")[2] for line in lines] == ["above", "long", "empty"]
+
+
+def test_a_primer_without_notes_is_refused(midigenre, toy_generator, tmp_path):
     path = tmp_path / "silent.mid"
     path.write_bytes(Score(480).dumps_midi())
-    status, _, err = midigenre("generate", f"run={generator}", f"prime={path}")
+    status, _, err = midigenre("generate", f"run={toy_generator}", f"prime={path}")
     assert status == 2
     assert str(path) in err
     assert "notes" in err

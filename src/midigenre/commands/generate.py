@@ -1,4 +1,4 @@
-"""``midigenre generate``: conditional pieces as MIDI files and piano rolls."""
+"""``midigenre generate``: conditional pieces as MIDI files, piano rolls and audio."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from midigenre.build import plain
 from midigenre.commands.console import console, progress_bars
-from midigenre.data.phrases import Seconds, phrase_length
+from midigenre.commands.pieces import check_audio, warnings, write_piece
+from midigenre.commands.sampling import conditions_of, make_sampler, sampling_settings
+from midigenre.corpora.base import Progress
 from midigenre.errors import RefusedSongError, UserError
-from midigenre.evaluation.figures import piano_roll_figure, save
-from midigenre.files import write_bytes, write_json
-from midigenre.generation.choose import Choice
-from midigenre.generation.grammar import Grammar
+from midigenre.evaluation.music.descriptors import describe
+from midigenre.files import write_json
 from midigenre.generation.sampling import Sample, Sampler, SamplingSettings
-from midigenre.generation.windows import Context
-from midigenre.models import PhraseGenerator
 from midigenre.spec import UNKNOWN
 from midigenre.tokenizers.base import Tokenizer, from_spec
 from midigenre.trained import Run, device_of, load_run
@@ -42,49 +41,38 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     for key in ("n", "batch"):
         if cfg[key] < 1:
             raise UserError(f"{key}={cfg[key]} must be 1 or more")
-    try:
-        choice = Choice(cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p)
-        settings = SamplingSettings(
-            choice, cfg.guidance, cfg.seed, cfg.bars, cfg.seconds, cfg.tokens
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    settings = sampling_settings(cfg)
+    check_audio(cfg.audio, cfg.soundfont)
     device = device_of(cfg.device)
     trained = load_run(cfg.run, cfg.ckpt, "generator")
-    model = trained.model.to(device)
-    assert isinstance(model, PhraseGenerator)
-    told = _told(cfg, trained, model)
+    told = _told(cfg, trained)
     tokenizer = from_spec(trained.tokens)
     primer, primer_bars = _primer(cfg, tokenizer)
-    sampler = Sampler(model, Grammar.of(tokenizer), context_of(trained))
-    pieces: list[Sample] = []
-    with progress_bars() as progress:
-        for first in range(0, cfg.n, cfg.batch):
-            n = min(cfg.batch, cfg.n - first)
-            what = f"pieces {first} to {first + n - 1}" if cfg.n > cfg.batch else "bars"
-
-            def report(_: str, done: int, total: int, what: str = what) -> None:
-                progress(what, done, total)
-
-            labels = {label: [index] * n for label, (_, index) in told.items()}
-            try:
-                pieces += sampler.sample(
-                    labels, settings, n=n, first=first, primer=primer, primer_bars=primer_bars,
-                    report=report,
-                )  # fmt: skip
-            except ValueError as error:
-                raise UserError(f"prime={cfg.prime}: {error}") from error
+    sampler = make_sampler(trained, device)
     names = {label: name for label, (name, _) in told.items()}
     out = Path(cfg.out).expanduser() if cfg.out else _new_folder(trained)
-    _write(cfg, out, trained, tokenizer, pieces, names, primer_bars)
+    with progress_bars() as progress:
+        labels = {label: index for label, (_, index) in told.items()}
+        pieces = _drawn(cfg, sampler, settings, labels, primer, primer_bars, progress)
+        listed = _write(cfg, out, tokenizer, pieces, names, progress)
+    kept = {k: v for k, v in plain(cfg).items() if k not in ("debug", "batch", "out")}
+    about_all = {
+        "checkpoint": str(trained.checkpoint),
+        "conditions": names,
+        "primer_bars": primer_bars,
+        "settings": kept,
+        "pieces": listed,
+    }
+    write_json(out / "samples.json", about_all)
+    for line in warnings(listed):
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    notes = sum(about["notes"] for about in listed)
+    what = "MIDI, piano rolls" + (", audio" if cfg.audio else "")
+    console.print(
+        f"{len(listed)} pieces, {notes:,} notes; {what} and {out / 'samples.json'}",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
     print(out)
-
-
-def context_of(trained: Run) -> Context:
-    """What a generator was trained to see."""
-    length = phrase_length(trained.data, trained.tokens)
-    bars = length.max_bars if isinstance(length, Seconds) else length
-    return Context(trained.data["max_tokens"], bars)
 
 
 def class_index(label: str, name: str, classes: Sequence[str]) -> int:
@@ -102,15 +90,11 @@ def class_index(label: str, name: str, classes: Sequence[str]) -> int:
     )
 
 
-def _told(
-    cfg: DictConfig, trained: Run, model: PhraseGenerator
-) -> dict[str, tuple[str | None, int]]:
+def _told(cfg: DictConfig, trained: Run) -> dict[str, tuple[str | None, int]]:
     """Name and index of the class of each condition."""
     wanted: dict[str, Any] = {label: cfg[label] for label in COMMON if cfg[label] is not None}
-    more = OmegaConf.to_container(cfg.conditions)
-    assert isinstance(more, dict)
-    wanted |= {str(label): name for label, name in more.items()}
-    known = tuple(model.conditions.classes) if model.conditions else ()
+    wanted |= {str(label): name for label, name in plain(cfg.conditions).items()}
+    known = conditions_of(trained)
     for label, name in wanted.items():
         if label not in known:
             raise UserError(
@@ -150,6 +134,34 @@ def _primer(cfg: DictConfig, tokenizer: Tokenizer) -> tuple[NDArray[np.int64] | 
     return tokenizer.encode(phrase).ids_TF.astype(np.int64), phrase.n_bars
 
 
+def _drawn(
+    cfg: DictConfig,
+    sampler: Sampler,
+    settings: SamplingSettings,
+    labels: Mapping[str, int],
+    primer: NDArray[np.int64] | None,
+    primer_bars: int,
+    progress: Progress,
+) -> list[Sample]:
+    """All pieces, batch by batch."""
+    pieces: list[Sample] = []
+    for first in range(0, cfg.n, cfg.batch):
+        n = min(cfg.batch, cfg.n - first)
+        what = f"pieces {first} to {first + n - 1}" if cfg.n > cfg.batch else "bars"
+
+        def report(_: str, done: int, total: int, what: str = what) -> None:
+            progress(what, done, total)
+
+        try:
+            pieces += sampler.sample(
+                {label: [index] * n for label, index in labels.items()}, settings, n=n, first=first,
+                primer=primer, primer_bars=primer_bars, report=report,
+            )  # fmt: skip
+        except ValueError as error:
+            raise UserError(f"prime={cfg.prime}: {error}") from error
+    return pieces
+
+
 def _new_folder(trained: Run) -> Path:
     parent = trained.folder if trained.folder is not None else Path()
     base = parent / "samples" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -163,61 +175,30 @@ def _new_folder(trained: Run) -> Path:
 def _write(
     cfg: DictConfig,
     out: Path,
-    trained: Run,
     tokenizer: Tokenizer,
     pieces: Sequence[Sample],
     told: Mapping[str, str | None],
-    primer_bars: int,
-) -> None:
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Writes the pieces; what ``samples.json`` says about each."""
     out.mkdir(parents=True, exist_ok=True)
-    stem = "-".join(name.replace("/", "_") for name in told.values() if name) or "piece"
+    named = [name for name in told.values() if name]
+    stem = "-".join(name.replace("/", "_") for name in named) or "piece"
     listed: list[dict[str, Any]] = []
     for i, piece in enumerate(pieces):
-        name = f"{stem}-seed{cfg.seed}-{i:03d}"
         score = tokenizer.decode(piece.ids_TF)
-        write_bytes(out / f"{name}.mid", score.dumps_midi())
-        about: dict[str, Any] = {
-            "midi": f"{name}.mid",
+        song = tokenizer.clean(score) if score.note_num() else None
+        title = f"{' '.join(named) or 'unconditioned'}, seed {cfg.seed}, piece {i}"
+        about = write_piece(
+            out, f"{stem}-seed{cfg.seed}-{i:03d}", score, song, title, cfg.audio, cfg.soundfont
+        )
+        about |= {
             "index": i,
             "stop": piece.stop,
             "steps": len(piece.ids_TF),
             "drawn_steps": piece.n_drawn,
-            "notes": int(score.note_num()),
+            "scores": {} if song is None else describe(song).scalars,
         }
-        if score.note_num():
-            song = tokenizer.clean(score)
-            title = " ".join(n for n in told.values() if n) or "unconditioned"
-            figure = piano_roll_figure(
-                song.notes, song.bar_ticks, song.tpq, f"{title}, seed {cfg.seed}, piece {i}"
-            )
-            save(figure, out / f"{name}.png")
-            about |= {
-                "piano_roll": f"{name}.png",
-                "bars": song.n_bars,
-                "seconds": round(float(song.bar_seconds()[-1]), 2),
-                "programs": sorted({int(p) for p in song.notes.program}),
-            }
-        else:
-            console.print(f"{name}: silent, not a note was drawn", style="yellow", markup=False)
         listed.append(about)
-    kept = {k: v for k, v in plain_settings(cfg).items() if k not in ("debug", "batch", "out")}
-    about_all = {
-        "checkpoint": str(trained.checkpoint),
-        "conditions": dict(told),
-        "primer_bars": primer_bars,
-        "settings": kept,
-        "pieces": listed,
-    }
-    write_json(out / "samples.json", about_all)
-    notes = sum(about["notes"] for about in listed)
-    console.print(
-        f"{len(listed)} pieces, {notes:,} notes; MIDI, piano rolls and samples.json in {out}",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
-
-
-def plain_settings(cfg: DictConfig) -> dict[str, Any]:
-    """The settings of a command as plain data."""
-    found = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+        progress("pieces written", i + 1, len(pieces))
+    return listed

@@ -1,0 +1,47 @@
+"""From the settings of a command to a sampler: what ``generate`` and ``judge`` share."""
+
+from __future__ import annotations
+
+import torch
+from omegaconf import DictConfig
+
+from midigenre.errors import UserError
+from midigenre.generation.choose import Choice
+from midigenre.generation.grammar import Grammar
+from midigenre.generation.sampling import Sampler, SamplingSettings
+from midigenre.models import PhraseGenerator
+from midigenre.tasks.samples import context_for
+from midigenre.tokenizers.base import from_spec
+from midigenre.trained import Run
+
+
+def sampling_settings(cfg: DictConfig) -> SamplingSettings:
+    """How pieces are drawn, from ``conf/sampling``.
+
+    Raises:
+        UserError: A value that makes no sense.
+    """
+    try:
+        choice = Choice(cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p)
+        return SamplingSettings(choice, cfg.guidance, cfg.seed, cfg.bars, cfg.seconds, cfg.tokens)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def make_sampler(trained: Run, device: torch.device) -> Sampler:
+    """A sampler of a trained generator, on a device.
+
+    Raises:
+        UserError: Its tokenizer has no grammar.
+    """
+    model = trained.model.to(device)
+    assert isinstance(model, PhraseGenerator)
+    grammar = Grammar.of(from_spec(trained.tokens))
+    return Sampler(model, grammar, context_for(trained.data, trained.tokens))
+
+
+def conditions_of(generator: Run) -> tuple[str, ...]:
+    """Labels that a generator was told of."""
+    model = generator.model
+    assert isinstance(model, PhraseGenerator)
+    return tuple(model.conditions.classes) if model.conditions else ()
