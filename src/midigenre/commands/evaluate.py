@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from midigenre.build import plain, prepared
+from midigenre.build import prepared
 from midigenre.commands.console import console, progress_bars
+from midigenre.commands.run_songs import own_shards
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
@@ -86,13 +87,9 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
 
 
 def _own_shards(trained: Run, cfg: DictConfig, progress: Any) -> ShardSet | None:
-    """The run's own songs, prepared again from its config where the shards are gone."""
-    assert trained.config is not None
-    here = {"home": cfg.home, "n_workers": cfg.n_workers}
-    config = OmegaConf.merge(trained.config, here)
-    assert isinstance(config, DictConfig)
+    """The run's own songs; None where they are gone and only the baselines wanted them."""
     try:
-        return prepared(config, progress, from_spec(trained.tokens), plain(config.data))
+        return own_shards(trained, cfg.home, cfg.n_workers, progress)
     except UserError as error:
         if cfg.get("corpus") is None and cfg.shards is None:
             raise

@@ -15,13 +15,11 @@ from omegaconf import DictConfig
 
 from midigenre.commands.console import console
 from midigenre.corpora.folder import midi_files
-from midigenre.data.batches import collate, group_by_budget
-from midigenre.data.phrases import PhraseReader, consecutive, phrase_length
 from midigenre.data.shards import MemorySongs
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.evaluation.scores import song_log_probs
 from midigenre.song import Song
-from midigenre.tasks.predict import Predictions, predict_phrases
+from midigenre.tasks.predict import Predictions, predict_phrases, song_phrases
 from midigenre.tokenizers.base import Encoded, Tokenizer, from_spec
 from midigenre.trained import Run, device_of, load_run
 
@@ -94,20 +92,8 @@ def _predict(
 ) -> dict[Path, dict[str, Any]]:
     """The answer for each file."""
     songs = MemorySongs([(song, encoded) for _, song, encoded in read])
-    length = phrase_length(trained.data, trained.tokens)
-    phrases = consecutive(songs, np.arange(len(songs)), length)
-    reader = PhraseReader(songs, trained.tokens, trained.data["max_tokens"])
-    groups = group_by_budget(reader.lengths(phrases), batch_phrases, None)
-
-    def batches() -> Iterator[Any]:
-        for group in groups:
-            chosen = phrases.select(group)
-            columns = zip(
-                chosen.song.tolist(), chosen.first.tolist(), chosen.end.tolist(), strict=True
-            )
-            yield collate([reader(*column)[0] for column in columns], {}, chosen)
-
-    found = predict_phrases(trained.classifier, batches(), device)
+    phrases, batches = song_phrases(songs, trained.tokens, trained.data, batch_phrases)
+    found = predict_phrases(trained.classifier, batches, device)
     return {
         path: _describe(path, song, found, i, phrases.end, trained)
         for i, (path, song, _) in enumerate(read)

@@ -75,10 +75,29 @@ def resampled(
     Returns:
         For each of :data:`METRICS` the scores, shape (P, R); R is 0 without rows.
     """
+    hits, truth, predicted = resampled_margins(
+        truth_N, predicted_PN, groups_N, n_classes, seed, n_bootstrap
+    )
+    return {name: score(hits, truth, predicted) for name, score in METRICS.items()}
+
+
+def resampled_margins(
+    truth_N: NDArray[Any],
+    predicted_PN: Sequence[NDArray[Any]],
+    groups_N: NDArray[Any],
+    n_classes: int,
+    seed: int = 0,
+    n_bootstrap: int = N_BOOTSTRAP,
+) -> tuple[Floats, Floats, Floats]:
+    """Hits, truth and predictions of each class in resamples of songs, each of shape (P, R, C).
+
+    Arguments as of :func:`resampled`.
+    """
     songs_S, song_N = np.unique(groups_N, return_inverse=True)
     n_songs, n = len(songs_S), len(predicted_PN)
     if not n_songs or n_bootstrap < 1:
-        return {name: np.zeros((n, 0)) for name in METRICS}
+        none = np.zeros((n, 0, n_classes))
+        return none, none, none
     margins_SPKC = np.zeros((n_songs, n, 3, n_classes))
     for p, predicted_N in enumerate(predicted_PN):
         hit_N = truth_N == predicted_N
@@ -98,7 +117,7 @@ def resampled(
         sums.append(weights.astype(np.float64) @ flat)
     sums_RPKC = np.concatenate(sums).reshape(-1, n, 3, n_classes)
     hits, truth, predicted = sums_RPKC.transpose(2, 1, 0, 3)
-    return {name: score(hits, truth, predicted) for name, score in METRICS.items()}
+    return hits, truth, predicted
 
 
 def interval(scores_R: Floats) -> list[float | None]:

@@ -90,7 +90,10 @@ class PhraseClassifier(nn.Module):
         Returns:
             ``{label: logits_BC}``.
         """
-        h_BD = self.encode(batch)
+        return self.logits(self.encode(batch))
+
+    def logits(self, h_BD: Tensor) -> dict[str, Tensor]:
+        """Logits of each label from the vectors of :meth:`encode`, ``{label: logits_BC}``."""
         return {label: head(h_BD) for label, head in self.label_heads().items()}
 
     def loss(self, logits: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

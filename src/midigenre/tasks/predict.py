@@ -1,8 +1,8 @@
-"""Runs a trained classifier over phrases."""
+"""Runs a trained classifier over phrases and over songs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from midigenre.data.batches import collate, group_by_budget
+from midigenre.data.phrases import PhraseReader, Phrases, consecutive, phrase_length
+from midigenre.data.shards import Songs
 from midigenre.models import PhraseClassifier
-from midigenre.spec import Batch
+from midigenre.spec import Batch, TokenSpec
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,15 @@ class Predictions:
         truth: For each label that the data has, class indices of shape (phrases,).
         song: Index of each phrase's song, shape (phrases,).
         start: First bar of each phrase, shape (phrases,).
+        vectors: What the heads see of each phrase, float32 of shape (phrases, D); None unless
+            they were asked for.
     """
 
     log_probs: dict[str, NDArray[np.float64]]
     truth: dict[str, NDArray[np.int64]]
     song: NDArray[np.int64]
     start: NDArray[np.int64]
+    vectors: NDArray[np.float32] | None = None
 
 
 @torch.no_grad()
@@ -37,6 +43,7 @@ def predict_phrases(
     batches: Iterable[Batch],
     device: torch.device | str = "cpu",
     autocast: torch.dtype | None = None,
+    vectors: bool = False,
 ) -> Predictions:
     """Predicts every phrase of ``batches``, in order.
 
@@ -45,16 +52,20 @@ def predict_phrases(
         batches: Packed phrases.
         device: Where to compute.
         autocast: Half precision to compute in, None for the weights' own.
+        vectors: Whether to keep what the heads see of each phrase.
     """
     model.to(device).eval()
     log_probs: dict[str, list[Any]] = {label: [] for label in model.heads}
     truth: dict[str, list[Any]] = {}
-    song, start = [], []
+    song, start, encoded = [], [], []
     kind = torch.device(device).type
     for batch in batches:
         moved = batch.to(device)
         with torch.autocast(kind, dtype=autocast, enabled=autocast is not None):
-            logits = model(moved)
+            h_BD = model.encode(moved)
+            logits = model.logits(h_BD)
+        if vectors:
+            encoded.append(h_BD.float().cpu().numpy())
         for label, values in logits.items():
             log_probs[label].append(values.float().log_softmax(-1).cpu().numpy())
         for label, values in batch.labels.items():
@@ -66,4 +77,31 @@ def predict_phrases(
         {k: np.concatenate(v) for k, v in truth.items()},
         np.concatenate(song),
         np.concatenate(start),
+        np.concatenate(encoded) if vectors else None,
     )
+
+
+def song_phrases(
+    songs: Songs, tokens: TokenSpec, data: Mapping[str, Any], batch_phrases: int
+) -> tuple[Phrases, Iterator[Batch]]:
+    """All phrases of songs as a classifier is fed them, and their batches without labels.
+
+    Args:
+        songs: The songs, encoded with its tokenizer.
+        tokens: Its vocabulary.
+        data: Its ``phrase_bars`` or ``phrase_seconds`` and ``max_tokens``.
+        batch_phrases: Most phrases in a batch.
+    """
+    phrases = consecutive(songs, np.arange(len(songs)), phrase_length(data, tokens))
+    reader = PhraseReader(songs, tokens, data["max_tokens"])
+    groups = group_by_budget(reader.lengths(phrases), batch_phrases, None)
+
+    def batches() -> Iterator[Batch]:
+        for group in groups:
+            chosen = phrases.select(group)
+            columns = zip(
+                chosen.song.tolist(), chosen.first.tolist(), chosen.end.tolist(), strict=True
+            )
+            yield collate([reader(*column)[0] for column in columns], {}, chosen)
+
+    return phrases, batches()

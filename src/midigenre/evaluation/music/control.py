@@ -1,0 +1,197 @@
+"""Did the condition do anything? What a judge hears in music that was told what to be.
+
+A *judge* is a classifier that never saw the generator's training songs. Its accuracy on generated
+pieces means nothing alone: the *ceiling* is its accuracy on real held-out music of the same length,
+*chance* is one over the classes, and pieces whose conditions were shuffled before they were
+generated show what the judge finds where the condition says nothing about the class that is asked
+for. *Control* is the share of the way from chance to the ceiling, and its plain ratio is given too.
+
+Accuracy here is the mean over classes (balanced accuracy; Brodersen et al. 2010), because real
+music does not come in equal parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from midigenre.evaluation.bootstrap import (
+    N_BOOTSTRAP,
+    Floats,
+    interval,
+    plain,
+    ratio,
+    resampled_margins,
+)
+from midigenre.evaluation.scores import confusion_matrix
+from midigenre.spec import UNKNOWN
+
+Longs = NDArray[np.int64]
+
+
+def main_label(classes: Mapping[str, int]) -> str:
+    """The label that a plan goes by: the one with most classes."""
+    return max(classes, key=lambda label: classes[label])
+
+
+def plan(
+    classes: Mapping[str, int],
+    n: int,
+    songs: Mapping[str, ArrayLike] | None = None,
+) -> dict[str, Longs]:
+    """Which classes to ask for: n pieces of each class of the label that has most classes.
+
+    The other labels go round among the classes that occur together with it in the training songs,
+    so that nothing is asked for that the generator never met.
+
+    Args:
+        classes: Number of classes of each label.
+        n: Pieces a class.
+        songs: Class index of every training song for each label; None or a combination that never
+            occurs: all classes go round.
+
+    Returns:
+        For each label the class index of each piece, shape (pieces,).
+
+    Raises:
+        ValueError: No label, or n below 1.
+    """
+    if not classes or n < 1:
+        raise ValueError(f"nothing to plan: labels {list(classes)}, n={n}")
+    main = main_label(classes)
+    told: dict[str, Longs] = {main: np.repeat(np.arange(classes[main]), n)}
+    for label, size in classes.items():
+        if label == main:
+            continue
+        told[label] = np.concatenate(
+            [np.resize(_beside(songs, main, c, label, size), n) for c in range(classes[main])]
+        )
+    return {label: told[label] for label in classes}
+
+
+def _beside(
+    songs: Mapping[str, ArrayLike] | None, main: str, c: int, label: str, size: int
+) -> Longs:
+    """Classes of a label in the songs of class ``c`` of the main one."""
+    everything = np.arange(size)
+    if songs is None:
+        return everything
+    found: Longs = np.unique(np.asarray(songs[label])[np.asarray(songs[main]) == c])
+    found = found[found != UNKNOWN]
+    return found if len(found) else everything
+
+
+def shuffled(told: Mapping[str, Longs], seed: int) -> dict[str, Longs]:
+    """The conditions of all pieces, dealt anew; those of one piece stay together."""
+    order = np.random.default_rng(seed).permutation(len(next(iter(told.values()))))
+    return {label: values[order] for label, values in told.items()}
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What a judge made of pieces.
+
+    Attributes:
+        truth: Class that was asked for, or that the song has, shape (N,); -1 where unknown.
+        predicted: Class that the judge heard, shape (N,); -1 where there was nothing to hear, which
+            counts as an error.
+        groups: What belongs together (the excerpts of one song), shape (N,).
+    """
+
+    truth: Longs
+    predicted: Longs
+    groups: NDArray[Any]
+
+    def known(self) -> Verdicts:
+        """Those with a class."""
+        rows = self.truth != UNKNOWN
+        return Verdicts(self.truth[rows], self.predicted[rows], self.groups[rows])
+
+
+def control(
+    generated: Verdicts,
+    real: Verdicts,
+    names: Sequence[str],
+    shuffled: Verdicts | None = None,
+    *,
+    over: Sequence[str] | None = None,
+    seed: int = 0,
+    n_bootstrap: int = N_BOOTSTRAP,
+) -> dict[str, Any]:
+    """Scores of one label.
+
+    Args:
+        generated: The judge's verdicts on generated pieces.
+        real: Those on real held-out excerpts.
+        names: The judge's class names.
+        shuffled: Those on pieces whose conditions were shuffled.
+        over: Look only at pieces of these classes; the judge may still hear any other.
+        seed: Seed of the bootstrap.
+        n_bootstrap: Number of resamples (of pieces, and of songs).
+
+    Returns:
+        ``generated``, ``real`` and ``shuffled`` (None without), each with ``n``, ``accuracy``,
+        ``ci95``, ``recall`` (by class name, None without pieces) and ``confusion`` (rows are what
+        was asked for, columns the judge's classes and, last, nothing heard); ``chance``;
+        ``of_ceiling``: generated over real accuracy with ``ci95``; ``above_chance``: the same
+        after subtracting chance from both. Both are None where the ceiling's interval reaches down
+        to chance: a judge that hears nothing in real music cannot say what is missing elsewhere.
+    """
+    chosen = range(len(names)) if over is None else [list(names).index(name) for name in over]
+    sets = {"generated": generated, "real": real, "shuffled": shuffled}
+    scores: dict[str, Any] = {}
+    draws: dict[str, Floats] = {}
+    for place, (what, verdicts) in enumerate(sets.items()):
+        if verdicts is None:
+            scores[what] = None
+            continue
+        kept = verdicts.known()
+        rows = np.isin(kept.truth, list(chosen))
+        kept = Verdicts(kept.truth[rows], kept.predicted[rows], kept.groups[rows])
+        scores[what], draws[what] = _score(kept, names, seed + place, n_bootstrap)
+    chance = 1 / len(names)
+    found = {**scores, "chance": chance, "classes": [names[c] for c in chosen]}
+    for name, floor in (("of_ceiling", 0.0), ("above_chance", chance)):
+        top, bottom = (scores[what]["accuracy"] for what in ("generated", "real"))
+        if top is None or bottom is None or scores["real"]["ci95"][0] <= chance:
+            found[name] = None
+            continue
+        quotients = ratio(draws["generated"] - floor, draws["real"] - floor)
+        found[name] = {
+            "value": (top - floor) / (bottom - floor),
+            "ci95": interval(quotients[np.isfinite(quotients)]),
+        }
+    return found
+
+
+def _score(
+    verdicts: Verdicts, names: Sequence[str], seed: int, n_bootstrap: int
+) -> tuple[dict[str, Any], Floats]:
+    """Scores of a set, and its balanced accuracy in resamples."""
+    n = len(names)
+    # Silence is a class of its own, after the last.
+    predicted = np.where(verdicts.predicted == UNKNOWN, n, verdicts.predicted)
+    matrix = confusion_matrix(verdicts.truth, predicted, n + 1)[:n]
+    hits, asked = matrix.diagonal(), matrix.sum(1)
+    recall = ratio(hits, asked)
+    drawn_hits, drawn_asked, _ = resampled_margins(
+        verdicts.truth, (predicted,), verdicts.groups, n + 1, seed, n_bootstrap
+    )
+    draws = _balanced(drawn_hits[0], drawn_asked[0])
+    return {
+        "n": len(verdicts.truth),
+        "accuracy": plain(_balanced(hits, asked)),
+        "ci95": interval(draws),
+        "recall": {name: plain(value) for name, value in zip(names, recall, strict=True)},
+        "confusion": matrix.tolist(),
+    }, draws
+
+
+def _balanced(hits: NDArray[Any], asked: NDArray[Any]) -> Any:
+    """Mean recall of the classes that occur, shape (..., C) to (...)."""
+    occurs = asked > 0
+    return ratio(np.where(occurs, ratio(hits, asked), 0.0).sum(-1), occurs.sum(-1))

@@ -1,0 +1,103 @@
+"""Did the judge learn from what the generator learned from?
+
+A judge that was trained on the generator's songs would praise it for repeating them, and one that
+reads the same tokens shares its blind spots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midigenre.corpora.base import Progress, SongRef
+from midigenre.data.duplicates import file_digests
+from midigenre.data.shards import ShardSet
+
+Longs = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Independence:
+    """How a judge and a generator relate.
+
+    Attributes:
+        shared: Training songs of the generator that the judge was trained on or chosen by.
+        of: Training songs of the generator.
+        tokenizers: That of the generator and that of the judge.
+        known_to_judge: Songs of the generator's corpus (rows of its manifest) that the judge was
+            trained on or chosen by.
+    """
+
+    shared: int
+    of: int
+    tokenizers: tuple[str, str]
+    known_to_judge: frozenset[int]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the judgement must know; nothing if the judge is independent."""
+        notes = []
+        if self.shared:
+            notes.append(
+                f"the judge was trained on {self.shared:,} of the generator's {self.of:,} training "
+                "songs, so it may reward copies; train them with fold=1/2 and fold=2/2"
+            )
+        if self.tokenizers[0] == self.tokenizers[1]:
+            notes.append(
+                f"judge and generator both read {self.tokenizers[0]} tokens, so they may share "
+                "blind spots; train the judge with another tokenizer"
+            )
+        return notes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "shared_songs": self.shared,
+            "generator_songs": self.of,
+            "tokenizers": {"generator": self.tokenizers[0], "judge": self.tokenizers[1]},
+            "independent": not self.notes,
+            "notes": self.notes,
+        }
+
+
+def independence(
+    generator: ShardSet,
+    generator_rows: Longs,
+    judge: ShardSet,
+    judge_rows: Longs,
+    progress: Progress,
+) -> Independence:
+    """Compares the songs of two runs by the bytes of their files.
+
+    Args:
+        generator: The generator's songs.
+        generator_rows: Those that it was trained on.
+        judge: The judge's songs.
+        judge_rows: Those that it was trained on or chosen by.
+        progress: Told about the files that are read.
+    """
+    theirs = set(_digests(judge, judge_rows, progress))
+    every_row = np.arange(len(generator))
+    known = {
+        int(row)
+        for row, digest in zip(every_row, _digests(generator, every_row, progress), strict=True)
+        if digest in theirs
+    }
+    rows = set(generator_rows.tolist())
+    return Independence(
+        len(rows & known), len(rows), (generator.tokens.name, judge.tokens.name), frozenset(known)
+    )
+
+
+def _digests(shards: ShardSet, rows: Longs, progress: Progress) -> list[str]:
+    """Digest of each song's file; of one that is gone its id stands for it."""
+    refs = [
+        SongRef(row["song_id"], Path(row["path"]), {})
+        for row in (shards.manifest[int(i)] for i in rows)
+    ]
+    found = file_digests(refs, 2, progress)
+    return [found[ref.song_id] or ref.song_id for ref in refs]

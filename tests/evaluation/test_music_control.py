@@ -1,0 +1,91 @@
+"""Plans, shuffles and the scores of a judge against its ceiling."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from midigenre.evaluation.music.control import Verdicts, control, plan, shuffled
+
+
+def verdicts(truth, predicted, groups=None):
+    truth = np.asarray(truth)
+    return Verdicts(
+        truth, np.asarray(predicted), np.arange(len(truth)) if groups is None else groups
+    )
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 9))
+@settings(max_examples=40, deadline=None)
+def test_a_plan_asks_for_n_of_each_class_and_goes_round_the_others(a, b, n):
+    told = plan({"genre": a, "emotion": b}, n)
+    main, other, size = ("genre", "emotion", b) if a >= b else ("emotion", "genre", a)
+    assert np.bincount(told[main]).tolist() == [n] * max(a, b)
+    for c in range(max(a, b)):
+        beside = np.bincount(told[other][told[main] == c], minlength=size)
+        assert np.ptp(beside) <= 1
+    assert list(told) == ["genre", "emotion"]
+
+
+def test_a_plan_asks_only_for_what_occurs_together():
+    songs = {"genre": np.array([0, 0, 1, 2]), "emotion": np.array([0, 1, 1, -1])}
+    told = plan({"genre": 3, "emotion": 2}, 4, songs)
+    assert told["emotion"].tolist() == [0, 1, 0, 1, 1, 1, 1, 1, 0, 1, 0, 1]
+    with pytest.raises(ValueError, match="nothing to plan"):
+        plan({}, 4)
+
+
+def test_shuffling_deals_whole_conditions_anew():
+    told = {"genre": np.repeat([0, 1, 2], 20), "emotion": np.repeat([2, 0, 1], 20)}
+    other = shuffled(told, 0)
+    assert ((other["genre"] + 2) % 3).tolist() == other["emotion"].tolist()
+    assert sorted(other["genre"]) == sorted(told["genre"])
+    assert 0.15 < (other["genre"] == told["genre"]).mean() < 0.55
+
+
+def test_accuracy_is_the_mean_over_classes_and_silence_is_an_error():
+    names = ["a", "b"]
+    real = verdicts([0] * 90 + [1] * 10, [0] * 90 + [0] * 5 + [1] * 5)
+    made = verdicts([0] * 10 + [1] * 10, [0] * 8 + [-1] * 2 + [1] * 5 + [0] * 5)
+    found = control(made, real, names, verdicts([0, 1, -1], [1, 1, 0]))
+    assert found["real"]["accuracy"] == pytest.approx(0.75)
+    assert found["generated"]["accuracy"] == pytest.approx(0.65)
+    assert found["generated"]["confusion"] == [[8, 0, 2], [5, 5, 0]]
+    assert found["shuffled"]["n"] == 2  # one has no class
+    assert found["chance"] == 0.5
+    low, high = found["generated"]["ci95"]
+    assert 0.4 < low < 0.65 < high < 0.9
+    assert found["of_ceiling"]["value"] == pytest.approx(0.65 / 0.75)
+    assert found["above_chance"]["value"] == pytest.approx(0.15 / 0.25)
+    low, high = found["of_ceiling"]["ci95"]
+    assert low < 0.65 / 0.75 < high
+
+
+def test_a_judge_that_hears_nothing_has_no_ceiling():
+    rng = np.random.default_rng(0)
+    truth, guess = np.repeat([0, 1], 40), rng.integers(0, 2, 80)
+    found = control(verdicts(truth, truth), verdicts(truth, guess), ["a", "b"])
+    assert found["of_ceiling"] is None
+    assert found["above_chance"] is None
+    assert found["shuffled"] is None
+
+
+def test_excerpts_of_one_song_are_no_independent_witnesses():
+    truth = np.repeat([0, 1], 50)
+    predicted = np.where(np.arange(100) % 10 < 7, truth, 1 - truth)
+    alone = control(verdicts(truth, truth), verdicts(truth, predicted), ["a", "b"])
+    # The same verdicts, but a song's ten excerpts are all right or all wrong.
+    songs = np.arange(100) // 10
+    together = np.where(songs % 5 < 3, truth, 1 - truth)
+    grouped = control(verdicts(truth, truth), verdicts(truth, together, songs), ["a", "b"])
+    width = [np.ptp(found["real"]["ci95"]) for found in (alone, grouped)]
+    assert width[1] > 1.5 * width[0]
+
+
+def test_over_some_classes_a_verdict_for_another_is_an_error():
+    made = verdicts([0, 0, 1, 2], [0, 2, 1, 2])
+    found = control(made, verdicts([0, 1, 2] * 5, [0, 1, 2] * 5), ["a", "b", "c"], over=["a", "b"])
+    assert found["generated"]["n"] == 3
+    assert found["generated"]["accuracy"] == pytest.approx(0.75)
+    assert found["classes"] == ["a", "b"]
+    assert found["generated"]["recall"] == {"a": 0.5, "b": 1.0, "c": None}
