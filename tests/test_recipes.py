@@ -10,6 +10,7 @@ from midigenre.corpora.toy import Toy
 from midigenre.data.batches import collate
 from midigenre.data.phrases import Phrases
 from midigenre.spec import LabelSpec
+from midigenre.tasks.optim import AdamOneCycleSettings
 
 
 def choices(group):
@@ -42,7 +43,8 @@ def test_commands_compose(command):
     ],
 )
 def test_every_choice_composes(group, choice):
-    assert composed(f"{group}={choice}")
+    command = {"sampling": "generate"}.get(group, "train")
+    assert composed(f"{group}={choice}", command=command)
 
 
 @pytest.mark.parametrize("name", choices("tokenizer"))
@@ -67,22 +69,50 @@ def test_every_model_size_builds(name):
         backbone = make_backbone(plain(cfg.model), causal=False)
     d, n = cfg.model.d_model, cfg.model.n_layers
     assert make_optim(cfg).lr == cfg.model.lr
-    if name == "lstm":  # four gates of two directions, each half as wide, with PyTorch's two biases
+    if cfg.model._target_.endswith("LSTM"):
+        # Four gates of two directions, each half as wide, with PyTorch's two biases.
         of_layer = 2 * 4 * (d // 2) * (d + d // 2 + 2)
         assert sum(p.numel() for p in backbone.parameters()) == n * of_layer
         return
     f = cfg.model.d_ff
     layer = 4 * d * d + 4 * d + 2 * d * f + f + d + 4 * d
+    final = 2 * d if cfg.model.norm == "pre" else 0
     width = cfg.model.conv_width
     local = width * d * d + d + 2 * d if width else 0
-    assert sum(p.numel() for p in backbone.parameters()) == local + n * layer + 2 * d
+    assert sum(p.numel() for p in backbone.parameters()) == local + n * layer + final
 
 
-@pytest.mark.parametrize("name", choices("experiment"))
-def test_every_recipe_runs(name, tmp_path, monkeypatch):
+# The slides' LSTM is their recipe with another model.
+RECIPES = [*((name,) for name in choices("experiment")), ("slides", "model=lstm")]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=" ".join)
+def test_every_recipe_runs(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    name, *more = recipe
+    # Narrow and short: of the settings nothing but sizes changes.
     status = main(
-        ["train", f"experiment={name}", "corpus=toy", "trainer.max_steps=2",
-         "trainer.max_epochs=1", "corpus.limit=48"]
+        ["train", f"experiment={name}", *more, "corpus=toy", "trainer.max_steps=2",
+         "trainer.max_epochs=1", "corpus.limit=48", "model.d_model=32", "model.n_layers=1",
+         "data.max_tokens=128"]
     )  # fmt: skip
     assert status == 0
+
+
+def test_the_slides_set_up():
+    cfg = composed("experiment=slides")
+    shape = {"norm": "post", "d_model": 512, "n_layers": 12, "n_heads": 16, "extra_norm": False}
+    assert shape.items() <= cfg.model.items()
+    assert isinstance(make_optim(cfg), AdamOneCycleSettings)
+    assert (make_optim(cfg).lr, cfg.data.batch_phrases, cfg.data.max_tokens) == (1e-4, 64, 1024)
+    assert (cfg.trainer.max_epochs, cfg.callbacks.early_stopping) == (50, None)
+    assert cfg.task.condition_by == "add"
+    assert cfg.data.marks
+    for name, changed in (("attention_dropout", 0.3), ("extra_norm", True)):
+        variant = composed(f"experiment=slides_{name}")
+        assert variant.model == {**cfg.model, name: changed}
+        for group in ("optim", "data", "task", "trainer", "callbacks", "tokenizer"):
+            assert variant[group] == cfg[group]
+    lstm = composed("experiment=slides", "model=lstm")
+    assert lstm.model == composed("model=lstm").model
+    assert lstm.optim == cfg.optim

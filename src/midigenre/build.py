@@ -26,7 +26,7 @@ from midigenre.data.split import check_fractions
 from midigenre.errors import UserError
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.tasks.base import Task
-from midigenre.tasks.optim import AdamWSettings
+from midigenre.tasks.optim import OptimSettings
 from midigenre.tokenizers.base import Tokenizer
 
 CHECKPOINT_FORMAT = 2
@@ -155,6 +155,17 @@ def _check_same_tokens(shards: ShardSet, tokenizer: Tokenizer, *, exact: bool) -
     )
 
 
+def tokens_of(cfg: DictConfig) -> TokenSpec:
+    """The vocabulary that a run will have, known before its corpus is prepared.
+
+    Raises:
+        UserError: ``shards`` is no prepared folder, or a setting is out of range.
+    """
+    if cfg.shards is not None:
+        return ShardSet(Path(cfg.shards)).tokens
+    return make_tokenizer(cfg, make_corpus(cfg)).spec
+
+
 def check(cfg: DictConfig) -> None:
     """Refuses what can be refused before a corpus is prepared.
 
@@ -206,21 +217,29 @@ def class_of(task: Mapping[str, Any]) -> type[Task]:
     return found
 
 
-def make_backbone(model: Mapping[str, Any], causal: bool) -> Any:
-    """The backbone of ``cfg.model``; one that looks both ways only where the task lets it."""
+def backbone_settings(model: Mapping[str, Any], causal: bool) -> dict[str, Any]:
+    """Those of ``cfg.model`` that make the backbone.
+
+    One that looks both ways does so only where the task lets it.
+    """
     settings = {k: v for k, v in model.items() if k not in _MODEL_KEYS}
     if settings.get("bidirectional", ...) is None:
         settings["bidirectional"] = not causal
-    return make(OmegaConf.create(settings), "model")
+    return settings
 
 
-def make_optim(cfg: DictConfig) -> AdamWSettings:
+def make_backbone(model: Mapping[str, Any], causal: bool) -> Any:
+    """The backbone of ``cfg.model``."""
+    return make(OmegaConf.create(backbone_settings(model, causal)), "model")
+
+
+def make_optim(cfg: DictConfig) -> OptimSettings:
     """Optimizer and schedule; the model's size brings its own learning rate."""
     optim = plain(cfg.optim)
     if optim["lr"] is None:
         optim["lr"] = cfg.model.lr
     settings = make(OmegaConf.create(optim), "optim")
-    assert isinstance(settings, AdamWSettings)
+    assert isinstance(settings, OptimSettings)
     return settings
 
 

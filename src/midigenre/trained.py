@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
-from midigenre.build import CHECKPOINT_FORMAT, class_of, make_model
+from midigenre.build import CHECKPOINT_FORMAT, backbone_settings, class_of, make_model
 from midigenre.errors import UserError
 from midigenre.models import PhraseClassifier
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.tasks.base import CHECKPOINT_KEY
+
+SHARED = ("embedding", "backbone")
+"""The parts that every task's model has under these names."""
+
+# Settings of conf/model that may differ between models that share these parts' weights.
+_NOT_SHARED = ("name", "lr", "pooling", "dropout", "attention_dropout")
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,13 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def checkpoint_path(run: str | None, ckpt: str) -> tuple[Path | None, Path]:
+def checkpoint_path(run: str | None, ckpt: str, key: str = "run") -> tuple[Path | None, Path]:
     """The run's folder and the checkpoint that ``run=`` and ``ckpt=`` name.
+
+    Args:
+        run: The run's folder.
+        ckpt: ``best``, ``last`` or a checkpoint's path.
+        key: The setting that names the run.
 
     Raises:
         UserError: There is no such run or checkpoint; the message lists what there is.
@@ -73,15 +86,15 @@ def checkpoint_path(run: str | None, ckpt: str) -> tuple[Path | None, Path]:
             raise UserError(f"ckpt={ckpt}: no such file; give best, last or a checkpoint's path")
         return (Path(run).expanduser() if run else None), named
     if not run:
-        raise UserError("run= is missing; give a run's folder, for instance runs/<name>/<when>")
+        raise UserError(f"{key}= is missing; give a run's folder, for instance runs/<name>/<when>")
     folder = Path(run).expanduser()
     if not folder.is_dir():
-        raise UserError(f"run={run}: no such folder; trained runs lie in runs/<name>/<when>")
+        raise UserError(f"{key}={run}: no such folder; trained runs lie in runs/<name>/<when>")
     path = folder / "checkpoints" / f"{ckpt}.ckpt"
     if not path.is_file():
         inside = sorted(str(p.parent.parent) for p in folder.glob("**/checkpoints/best.ckpt"))[:3]
         hint = f"; did you mean {', '.join(inside)}?" if inside else ""
-        raise UserError(f"run={run} has no checkpoints/{ckpt}.ckpt{hint}")
+        raise UserError(f"{key}={run} has no checkpoints/{ckpt}.ckpt{hint}")
     return folder, path
 
 
@@ -98,6 +111,26 @@ def load_run(run: str | None, ckpt: str = "best", kind: str = "classifier") -> R
             of another kind.
     """
     folder, path = checkpoint_path(run, ckpt)
+    about, weights = _read(path)
+    found = class_of(about["task"]).kind
+    if found != kind:
+        raise UserError(
+            f"{path} is a {found} (task={about['task']['name']}), and this needs a {kind}; give "
+            "another run"
+        )
+    tokens, labels = TokenSpec.from_dict(about["tokens"]), LabelSpec.from_dict(about["labels"])
+    model = make_model(about["model"], about["task"], tokens, labels)
+    model.load_state_dict(weights)
+    config = None
+    if folder is not None and (folder / "config.yaml").is_file():
+        loaded = OmegaConf.load(folder / "config.yaml")
+        assert isinstance(loaded, DictConfig)
+        config = loaded
+    return Run(folder, path, model.eval(), tokens, labels, about["data"], config)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a checkpoint says about its model, and the model's weights."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         about = content[CHECKPOINT_KEY]
@@ -108,21 +141,138 @@ def load_run(run: str | None, ckpt: str = "best", kind: str = "classifier") -> R
             f"{path} has checkpoint format {about['format']}, this version reads "
             f"{CHECKPOINT_FORMAT}; train again or install the version that wrote it"
         )
-    found = class_of(about["task"]).kind
-    if found != kind:
+    return about, _below(content["state_dict"], "model")
+
+
+def _below(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    prefix = f"{part}."
+    return {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights of a trained model that another one starts from.
+
+    Attributes:
+        checkpoint: Where they are from.
+        weights: For each part of :data:`SHARED` its weights by their name.
+    """
+
+    checkpoint: Path
+    weights: Mapping[str, Mapping[str, Tensor]]
+
+    def load_into(self, model: nn.Module) -> int:
+        """Puts them into a model whose settings :func:`start_from` was given.
+
+        Returns:
+            Number of parameters that they are.
+        """
+        n_loaded = 0
+        for part, weights in self.weights.items():
+            module = model.get_submodule(part)
+            module.load_state_dict(weights)
+            n_loaded += sum(p.numel() for p in module.parameters())
+        return n_loaded
+
+
+def start_from(
+    source: str, model: Mapping[str, Any], task: Mapping[str, Any], tokens: TokenSpec
+) -> Start:
+    """Embedding and backbone of a trained model of any task, for a new one to start from.
+
+    Args:
+        source: A run's folder, whose best checkpoint counts, or a checkpoint: ``init_from=``.
+        model: ``cfg.model`` of the new model as plain data.
+        task: Its ``cfg.task`` as plain data.
+        tokens: Its vocabulary.
+
+    Raises:
+        UserError: There is no such run, the file is no checkpoint of midigenre, or its weights
+            mean something else: another vocabulary, another backbone, an LSTM of the other
+            direction.
+    """
+    named = Path(source).expanduser()
+    path = named if named.is_file() else checkpoint_path(source, "best", "init_from")[1]
+    about, weights = _read(path)
+    _check_vocabulary(path, TokenSpec.from_dict(about["tokens"]), tokens)
+    _check_backbone(path, about, model, task)
+    return Start(path, {part: _below(weights, part) for part in SHARED})
+
+
+def _check_vocabulary(path: Path, theirs: TokenSpec, ours: TokenSpec) -> None:
+    there, here = (
+        {k: v for k, v in spec.to_dict()["tokenizer"].items() if k != "name"}
+        for spec in (theirs, ours)
+    )
+    if theirs.fields == ours.fields and there == here:
+        return
+    if theirs.name != ours.name:
         raise UserError(
-            f"{path} is a {found} (task={about['task']['name']}), and this needs a {kind}; give "
+            f"init_from: {path} was trained on tokenizer {theirs.name!r}, this is {ours.name!r}; "
+            f"set tokenizer={theirs.name} or give another run"
+        )
+    differing = _differing(there, here) or [
+        f"{theirs.n_tokens} tokens there, {ours.n_tokens} here, by another version of midigenre"
+    ]
+    raise UserError(
+        f"init_from: {path} was trained with other settings of tokenizer {ours.name!r} "
+        f"({', '.join(differing)}); set the same (tracks and neutral come with the corpus) or give "
+        "another run"
+    )
+
+
+def _check_backbone(
+    path: Path, about: Mapping[str, Any], model: Mapping[str, Any], task: Mapping[str, Any]
+) -> None:
+    other = about["model"]
+    if other["_target_"] != model["_target_"]:
+        raise UserError(
+            f"init_from: {path} has the backbone {other['_target_']} (model={other['name']}), this "
+            f"is {model['_target_']} (model={model['name']}); set model={other['name']} or give "
             "another run"
         )
-    tokens, labels = TokenSpec.from_dict(about["tokens"]), LabelSpec.from_dict(about["labels"])
-    model = make_model(about["model"], about["task"], tokens, labels)
-    prefix = "model."
-    model.load_state_dict(
-        {k[len(prefix) :]: v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-    )
-    config = None
-    if folder is not None and (folder / "config.yaml").is_file():
-        loaded = OmegaConf.load(folder / "config.yaml")
-        assert isinstance(loaded, DictConfig)
-        config = loaded
-    return Run(folder, path, model.eval(), tokens, labels, about["data"], config)
+    theirs = _shared_settings(other, class_of(about["task"]).causal)
+    ours = _shared_settings(model, class_of(task).causal)
+    both_there, both_here = theirs.pop("bidirectional", None), ours.pop("bidirectional", None)
+    if both_there != both_here:
+        needed, made = ("two directions", "one") if both_here else ("one direction", "two")
+        raise UserError(
+            f"init_from: the LSTM of {path} has {made} and task={task['name']} needs {needed}: "
+            "weights of one do not serve the other; give a run whose task needs the same, or train "
+            "both with an encoder (model=tiny), which serves both"
+        )
+    if theirs != ours:
+        raise UserError(
+            f"init_from: {path} has another backbone ({', '.join(_differing(theirs, ours))}); set "
+            "the same or give another run"
+        )
+
+
+def _shared_settings(model: Mapping[str, Any], causal: bool) -> dict[str, Any]:
+    """Settings of a model that the shared weights depend on."""
+    # A setting that is younger than a checkpoint had its default there.
+    parameters = inspect.signature(get_class(model["_target_"])).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    given = defaults | dict(model) | backbone_settings(model, causal)
+    found = {k: v for k, v in given.items() if k not in _NOT_SHARED}
+    if found.get("positions") == "rope":  # has no limit and ignores it
+        found.pop("max_positions", None)
+    return found
+
+
+def _differing(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Settings that differ, with both values."""
+    found = []
+    for key in sorted({*theirs, *ours}):
+        there, here = theirs.get(key), ours.get(key)
+        if isinstance(there, Mapping) and isinstance(here, Mapping):
+            found += _differing(there, here, f"{prefix}{key}.")
+        elif there != here:
+            found.append(f"{prefix}{key}={_yaml(there)} there, {_yaml(here)} here")
+    return found
+
+
+def _yaml(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+import torch
 from lightning.pytorch.callbacks import Callback
 
 
@@ -25,3 +26,11 @@ class WriteBatches(Callback):
         phrases = list(zip(batch.song_B.tolist(), batch.start_B.tolist(), strict=True))
         with (Path(os.environ["BATCHES_TO"]) / f"{trainer.global_rank}.jsonl").open("a") as out:
             out.write(json.dumps(place | {"phrases": phrases}) + "\n")
+
+
+class WriteWeights(Callback):
+    """Writes the weights as they are before the first step to ``WEIGHTS_TO``."""
+
+    def on_train_start(self, trainer, pl_module):
+        if trainer.global_step == 0:
+            torch.save(pl_module.state_dict(), os.environ["WEIGHTS_TO"])

@@ -22,7 +22,10 @@ MODELS = {
         ("post", "rope", "geglu", 0),
         ("post", "learned", "gelu", 4),
     )
-} | {"lstm": lambda: LSTM(16, 2, dropout=0.2)}
+} | {
+    "extra norm": lambda: Encoder(16, 2, 4, 24, "pre", dropout=0.2, extra_norm=True),
+    "lstm": lambda: LSTM(16, 2, dropout=0.2),
+}
 
 
 @pytest.fixture(params=MODELS.values(), ids=MODELS)

@@ -26,6 +26,7 @@ VARIANTS = [
     {"norm": "post", "positions": "learned", "activation": "gelu"},
     {"norm": "pre", "positions": "learned", "activation": "geglu"},
     {"norm": "pre", "positions": "rope", "activation": "gelu", "conv_width": 3},
+    {"norm": "pre", "positions": "rope", "activation": "gelu", "extra_norm": True},
 ]
 
 
@@ -91,6 +92,22 @@ def test_equals_torch_on_a_padded_batch(norm: str, causal: bool) -> None:
         torch.testing.assert_close(a.attention.out.weight.grad, b.self_attn.out_proj.weight.grad)
         torch.testing.assert_close(a.feed_forward.down.bias.grad, b.linear2.bias.grad)
         torch.testing.assert_close(a.attention_norm.weight.grad, b.norm1.weight.grad)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_an_extra_norm_takes_each_layers_output(norm: str) -> None:
+    plain, extra = (make_encoder(norm=norm, extra_norm=more) for more in (False, True))
+    names = {f"layers.{i}.output_norm.{end}" for i in (0, 1) for end in ("weight", "bias")}
+    assert set(extra.state_dict()) == set(plain.state_dict()) | names
+    extra.load_state_dict(plain.state_dict(), strict=False)
+    h_ND, cu_seqlens = packed(LENGTHS, 16)
+    rotary = rotary_tables(positions_N(cu_seqlens, 23), 4)
+    for one, other in zip(plain.layers, extra.layers, strict=True):
+        norm_D = other.output_norm
+        nn.init.normal_(norm_D.weight)
+        nn.init.normal_(norm_D.bias)
+        expected = norm_D(one(h_ND, rotary, lambda q, k, v: q * k + v))
+        torch.testing.assert_close(other(h_ND, rotary, lambda q, k, v: q * k + v), expected)
 
 
 @settings(max_examples=20, deadline=None)

@@ -34,8 +34,10 @@ class Guess(torch.nn.Module):
     def label_heads(self):
         return dict(self.heads.items())
 
-    def forward(self, batch):
-        place = (batch.song_B * 7 + batch.start_B).double()
+    def encode(self, batch):
+        return (batch.song_B * 7 + batch.start_B).double()
+
+    def logits(self, place):
         return {
             label: torch.stack([torch.sin(place * (c + 1)) for c in range(len(head.classes))], 1)
             for label, head in self.heads.items()

@@ -1,7 +1,8 @@
-"""AdamW's groups and the shapes of the schedules."""
+"""AdamW's groups, the shapes of the schedules, Adam under one cycle."""
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -10,16 +11,31 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from midigenre.models import Encoder, FieldEmbedding, LabelHead, PhraseClassifier, Pooling
-from midigenre.tasks.optim import SCHEDULES, AdamWSettings
+from midigenre.tasks.optim import SCHEDULES, AdamOneCycleSettings, AdamWSettings, OptimSettings
 
 
 def rates(total: int, **values: Any) -> list[float]:
     """The factor at each step that is made, and at the end."""
     factor = AdamWSettings(lr=1.0, **values).factor(total)
     return [factor(step) for step in range(total + 1)]
+
+
+def walk(optimizer: torch.optim.Optimizer, schedule: LRScheduler, n: int) -> list[Any]:
+    """Rate and betas in each of the next ``n`` steps."""
+    found = []
+    for _ in range(n):
+        found.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["betas"]))
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def trained(optim: OptimSettings, total: int) -> list[Any]:
+    optimizer = optim.optimizer(nn.Linear(2, 2))
+    return walk(optimizer, optim.scheduler(optimizer, total), total)
 
 
 def test_only_matrices_decay() -> None:
@@ -109,13 +125,7 @@ def test_rates_stay_within_bounds(
 
 
 def test_with_the_scheduler_of_torch() -> None:
-    optimizer = AdamWSettings(lr=0.2, warmup_steps=3).optimizer(nn.Linear(2, 2))
-    schedule = LambdaLR(optimizer, AdamWSettings(lr=0.2, warmup_steps=3).factor(10))
-    found = []
-    for _ in range(5):
-        found.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
+    found = [rate for rate, _ in trained(AdamWSettings(lr=0.2, warmup_steps=3), 10)[:5]]
     assert found[:4] == pytest.approx([0.05, 0.1, 0.15, 0.2])
     assert found[4] < 0.2
 
@@ -142,3 +152,86 @@ def test_with_the_scheduler_of_torch() -> None:
 def test_bad_values_are_named(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"optim\.{name}"):
         AdamWSettings(**({"lr": 0.1} | {name: value}))
+
+
+def test_one_cycle_is_torchs_with_its_defaults() -> None:
+    optimizer = torch.optim.Adam(nn.Linear(2, 2).parameters(), lr=0.1)
+    expected = walk(optimizer, OneCycleLR(optimizer, max_lr=0.1, total_steps=101), 101)
+    assert trained(AdamOneCycleSettings(lr=0.1), 101) == expected
+
+
+def test_one_cycle_rises_and_falls_and_beta1_goes_against_it() -> None:
+    found = trained(AdamOneCycleSettings(lr=0.1, pct_start=0.25), 100)
+    rates, betas = [rate for rate, _ in found], [b for _, (b, _) in found]
+    assert rates[0] == pytest.approx(0.1 / 25)
+    assert rates[24] == max(rates) == pytest.approx(0.1)  # the last of the first quarter
+    assert rates[-1] == pytest.approx(0.1 / 25 / 1e4)
+    assert (betas[0], betas[24], betas[-1]) == pytest.approx((0.95, 0.85, 0.95))
+    assert {second for _, (_, second) in found} == {0.999}
+    still = trained(AdamOneCycleSettings(lr=0.1, pct_start=0.25, cycle_momentum=False), 100)
+    assert [rate for rate, _ in still] == rates
+    assert {b for _, b in still} == {(0.9, 0.999)}
+
+
+@pytest.mark.parametrize("total", range(1, 25))
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.25, 0.3, 0.5, 0.99])
+def test_one_cycle_of_any_length(total: int, share: float) -> None:
+    """Also where torch alone divides by zero: a rise of exactly one step."""
+    found = [rate for rate, _ in trained(AdamOneCycleSettings(lr=0.1, pct_start=share), total)]
+    assert all(math.isfinite(rate) and 0 < rate <= 0.1 for rate in found)
+    assert found[-1] == pytest.approx(0.1 / 25 / 1e4)
+    if share * total == 1:
+        assert found[0] == pytest.approx(0.1)
+
+
+def test_adam_decays_nothing_and_leaves_frozen_parameters_out() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    optimizer = AdamOneCycleSettings(lr=0.1, eps=1e-6).optimizer(model)
+    (group,) = optimizer.param_groups
+    assert type(optimizer) is torch.optim.Adam
+    assert [id(p) for p in group["params"]] == [id(p) for p in model[1].parameters()]
+    assert (group["weight_decay"], group["eps"], group["lr"]) == (0, 1e-6, 0.1)
+
+
+def test_one_cycle_goes_on_from_a_checkpoint() -> None:
+    optim = AdamOneCycleSettings(lr=0.1)
+    layer = nn.Linear(2, 2)
+    optimizer = optim.optimizer(layer)
+    schedule = optim.scheduler(optimizer, 20)
+    before = walk(optimizer, schedule, 8)
+    saved = optimizer.state_dict(), schedule.state_dict()
+    rest = walk(optimizer, schedule, 12)
+    assert before + rest == trained(optim, 20)
+
+    def resumed(total: int, n: int) -> list[Any]:
+        optimizer = optim.optimizer(layer)
+        schedule = optim.scheduler(optimizer, total)
+        optimizer.load_state_dict(saved[0])
+        schedule.load_state_dict(saved[1])
+        return walk(optimizer, schedule, n)
+
+    assert resumed(20, 12) == rest
+    # With new bounds the rest is that of the longer run: torch's own would stop at the old end.
+    assert resumed(40, 32)[1:] == trained(optim, 40)[9:]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", 0.0),
+        ("lr", None),
+        ("betas", (0.9, 1.0)),
+        ("eps", -1.0),
+        ("pct_start", 0.0),
+        ("pct_start", 1.0),
+        ("pct_start", float("nan")),
+        ("div_factor", 0.5),
+        ("final_div_factor", 0.0),
+        ("base_momentum", 1.0),
+        ("max_momentum", -0.1),
+    ],
+)
+def test_bad_values_of_one_cycle_are_named(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"optim\.{name}"):
+        AdamOneCycleSettings(**({"lr": 0.1} | {name: value}))

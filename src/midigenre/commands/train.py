@@ -19,7 +19,15 @@ from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 
 from midigenre import __version__
-from midigenre.build import check, make_data, make_task, make_trainer, plain, prepared
+from midigenre.build import (
+    check,
+    make_data,
+    make_task,
+    make_trainer,
+    plain,
+    prepared,
+    tokens_of,
+)
 from midigenre.commands.console import console, progress_bars, quiet_lightning
 from midigenre.commands.job import swept_settings
 from midigenre.corpora.base import no_progress
@@ -35,7 +43,7 @@ from midigenre.tasks.callbacks import tensorboard_of
 from midigenre.tasks.cost import peak_memory_bytes
 from midigenre.tasks.fit import fit
 from midigenre.tasks.hparams import finish_hparams, start_hparams
-from midigenre.trained import load_run
+from midigenre.trained import Start, load_run, start_from
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +64,10 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
     first = getattr(rank_zero_only, "rank", 0) == 0
     quiet_lightning()
     started = time.perf_counter()
+    resumed = cfg.resume is not None  # the saved config knows nothing of it
     try:
         cfg, ckpt = _checked(cfg, folder, first)
+        start = _start(cfg, ckpt)
         trainer = make_trainer(cfg, folder)
         with progress_bars() if first else contextlib.nullcontext(no_progress) as progress:
             shards = prepared(cfg, progress)
@@ -65,7 +75,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
         _remove_empty(folder)
         raise
     if not first:
-        task, data = _built(cfg, shards)
+        task, data, _ = _built(cfg, shards, start)
         fit(trainer, task, data, ckpt, lambda: None)
         return _best_score(trainer)
     OmegaConf.save(OmegaConf.create(plain(cfg)), folder / "config.yaml")
@@ -77,14 +87,19 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
         {"tokens": shards.tokens.to_dict(), "labels": shards.labels.to_dict(),
          "shards": str(shards.folder), "version": __version__},
     )  # fmt: skip
-    task, data = _built(cfg, shards)
+    task, data, n_loaded = _built(cfg, shards, start)
     _say_fold(data)
     n_parameters = sum(p.numel() for p in task.model.parameters())
     _say(
         f"run {folder}: {n_parameters:,} parameters, {shards.tokens.n_tokens} tokens in "
         f"{len(shards.tokens.fields)} field(s), {_devices(trainer)}"
     )
-    if cfg.resume is not None:
+    if start is not None:
+        _say(
+            f"started from {cfg.init_from}: {' and '.join(start.weights)}, {n_loaded:,} of "
+            f"{n_parameters:,} weights"
+        )
+    if resumed:
         _say(_goes_on(ckpt))
     start_hparams(trainer, type(task), plain(cfg), swept_settings())
     try:
@@ -126,16 +141,27 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
     return score
 
 
-def _built(cfg: DictConfig, shards: ShardSet) -> tuple[Task, PhraseDataModule]:
-    """Task and data; the weights follow from the seed alone."""
+def _start(cfg: DictConfig, ckpt: str | None) -> Start | None:
+    """What the model starts from; a run that goes on has its weights in its own checkpoint."""
+    source = cfg.get("init_from")  # runs of older versions do not have the key
+    if source is None or ckpt is not None:
+        return None
+    return start_from(source, plain(cfg.model), plain(cfg.task), tokens_of(cfg))
+
+
+def _built(
+    cfg: DictConfig, shards: ShardSet, start: Start | None
+) -> tuple[Task, PhraseDataModule, int]:
+    """Task, data, and how many weights are not new; the new ones follow from the seed alone."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = make_data(cfg, shards)
-    return make_task(cfg, shards, data), data
+    task = make_task(cfg, shards, data)
+    return task, data, 0 if start is None else start.load_into(task.model)
 
 
 def _say(message: str) -> None:
     log.info(message)
-    console.print(message, highlight=False)
+    console.print(escape(message), highlight=False)
 
 
 def _say_fold(data: PhraseDataModule) -> None:
@@ -164,7 +190,7 @@ def _goes_on(ckpt: str | None) -> str:
     if ckpt is None:
         return "stopped before its first checkpoint: it starts over, with the same result"
     saved = torch.load(ckpt, map_location="cpu", weights_only=True)
-    return f"goes on in epoch {saved['epoch']} after {saved['global_step']} steps"
+    return f"goes on after {saved['global_step']} steps"
 
 
 def _devices(trainer: L.Trainer) -> str:

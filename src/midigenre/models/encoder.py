@@ -114,6 +114,10 @@ class EncoderLayer(nn.Module):
     Dropout falls on the two residuals only. ``nn.TransformerEncoderLayer`` also drops inside the
     feed-forward; DistilBERT, GPT-2 and BERT do not.
 
+    The slides try an extra LayerNorm in each layer and do not say where. Here it takes the layer's
+    output: behind the feed-forward's residual and, with ``post``, behind that one's norm, where it
+    begins as next to no change.
+
     Args:
         d_model: Model width D.
         n_heads: Number of heads H.
@@ -121,6 +125,7 @@ class EncoderLayer(nn.Module):
         norm: ``pre`` or ``post``.
         activation: ``gelu`` or ``geglu``.
         dropout: Dropout of the residuals.
+        extra_norm: Whether the layer's output is normalised once more.
     """
 
     def __init__(
@@ -131,6 +136,7 @@ class EncoderLayer(nn.Module):
         norm: Norm,
         activation: Activation,
         dropout: float,
+        extra_norm: bool = False,
     ) -> None:
         super().__init__()
         self.pre = norm == "pre"
@@ -138,6 +144,7 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(d_model, d_ff, activation)
         self.attention_norm = nn.LayerNorm(d_model)
         self.feed_forward_norm = nn.LayerNorm(d_model)
+        self.output_norm = nn.LayerNorm(d_model) if extra_norm else nn.Identity()
         self.dropout = dropout
 
     def forward(self, h_ND: Tensor, rotary: Rotary | None, attend: Attend) -> Tensor:
@@ -148,7 +155,8 @@ class EncoderLayer(nn.Module):
         else:
             h_ND = self.attention_norm(self._add(h_ND, self.attention(h_ND, rotary, attend)))
             h_ND = self.feed_forward_norm(self._add(h_ND, self.feed_forward(h_ND)))
-        return h_ND
+        out_ND: Tensor = self.output_norm(h_ND)
+        return out_ND
 
     def _add(self, h_ND: Tensor, change_ND: Tensor) -> Tensor:
         return drop_add(h_ND, change_ND, self.dropout, self.training)
@@ -175,6 +183,7 @@ class Encoder(nn.Module):
             no limit and ignores it.
         conv_width: Steps that a convolution before the first layer sees
             (:class:`~midigenre.models.local.LocalMixing`); 0 for none.
+        extra_norm: Whether each layer's output is normalised once more.
 
     Attributes:
         d_model: Model width D, for what stands before and behind.
@@ -196,6 +205,7 @@ class Encoder(nn.Module):
         attention_dropout: float = 0.0,
         max_positions: int = 2048,
         conv_width: int = 0,
+        extra_norm: bool = False,
     ) -> None:
         super().__init__()
         check_choice("norm", norm, ("pre", "post"))
@@ -217,7 +227,8 @@ class Encoder(nn.Module):
             rotary_tables(torch.zeros(1), self.d_head)  # Refuses an odd width now, not in training.
         self.local = LocalMixing(d_model, conv_width, dropout) if conv_width else None
         self.layers = nn.ModuleList(
-            EncoderLayer(d_model, n_heads, d_ff, norm, activation, dropout) for _ in range(n_layers)
+            EncoderLayer(d_model, n_heads, d_ff, norm, activation, dropout, extra_norm)
+            for _ in range(n_layers)
         )
         self.final_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
         self.reset_parameters()

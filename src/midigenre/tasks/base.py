@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.optim.lr_scheduler import LambdaLR
 
 from midigenre.data.datamodule import PhraseDataModule
+from midigenre.errors import UserError
 from midigenre.spec import Batch, LabelSpec, TokenSpec
 from midigenre.tasks.cost import Cost, peak_memory_bytes
-from midigenre.tasks.optim import AdamWSettings, matrices
+from midigenre.tasks.optim import OptimSettings, matrices
 
 CHECKPOINT_KEY = "midigenre"
 """Where a checkpoint holds what is needed to rebuild the model, as plain data."""
@@ -71,7 +71,7 @@ class Task(L.LightningModule):
     def __init__(
         self,
         model: nn.Module,
-        optim: AdamWSettings,
+        optim: OptimSettings,
         describe: Mapping[str, Any],
         seed: int = 0,
     ) -> None:
@@ -183,10 +183,19 @@ class Task(L.LightningModule):
         self.log("train/lr", optimizer.param_groups[0]["lr"])
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a schedule over the steps that the trainer will make."""
+        """The optimizer, with a schedule over the steps that the trainer will make.
+
+        Raises:
+            UserError: Nothing but the clock ends the training.
+        """
         optimizer = self.optim.optimizer(self.model, self._decayed)
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule = LambdaLR(optimizer, self.optim.factor(total))
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise UserError(
+                "trainer.max_epochs=-1: the learning rate's schedule needs a last step; set "
+                "trainer.max_steps or max_epochs (max_time may end it sooner)"
+            )
+        schedule = self.optim.scheduler(optimizer, int(total))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

@@ -19,7 +19,7 @@ from midigenre.models import FieldEmbedding, LabelHead, PhraseClassifier, Poolin
 from midigenre.spec import Batch, LabelSpec, TokenSpec
 from midigenre.tasks.base import Outcome, Task
 from midigenre.tasks.evaluate import evaluate_split
-from midigenre.tasks.optim import AdamWSettings
+from midigenre.tasks.optim import OptimSettings
 
 METRICS = ("macro_f1", "accuracy")
 
@@ -47,7 +47,7 @@ class ClassifyTask(Task):
     def __init__(
         self,
         model: PhraseClassifier,
-        optim: AdamWSettings,
+        optim: OptimSettings,
         describe: Mapping[str, Any],
         seed: int = 0,
     ) -> None:

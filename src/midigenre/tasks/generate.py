@@ -19,7 +19,7 @@ from midigenre.generation.grammar import Grammar
 from midigenre.models import ConditionEmbedding, FieldEmbedding, FieldHead, PhraseGenerator
 from midigenre.spec import UNKNOWN, Batch, LabelSpec, TokenSpec
 from midigenre.tasks.base import Outcome, Task
-from midigenre.tasks.optim import AdamWSettings
+from midigenre.tasks.optim import OptimSettings
 from midigenre.tokenizers.base import from_spec
 
 SHOWN = ("loss", "nats_per_note", "accuracy")
@@ -48,7 +48,7 @@ class GenerateTask(Task):
     def __init__(
         self,
         model: PhraseGenerator,
-        optim: AdamWSettings,
+        optim: OptimSettings,
         describe: Mapping[str, Any],
         seed: int = 0,
     ) -> None:

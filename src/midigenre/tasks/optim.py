@@ -1,13 +1,17 @@
-"""AdamW and learning-rate schedules."""
+"""Optimizers and their learning-rate schedules."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 SCHEDULES = ("linear", "cosine", "wsd", "constant")
 
@@ -17,8 +21,32 @@ def matrices(model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, p in model.named_parameters() if p.ndim >= 2)
 
 
+class OptimSettings(ABC):
+    """What a task trains with.
+
+    Attributes:
+        lr: Peak learning rate.
+    """
+
+    lr: float
+
+    @abstractmethod
+    def optimizer(self, model: nn.Module, decayed: Collection[str] | None = None) -> Optimizer:
+        """An optimizer over the parameters that need gradients.
+
+        Args:
+            model: Their owner.
+            decayed: Names of the parameters to decay; None for :func:`matrices` of ``model``.
+                Sharded parameters have lost their shape: there the names must be taken before.
+        """
+
+    @abstractmethod
+    def scheduler(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+        """What sets the rate of the optimizer before each of ``total_steps`` steps."""
+
+
 @dataclass(frozen=True)
-class AdamWSettings:
+class AdamWSettings(OptimSettings):
     """AdamW (Loshchilov and Hutter 2019) with warm-up and decay of the learning rate.
 
     Attributes:
@@ -51,28 +79,19 @@ class AdamWSettings:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"optim.schedule={self.schedule}; choose {', '.join(SCHEDULES)}")
-        if not isinstance(self.lr, (int, float)) or not self.lr > 0:
-            raise ValueError(f"optim.lr must be above 0, got {self.lr}")
+        _check_adam(self.lr, self.betas, self.eps)
         for name in ("warmup_share", "decay_share", "final_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"optim.{name} must lie in 0 to 1, got {getattr(self, name)}")
-        for name in ("weight_decay", "eps", "warmup_steps"):
+        for name in ("weight_decay", "warmup_steps"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"optim.{name} must be 0 or more, got {value}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optim.betas must be two numbers from 0 to below 1, got {self.betas}")
 
     def optimizer(
         self, model: nn.Module, decayed: Collection[str] | None = None
     ) -> torch.optim.AdamW:
-        """AdamW over the parameters that need gradients, in two groups.
-
-        Args:
-            model: Their owner.
-            decayed: Names of the parameters to decay; None for :func:`matrices` of ``model``.
-                Sharded parameters have lost their shape: there the names must be taken before.
-        """
+        """Two groups, with and without decay; see :meth:`OptimSettings.optimizer`."""
         decayed = matrices(model) if decayed is None else decayed
         used = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         groups = [
@@ -85,6 +104,10 @@ class AdamWSettings:
             [g for g in groups if g["params"]],
             lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True,
         )  # fmt: skip
+
+    def scheduler(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+        """See :meth:`OptimSettings.scheduler`."""
+        return LambdaLR(optimizer, self.factor(total_steps))
 
     def factor(self, total_steps: int) -> Callable[[int], float]:
         """Learning rate over the peak as a function of the step (the first step is 0)."""
@@ -109,3 +132,91 @@ class AdamWSettings:
             return end + (1 - end) * (1 - done)
 
         return at
+
+
+@dataclass(frozen=True)
+class AdamOneCycleSettings(OptimSettings):
+    """Adam (Kingma and Ba 2015) without decay, under the one-cycle policy.
+
+    As ``torch.optim.lr_scheduler.OneCycleLR``, whose names and defaults these are: the rate rises
+    to its peak and falls along two half cosines, and the decay rate of Adam's first moment goes
+    the other way (Smith and Topin 2018, arXiv 1708.07120).
+
+    Attributes:
+        lr: Peak learning rate, torch's ``max_lr``.
+        betas: Decay rates of the moments; a cycled momentum replaces the first.
+        eps: Added to the root of the second moment.
+        pct_start: Share of all steps over which the rate rises.
+        div_factor: Peak over the first rate.
+        final_div_factor: First rate over the last one.
+        cycle_momentum: Whether the first moment's decay rate goes from ``max_momentum`` to
+            ``base_momentum`` and back.
+        base_momentum: That decay rate at the peak.
+        max_momentum: That decay rate at both ends.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    pct_start: float = 0.3
+    div_factor: float = 25.0
+    final_div_factor: float = 1e4
+    cycle_momentum: bool = True
+    base_momentum: float = 0.85
+    max_momentum: float = 0.95
+
+    def __post_init__(self) -> None:
+        _check_adam(self.lr, self.betas, self.eps)
+        if not 0 < self.pct_start < 1:
+            raise ValueError(f"optim.pct_start must lie between 0 and 1, got {self.pct_start}")
+        for name in ("div_factor", "final_div_factor"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"optim.{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("base_momentum", "max_momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optim.{name} must be 0 to below 1, got {getattr(self, name)}")
+
+    def optimizer(
+        self, model: nn.Module, decayed: Collection[str] | None = None
+    ) -> torch.optim.Adam:
+        """Nothing decays; see :meth:`OptimSettings.optimizer`."""
+        return torch.optim.Adam(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True,
+        )  # fmt: skip
+
+    def scheduler(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+        """See :meth:`OptimSettings.scheduler`."""
+        # Torch divides by the steps of the rise less one: with just one step begin at the peak.
+        one_step = self.pct_start * total_steps == 1
+        return _OneCycle(
+            optimizer,
+            self.lr,
+            total_steps,
+            pct_start=self.pct_start * (1 - 1e-12) if one_step else self.pct_start,
+            cycle_momentum=self.cycle_momentum,
+            base_momentum=self.base_momentum,
+            max_momentum=self.max_momentum,
+            div_factor=self.div_factor,
+            final_div_factor=self.final_div_factor,
+        )
+
+
+class _OneCycle(OneCycleLR):
+    """Its length is that of the run, also of one that goes on with another ``trainer.max_*``."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        length = ("total_steps", "_schedule_phases")
+        super().load_state_dict({k: v for k, v in state_dict.items() if k not in length})
+
+
+def _check_adam(lr: object, betas: tuple[float, float], eps: float) -> None:
+    if not isinstance(lr, (int, float)) or not lr > 0:
+        raise ValueError(f"optim.lr must be above 0, got {lr}")
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"optim.betas must be two numbers from 0 to below 1, got {betas}")
+    if not eps >= 0:
+        raise ValueError(f"optim.eps must be 0 or more, got {eps}")
