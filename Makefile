@@ -6,7 +6,7 @@ STAMP  := $(VENV)/installed
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint format ci sweep tensorboard bench clean
+.PHONY: help setup train test test-slow lint format ci sweep tensorboard bench bench-generate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,10 @@ tensorboard: setup ## look at the runs in the browser
 bench: setup ## time a training step beside Hugging Face's (experiments/speed; ARGS="--repeats 3")
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,bench]"
 	$(BIN)/python experiments/speed/bench.py $(ARGS)
+
+bench-generate: setup ## time generation beside Hugging Face's (ARGS="--run runs/NAME/WHEN")
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,bench]"
+	$(BIN)/python experiments/02_generation_speed/bench.py $(ARGS)
 
 clean: ## remove the environment, caches and builds; runs/, shards/ and corpora/ stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

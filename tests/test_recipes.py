@@ -70,9 +70,9 @@ def test_every_model_size_builds(name):
     d, n = cfg.model.d_model, cfg.model.n_layers
     assert make_optim(cfg).lr == cfg.model.lr
     if cfg.model._target_.endswith("LSTM"):
-        # Four gates of two directions, each half as wide, with PyTorch's two biases.
+        # Four gates of two directions, each half as wide, with PyTorch's two biases; two norms.
         of_layer = 2 * 4 * (d // 2) * (d + d // 2 + 2)
-        assert sum(p.numel() for p in backbone.parameters()) == n * of_layer
+        assert sum(p.numel() for p in backbone.parameters()) == n * of_layer + 4 * d
         return
     f = cfg.model.d_ff
     layer = 4 * d * d + 4 * d + 2 * d * f + f + d + 4 * d

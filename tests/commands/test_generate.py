@@ -78,6 +78,7 @@ def test_a_file_is_continued(midigenre, toy_generator, home, tmp_path):
         (["top_p=0"], ["top_p=0", "more than 0"]),
         (["bars=0"], ["bars=0"]),
         (["n=0"], ["n=0"]),
+        (["quantize=int4"], ["quantize=int4", "int8"]),
         (["prime=nowhere.mid"], ["prime=nowhere.mid", "no such file"]),
         (["ckpt=nowhere.ckpt"], ["nowhere.ckpt"]),
         (["audio=ogg"], ["audio=ogg", "wav, mp3"]),
@@ -128,3 +129,15 @@ def test_a_primer_without_notes_is_refused(midigenre, toy_generator, tmp_path):
     assert status == 2
     assert str(path) in err
     assert "notes" in err
+
+
+def test_eight_bits_write_nearly_the_same(midigenre, toy_generator, home):
+    args = ("generate", f"run={toy_generator}", "genre=waltz", "bars=2", "n=2", "audio=null")
+    found = {}
+    for quantize in ("null", "int8"):
+        status, out, err = midigenre(*args, f"quantize={quantize}")
+        assert status == 0, err
+        about = json.loads((home / out.strip() / "samples.json").read_text())
+        assert about["settings"]["quantize"] == (None if quantize == "null" else quantize)
+        found[quantize] = [piece["notes"] for piece in about["pieces"]]
+        assert all(found[quantize])

@@ -48,7 +48,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     told = _told(cfg, trained)
     tokenizer = from_spec(trained.tokens)
     primer, primer_bars = _primer(cfg, tokenizer)
-    sampler = make_sampler(trained, device)
+    sampler = make_sampler(trained, device, cfg.quantize)
     names = {label: name for label, (name, _) in told.items()}
     out = Path(cfg.out).expanduser() if cfg.out else _new_folder(trained)
     with progress_bars() as progress:

@@ -86,7 +86,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
             {label: values[training] for label, values in indices.items()},
         )
         folder = _folder(cfg, generator, judge, settings)
-        pieces = Pieces(generator, settings, folder, device, cfg.batch, progress)
+        pieces = Pieces(generator, settings, folder, device, cfg.batch, cfg.quantize, progress)
         n = len(next(iter(told.values())))
         sets = {"told": pieces.draw("told", told, 0)}
         other = None
@@ -185,7 +185,10 @@ def _folder(cfg: DictConfig, generator: Run, judge: Run, settings: SamplingSetti
     """Where this judgement goes: the same settings find their pieces again."""
     if cfg.out is not None:
         return Path(cfg.out).expanduser()
-    about = [str(settings), cfg.n, cfg.shuffled, mark_of(generator), mark_of(judge), cfg.max_real]
+    about = [
+        str(settings), cfg.quantize, cfg.n, cfg.shuffled, cfg.max_real, mark_of(generator),
+        mark_of(judge),
+    ]  # fmt: skip
     mark = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]
     base = generator.folder if generator.folder is not None else Path()
     name = judge.folder.parent.name if judge.folder is not None else judge.checkpoint.stem

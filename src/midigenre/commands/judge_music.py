@@ -64,6 +64,7 @@ class Pieces:
         folder: The judgement's folder; the MIDI files go into ``pieces/``.
         device: Where to compute.
         batch: Pieces written side by side.
+        quantize: ``int8`` for eight-bit weights.
         progress: Told about the pieces that are done.
 
     Raises:
@@ -77,10 +78,11 @@ class Pieces:
         folder: Path,
         device: torch.device,
         batch: int,
+        quantize: str | None,
         progress: Progress,
     ) -> None:
         self.tokenizer: Tokenizer = from_spec(generator.tokens)
-        self.sampler: Sampler = make_sampler(generator, device)
+        self.sampler: Sampler = make_sampler(generator, device, quantize)
         self.settings, self.folder, self.progress = settings, folder / "pieces", progress
         self.batch = batch
         # What the pieces follow from; pieces of other settings are never taken for these.

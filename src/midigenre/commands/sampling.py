@@ -10,6 +10,7 @@ from midigenre.generation.choose import Choice
 from midigenre.generation.grammar import Grammar
 from midigenre.generation.sampling import Sampler, SamplingSettings
 from midigenre.models import PhraseGenerator
+from midigenre.models.quantize import quantize_int8
 from midigenre.tasks.samples import context_for
 from midigenre.tokenizers.base import from_spec
 from midigenre.trained import Run
@@ -28,14 +29,29 @@ def sampling_settings(cfg: DictConfig) -> SamplingSettings:
         raise UserError(str(error)) from error
 
 
-def make_sampler(trained: Run, device: torch.device) -> Sampler:
+QUANTIZE = ("int8",)
+
+
+def make_sampler(trained: Run, device: torch.device, quantize: str | None = None) -> Sampler:
     """A sampler of a trained generator, on a device.
 
+    Args:
+        trained: The generator.
+        device: Where to compute.
+        quantize: ``int8`` for eight-bit weights, None for the model as it is.
+
     Raises:
-        UserError: Its tokenizer has no grammar.
+        UserError: Its tokenizer has no grammar, or it cannot be quantised.
     """
     model = trained.model.to(device)
     assert isinstance(model, PhraseGenerator)
+    if quantize is not None:
+        if quantize not in QUANTIZE:
+            raise UserError(f"quantize={quantize}; choose {', '.join(QUANTIZE)} or null")
+        try:
+            model = quantize_int8(model)
+        except ValueError as error:
+            raise UserError(f"quantize={quantize}: {error}") from error
     grammar = Grammar.of(from_spec(trained.tokens))
     return Sampler(model, grammar, context_for(trained.data, trained.tokens))
 

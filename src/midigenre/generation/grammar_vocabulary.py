@@ -19,6 +19,7 @@ _MUSIC = {
     "TimeSig", "Velocity",
 }  # fmt: skip
 SPECIAL = ("PAD", "BOS", "EOS", "MASK")
+_NONE: Ids = np.zeros(0, np.int64)
 
 
 class Vocabulary:
@@ -57,6 +58,9 @@ class Vocabulary:
                 self._values[column, kind] = [values[i] for i in ids]
                 for rank, i in enumerate(ids):
                     self.ranks[column][i] = rank
+        self._columns: dict[str, int] = {}
+        for column, kind in self._ids:
+            self._columns.setdefault(kind, column)
         self._meters(tokenizer)
         self.longest = grid.max_duration_beats * grid.beat_resolution
         self.program_ids = np.zeros(0, np.int64)
@@ -69,11 +73,11 @@ class Vocabulary:
 
     def column(self, kind: str) -> int:
         """The first field that has ids of a type, -1 where none has."""
-        return next((c for c, k in self._ids if k == kind), -1)
+        return self._columns.get(kind, -1)
 
     def ids(self, column: int, kind: str) -> Ids:
         """Ids of a type in the order of their values, empty where there are none."""
-        return self._ids.get((column, kind), np.zeros(0, np.int64))
+        return self._ids.get((column, kind), _NONE)
 
     def values(self, column: int, kind: str) -> Ids:
         """Values of :meth:`ids`; durations and shifts count positions."""

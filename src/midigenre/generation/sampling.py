@@ -18,6 +18,7 @@ from midigenre.generation.grammar import Grammar, Rows
 from midigenre.generation.grammar_vocabulary import Ids
 from midigenre.generation.windows import Context, Windows
 from midigenre.models import PhraseGenerator
+from midigenre.models.packed import packed
 from midigenre.spec import UNKNOWN
 
 Report = Callable[[str, int, int], None]
@@ -147,7 +148,10 @@ class _Draw:
         primer_bars: int,
         report: Report | None,
     ) -> None:
-        self.model, self.windows = sampler.model, sampler.windows
+        # Guidance runs every row a second time, told nothing.
+        self.copies = 1 if settings.guidance == 1 or not labels else 2
+        # Packed anew for each call: a model that is being trained is sampled too.
+        self.model, self.windows = packed(sampler.model, n * self.copies), sampler.windows
         self.settings, self.report = settings, report
         self.grammar, self.tokenizer = sampler.grammar, sampler.grammar.tokenizer
         self.device = self.model.start_D.device
@@ -171,9 +175,7 @@ class _Draw:
             self.rows.seal(row, primer_bars)
             self.ids[row] = opening.tolist()
             self.first[row] = self.windows.first_bar(self.rows, row, 0, self.max_bars)
-        # Guidance runs every row a second time, told nothing.
         told = {k: torch.tensor(list(v), device=self.device) for k, v in labels.items()}
-        self.copies = 1 if settings.guidance == 1 or not told else 2
         if self.copies == 2:
             told = {k: torch.cat([v, torch.full_like(v, UNKNOWN)]) for k, v in told.items()}
         windows = []
@@ -213,14 +215,16 @@ class _Draw:
         for place, column in enumerate(head.order):
             allowed_BV = self.rows.allowed(column, chosen_BF)
             uniform = [self.uniform[i].random() for i in self.index]
-            again = chosen_BF.repeat(self.copies, 1)
-            logits_BV = head.field_logits(self.h_BD, place, again).float()
+            logits_BV = head.field_logits(self.h_BD, place, self._copied(chosen_BF)).float()
             if self.copies == 2:
                 told_BV, untold_BV = logits_BV.log_softmax(-1).chunk(2)
                 logits_BV = untold_BV + self.settings.guidance * (told_BV - untold_BV)
             uniform_B = torch.tensor(uniform, dtype=torch.float64, device=self.device)
             chosen_BF[:, column] = self.settings.choice(logits_BV, allowed_BV, uniform_B)
         return chosen_BF
+
+    def _copied(self, chosen_BF: Tensor) -> Tensor:
+        return chosen_BF if self.copies == 1 else chosen_BF.repeat(self.copies, 1)
 
     def _push(self, chosen_BF: Tensor) -> None:
         offsets = [self.first[i] for i in self.index]
@@ -301,10 +305,11 @@ class _Draw:
         """Tells the model the step; windows that have become too long begin anew."""
         restart: dict[int, Ids] = {}
         lengths = self.decoding.state.lengths
+        longest = self.windows.max_tokens + self.model.n_prefix
         for row in list(going):
             i = self.index[row]
             first = self.windows.first_bar(self.rows, row, self.first[i], self.max_bars)
-            full = lengths[row] - self.model.n_prefix >= self.windows.max_tokens
+            full = lengths[row] >= longest
             while first != self.first[i] or full:
                 if full:
                     later = self.windows.shorter(self.rows, row, first, len(self.ids[i]))
@@ -333,7 +338,7 @@ class _Draw:
         if places:
             # Such a row may be full; it is told its whole window below, the step included.
             self.decoding.state.reset(places, [0] * len(places))
-        self.h_BD = self.model.advance(chosen_BF.repeat(self.copies, 1), self.decoding)
+        self.h_BD = self.model.advance(self._copied(chosen_BF), self.decoding)
         if places:
             windows = [torch.from_numpy(ids) for ids in restart.values()] * self.copies
             self.h_BD[places] = self.model.restart(places, windows, self.decoding)

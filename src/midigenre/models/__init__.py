@@ -14,6 +14,8 @@
 ``conditions``      labels to the vectors that tell a generator what to write
 ``field_head``      logits of a step's fields, one after the other
 ``generator``       phrases and conditions in, the next step out
+``packed``          linear layers laid out for decoding
+``quantize``        a generator with eight-bit weights, on CPU
 ==================  =================================================================
 
 A backbone is any module with an attribute ``d_model`` and the call

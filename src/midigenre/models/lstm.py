@@ -6,6 +6,7 @@ N packed steps   D model width   B phrases
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,11 @@ class LSTM(nn.Module):
 
     One direction for generation, two (each D / 2 wide) for classification: unlike the encoder's,
     the weights of one do not serve the other.
+
+    What goes in and what comes out is normalised. Embedding and heads begin as small as the encoder
+    wants them, which normalises too; without, two layers pass on so little of it that the LSTM
+    stood at the frequencies of the tokens (4.0 nats a step) after 200 steps, where it had come to
+    1.6 with both norms and 2.0 with the second alone.
 
     Args:
         d_model: Model width D.
@@ -48,6 +54,7 @@ class LSTM(nn.Module):
             dropout=dropout if n_layers > 1 else 0.0,
             bidirectional=bidirectional,
         )
+        self.input_norm, self.final_norm = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
 
     def forward(
         self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], *, causal: bool = False
@@ -103,8 +110,10 @@ class LSTM(nn.Module):
     def step(self, h_BD: Tensor, state: RecurrentState) -> Tensor:
         """One further step of every row; see :meth:`midigenre.models.Encoder.step`."""
         state.grow()
-        out_1BD, (state.h_KBD, state.c_KBD) = self.lstm(h_BD[None], (state.h_KBD, state.c_KBD))
-        out_BD: Tensor = out_1BD[0]
+        out_1BD, (state.h_KBD, state.c_KBD) = self.lstm(
+            self.input_norm(h_BD)[None], (state.h_KBD, state.c_KBD)
+        )
+        out_BD: Tensor = self.final_norm(out_1BD[0])
         return out_BD
 
     def _padded(self, h_ND: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -114,14 +123,17 @@ class LSTM(nn.Module):
         together: 16 windows of 450 steps took 5.1 s that way and 0.4 s this way (one thread, width
         158, torch 2.13), and the cost grows with the square of the length.
         """
+        h_ND = self.input_norm(h_ND)
         out_TBD, _ = self.lstm(pad_sequence(list(torch.split(h_ND, list(lengths)))))
-        return torch.cat([out_TBD[:n, b] for b, n in enumerate(lengths)])
+        out_ND = torch.cat([out_TBD[:n, b] for b, n in enumerate(lengths)])
+        return cast(Tensor, self.final_norm(out_ND))
 
     def _packed(self, h_ND: Tensor, lengths: Sequence[int]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         # PyTorch's own packing puts step t of all phrases side by side; nothing is padded.
+        h_ND = self.input_norm(h_ND)
         packed = pack_sequence(list(torch.split(h_ND, list(lengths))), enforce_sorted=False)
         out, last = self.lstm(packed)
-        return torch.cat(unpack_sequence(out)), last
+        return self.final_norm(torch.cat(unpack_sequence(out))), last
 
     def _check(self, causal: bool) -> None:
         if causal == self.bidirectional:
