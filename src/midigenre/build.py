@@ -307,8 +307,9 @@ def describe(
         "format": CHECKPOINT_FORMAT,
         "model": dict(model),
         "task": dict(task),
-        "data": {k: data[k] for k in ("phrase_bars", "phrase_seconds", "max_tokens", "marks")}
-        | {"fold": fold},
+        "data": {k: data[k] for k in ("phrase_bars", "phrase_seconds", "max_tokens")}
+        # A run from before there were marks may go on.
+        | {"marks": data.get("marks", False), "fold": fold},
         "tokens": tokens.to_dict(),
         "labels": labels.to_dict(),
     }

@@ -45,6 +45,9 @@ PATH_KEYS = (
 """Settings that take any text a shell can pass; Hydra's grammar is kept away from them."""
 
 LABEL_MAP = "labels.map."
+CLASS_KEYS = ("genre", "emotion")
+CONDITIONS = "conditions."
+"""Settings of ``generate`` that name a class, whose name is any text too."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,7 +110,7 @@ def quoted(text: str) -> str:
 
 
 def overrides_of(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the values of :data:`PATH_KEYS` quoted for Hydra.
+    """The arguments with the values of :data:`PATH_KEYS` and class names quoted for Hydra.
 
     ``ckpt`` is a path unless it is ``best`` or ``last``; ``null`` stays null.
     """
@@ -117,8 +120,9 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
         if equals and key.startswith(LABEL_MAP):
             out.append(_label_override(key.removeprefix(LABEL_MAP), value))
             continue
-        is_path = key in PATH_KEYS or (key == "ckpt" and value not in ("best", "last"))
-        if equals and is_path and value != "null":
+        is_text = key in PATH_KEYS or key in CLASS_KEYS or key.lstrip("+").startswith(CONDITIONS)
+        is_text |= key in ("ckpt", "judge_ckpt") and value not in ("best", "last")
+        if equals and is_text and value != "null":
             argument = f"{key}={quoted(value)}"
         out.append(argument)
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ SHARED = ("embedding", "backbone")
 """The parts that every task's model has under these names."""
 
 # Settings of conf/model that may differ between models that share these parts' weights.
+_HOW = {"generator": ": midigenre train task=generate", "classifier": ": midigenre train"}
+
 _NOT_SHARED = ("name", "lr", "pooling", "dropout", "attention_dropout")
 
 
@@ -98,25 +101,30 @@ def checkpoint_path(run: str | None, ckpt: str, key: str = "run") -> tuple[Path 
     return folder, path
 
 
-def load_run(run: str | None, ckpt: str = "best", kind: str = "classifier") -> Run:
+def load_run(
+    run: str | None, ckpt: str = "best", kind: str = "classifier", key: str = "run"
+) -> Run:
     """Rebuilds a trained model from its checkpoint alone.
 
     Args:
         run: The run's folder.
         ckpt: ``best``, ``last`` or a checkpoint's path.
         kind: What it must be (:attr:`midigenre.tasks.base.Task.kind`).
+        key: The setting that names the run.
 
     Raises:
         UserError: There is no such run, the file is no checkpoint of midigenre, or the model is
             of another kind.
     """
-    folder, path = checkpoint_path(run, ckpt)
+    folder, path = checkpoint_path(run, ckpt, key)
     about, weights = _read(path)
     found = class_of(about["task"]).kind
     if found != kind:
+        there = _runs_of(kind, folder)
+        hint = f"there is {', '.join(there)}" if there else f"train one{_HOW.get(kind, '')}"
         raise UserError(
-            f"{path} is a {found} (task={about['task']['name']}), and this needs a {kind}; give "
-            "another run"
+            f"{key}={run or path} is a {found} (task={about['task']['name']}), and this needs a "
+            f"{kind}; {hint}"
         )
     tokens, labels = TokenSpec.from_dict(about["tokens"]), LabelSpec.from_dict(about["labels"])
     model = make_model(about["model"], about["task"], tokens, labels)
@@ -127,6 +135,22 @@ def load_run(run: str | None, ckpt: str = "best", kind: str = "classifier") -> R
         assert isinstance(loaded, DictConfig)
         config = loaded
     return Run(folder, path, model.eval(), tokens, labels, about["data"], config)
+
+
+def _runs_of(kind: str, folder: Path | None) -> list[str]:
+    """Finished runs of a kind beside a run, ``runs/*/*``, at most five, the newest first."""
+    found = []
+    beside = [] if folder is None else folder.parent.parent.glob("*/*/config.yaml")
+    for path in sorted(beside, key=lambda p: p.stat().st_mtime, reverse=True):
+        # A damaged config is somebody else's trouble.
+        with contextlib.suppress(Exception):
+            target = OmegaConf.select(OmegaConf.load(path), "task._target_")
+            is_kind = class_of({"_target_": target}).kind == kind
+            if is_kind and (path.parent / "checkpoints" / "best.ckpt").is_file():
+                found.append(str(path.parent))
+        if len(found) == 5:
+            break
+    return found
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,22 +1,9 @@
 """A trained run that the command tests share."""
 
-import os
-from contextlib import contextmanager
-from pathlib import Path
-
 import pytest
+from toy_runs import SMALL, working_in
 
 from midigenre.cli import main
-
-
-@contextmanager
-def working_in(folder):
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield Path(folder)
-    finally:
-        os.chdir(before)
 
 
 @pytest.fixture(scope="session")
@@ -38,10 +25,6 @@ def midigenre(home, capfd, monkeypatch):
         return status, out, err
 
     return call
-
-
-SMALL = ("corpus=toy", "corpus.n_songs=48", "model.d_model=32", "model.n_heads=2",
-         "model.n_layers=1", "model.d_ff=32", "data.batch_phrases=16")  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -73,6 +73,9 @@ def test_a_file_is_continued(midigenre, toy_generator, home, tmp_path):
     ("arguments", "words"),
     [
         (["genre=walz"], ["genre=walz", "did you mean waltz?"]),
+        (["genre=R&B (slow), 'live'"], ["genre=R&B (slow), 'live'", "this generator knows"]),
+        (["genre=007"], ["genre=007", "this generator knows"]),
+        (["seconds=soon"], ["seconds=soon is no number"]),
         (["emotion=angri"], ["emotion=angri", "this generator knows"]),
         (["+conditions.mood=x"], ["mood=x", "genre, emotion"]),
         (["top_p=0"], ["top_p=0", "more than 0"]),

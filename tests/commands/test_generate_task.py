@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy_runs import SMALL
 
-from conftest import SMALL
 from midigenre.tasks.base import CHECKPOINT_KEY
 
 
@@ -63,7 +63,19 @@ def test_a_generator_is_no_classifier(midigenre, home):
     assert "is a generator (task=generate), and this needs a classifier" in err
     status, _, err = midigenre("compare", "--", run)
     assert status == 2
-    assert "only classifiers are compared so far" in err
+    assert "nats a note" in err
+    assert "none of the 1 runs is a classifier" in err
+
+
+def test_a_sweep_of_generators_ends_well(midigenre, home):
+    status, _, err = midigenre(
+        "train", "-m", *SMALL, "task=generate", "name=generate-sweep", "trainer.max_steps=2",
+        "data.phrase_bars=2", "seed=0,1",
+    )  # fmt: skip
+    assert status == 0, err
+    assert err.count("finished:") == 2
+    assert err.count("val/loss") >= 2
+    assert "failed" not in err
 
 
 def test_a_label_that_the_songs_lack_is_refused(midigenre):

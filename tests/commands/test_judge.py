@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 from symusic import Score
+from toy_runs import SMALL, working_in
 
-from conftest import SMALL, working_in
 from midigenre.cli import main
 from midigenre.corpora.toy import Toy
 from midigenre.tasks.listen import listen
@@ -61,7 +61,9 @@ def test_a_judgement(midigenre, half_generator, toy_judge, home):
     assert "needs 50 generated samples" in report["frechet"]["reason"]
     assert report["novelty"]["settings"]["songs"] == report["independence"]["generator_songs"]
     assert report["novelty"]["generated"]["n"] + report["silent"] == 12
-    assert report["structure"]["real"]["n"] == report["n_real"] > 0
+    assert report["compared"]["pieces"] == 12
+    assert report["structure"]["real"]["n"] == report["compared"]["excerpts"] > 0
+    assert report["cut_short"] == 0
     page = (path.parent / "judgement.html").read_text()
     assert len(re.findall("<audio", page)) == 8  # a generated and a real one of each genre
     assert 'src="http' not in page  # one file, without anything from elsewhere
@@ -84,12 +86,15 @@ def test_the_real_excerpts_are_held_out_and_as_long_as_the_pieces(
     midigenre, half_generator, toy_judge, home
 ):
     status, _, err = midigenre(
-        *arguments(half_generator, toy_judge, "audio=null", "shuffled=false", "out=here (1)")
-    )
+        *arguments(half_generator, toy_judge, "audio=null", "shuffled=false", "out=here (1)",
+                   "+over.genre=[waltz,rock]")
+    )  # fmt: skip
     assert status == 0, err
     folder = home / "here (1)"
     report = json.loads((folder / "judgement.json").read_text())
     assert report["control"]["genre"]["shuffled"] is None
+    assert report["control_over"]["genre"]["classes"] == ["waltz", "rock"]
+    assert report["control_over"]["genre"]["generated"]["n"] == 6
     assert not (folder / "pieces" / "shuffled").exists()
     assert "<audio" not in (folder / "judgement.html").read_text()
     real = sorted((folder / "examples").glob("real-*.mid"))
@@ -97,11 +102,13 @@ def test_the_real_excerpts_are_held_out_and_as_long_as_the_pieces(
     for path in real:
         notes = Score(path).to("quarter")
         assert max(n.start for track in notes.tracks for n in track.notes) < 2 * 4
-    status, _, err = midigenre(
-        *arguments(half_generator, toy_judge, "seed=1", "shuffled=false", "out=here (1)")
-    )
-    assert status == 2
-    assert "holds pieces of other settings" in err
+    # Pieces that were drawn otherwise, or for other classes, are not taken for these.
+    for change in ("seed=1", "n=2", "quantize=int8"):
+        status, _, err = midigenre(
+            *arguments(half_generator, toy_judge, "shuffled=false", "out=here (1)", change)
+        )
+        assert status == 2
+        assert "holds pieces of other settings" in err
 
 
 def test_a_judge_that_is_not_independent_is_told_apart(midigenre, half_generator, toy_run, home):
@@ -126,10 +133,16 @@ def test_what_does_not_fit_together_is_refused(midigenre, half_generator, toy_ju
         return err
 
     assert "judge= is missing" in refused(f"run={half_generator}")
-    assert "is a classifier" in refused(f"run={toy_judge}", f"judge={toy_judge}")
+    error = refused(f"run={toy_judge}", f"judge={toy_judge}")
+    assert "is a classifier" in error
+    assert str(half_generator) in error  # what could be given instead
     assert "is a generator" in refused(f"run={half_generator}", f"judge={half_generator}")
     both = (f"run={half_generator}", f"judge={toy_judge}")
     assert "n=0" in refused(*both, "n=0")
+    assert "components=0" in refused(*both, "components=0")
+    assert "midigenre[fmd]" in refused(*both, "fmd=true")
+    assert "polka is unknown, there is" in refused(*both, "+over.genre=[polka]")
+    assert "over.mood=x: this judgement is about genre" in refused(*both, "+over.mood=[x]")
     assert "bars=null" in refused(*both, "bars=null")
     assert "top_p=2" in refused(*both, "top_p=2")
 

@@ -10,8 +10,8 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
+from toy_runs import SMALL
 
-from conftest import SMALL
 from midigenre.commands.job import take_share
 
 METRICS = (

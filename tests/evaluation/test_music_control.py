@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midigenre.evaluation.music.control import Verdicts, control, plan, shuffled
+from midigenre.evaluation.music.control import Verdicts, control, equal_mix, plan, shuffled
 
 
 def verdicts(truth, predicted, groups=None):
@@ -89,3 +89,28 @@ def test_over_some_classes_a_verdict_for_another_is_an_error():
     assert found["generated"]["accuracy"] == pytest.approx(0.75)
     assert found["classes"] == ["a", "b"]
     assert found["generated"]["recall"] == {"a": 0.5, "b": 1.0, "c": None}
+
+
+def test_a_class_without_real_music_has_no_ceiling_and_is_named():
+    made = verdicts([0] * 10 + [1] * 10, [0] * 10 + [1] * 2 + [0] * 8)
+    found = control(made, verdicts([0] * 20, [0] * 16 + [1] * 4), ["a", "b"])
+    assert found["generated"]["accuracy"] == pytest.approx(0.6)
+    assert found["without_real"] == ["b"]
+    assert found["of_ceiling"]["value"] == pytest.approx(1 / 0.8)  # of class a alone
+    assert control(made, verdicts([], []), ["a", "b"])["of_ceiling"] is None
+
+
+@given(st.lists(st.integers(0, 3), max_size=40), st.lists(st.integers(-1, 3), max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_both_sides_of_a_comparison_have_equal_shares(asked, real):
+    asked, real = np.array(asked, np.int64), np.array(real, np.int64)
+    ours, theirs = equal_mix(asked, real)
+    both = set(asked.tolist()) & set(real.tolist())
+    assert set(asked[ours].tolist()) == set(real[theirs].tolist()) == both
+    assert len(np.unique(theirs)) == len(theirs)
+    for c in both:
+        share = (asked[ours] == c).mean()
+        # Whole excerpts, so at most one is missing from its share.
+        assert abs((real[theirs] == c).sum() - share * len(theirs)) <= len(both)
+    if both and all((real == c).sum() >= (asked == c).sum() for c in both):
+        assert len(theirs) >= len(ours)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from midigenre.errors import UserError
 from midigenre.generation.choose import Choice
 
 LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
@@ -74,5 +75,5 @@ def test_settings_out_of_range_are_refused(name, value):
 
 
 def test_broken_weights_are_refused():
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         Choice()(torch.full((1, 2), torch.nan), torch.ones(1, 2).bool(), torch.zeros(1).double())

@@ -152,7 +152,7 @@ class SweepJob:
                 part.write_text(f"{why}\n{details}", encoding="utf-8", errors="surrogateescape")
             print(f"{name}: failed: {why}", file=stderr, flush=True)
             return None
-        print(f"{name}: val/macro_f1 {score:.4f}", file=stderr, flush=True)
+        print(f"{name}: {cfg.callbacks.checkpoint.monitor} {score:.4f}", file=stderr, flush=True)
         return score
 
 

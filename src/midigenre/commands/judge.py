@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
+from rich.markup import escape
 from rich.table import Table
 
 from midigenre import __version__
@@ -29,10 +30,17 @@ from midigenre.commands.sampling import conditions_of, sampling_settings
 from midigenre.data.phrases import Phrases
 from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
-from midigenre.evaluation.music.control import Verdicts, control, main_label, plan, shuffled
+from midigenre.evaluation.music.control import (
+    Verdicts,
+    control,
+    equal_mix,
+    main_label,
+    plan,
+    shuffled,
+)
 from midigenre.evaluation.music.descriptors import describe_all
 from midigenre.evaluation.music.distance import compare_sets
-from midigenre.evaluation.music.fmd import frechet_music_distance
+from midigenre.evaluation.music.fmd import check_fmd, frechet_music_distance
 from midigenre.evaluation.music.frechet import frechet
 from midigenre.evaluation.music.independence import independence
 from midigenre.evaluation.music.novelty import TrainingMusic, novelty_report
@@ -58,24 +66,29 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         raise UserError(f"judge takes no paths after --, got {paths[0]!r}; set run= and judge=")
     if cfg.judge is None:
         raise UserError("judge= is missing; give a classifier's run folder (task=genre, fold=1/2)")
-    for key in ("n", "batch", "max_real"):
-        if cfg[key] < 1:
+    for key in ("n", "batch", "max_real", "components"):
+        if cfg[key] is not None and cfg[key] < 1:
             raise UserError(f"{key}={cfg[key]} must be 1 or more")
+    if cfg.fmd:
+        check_fmd()
     check_audio(cfg.audio, cfg.soundfont)
     settings = sampling_settings(cfg)
     if settings.bars is None:
         raise UserError("bars=null: judge compares pieces of one length; give a number of bars")
     device = device_of(cfg.device)
     generator = load_run(cfg.run, cfg.ckpt, "generator")
-    judge = load_run(cfg.judge, cfg.judge_ckpt, "classifier")
+    judge = load_run(cfg.judge, cfg.judge_ckpt, "classifier", "judge")
     labels = _labels(generator, judge)
+    _check_over(cfg, judge, labels)
     with progress_bars() as progress:
         songs = own_shards(generator, cfg.home, cfg.n_workers, progress)
         heard_before = own_shards(judge, cfg.home, cfg.n_workers, progress)
         training = own_phrases(songs, generator).rows("train")
         how = independence(
-            songs, training, heard_before, _trained_on(heard_before, judge), progress
-        )
+            songs, training, heard_before, _trained_on(heard_before, judge), progress,
+            [run.config["init_from"] for run in (generator, judge)
+             if run.config is not None and run.config.get("init_from")],
+        )  # fmt: skip
         real = real_excerpts(songs, how, settings.bars, cfg.max_real)
         indices = songs.label_indices()
         sizes = {label: len(generator.labels.classes[label]) for label in conditions_of(generator)}
@@ -94,7 +107,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
             other = shuffled(told, cfg.seed)
             sets["shuffled"] = pieces.draw("shuffled", other, n)
         excerpts: list[Song | None] = [
-            songs.song(int(s)).bars(int(first), int(end))
+            pieces.excerpt(songs.song(int(s)).bars(int(first), int(end)))
             for s, first, end in zip(real.song, real.first, real.end, strict=True)
         ]
         heard = {
@@ -110,17 +123,26 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
             "n_pieces": n,
             "n_real": len(excerpts),
             "silent": sum(piece is None for piece in sets["told"]),
-            "control": _control(generator, judge, labels, told, heard, indices, real),
+            "cut_short": pieces.cut_short["told"],
+            "control": _control(generator, judge, labels, told, heard, indices, real, {}),
         }
-        music = [piece for piece in sets["told"] if piece is not None]
-        theirs = [song for song in excerpts if song is not None]
+        if cfg.over:
+            report["control_over"] = _control(
+                generator, judge, list(cfg.over), told, heard, indices, real, plain(cfg.over)
+            )
+        ours_N, theirs_N = equal_mix(told[main], indices[main][real.song], cfg.seed)
+        report["compared"] = {"pieces": len(ours_N), "excerpts": len(theirs_N), "label": main}
+        music = [piece for i in ours_N if (piece := sets["told"][i]) is not None]
+        theirs = [song for i in theirs_N if (song := excerpts[i]) is not None]
         progress("measures", 0, 3)
         report["distance"] = _or_reason(lambda: compare_sets(*map(describe_all, (music, theirs))))
         report["frechet"] = _or_reason(
-            lambda: _frechet(heard["told"], heard["real"], cfg.components)
+            lambda: _frechet(heard["told"], ours_N, heard["real"], theirs_N, cfg.components)
         )
         if cfg.fmd:
-            report["frechet_music_distance"] = frechet_music_distance(music, theirs)
+            report["frechet_music_distance"] = _or_reason(
+                lambda: frechet_music_distance(music, theirs)
+            )
         progress("measures", 1, 3)
         report["structure"] = {
             "generated": mean_structure([structure(song) for song in music]),
@@ -212,8 +234,9 @@ def _control(
     heard: Mapping[str, Heard],
     indices: Mapping[str, Longs],
     real: Phrases,
+    over: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    """What the judge made of each label."""
+    """What the judge made of each label, over all its classes or some."""
     found = {}
     for label in labels:
         names = judge.labels.classes[label]
@@ -232,15 +255,31 @@ def _control(
             Verdicts(truth, heard["real"].classes(label), real.song),
             names,
             verdicts.get("shuffled"),
+            over=over.get(label),
         )
     return found
 
 
-def _frechet(ours: Heard, theirs: Heard, components: int | None) -> dict[str, Any]:
+def _check_over(cfg: DictConfig, judge: Run, labels: Sequence[str]) -> None:
+    """Refuses classes that there are not."""
+    for label, names in plain(cfg.over).items():
+        known = judge.labels.classes.get(label, ()) if label in labels else ()
+        unknown = [name for name in names if name not in known]
+        if unknown or not known:
+            raise UserError(
+                f"over.{label}={','.join(map(str, names))}: "
+                + (f"{unknown[0]} is unknown, there is {', '.join(known)}" if known
+                   else f"this judgement is about {', '.join(labels)}")
+            )  # fmt: skip
+
+
+def _frechet(
+    ours: Heard, ours_N: Longs, theirs: Heard, theirs_N: Longs, components: int | None
+) -> dict[str, Any]:
     width = ours.vectors_SD.shape[1]
     found = frechet(
-        ours.vectors_SD[ours.heard_S],
-        theirs.vectors_SD[theirs.heard_S],
+        ours.vectors_SD[ours_N][ours.heard_S[ours_N]],
+        theirs.vectors_SD[theirs_N][theirs.heard_S[theirs_N]],
         components=None if components is None or components >= width else components,
     )
     return vars(found) | {"n_parts": list(found.n_parts)}
@@ -274,14 +313,14 @@ def _show(report: Mapping[str, Any]) -> None:
     """The control table and the other verdicts in a line each."""
     for note in report["independence"]["notes"]:
         console.print(note, style="yellow", markup=False, highlight=False)
-    for label, found in report["control"].items():
+    for label, found in [*report["control"].items(), *report.get("control_over", {}).items()]:
         table = Table(title=f"{label}: the judge's accuracy", title_justify="left")
         for name in ("class", "generated", "real", "shuffled"):
             table.add_column(name, justify="left" if name == "class" else "right")
         other = found["shuffled"] or {"recall": {}, "accuracy": None}
-        for name in found["generated"]["recall"]:
+        for name in found["classes"]:
             table.add_row(
-                name,
+                escape(name),
                 *(_percent(part["recall"].get(name))
                   for part in (found["generated"], found["real"], other)),
             )  # fmt: skip
@@ -300,14 +339,16 @@ def _show(report: Mapping[str, Any]) -> None:
             )
         else:
             console.print(
-                f"the ceiling is no clear step above chance: the judge hears too little {label}",
+                "no real music has this label, so there is no ceiling"
+                if found["real"]["accuracy"] is None
+                else f"the ceiling is no clear step above chance: too little {label} is heard",
                 style="yellow", highlight=False,
             )  # fmt: skip
     copied = report["novelty"]["generated"]["copied"]
     console.print(
         f"{copied['n']} of {report['novelty']['generated']['n']} pieces share more than "
         f"{report['novelty']['settings']['copied_above_bars']} bars in a row with a training song; "
-        f"{report['silent']} are silent",
+        f"{report['silent']} are silent, {report['cut_short']} were cut short of their bars",
         highlight=False,
     )
     for what in ("distance", "frechet"):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from symusic.core import ScoreTick
 
 from midigenre.commands.judgement_page import Example
 from midigenre.commands.sampling import conditions_of, make_sampler
@@ -18,8 +19,9 @@ from midigenre.data.phrases import Phrases, consecutive
 from midigenre.data.shards import ShardSet
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.evaluation.music.independence import Independence
-from midigenre.files import write_bytes
+from midigenre.files import read_json, write_bytes, write_json
 from midigenre.generation.sampling import Sampler, SamplingSettings
+from midigenre.music import read_score
 from midigenre.song import Song
 from midigenre.spec import UNKNOWN
 from midigenre.tasks.listen import Heard
@@ -67,8 +69,9 @@ class Pieces:
         quantize: ``int8`` for eight-bit weights.
         progress: Told about the pieces that are done.
 
-    Raises:
-        UserError: The folder holds pieces of other settings.
+    Attributes:
+        cut_short: How many pieces of each set ended before their last bar, because they had
+            reached the most tokens or a bar had become longer than the model's context.
     """
 
     def __init__(
@@ -85,14 +88,9 @@ class Pieces:
         self.sampler: Sampler = make_sampler(generator, device, quantize)
         self.settings, self.folder, self.progress = settings, folder / "pieces", progress
         self.batch = batch
-        # What the pieces follow from; pieces of other settings are never taken for these.
-        self.mark = json.dumps(
-            [str(settings), mark_of(generator), str(context_for(generator.data, generator.tokens))]
-        )
-        stored = self.folder / "settings.json"
-        if stored.is_file() and stored.read_text() != self.mark:
-            raise UserError(f"{self.folder} holds pieces of other settings; give another out=")
-        write_bytes(stored, self.mark.encode())
+        self.cut_short: dict[str, int] = {}
+        context = context_for(generator.data, generator.tokens)
+        self.about = [str(settings), mark_of(generator), str(context), quantize]
 
     def draw(self, name: str, told: Mapping[str, Longs], first: int) -> list[Song | None]:
         """The pieces told ``told``; None where not a note was drawn.
@@ -101,8 +99,20 @@ class Pieces:
             name: Folder of their MIDI files.
             told: Class of each piece for each condition.
             first: Number of the first under the seed.
+
+        Raises:
+            UserError: The folder holds pieces that were drawn otherwise.
         """
         n = len(next(iter(told.values())))
+        # What the pieces follow from: others are never taken for these.
+        mark = json.dumps([*self.about, first, {k: v.tolist() for k, v in told.items()}])
+        stored, ends = self.folder / name / "settings.json", self.folder / name / "stops.json"
+        if stored.is_file() and stored.read_text() != mark:
+            raise UserError(
+                f"{self.folder / name} holds pieces of other settings; give another out="
+            )
+        write_bytes(stored, mark.encode())
+        stops: dict[str, str] = read_json(ends) if ends.is_file() else {}
         paths = [self.folder / name / f"{i:05d}.mid" for i in range(n)]
         what = f"pieces ({name})"
         for begin in range(0, n, self.batch):
@@ -115,12 +125,22 @@ class Pieces:
                 )  # fmt: skip
                 for i, sample in zip(rows, samples, strict=True):
                     write_bytes(paths[i], self.tokenizer.decode(sample.ids_TF).dumps_midi())
+                    stops[paths[i].stem] = sample.stop
+                write_json(ends, stops)
             self.progress(what, rows.stop, n)
+        self.cut_short[name] = sum(stop in ("tokens", "context") for stop in stops.values())
         return [self._read(path) for path in paths]
 
+    def excerpt(self, song: Song) -> Song | None:
+        """A real excerpt on the same way as a piece: bars behind its last onset do not count."""
+        return self._read_score(song.to_score())
+
     def _read(self, path: Path) -> Song | None:
+        return self._read_score(read_score(path.read_bytes()))
+
+    def _read_score(self, score: ScoreTick) -> Song | None:
         try:
-            return self.tokenizer.read(path.read_bytes())
+            return self.tokenizer.clean(score)
         except RefusedSongError as error:
             if error.reason != "empty":
                 raise

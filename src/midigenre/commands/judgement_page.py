@@ -45,11 +45,6 @@ class Example:
         """What it is, in words."""
         return f"{self.kind}: {', '.join(self.asked.values()) or 'no label'}"
 
-    @property
-    def right(self) -> bool:
-        """Whether the judge heard every label as asked."""
-        return all(self.asked.get(label) == name for label, (name, _) in self.heard.items())
-
 
 def write_page(
     folder: Path,
@@ -111,7 +106,7 @@ def write_page(
         report=report, figures=figures, shown=shown
     )
     path = folder / "judgement.html"
-    write_bytes(path, html.encode())
+    write_bytes(path, html.encode(errors="backslashreplace"))  # names need not be UTF-8
     return path
 
 

@@ -101,7 +101,10 @@ def warnings(pieces: Iterable[Mapping[str, Any]]) -> list[str]:
         name = str(about["midi"]).removesuffix(".mid")
         if not about["notes"]:
             kinds.setdefault("without a note", []).append(name)
-        elif about.get("silent"):
+        if about.get("stop") in ("tokens", "context"):
+            why = "most tokens (tokens=)" if about["stop"] == "tokens" else "model's context"
+            kinds.setdefault(f"ended at the {why}, short of the bars", []).append(name)
+        if about.get("silent"):
             kinds.setdefault("silent as audio, the soundfont lacks its pitches", []).append(name)
         elif "audio" in about and about["audio"] is None:
             long = f"longer than {MAX_SECONDS:,.0f} s, too long for audio"

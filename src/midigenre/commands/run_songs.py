@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -10,6 +11,7 @@ from midigenre.build import plain, prepared
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
+from midigenre.files import read_json
 from midigenre.tokenizers.base import from_spec
 from midigenre.trained import Run
 
@@ -24,7 +26,7 @@ def own_shards(trained: Run, home: str, n_workers: int | None, progress: Any) ->
         progress: Called as songs are listed and encoded.
 
     Raises:
-        UserError: Only a checkpoint is at hand, or the songs are gone.
+        UserError: Only a checkpoint is at hand, or the songs are gone or others than then.
     """
     if trained.config is None:
         raise UserError(
@@ -33,7 +35,16 @@ def own_shards(trained: Run, home: str, n_workers: int | None, progress: Any) ->
         )
     config = OmegaConf.merge(trained.config, {"home": home, "n_workers": n_workers})
     assert isinstance(config, DictConfig)
-    return prepared(config, progress, from_spec(trained.tokens), plain(config.data))
+    shards = prepared(config, progress, from_spec(trained.tokens), plain(config.data))
+    assert trained.folder is not None
+    then = Path(read_json(trained.folder / "spec.json")["shards"]).name
+    if shards.folder.name != then:
+        raise UserError(
+            f"the corpus of {trained.folder} has changed since it was trained (its songs were "
+            f"{then}, now they are {shards.folder.name}), and with it the split: bring back the "
+            "files of then, or train again"
+        )
+    return shards
 
 
 def own_phrases(shards: ShardSet, trained: Run) -> PhraseDataModule:

@@ -15,6 +15,10 @@ from midigenre.tasks.samples import context_for
 from midigenre.tokenizers.base import from_spec
 from midigenre.trained import Run
 
+NUMBERS = (
+    "temperature", "top_k", "top_p", "min_p", "guidance", "seed", "bars", "seconds", "tokens",
+)  # fmt: skip
+
 
 def sampling_settings(cfg: DictConfig) -> SamplingSettings:
     """How pieces are drawn, from ``conf/sampling``.
@@ -22,10 +26,13 @@ def sampling_settings(cfg: DictConfig) -> SamplingSettings:
     Raises:
         UserError: A value that makes no sense.
     """
+    for key in NUMBERS:
+        if isinstance(cfg[key], (bool, str)):
+            raise UserError(f"{key}={cfg[key]} is no number")
     try:
         choice = Choice(cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p)
         return SamplingSettings(choice, cfg.guidance, cfg.seed, cfg.bars, cfg.seconds, cfg.tokens)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
 
 

@@ -113,10 +113,11 @@ def report(sweep: Sweep) -> bool:
         for note in comparison.notes:
             console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)
     for job in unfinished:
-        console.print(f"[red]failed:[/] {escape(f'{job.folder.name}: {job.reason}')}",
+        how = "[green]finished:[/]" if job.finished else "[red]failed:[/]"
+        console.print(f"{how} {escape(f'{job.folder.name}: {job.reason}')}",
                       highlight=False, soft_wrap=True)  # fmt: skip
     n_missing = sweep.n_jobs - len(runs) - len(unfinished)
     if n_missing > 0:
         console.print(f"[red]{n_missing} of {sweep.n_jobs} jobs did not start[/]", highlight=False)
     print(sweep.folder)
-    return not unfinished and n_missing <= 0
+    return all(job.finished for job in unfinished) and n_missing <= 0

@@ -111,7 +111,8 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
     cost = _cost(task, trainer, n_parameters)
     score = _best_score(trainer)
 
-    outcome = task.test(load_run(str(folder), kind=task.kind).model, data, folder)
+    best = load_run(str(folder), kind=task.kind).model.to(trainer.strategy.root_device)
+    outcome = task.test(best, data, folder)
     write_json(folder / "evaluation.json", outcome.evaluation)
     monitor = trainer.checkpoint_callback.monitor  # type: ignore[union-attr]
     metrics: dict[str, Any] = {

@@ -46,10 +46,18 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A run that has no scores, and why."""
+    """A run that has no scores to compare, and why.
+
+    Attributes:
+        folder: The run's folder.
+        reason: Why, in words.
+        finished: Whether it is a generator that was trained to its end; the reason is what it
+            reached.
+    """
 
     folder: Path
     reason: str
+    finished: bool = False
 
 
 def find_runs(paths: Iterable[Path | str]) -> tuple[list[RunRecord], list[Unfinished]]:
@@ -69,7 +77,7 @@ def find_runs(paths: Iterable[Path | str]) -> tuple[list[RunRecord], list[Unfini
             try:
                 runs[folder.resolve()] = _read(folder)
             except _UnfinishedError as error:
-                unfinished[folder.resolve()] = Unfinished(folder, str(error))
+                unfinished[folder.resolve()] = Unfinished(folder, str(error), error.finished)
         if not found:
             raise UserError(
                 f"{path} holds no run (a folder with config.yaml); trained runs lie in "
@@ -80,6 +88,10 @@ def find_runs(paths: Iterable[Path | str]) -> tuple[list[RunRecord], list[Unfini
 
 class _UnfinishedError(Exception):
     """Why a folder cannot be compared."""
+
+    def __init__(self, reason: str, finished: bool = False) -> None:
+        super().__init__(reason)
+        self.finished = finished
 
 
 def _folders(path: Path) -> Iterator[Path]:
@@ -98,7 +110,12 @@ def _read(folder: Path) -> RunRecord:
         config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
         evaluation, metrics = read_json(evaluation_path), read_json(metrics_path)
         if "tokens" in evaluation:
-            raise _UnfinishedError("is a generator; only classifiers are compared so far")
+            scores = evaluation["tokens"]
+            raise _UnfinishedError(
+                f"a generator ({scores['nats_per_note']:.3f} nats a note, token accuracy "
+                f"{scores['accuracy']:.3f} on the test songs); the table compares classifiers",
+                finished=True,
+            )
         cost = {"parameters": metrics["parameters"]}
         if (folder / "cost.json").is_file():
             cost = read_json(folder / "cost.json")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from midigenre.errors import UserError
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -57,12 +59,15 @@ class Choice:
             Ids, int64 (B,).
 
         Raises:
-            ValueError: The logits of a row are no numbers.
+            UserError: The logits of a row are no numbers.
         """
         x_BV = logits_BV.double().masked_fill(~allowed_BV, -torch.inf)
         best_B1 = x_BV.amax(-1, keepdim=True)
         if not best_B1.isfinite().all():
-            raise ValueError("the model's logits are not finite: its weights are broken")
+            raise UserError(
+                "the model's logits are not finite, so its weights are broken; take another "
+                "checkpoint (ckpt=last, ckpt=PATH) or train with a lower optim.lr"
+            )
         if self.temperature == 0:
             return x_BV.argmax(-1)
         x_BV = (x_BV - best_B1) / self.temperature

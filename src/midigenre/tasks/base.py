@@ -120,7 +120,7 @@ class Task(L.LightningModule):
         """Scores of a trained model on the test songs.
 
         Args:
-            model: The best checkpoint's.
+            model: The best checkpoint's, on the device that it is to be tested on.
             data: The run's songs.
             folder: Where tables of single predictions go; None for no tables.
         """

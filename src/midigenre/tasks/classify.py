@@ -97,7 +97,10 @@ class ClassifyTask(Task):
         """See :meth:`Task.test`."""
         assert isinstance(model, PhraseClassifier)
         predictions = None if folder is None else folder / "predictions.csv"
-        evaluation = evaluate_split(model, data, "test", train=data, predictions=predictions)
+        device = next(model.parameters()).device
+        evaluation = evaluate_split(
+            model, data, "test", device=device, train=data, predictions=predictions
+        )
         scores: dict[str, float] = {}
         final: dict[str, float] = {}
         figures = {}

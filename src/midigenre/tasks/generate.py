@@ -108,36 +108,38 @@ class GenerateTask(Task):
         """See :meth:`Task.test`: under the songs' own labels, and with all of them hidden."""
         assert isinstance(model, PhraseGenerator)
         model.eval()
-        spec = data.shards.tokens
-        metrics, hidden = TokenMetrics(spec), TokenMetrics(spec)
+        spec, device = data.shards.tokens, model.start_D.device
+        metrics, hidden = TokenMetrics(spec).to(device), TokenMetrics(spec).to(device)
         nats, notes, song = [], [], []
         truth: dict[str, list[Any]] = {label: [] for label in data.labels}
-        for batch in data.eval_dataloader("test"):
+        for loaded in data.eval_dataloader("test"):
+            batch = loaded.to(device)
             nats_NF, hits_NF = model.loss(batch)
             metrics.update(nats_NF, hits_NF, batch.ids_NF)
             of_N = torch.repeat_interleave(
                 torch.arange(batch.n_phrases), torch.tensor(batch.lengths)
             )
-            is_note_N = metrics.tokens.notes_N(batch.ids_NF)
-            nats.append(np.bincount(of_N, nats_NF.sum(1).double().numpy(), batch.n_phrases))
-            notes.append(np.bincount(of_N, is_note_N.numpy(), batch.n_phrases).astype(np.int64))
-            song.append(batch.song_B.numpy())
-            for label, values in batch.labels.items():
+            is_note_N = metrics.tokens.notes_N(batch.ids_NF).cpu().numpy()
+            nats_N = nats_NF.sum(1).double().cpu().numpy()
+            nats.append(np.bincount(of_N, nats_N, batch.n_phrases))
+            notes.append(np.bincount(of_N, is_note_N, batch.n_phrases).astype(np.int64))
+            song.append(loaded.song_B.numpy())
+            for label, values in loaded.labels.items():
                 truth[label].append(values.numpy())
             hidden.update(*model.loss(unlabelled(batch)), batch.ids_NF)
-        nats_N, notes_N, song_N = map(np.concatenate, (nats, notes, song))
+        nats_B, notes_B, song_B = map(np.concatenate, (nats, notes, song))
         found = {k: float(v) for k, v in metrics.compute().items()}
         without = {k: float(v) for k, v in hidden.compute().items()}
         evaluation = {
             "tokens": {
-                "n": len(nats_N),
+                "n": len(nats_B),
                 "n_steps": int(metrics.counts[0]),
-                "n_notes": int(notes_N.sum()),
+                "n_notes": int(notes_B.sum()),
                 **found,
-                "ci95": {"nats_per_note": nats_per_note_interval(nats_N, notes_N, song_N)},
+                "ci95": {"nats_per_note": nats_per_note_interval(nats_B, notes_B, song_B)},
                 "without_condition": {name: without[name] for name in SHOWN},
                 "by_class": by_class(
-                    nats_N, notes_N, data.shards.labels.classes,
+                    nats_B, notes_B, data.shards.labels.classes,
                     {label: np.concatenate(values) for label, values in truth.items()},
                 ),
             }

@@ -89,11 +89,12 @@ def song_phrases(
     Args:
         songs: The songs, encoded with its tokenizer.
         tokens: Its vocabulary.
-        data: Its ``phrase_bars`` or ``phrase_seconds`` and ``max_tokens``.
+        data: Its ``phrase_bars`` or ``phrase_seconds``, ``max_tokens`` and ``marks``.
         batch_phrases: Most phrases in a batch.
     """
     phrases = consecutive(songs, np.arange(len(songs)), phrase_length(data, tokens))
-    reader = PhraseReader(songs, tokens, data["max_tokens"])
+    # Checkpoints from before there were marks do not name them.
+    reader = PhraseReader(songs, tokens, data["max_tokens"], data.get("marks", False))
     groups = group_by_budget(reader.lengths(phrases), batch_phrases, None)
 
     def batches() -> Iterator[Batch]:

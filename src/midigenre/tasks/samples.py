@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from midigenre.data.phrases import Seconds, phrase_length
 from midigenre.data.shards import ShardSet
+from midigenre.errors import UserError
 from midigenre.evaluation.figures import piano_roll_figure
 from midigenre.generation.audio import Audio
 from midigenre.generation.grammar import Grammar
@@ -132,9 +133,12 @@ class GeneratedSamples(Callback):
         }
         context = context_for(pl_module.describe["data"], shards.tokens)
         sampler = Sampler(model, Grammar.of(tokenizer), context)
-        for (label, name, _), piece in zip(
-            told, sampler.sample(labels, self.settings, n=len(told)), strict=True
-        ):
+        try:
+            pieces = sampler.sample(labels, self.settings, n=len(told))
+        except UserError as error:  # training goes on, or ends with words of its own
+            rank_zero_warn(f"no samples in TensorBoard at step {step}: {error}")
+            return
+        for (label, name, _), piece in zip(told, pieces, strict=True):
             tag = f"samples/{label}/{name}" if label else "samples/unconditioned"
             self._show(writer, tag, step, tokenizer, piece)
 

@@ -46,7 +46,7 @@ def plan(
     """Which classes to ask for: n pieces of each class of the label that has most classes.
 
     The other labels go round among the classes that occur together with it in the training songs,
-    so that nothing is asked for that the generator never met.
+    so that nothing is asked for that the generator never met there.
 
     Args:
         classes: Number of classes of each label.
@@ -138,13 +138,15 @@ def control(
         ``ci95``, ``recall`` (by class name, None without pieces) and ``confusion`` (rows are what
         was asked for, columns the judge's classes and, last, nothing heard); ``chance``;
         ``of_ceiling``: generated over real accuracy with ``ci95``; ``above_chance``: the same
-        after subtracting chance from both. Both are None where the ceiling's interval reaches down
-        to chance: a judge that hears nothing in real music cannot say what is missing elsewhere.
+        after subtracting chance from both, over the classes that both sets have; ``without_real``
+        names those without a real excerpt. Both are None where there is none at all, or the
+        ceiling's interval reaches down to chance: a judge that hears nothing in real music cannot
+        say what is missing elsewhere.
     """
     chosen = range(len(names)) if over is None else [list(names).index(name) for name in over]
     sets = {"generated": generated, "real": real, "shuffled": shuffled}
     scores: dict[str, Any] = {}
-    draws: dict[str, Floats] = {}
+    drawn: dict[str, tuple[Floats, Floats]] = {}
     for place, (what, verdicts) in enumerate(sets.items()):
         if verdicts is None:
             scores[what] = None
@@ -152,26 +154,64 @@ def control(
         kept = verdicts.known()
         rows = np.isin(kept.truth, list(chosen))
         kept = Verdicts(kept.truth[rows], kept.predicted[rows], kept.groups[rows])
-        scores[what], draws[what] = _score(kept, names, seed + place, n_bootstrap)
+        scores[what], drawn[what] = _score(kept, names, seed + place, n_bootstrap)
     chance = 1 / len(names)
     found = {**scores, "chance": chance, "classes": [names[c] for c in chosen]}
+    recall = [scores[what]["recall"] for what in ("generated", "real")]
+    both = [c for c in chosen if all(of[names[c]] is not None for of in recall)]
+    found["without_real"] = [names[c] for c in chosen if recall[1][names[c]] is None]
+    clear = bool(both) and scores["real"]["ci95"][0] > chance
     for name, floor in (("of_ceiling", 0.0), ("above_chance", chance)):
-        top, bottom = (scores[what]["accuracy"] for what in ("generated", "real"))
-        if top is None or bottom is None or scores["real"]["ci95"][0] <= chance:
+        if not clear:
             found[name] = None
             continue
-        quotients = ratio(draws["generated"] - floor, draws["real"] - floor)
+        top, bottom = (float(np.mean([of[names[c]] for c in both])) - floor for of in recall)
+        # Means over the same classes: one without a real excerpt has no ceiling.
+        ours, theirs = (
+            _balanced(hits[..., both], asked[..., both]) - floor
+            for hits, asked in (drawn["generated"], drawn["real"])
+        )
+        quotients = ratio(ours, theirs)
         found[name] = {
-            "value": (top - floor) / (bottom - floor),
+            "value": top / bottom,
             "ci95": interval(quotients[np.isfinite(quotients)]),
         }
     return found
 
 
+def equal_mix(asked_N: Longs, real_M: Longs, seed: int = 0) -> tuple[Longs, Longs]:
+    """Rows of two sets in which classes have equal shares, so that their music can be compared.
+
+    A difference between generated and real music must not come from the number of pieces of each
+    class. The generated set gives the shares; classes that only one of the sets has are left out.
+
+    Args:
+        asked_N: Class of each generated piece, shape (N,).
+        real_M: Class of each real excerpt, shape (M,).
+        seed: Chooses the excerpts.
+
+    Returns:
+        Rows of both sets, ascending. Each class has the largest number of real excerpts that all
+        classes allow.
+    """
+    classes = np.intersect1d(asked_N, real_M[real_M != UNKNOWN])
+    if not len(classes):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    n_asked = np.array([(asked_N == c).sum() for c in classes])
+    n_real = np.array([(real_M == c).sum() for c in classes])
+    share = n_asked / n_asked.sum()
+    take = np.maximum(1, np.floor(share * (n_real / share).min() + 1e-9).astype(np.int64))
+    rng = np.random.default_rng(seed)
+    rows = [
+        rng.permutation(np.flatnonzero(real_M == c))[:k] for c, k in zip(classes, take, strict=True)
+    ]
+    return np.flatnonzero(np.isin(asked_N, classes)), np.sort(np.concatenate(rows))
+
+
 def _score(
     verdicts: Verdicts, names: Sequence[str], seed: int, n_bootstrap: int
-) -> tuple[dict[str, Any], Floats]:
-    """Scores of a set, and its balanced accuracy in resamples."""
+) -> tuple[dict[str, Any], tuple[Floats, Floats]]:
+    """Scores of a set; hits and pieces asked for of each class in resamples, each (R, C)."""
     n = len(names)
     # Silence is a class of its own, after the last.
     predicted = np.where(verdicts.predicted == UNKNOWN, n, verdicts.predicted)
@@ -181,11 +221,11 @@ def _score(
     drawn_hits, drawn_asked, _ = resampled_margins(
         verdicts.truth, (predicted,), verdicts.groups, n + 1, seed, n_bootstrap
     )
-    draws = _balanced(drawn_hits[0], drawn_asked[0])
+    draws = drawn_hits[0], drawn_asked[0]
     return {
         "n": len(verdicts.truth),
         "accuracy": plain(_balanced(hits, asked)),
-        "ci95": interval(draws),
+        "ci95": interval(_balanced(*draws)),
         "recall": {name: plain(value) for name, value in zip(names, recall, strict=True)},
         "confusion": matrix.tolist(),
     }, draws

@@ -9,23 +9,40 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from midigenre.errors import UserError
+from midigenre.evaluation.music.frechet import MIN_SAMPLES
 from midigenre.song import Song
+
+
+def check_fmd() -> None:
+    """Refuses before the work what :func:`frechet_music_distance` could not do after it.
+
+    Raises:
+        UserError: The package is not installed.
+    """
+    if find_spec("frechet_music_distance") is None:
+        raise UserError('fmd=true needs its package: pip install "midigenre[fmd]"')
 
 
 def frechet_music_distance(generated: Sequence[Song], real: Sequence[Song]) -> dict[str, Any]:
     """The distance of generated to real music, with its settings.
 
     Raises:
-        UserError: The package is not installed, or it cannot get its model.
+        UserError: Fewer than :data:`MIN_SAMPLES` pieces or excerpts, or the package cannot get its
+            model.
     """
-    try:
-        from frechet_music_distance import FrechetMusicDistance
-    except ImportError as error:
-        raise UserError('fmd=true needs its package: pip install "midigenre[fmd]"') from error
+    for what, songs in (("generated", generated), ("held-out", real)):
+        if len(songs) < MIN_SAMPLES:
+            raise UserError(
+                f"a Fréchet Music Distance needs {MIN_SAMPLES} {what} samples or more, there are "
+                f"{len(songs)}: give more samples"
+            )
+    from frechet_music_distance import FrechetMusicDistance
+
     # The package remembers features by path, so the folders must be new ones.
     with tempfile.TemporaryDirectory(prefix="midigenre-fmd-") as folder:
         for name, songs in (("generated", generated), ("real", real)):
@@ -38,8 +55,8 @@ def frechet_music_distance(generated: Sequence[Song], real: Sequence[Song]) -> d
             score = metric.score(Path(folder) / "real", Path(folder) / "generated")
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"fmd=true: the model of frechet-music-distance is not to be had ({error}); "
-                "set fmd=false"
+                f"the package frechet-music-distance failed ({error}); it fetches its model when "
+                "first used: try with a network, or set fmd=false"
             ) from error
     return {
         "distance": float(score), "model": "clamp2", "estimator": "mle",

@@ -6,6 +6,7 @@ reads the same tokens shares its blind spots.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,15 @@ class Independence:
         tokenizers: That of the generator and that of the judge.
         known_to_judge: Songs of the generator's corpus (rows of its manifest) that the judge was
             trained on or chosen by.
+        started_from: Runs whose weights the judge or the generator started from: what these had
+            seen is not looked into.
     """
 
     shared: int
     of: int
     tokenizers: tuple[str, str]
     known_to_judge: frozenset[int]
+    started_from: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
@@ -51,6 +55,11 @@ class Independence:
                 f"judge and generator both read {self.tokenizers[0]} tokens, so they may share "
                 "blind spots; train the judge with another tokenizer"
             )
+        notes += [
+            f"one of the two started from {source} (init_from), whose songs are not counted here: "
+            "it may have seen the held-out ones"
+            for source in self.started_from
+        ]
         return notes
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,6 +79,7 @@ def independence(
     judge: ShardSet,
     judge_rows: Longs,
     progress: Progress,
+    started_from: Sequence[str] = (),
 ) -> Independence:
     """Compares the songs of two runs by the bytes of their files.
 
@@ -79,6 +89,7 @@ def independence(
         judge: The judge's songs.
         judge_rows: Those that it was trained on or chosen by.
         progress: Told about the files that are read.
+        started_from: ``init_from`` of the two runs, where it was set.
     """
     theirs = set(_digests(judge, judge_rows, progress))
     every_row = np.arange(len(generator))
@@ -89,8 +100,9 @@ def independence(
     }
     rows = set(generator_rows.tolist())
     return Independence(
-        len(rows & known), len(rows), (generator.tokens.name, judge.tokens.name), frozenset(known)
-    )
+        len(rows & known), len(rows), (generator.tokens.name, judge.tokens.name), frozenset(known),
+        tuple(started_from),
+    )  # fmt: skip
 
 
 def _digests(shards: ShardSet, rows: Longs, progress: Progress) -> list[str]:

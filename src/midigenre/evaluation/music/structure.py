@@ -183,13 +183,16 @@ def mean_structure(found: list[dict[str, Any]]) -> dict[str, Any]:
         key that end on the tonic, and ``n`` of these.
     """
     ends = [one["ends_on_tonic"] for one in found if one["ends_on_tonic"] is not None]
+    sizes = {
+        "repetition": dict.fromkeys(("similarity", "exact"), MAX_LAG),
+        "course": dict.fromkeys(("notes_per_beat", "velocity"), PARTS),
+    }
     means: dict[str, Any] = {"n": len(found)}
-    for group in ("repetition", "course"):
+    for group, names in sizes.items():
         means[group] = {
-            name: [
-                _mean(column) for column in zip(*(one[group][name] for one in found), strict=True)
-            ]
-            for name in (found[0][group] if found else ())
+            # Without songs as many Nones as there would be numbers.
+            name: [_mean(one[group][name][i] for one in found) for i in range(size)]
+            for name, size in names.items()
         }
     means["tonic"] = {"share": _mean(ends), "n": len(ends)}
     return means
