@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -145,6 +146,20 @@ def test_what_does_not_fit_together_is_refused(midigenre, half_generator, toy_ju
     assert "over.mood=x: this judgement is about genre" in refused(*both, "+over.mood=[x]")
     assert "bars=null" in refused(*both, "bars=null")
     assert "top_p=2" in refused(*both, "top_p=2")
+
+
+def test_a_corpus_that_has_changed_since_is_refused(
+    midigenre, half_generator, toy_judge, home, tmp_path
+):
+    """Another split would put training songs among the real music that is held out."""
+    run = tmp_path / "run"
+    shutil.copytree(home / half_generator, run)
+    spec = json.loads((run / "spec.json").read_text())
+    (run / "spec.json").write_text(json.dumps(spec | {"shards": "shards/toy-remi-00000000"}))
+    status, _, err = midigenre(*arguments(run, toy_judge))
+    assert status == 2
+    assert "has changed since it was trained" in err
+    assert "toy-remi-00000000" in err
 
 
 def test_listening_is_predicting(home, toy_judge, midigenre):
