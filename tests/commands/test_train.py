@@ -120,11 +120,13 @@ def test_resume_lets_only_the_bounds_change(midigenre, home, toy_run):
 
 
 def test_a_sweep_leaves_a_folder_for_each_job(midigenre, home):
+    sweeps = home / "runs" / "sweep"  # where other tests may have left theirs
+    before = set(sweeps.glob("*"))
     status, _, err = midigenre(
         "train", "-m", *SMALL, "trainer.max_epochs=1", "tokenizer=remi,octuple"
     )
     assert status == 0, err
-    folder = only(home / "runs" / "sweep")
+    (folder,) = set(sweeps.glob("*")) - before
     jobs = sorted(p.name for p in folder.iterdir() if p.is_dir())
     assert [job.split("-")[0] for job in jobs] == ["0", "1"]
     assert "tokenizer=remi" in jobs[0]
