@@ -32,6 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--run", help="a trained generator, for the quality of int8")
     parser.add_argument("--windows", type=int, default=256, help="test windows for that quality")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, nargs="+", help="batch sizes; default: 1 and 16")
     parser.add_argument("--allocators", nargs="+", choices=ALLOCATORS, default=list(ALLOCATORS))
     parser.add_argument("--quick", action="store_true", help="tiny: does it run at all?")
     parser.add_argument("--ours-only", action="store_true", help="without the bench extra")
@@ -89,7 +90,8 @@ def run_child(args: argparse.Namespace) -> None:
         "largest_logit_difference": found,
         "parameters": {"ours": sum(p.numel() for p in of.model.parameters())},
         "batches": {
-            str(rows): measured(of, rows, args) for rows in ((1, 3) if args.quick else (1, 16))
+            str(rows): measured(of, rows, args)
+            for rows in args.rows or ((1, 3) if args.quick else (1, 16))
         },
         # It does not depend on the allocator.
         "int8_quality": quality(args) if args.child == args.allocators[0] else None,
