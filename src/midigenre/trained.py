@@ -23,9 +23,10 @@ from midigenre.tasks.base import CHECKPOINT_KEY
 SHARED = ("embedding", "backbone")
 """The parts that every task's model has under these names."""
 
-# Settings of conf/model that may differ between models that share these parts' weights.
-_HOW = {"generator": ": midigenre train task=generate", "classifier": ": midigenre train"}
+# What to do where there is no run of a kind.
+_HOW = {"generator": "midigenre train task=generate", "classifier": "midigenre train"}
 
+# Settings of conf/model that may differ between models that share these parts' weights.
 _NOT_SHARED = ("name", "lr", "pooling", "dropout", "attention_dropout")
 
 
@@ -121,7 +122,7 @@ def load_run(
     found = class_of(about["task"]).kind
     if found != kind:
         there = _runs_of(kind, folder)
-        hint = f"there is {', '.join(there)}" if there else f"train one{_HOW.get(kind, '')}"
+        hint = f"there is {', '.join(there)}" if there else f"train one: {_HOW[kind]}"
         raise UserError(
             f"{key}={run or path} is a {found} (task={about['task']['name']}), and this needs a "
             f"{kind}; {hint}"

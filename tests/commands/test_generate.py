@@ -134,7 +134,7 @@ def test_a_primer_without_notes_is_refused(midigenre, toy_generator, tmp_path):
     assert "notes" in err
 
 
-def test_eight_bits_write_nearly_the_same(midigenre, toy_generator, home):
+def test_eight_bits_write_music_and_are_told_in_the_account(midigenre, toy_generator, home):
     args = ("generate", f"run={toy_generator}", "genre=waltz", "bars=2", "n=2", "audio=null")
     found = {}
     for quantize in ("null", "int8"):

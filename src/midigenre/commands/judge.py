@@ -102,10 +102,8 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         pieces = Pieces(generator, settings, folder, device, cfg.batch, cfg.quantize, progress)
         n = len(next(iter(told.values())))
         sets = {"told": pieces.draw("told", told, 0)}
-        other = None
         if cfg.shuffled:
-            other = shuffled(told, cfg.seed)
-            sets["shuffled"] = pieces.draw("shuffled", other, n)
+            sets["shuffled"] = pieces.draw("shuffled", shuffled(told, cfg.seed), n)
         excerpts: list[Song | None] = [
             pieces.excerpt(songs.song(int(s)).bars(int(first), int(end)))
             for s, first, end in zip(real.song, real.first, real.end, strict=True)

@@ -123,10 +123,11 @@ class Pieces:
                     {label: values.tolist() for label, values in labels.items()},
                     self.settings, n=len(rows), first=first + begin,
                 )  # fmt: skip
+                # Before the pieces: one that is there is never drawn again to learn how it ended.
+                stops |= {paths[i].stem: s.stop for i, s in zip(rows, samples, strict=True)}
+                write_json(ends, stops)
                 for i, sample in zip(rows, samples, strict=True):
                     write_bytes(paths[i], self.tokenizer.decode(sample.ids_TF).dumps_midi())
-                    stops[paths[i].stem] = sample.stop
-                write_json(ends, stops)
             self.progress(what, rows.stop, n)
         self.cut_short[name] = sum(stop in ("tokens", "context") for stop in stops.values())
         return [self._read(path) for path in paths]
