@@ -1,0 +1,333 @@
+"""Bytes of any kind to a well-formed MIDI file, or a refusal that says what they are.
+
+Collections from the web hold files that are packed, wrapped, cut off or damaged. symusic believes
+the sizes and the values in a file: a false one makes it give up, read memory that is not the
+file's, or take a tempo from whatever lay there before. So it never sees such a file: a file is
+checked against the grammar of Standard MIDI Files 1.0 (one regular expression, in C), and where
+that fails the damaged tracks are walked, event by event, and written anew up to the first byte
+that cannot be understood. Nothing is guessed beyond that byte.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from midigenre.errors import RefusedSongError
+from midigenre.rescue_track import MAX_TICK, Walk, count, is_clean
+
+MAX_BYTES = 64 * 2**20
+"""Size of the largest file that is read, after unpacking: no music is as long as that."""
+
+# symusic takes 5 kB for each channel and program of a track: 22 MB of them are 11 GB in memory.
+MAX_TRACKS = 4096
+MAX_PROGRAMS = 2**16
+MAX_LAYERS = 3  # of packing and wrapping
+MAX_LEADING = 8192  # bytes before the MIDI header: mail and HTTP headers, MacBinary, AppleDouble
+
+FRAME_RATES = {24: 24.0, 25: 25.0, 29: 30000 / 1001, 30: 30.0}
+"""SMPTE frames a second by the number in the division (SMF 1.0; 29 is 30 drop-frame)."""
+
+_MICROSECONDS = 500_000  # of a quarter note at 120 a minute, where a file has no tempo (SMF 1.0)
+
+
+def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> tuple[bytes, dict[str, int]]:
+    """A MIDI file that symusic reads as it was meant, and what had to be repaired for that.
+
+    In what is returned all sizes and counts are true, each track ends with its end-of-track event,
+    channel messages have data bytes under 128, and no track is longer than 2**31 - 1 ticks. A file
+    that is so already is returned as it is.
+
+    * Unpacked: gzip and zlib, also where they are cut off; RIFF, MacBinary and any other up to
+      8,192 bytes before the header.
+    * Skipped: chunks that are no tracks, bytes outside of chunks, undefined status bytes.
+    * Mended: a false length of the header or of a track, a false number of tracks, an unknown
+      format, a missing end of track. A track that breaks off, or in which a byte cannot be
+      understood, keeps its events up to there, and its sounding notes end there.
+    * Data bytes over 127: velocities, controls and pitch bends become 127; a note of such a pitch
+      and such a program (mostly 255, "none") are left out rather than invented.
+    * SMPTE time is read at 120 quarter notes a minute: it has no beats, and 120 is what a file
+      without a tempo means. Its tempo events are left out: ticks are parts of a second there.
+
+    Args:
+        data: Bytes of a file.
+        max_bytes: Largest size, before and after unpacking.
+
+    Returns:
+        The file, and how often each repair was made.
+
+    Raises:
+        RefusedSongError: ``unreadable``, also where more than half of it cannot be understood;
+            ``too_large`` (bytes, tracks or program changes); ``several_songs``: format 2 with notes
+            in more than one of its sequences, which are not meant to sound together.
+    """
+    repairs: dict[str, int] = {}
+    data = _unwrapped(data, max_bytes, repairs)
+    if len(data) < 14:
+        raise RefusedSongError("unreadable", f"its header is cut off after {len(data)} bytes")
+    if len(data) > MAX_PROGRAMS and _programs(data) > MAX_PROGRAMS:
+        raise RefusedSongError("too_large", f"more than {MAX_PROGRAMS:,} changes of program")
+    format_, n_tracks = _u16(data, 8), _u16(data, 10)
+    ticks_per_second = _smpte(data[12:14])
+    if ticks_per_second is None and _u16(data, 12) == 0:
+        raise RefusedSongError("unreadable", "its header gives a quarter note 0 ticks")
+    keep_tempo = ticks_per_second is None
+    reader = _Tracks(data, repairs, keep_tempo, keep_tempo and format_ != 2 and _is_short(data))
+    reader.read(_header_end(data, repairs))
+    true_header = data[4:8] == b"\x00\x00\x00\x06" and n_tracks == len(reader.bodies)
+    if reader.untouched and true_header and format_ < 2:
+        return data, repairs
+
+    if n_tracks != len(reader.bodies):
+        count(repairs, "track counts corrected")
+    if format_ > 2:
+        count(repairs, "formats corrected")
+        format_ = 1
+    if format_ == 2 and sum(n > 0 for n in reader.n_notes) > 1:
+        raise RefusedSongError(
+            "several_songs", f"a format 2 file of {len(reader.bodies)} sequences; split it"
+        )
+    bodies, division = reader.bodies, data[12:14]
+    if ticks_per_second is not None:
+        count(repairs, "SMPTE times read at 120 qpm")
+        tpq = round(ticks_per_second / 2)
+        # Not 500,000 where half the ticks of a second are no whole number: seconds stay true.
+        tempo = round(1e6 * tpq / ticks_per_second)
+        first = b"\x00\xff\x51\x03" + tempo.to_bytes(3, "big")
+        division = tpq.to_bytes(2, "big")
+        bodies = [first + body if i == 0 else body for i, body in enumerate(bodies)]
+    numbers = format_.to_bytes(2, "big") + len(bodies).to_bytes(2, "big") + division
+    parts = [b"MThd\x00\x00\x00\x06", numbers]
+    for body in bodies:
+        parts += [b"MTrk", len(body).to_bytes(4, "big"), body]
+    return b"".join(parts), repairs
+
+
+def _unwrapped(data: bytes, max_bytes: int, repairs: dict[str, int]) -> bytes:
+    """The bytes from the MIDI header on."""
+    for _ in range(MAX_LAYERS + 1):
+        if len(data) > max_bytes:
+            raise RefusedSongError("too_large", f"{len(data):,} bytes, at most {max_bytes:,}")
+        if data.startswith(b"MThd"):
+            return data
+        packed = data[:3] == b"\x1f\x8b\x08" or (
+            data[:1] == b"\x78" and len(data) > 2 and _u16(data, 0) % 31 == 0
+        )
+        if not packed:
+            break
+        data = _decompressed(data, max_bytes, repairs)
+    what = _kind(data)
+    at = -1 if what else data.find(b"MThd\x00\x00\x00", 0, MAX_LEADING + 8)
+    if at < 0:
+        raise RefusedSongError(
+            "unreadable", what or f"no MIDI header; it starts with {data[:12]!r}"
+        )
+    if data.startswith(b"RIFF") and data[at - 8 : at - 4] == b"data":
+        count(repairs, "RIFF wrappers removed")
+        # What follows the data chunk (names, copyright) belongs to the wrapper.
+        size = int.from_bytes(data[at - 4 : at], "little")
+        return data[at : at + size] if size > 14 else data[at:]
+    count(repairs, "bytes before the header dropped", at)
+    return data[at:]
+
+
+def _decompressed(data: bytes, max_bytes: int, repairs: dict[str, int]) -> bytes:
+    name = "gzip" if data[:1] == b"\x1f" else "zlib"
+    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # either kind of header
+    try:
+        unpacked = unpacker.decompress(data, max_bytes + 1)
+    except zlib.error as error:
+        raise RefusedSongError("unreadable", f"damaged {name} data ({error})") from error
+    if len(unpacked) > max_bytes:
+        raise RefusedSongError("too_large", f"{name} data of more than {max_bytes:,} bytes")
+    count(repairs, f"{name} unpacked")
+    if not unpacker.eof:
+        count(repairs, f"{name} data cut off")
+    return unpacked
+
+
+def _kind(data: bytes) -> str | None:
+    """What the bytes are, if they are known not to be music that can be read here."""
+    head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not data:
+        return "the file is empty (0 bytes)"
+    if not data.strip(b"\x00"):
+        return f"{len(data):,} bytes, all of them zero"
+    if head.startswith((b"<!doctype", b"<html", b"<head", b"<body")):
+        return f"an HTML page, not a MIDI file; it starts with {data[:40]!r}"
+    if data[8:12] == b"WAVE" and data.startswith(b"RIFF"):
+        return "a WAVE recording, not a MIDI file"
+    for magic, what in _MAGIC.items():
+        if data.startswith(magic):
+            return f"{what}, not a MIDI file"
+    if data[257:262] == b"ustar":
+        return "a tar archive, not a MIDI file; unpack it"
+    if all(32 <= c < 127 or c in b"\t\n\r\f" for c in data[:256]) and b"MThd" not in data:
+        return f"text, not a MIDI file; it starts with {data[:40]!r}"
+    return None
+
+
+_MAGIC = {
+    b"PK\x03\x04": "a ZIP archive (unpack it)",
+    b"Rar!": "a RAR archive (unpack it)",
+    b"7z\xbc\xaf": "a 7z archive (unpack it)",
+    b"<?xml": "an XML file",
+    b"%PDF": "a PDF file",
+    b"ID3": "an MP3 recording",
+    b"OggS": "an Ogg recording",
+    b"fLaC": "a FLAC recording",
+    b"FORM": "an IFF file (XMI or AIFF)",
+    b"MTrk": "a track without its header",
+    b"\x30\x26\xb2\x75": "an ASF recording",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x89PNG": "a PNG image",
+    b"GIF8": "a GIF image",
+    b"\xd0\xcf\x11\xe0": "an Office document",
+    b"MZ": "a Windows program",
+    b"\x7fELF": "a program",
+}
+
+
+def _smpte(division: bytes) -> float | None:
+    """Ticks a second of a SMPTE division, None for ticks a quarter note."""
+    if division[0] < 128:
+        return None
+    frames, ticks = 256 - division[0], division[1]
+    if frames not in FRAME_RATES or ticks == 0:
+        raise RefusedSongError(
+            "unreadable",
+            f"its header counts time in SMPTE frames, but {frames} frames a second of {ticks} "
+            "ticks are not a rate that the standard has (24, 25, 29 or 30)",
+        )
+    return FRAME_RATES[frames] * ticks
+
+
+def _programs(data: bytes) -> int:
+    """At most how many program changes there are, and lyrics, for which symusic makes a track."""
+    statuses = np.frombuffer(data, np.uint8) & 0xF0
+    return int(np.count_nonzero(statuses == 0xC0)) + data.count(b"\xff\x05")
+
+
+def _is_short(data: bytes) -> bool:
+    """Whether no track can be longer than symusic counts, from a bound that costs next to nothing.
+
+    A delta of up to three bytes (the grammar takes no longer ones) adds at most 2**14 ticks a unit
+    of a byte over 127 that has another one behind it, and 2**7 of any other one.
+    """
+    values = np.frombuffer(data, np.uint8)
+    high = values > 127
+    if len(data) < 2**18 and np.count_nonzero(high[1:] & high[:-1]) < 2**9:
+        return True  # less than 2**9 of 2**21 ticks and 2**16 of 2**14
+    units = np.where(high, (values & 127) + np.uint8(1), np.uint8(0))
+    firsts = units[:-1][high[1:]]
+    total = 2**14 * int(firsts.sum(dtype=np.int64)) + 2**7 * int(units.sum(dtype=np.int64))
+    return total + 2**7 * len(data) <= MAX_TICK
+
+
+def _header_end(data: bytes, repairs: dict[str, int]) -> int:
+    """Where the first chunk after the header starts."""
+    end = 8 + int.from_bytes(data[4:8], "big")
+    if end == 14:
+        return end
+    count(repairs, "header lengths corrected")
+    if end > 14 and data[end : end + 4] == b"MTrk":
+        return end  # a later version of the standard may have longer headers
+    first = data.find(b"MTrk", 8)
+    return max(14, first)
+
+
+@dataclass
+class _Tracks:
+    """The tracks of a file, each as bytes that need no repair.
+
+    Attributes:
+        data: The file, from its header on.
+        repairs: Counts what was repaired.
+        keep_tempo: False leaves tempo events out.
+        quick: Whether a track that the grammar accepts is taken without a walk.
+        bodies: What is in the track chunks.
+        n_notes: How many note-ons each has; -1 where it was not counted.
+        untouched: Whether the file is nothing but these tracks, as they are.
+    """
+
+    data: bytes
+    repairs: dict[str, int]
+    keep_tempo: bool
+    quick: bool
+    bodies: list[bytes] = field(default_factory=list)
+    n_notes: list[int] = field(default_factory=list)
+    untouched: bool = True
+
+    def read(self, pos: int) -> None:
+        """Reads all chunks from ``pos`` on.
+
+        Raises:
+            RefusedSongError: ``unreadable``: most of it cannot be understood.
+        """
+        data, size = self.data, len(self.data)
+        lost, total, damage = 0, 0, ""
+        while pos < size:
+            if data[pos : pos + 4] != b"MTrk" or pos + 8 > size:
+                pos = self._skip(pos)
+                continue
+            if len(self.bodies) == MAX_TRACKS:
+                raise RefusedSongError(
+                    "too_large", f"more than {MAX_TRACKS:,} tracks, which no piece has"
+                )
+            start = pos + 8
+            end = start + int.from_bytes(data[pos + 4 : start], "big")
+            if self.quick and end <= size and is_clean(data, start, end):
+                self.bodies.append(data[start:end])
+                self.n_notes.append(-1)
+                total += end - start
+                pos = end
+                continue
+            self.untouched = False
+            exact = end == size or (end < size and self._is_chunk(end))
+            if exact:
+                limit = end
+            else:
+                following = data.find(b"MTrk", start)
+                limit = following if following >= 0 else size
+            walk = Walk(data, start, limit, self.repairs, self.keep_tempo)
+            walk.run()
+            total += limit - start
+            self.bodies.append(bytes(walk.out))
+            self.n_notes.append(walk.n_notes)
+            if walk.damage:
+                lost, damage = lost + limit - walk.pos, damage or walk.damage
+            # Its length says nothing of where it ends, or swallowed the next track.
+            swallowed = data[walk.pos : min(walk.pos + 4, limit)] == b"MTrk"
+            if walk.ended and (swallowed or not exact):
+                count(self.repairs, "track lengths corrected")
+                pos = walk.pos
+            else:
+                pos = limit
+        if lost * 2 > total:
+            raise RefusedSongError("unreadable", f"most of it is damaged: {damage}")
+
+    def _skip(self, pos: int) -> int:
+        """Where to go on after something that is no track."""
+        self.untouched = False
+        data, size = self.data, len(self.data)
+        if self._is_chunk(pos):
+            count(self.repairs, "unknown chunks skipped")
+            return pos + 8 + int.from_bytes(data[pos + 4 : pos + 8], "big")
+        following = data.find(b"MTrk", pos + 1)
+        end = following if following >= 0 else size
+        count(self.repairs, "bytes outside chunks dropped", end - pos)
+        return end
+
+    def _is_chunk(self, pos: int) -> bool:
+        """Whether a track, or another chunk that fits into the file, starts here."""
+        tag = self.data[pos : pos + 4]
+        if pos + 8 > len(self.data) or tag == b"MTrk":
+            return pos + 8 <= len(self.data)
+        end = pos + 8 + int.from_bytes(self.data[pos + 4 : pos + 8], "big")
+        return tag.isascii() and tag.decode("ascii").isprintable() and end <= len(self.data)
+
+
+def _u16(data: bytes, at: int) -> int:
+    return int.from_bytes(data[at : at + 2], "big")
