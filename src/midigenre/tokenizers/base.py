@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -32,11 +32,14 @@ class Encoded:
             phrases are not slices of the stream.
         bar_tempo: Id of the tempo token in force where each bar starts, shape (bars,); 0 where the
             vocabulary has no tempo of its own step.
+        fallback: Why MidiTok encoded the song instead of the fast encoder, in words; empty where
+            the fast one did, or where a tokenizer has only one way.
     """
 
     ids_TF: Ids
     bar_steps: NDArray[np.int32]
     bar_tempo: Ids
+    fallback: str = ""
 
 
 class Tokenizer(ABC):
@@ -67,12 +70,14 @@ class Tokenizer(ABC):
         """The music of a phrase's tokens, starting at tick 0, in ``grid.tpq`` ticks a quarter."""
 
     def read(self, data: bytes) -> Song:
-        """Bytes of a MIDI file to a clean song.
+        """Bytes of a MIDI file to a clean song; its repairs hold those of the file, too.
 
         Raises:
             midigenre.errors.RefusedSongError: The file cannot be read or used.
         """
-        return self.clean(read_score(data))
+        repairs: dict[str, int] = {}
+        song = self.clean(read_score(data, repairs))
+        return replace(song, repairs=repairs | song.repairs) if repairs else song
 
 
 def from_spec(spec: TokenSpec) -> Tokenizer:

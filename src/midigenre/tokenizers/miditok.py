@@ -23,6 +23,8 @@ from midigenre.song import DRUMS, TRACKS, Grid, NoteTable, Song
 from midigenre.spec import BarKind, Field, TokenSpec
 from midigenre.tokenizers import octuple
 from midigenre.tokenizers.base import Encoded, Tokenizer
+from midigenre.tokenizers.fast import fast_encoder
+from midigenre.tokenizers.fast_columns import NotCoveredError
 from midigenre.tokenizers.phrases import PhraseCutter
 
 _PARAMS: Mapping[str, Any] = {
@@ -140,6 +142,8 @@ class MidiTokTokenizer(Tokenizer):
             )
         self.spec = TokenSpec(name, _fields(self._tok, bars, max_bars), bars, max_bars, settings)
         self._cutter = None if bars == "none" else PhraseCutter(self.spec)
+        self._fast, self._slow = fast_encoder(self._tok)
+        self._known, self._velocity = _known_notes(config), _velocities(self._tok)
 
     def clean(self, score: ScoreTick) -> Song:
         """See :meth:`Tokenizer.clean`; velocities and tempi take the nearest value there is.
@@ -148,34 +152,28 @@ class MidiTokTokenizer(Tokenizer):
             RefusedSongError: ``empty`` where no note lies in the vocabulary's ranges.
         """
         song = clean(score, self.grid, tracks=self._tracks, neutral=self._neutral)
-        config, notes = self._tok.config, song.notes
-        drums = (notes.program == DRUMS) & bool(config.use_pitchdrum_tokens)
-        low, high = (
-            np.where(drums, config.drums_pitch_range[i], config.pitch_range[i]) for i in (0, 1)
-        )
-        known = (notes.pitch >= low) & (notes.pitch <= high)
-        if config.use_programs:
-            known &= np.isin(notes.program, list(config.programs))
+        if self._tracks == "melody" and not self.grid.cut_overlaps:
+            song = _in_whole_steps(song, self.grid)
+        # Drums, -1, count from the end of the table.
+        known = self._known.take(song.notes.program * 128 + song.notes.pitch)
         if not known.any():
             raise RefusedSongError("empty", "no note in the tokenizer's pitches and programs")
         if not known.all():
             song = _keep(song, known)
-        velocity = (
-            _nearest(self._tok.velocities, song.notes.velocity)
-            if config.use_velocities
-            else np.full(len(song.notes), DEFAULT_VELOCITY, np.int32)
-        )
+        velocity = self._velocity.take(song.notes.velocity)
         tempo_ticks, tempo_qpm = song.tempo_ticks[:1], np.array([float(self._tok.default_tempo)])
-        if config.use_tempos:
+        if self._tok.config.use_tempos:
             # MidiTok compares tempi by the length of a quarter, which is what a file stores.
             tempo_qpm = self._tok.tempos[
                 np.argmin(
                     np.abs(60e6 / self._tok.tempos[None] - 60e6 / song.tempo_qpm[:, None]), axis=1
                 )
             ]
-            changed = np.r_[True, np.diff(tempo_qpm) != 0]
-            tempo_ticks, tempo_qpm = song.tempo_ticks[changed], tempo_qpm[changed]
-        columns = song.notes.columns() | {"velocity": velocity.astype(np.int32)}
+            tempo_ticks = song.tempo_ticks
+            if len(tempo_ticks) > 1:
+                changed = np.r_[True, np.diff(tempo_qpm) != 0]
+                tempo_ticks, tempo_qpm = tempo_ticks[changed], tempo_qpm[changed]
+        columns = song.notes.columns() | {"velocity": velocity}
         return Song(
             NoteTable(**columns),
             song.tpq,
@@ -187,7 +185,23 @@ class MidiTokTokenizer(Tokenizer):
         )
 
     def encode(self, song: Song) -> Encoded:
-        """See :meth:`Tokenizer.encode`."""
+        """See :meth:`Tokenizer.encode`.
+
+        REMI, CP and Octuple are written by :mod:`.fast`; what it does not cover is left to MidiTok,
+        and ``fallback`` says why.
+        """
+        if self._fast is None:
+            return replace(self.encode_with_miditok(song), fallback=self._slow)
+        try:
+            return self._fast.encode(song)
+        except NotCoveredError as reason:
+            return replace(self.encode_with_miditok(song), fallback=str(reason))
+
+    def encode_with_miditok(self, song: Song) -> Encoded:
+        """As :meth:`encode`, by MidiTok itself, which is much slower and the measure of the ids.
+
+        ``fallback`` is empty.
+        """
         if self.grid.cut_overlaps:
             song = _with_tails_on_grid(song, self.grid)
         sequence = self._tok.encode(song.to_score(), no_preprocess_score=True)
@@ -314,6 +328,32 @@ def _fields(tok: miditok.MusicTokenizer, bars: BarKind, max_bars: int) -> tuple[
 
 def _trailing_zeros(step: Sequence[int]) -> int:
     return next((i for i, value in enumerate(reversed(step)) if value), len(step))
+
+
+def _in_whole_steps(song: Song, grid: Grid) -> Song:
+    """The melody without the part of a step that a next note on a finer grid may leave a note."""
+    steps = np.array([grid.step_ticks((int(n), int(d))) for n, d in song.meters])
+    notes = song.notes
+    step = steps[np.searchsorted(song.bar_ticks, notes.onset, side="right") - 1]
+    return replace(song, notes=replace(notes, duration=notes.duration - notes.duration % step))
+
+
+def _known_notes(config: miditok.TokenizerConfig) -> NDArray[np.bool_]:
+    """Whether the vocabulary has a note, at ``128 * program + pitch``; the drums come last."""
+    known = np.zeros((129, 128), bool)
+    programs = config.programs if config.use_programs else range(DRUMS, 128)
+    for program in programs:
+        own_range = program == DRUMS and config.use_pitchdrum_tokens
+        low, high = config.drums_pitch_range if own_range else config.pitch_range
+        known[program, max(0, low) : high + 1] = True
+    return known.ravel()
+
+
+def _velocities(tok: miditok.MusicTokenizer) -> NDArray[np.int32]:
+    """The vocabulary's velocity for each of 0 to 127."""
+    if not tok.config.use_velocities:
+        return np.full(128, DEFAULT_VELOCITY, np.int32)
+    return _nearest(tok.velocities, np.arange(128, dtype=np.int32))
 
 
 def _nearest(values: NDArray[Any], wanted: NDArray[np.int32]) -> NDArray[np.int32]:
