@@ -3,42 +3,106 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
+import io
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+from upath import UPath
+
+Location: TypeAlias = Path | UPath
+"""A file or a folder: a path here, or a URL in a store (see :mod:`midigenre.storage`)."""
+
+WITHOUT_FOLDERS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oss")
+"""Object stores: none is made there, as s3fs would make the bucket, that of a slip too."""
+
+# What a file system says that cannot sync a folder (NFS, FUSE, CIFS).
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
-def whole(path: Path | str) -> Iterator[Path]:
-    """A file beside ``path`` that takes its place at the end, or vanishes on an error.
+def whole(path: Location | str) -> Iterator[Path]:
+    """A file that takes the place of ``path`` at the end, or vanishes on an error.
+
+    Here it lies beside ``path``, and its bytes are on the disk before it gets the name, so that
+    all or nothing is there after a power cut too. For a store it is a temporary file, which is
+    uploaded at the end: whole or not there, as far as the store's own PUT is (those of object
+    stores are).
 
     Yields:
         The path to write to; the folder is made if needed.
 
     Raises:
-        OSError: The folder cannot be written.
+        OSError: The folder cannot be written, or the disk is full; nothing is left then.
     """
+    if isinstance(path, UPath):
+        with tempfile.TemporaryDirectory(prefix="midigenre-") as folder:
+            part = Path(folder) / path.name
+            yield part
+            make_folder(path.parent)
+            path.fs.put_file(str(part), path.path)
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
+        _sync(part)
         os.replace(part, path)
+        _sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def make_folder(path: Location) -> None:
+    """Makes a folder and those above it where there are folders.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    if not isinstance(path, UPath) or path.protocol not in WITHOUT_FOLDERS:
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _NO_FOLDER_SYNC):
+            raise
+    finally:
+        os.close(handle)
+
+
+def read_bytes(path: Location) -> bytes:
+    """Content of a file; one request where it is elsewhere.
+
+    Raises:
+        OSError: It is not there, or cannot be read.
+    """
+    if isinstance(path, UPath):
+        # s3fs asks for the size first where it may read in pieces.
+        options = {"max_concurrency": 1} if path.protocol in ("s3", "s3a") else {}
+        data: bytes = path.fs.cat_file(path.path, **options)
+        return data
+    return path.read_bytes()
+
+
+def write_bytes(path: Location, data: bytes) -> None:
     """Writes bytes."""
     with whole(path) as part:
         part.write_bytes(data)
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Location, data: Any) -> None:
     """Writes plain data as JSON."""
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
     with whole(path) as part:
@@ -46,12 +110,12 @@ def write_json(path: Path, data: Any) -> None:
         part.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Location) -> Any:
     """Content of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    return json.loads(read_bytes(path).decode("utf-8", "surrogateescape"))
 
 
-def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+def write_csv(path: Location, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Writes a table; a row may lack columns, and may have no others."""
     with (
         whole(path) as part,
@@ -62,17 +126,25 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[s
         writer.writerows(rows)
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
+def read_csv(path: Location) -> list[dict[str, str]]:
     """Rows of a table."""
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return list(csv.DictReader(file))
+    text = read_bytes(path).decode("utf-8", "surrogateescape")
+    return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal text.
+def sha256(path: Location) -> str:
+    """SHA-256 of a file, as hexadecimal text; a file that is elsewhere is read into memory.
 
     Raises:
         OSError: The file cannot be read.
     """
+    if isinstance(path, UPath):
+        return hashlib.sha256(read_bytes(path)).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def inside(name: str) -> bool:
+    """Whether a relative name with ``/`` stays below the folder that it is put in."""
+    parts = name.replace("\\", "/").split("/")
+    return bool(any(parts) and parts[0] and ".." not in parts and "\0" not in name)

@@ -7,10 +7,12 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from midigenre.song import TRACKS
+from midigenre.storage import Location, place
 
 Progress = Callable[[str, int, int], None]
 """``progress(what, done, total)``: called as songs are made or found."""
@@ -20,13 +22,36 @@ def no_progress(what: str, done: int, total: int) -> None:
     """A :data:`Progress` that shows nothing."""
 
 
-@dataclass(frozen=True)
+_Row = TypeVar("_Row")
+_NOTHING: Mapping[str, str] = {}  # one for all songs: an empty dict takes 64 bytes
+
+
+def _path_as_text(row: type[_Row]) -> type[_Row]:
+    """Keeps the field ``path`` as text and makes the place when it is asked for.
+
+    A Path takes some 500 bytes and a UPath 3,000, its text 100: a corpus of a hundred thousand
+    songs is listed in every process.
+    """
+    slot: Any = row.__dict__["path"]  # the descriptor that @dataclass(slots=True) made
+
+    def get(self: _Row) -> Location:
+        return place(slot.__get__(self, row))
+
+    def put(self: _Row, path: Location | str) -> None:
+        slot.__set__(self, str(path))
+
+    setattr(row, "path", property(get, put))  # noqa: B010 (mypy sees the field's own type)
+    return row
+
+
+@_path_as_text
+@dataclass(frozen=True, slots=True)
 class SongRef:
     """One song of a corpus: the unit that is split.
 
     Attributes:
         song_id: Unique in the corpus, stable between calls, readable (it appears in reports).
-        path: The MIDI file.
+        path: The MIDI file, here or in a store; ``str(path)`` is its URL there.
         labels: Class name of each label, None where the song has none.
         group: Songs of one group never lie in two splits (movements of a work, sections of a
             movement, an artist); None means that the song stands alone.
@@ -34,18 +59,22 @@ class SongRef:
         extra: Further columns for ``manifest.csv``.
         split: ``train``, ``val`` or ``test`` where the source says so. Either all songs of a corpus
             have one or none has.
+        stamp: Size and version of the file, of :func:`midigenre.storage.stamp`, from the listing:
+            it changes when the file does. Empty where the file is not there or nobody looked.
     """
 
     song_id: str
-    path: Path
+    path: Location
     labels: Mapping[str, str | None]
     group: str | None = None
     source: str = ""
-    extra: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     split: str | None = None
+    stamp: str = ""
 
 
-@dataclass(frozen=True)
+@_path_as_text
+@dataclass(frozen=True, slots=True)
 class Unusable:
     """A piece of the source that could not become a MIDI file; it goes to ``refused.csv``.
 
@@ -58,7 +87,7 @@ class Unusable:
     """
 
     song_id: str
-    path: Path
+    path: Location
     reason: str
     detail: str
     labels: Mapping[str, str | None] = field(default_factory=dict)

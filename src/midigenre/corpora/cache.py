@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +43,37 @@ def cached_listing(
     index = folder / "index.json"
     with FileLock(cache / f"{folder.name}.lock"):
         if index.exists():
-            listing = _read(index)
-            if all(song.path.exists() for song in listing.songs):
-                return listing
+            try:
+                return _stamped(_read(index), folder.name)
+            except FileNotFoundError:
+                pass
         listing = build(folder)
         _write(index, settings, listing)
-    return listing
+        return _stamped(listing, folder.name)
+
+
+def _stamped(listing: Listing, version: str) -> Listing:
+    """The listing with stamps; a file that was lost and made again has the same one.
+
+    Raises:
+        FileNotFoundError: One is gone.
+    """
+    return replace(
+        listing,
+        songs=[
+            replace(song, stamp=f"{os.stat(str(song.path)).st_size}:{version}")
+            for song in listing.songs
+        ],
+    )
 
 
 def _write(index: Path, settings: Mapping[str, Any], listing: Listing) -> None:
     """Song paths are kept relative to the index, so that the cache can be moved."""
-    songs = [
-        asdict(song) | {"path": song.path.relative_to(index.parent).as_posix()}
-        for song in listing.songs
-    ]
+    songs = []
+    for song in listing.songs:
+        row = asdict(song) | {"path": os.path.relpath(str(song.path), index.parent)}
+        del row["stamp"]  # told anew from the file
+        songs.append(row)
     unusable = [asdict(piece) | {"path": str(piece.path)} for piece in listing.unusable]
     write_json(index, {"settings": dict(settings), "songs": songs, "unusable": unusable})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from midigenre.corpora.base import SongRef
 from midigenre.errors import UserError
@@ -38,8 +37,11 @@ class GroupPattern:
                 r"in parentheses, for instance corpus.group_pattern='([^/]+) - [^/]*$'"
             )
 
-    def grouped(self, songs: Sequence[SongRef], root: Path) -> tuple[list[SongRef], list[str]]:
+    def grouped(self, songs: Sequence[SongRef]) -> tuple[list[SongRef], list[str]]:
         """The songs with their groups, and a remark on those that the pattern does not match.
+
+        Args:
+            songs: Songs whose ids are their paths below the corpus's root.
 
         Raises:
             UserError: It matches no song.
@@ -48,9 +50,11 @@ class GroupPattern:
             return list(songs), []
         which = "group" if "group" in self._pattern.groupindex else 1
         out: list[SongRef] = []
+        names: dict[str, str] = {}  # one text for all songs of a group
         for song in songs:
-            match = self._pattern.search(song.path.relative_to(root).as_posix())
-            out.append(replace(song, group=(match[which] or None) if match else None))
+            match = self._pattern.search(song.song_id)
+            group = (match[which] or None) if match else None
+            out.append(replace(song, group=group and names.setdefault(group, group)))
         alone = [song.song_id for song in out if song.group is None]
         if len(alone) == len(out):
             raise UserError(

@@ -6,8 +6,11 @@ import csv
 import io
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+from upath import UPath
 
 from midigenre.corpora.base import (
     Corpus,
@@ -19,6 +22,8 @@ from midigenre.corpora.base import (
     stratified,
 )
 from midigenre.errors import UserError
+from midigenre.files import read_bytes
+from midigenre.storage import Location, entries, is_remote, location, naming, stamp
 
 LABELS = ("genre", "emotion")
 """Columns that are labels where ``corpus.labels`` names none."""
@@ -47,8 +52,9 @@ class Manifest(Corpus):
     byte order mark, with commas, semicolons, tabs or bars between the cells.
 
     Args:
-        path: The CSV file.
-        root: Folder that paths in it are relative to; the file's own if None.
+        path: The CSV file, here or its URL in a store.
+        root: Folder that paths in it are relative to, or its URL; the file's own if None. A row
+            may also have a URL of its own.
         labels: Columns that are labels, the main one first; ``genre`` and ``emotion``, as far as
             they are there, if None. An empty cell is an unknown label.
         limit: At most so many songs, stratified.
@@ -74,13 +80,14 @@ class Manifest(Corpus):
                 "corpus 'manifest' needs corpus.path=FILE.csv with the columns path and genre "
                 "(and emotion, song_id, group, split, source if you like)"
             )
-        self.path = Path(path).expanduser()
-        if not self.path.is_file():
+        self.path = location(path)
+        if isinstance(self.path, Path) and not self.path.is_file():
             what = "is a folder, not a file" if self.path.exists() else "does not exist"
             raise UserError(f"corpus.path={self.path} {what}; give a CSV file")
-        self.root = self.path.parent if root is None else Path(root).expanduser()
-        if not self.root.is_dir():
+        self.root = self.path.parent if root is None else location(root)
+        if isinstance(self.root, Path) and not self.root.is_dir():
             raise UserError(f"corpus.root={self.root} is no folder; paths are relative to it")
+        self._data: bytes | None = None
         wanted = [labels] if isinstance(labels, str) else labels or LABELS
         self._wanted = list(dict.fromkeys(wanted))
         self._columns = self._header(next(self._records(), (1, []))[1])
@@ -109,19 +116,22 @@ class Manifest(Corpus):
         shared = self._shared_ids(rows)
         found: list[SongRef] = []
         unusable: list[Unusable] = []
-        for (line, row), split, group in zip(rows, splits, groups, strict=True):
+        places = [self._place(row["path"]) for _, row in rows]
+        stamps = stamps_of(places)
+        for (line, row), place, split, group in zip(rows, places, splits, groups, strict=True):
             song = SongRef(
                 song_id=self._id(line, row, shared),
-                path=self.root / row["path"],
+                path=place,
                 labels={label: row[label] or None for label in self.labels},
                 group=group,
                 source=row.get("source", ""),
                 extra={k: v for k, v in row.items() if k not in (*_OURS, *self.labels)},
                 split=split,
+                stamp=stamps.get(str(place), ""),
             )
             if not row["path"]:
                 unusable.append(_refused(song, "missing", f"line {line} has no path"))
-            elif not song.path.is_file():
+            elif not song.stamp:
                 detail = f"line {line} of {self.path.name}: no such file"
                 unusable.append(_refused(song, "missing", detail))
             elif not any(song.labels.values()):
@@ -138,9 +148,22 @@ class Manifest(Corpus):
             )
         return Listing(stratified(found, self.limit), unusable, self._remarks(found, shared))
 
+    def _place(self, path: str) -> Location:
+        """Where a row's file lies: a URL, an absolute path here, or below the root."""
+        if is_remote(path):
+            return location(path)
+        if isinstance(self.root, Path):
+            return self.root / path
+        return Path(path) if path.startswith("/") else self.root / _normal(path)
+
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         """Line number and cells of each record that is not blank."""
-        data = self.path.read_bytes()
+        data = self._data
+        if data is None:
+            with naming(self.path):
+                data = read_bytes(self.path)
+            if is_remote(self.path):
+                self._data = data  # asked for once
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -294,6 +317,38 @@ class Manifest(Corpus):
                 f"stand alone; the first: {alone[0]}"
             )
         return remarks
+
+
+def stamps_of(places: Sequence[Location]) -> dict[str, str]:
+    """Size and version of each file that is there, by the text of its place.
+
+    A store is listed once, from the deepest folder that holds all of its files that are named;
+    only of a web server each file is asked for.
+
+    Raises:
+        UserError: A store is out of reach, or refuses.
+    """
+    found: dict[str, str] = {}
+    stores: dict[tuple[str, str], list[str]] = {}
+    for place in places:
+        text = str(place)
+        if isinstance(place, UPath) and place.protocol not in ("http", "https"):
+            protocol, _, path = text.partition("://")
+            stores.setdefault((protocol, path.split("/")[0]), []).append(path)
+            continue
+        try:
+            if isinstance(place, UPath) or stat.S_ISREG(os.stat(str(place)).st_mode):
+                found[text] = stamp(place)
+        except OSError:
+            continue
+        except UserError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+    for (protocol, _), paths in stores.items():
+        folder = f"{protocol}://{os.path.commonpath([p.rpartition('/')[0] for p in paths])}"
+        for entry in entries(location(folder), hidden=True):
+            found[f"{folder}/{entry.name}"] = entry.stamp
+    return found
 
 
 def _normal(path: str) -> str:

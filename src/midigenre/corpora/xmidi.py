@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from upath import UPath
+
 from midigenre.corpora.base import (
     Corpus,
     Listing,
@@ -15,9 +17,11 @@ from midigenre.corpora.base import (
     no_progress,
     stratified,
 )
-from midigenre.corpora.folder import existing_folder, midi_files
+from midigenre.corpora.download import fetched
+from midigenre.corpora.folder import MIDI_SUFFIXES, below, existing_folder
 from midigenre.corpora.grouping import GroupPattern
 from midigenre.errors import UserError
+from midigenre.storage import Location, entries, location
 
 XMIDI_EMOTIONS = (
     "angry", "exciting", "fear", "funny", "happy", "lazy", "magnificent", "quiet", "romantic",
@@ -36,7 +40,7 @@ class XMIDI(Corpus):
     Case does not matter, nor whether a name ends in ``.mid`` or ``.midi``.
 
     Args:
-        root: The unpacked archive.
+        root: The unpacked archive, or its URL in a store.
         limit: At most so many songs, stratified over genre and emotion.
         genres: The genres, in the order of the model's outputs.
         emotions: The emotions, likewise.
@@ -45,6 +49,11 @@ class XMIDI(Corpus):
             names altogether have no emotion); ``drop`` refuses them.
         group_pattern: See :class:`~midigenre.corpora.grouping.GroupPattern`.
         tracks: See :class:`~midigenre.corpora.base.Corpus`.
+        download: Fetch and unpack the archive first, into ``root``, or into ``xmidi`` in the folder
+            of made corpora if there is none; what is there stays.
+        url: The archive's address, see :func:`~midigenre.corpora.download.fetched`.
+        expected_files: MIDI files of the whole archive. A download that brings another number is
+            refused; of a folder that has another number a remark says so.
 
     Raises:
         UserError: The folder is not there, or the pattern is none.
@@ -65,6 +74,9 @@ class XMIDI(Corpus):
         other: str = DROP,
         group_pattern: str | None = None,
         tracks: str = "all",
+        download: bool = False,
+        url: str | None = None,
+        expected_files: int | None = None,
     ) -> None:
         super().__init__(limit, tracks)
         self._classes = {"genre": tuple(genres), "emotion": tuple(emotions)}
@@ -72,8 +84,30 @@ class XMIDI(Corpus):
         if other not in (*genres, DROP):
             raise ValueError(f"corpus.other={other}: choose {', '.join((*genres, DROP))}")
         self._other = None if other == DROP else other
-        self.root = existing_folder(root, self.name, self.layout)
+        self._url = url if download else None
+        self._expected_files = expected_files
+        if download and url is None:
+            raise UserError("corpus.download=true needs corpus.url=URL (of a zip or tar archive)")
+        self.root = self._place(root, download)
         self._groups = GroupPattern(group_pattern)
+
+    def _place(self, root: str | None, download: bool) -> Location | None:
+        """Where the files are or will be; None for the folder of made corpora."""
+        place = None if root is None else location(root)
+        if download:
+            if isinstance(place, UPath):
+                raise UserError(
+                    f"corpus.download=true unpacks into a folder here, not into {place}; copy the "
+                    "folder there afterwards"
+                )
+            return place
+        try:
+            return existing_folder(place, self.name, self.layout)
+        except UserError as error:
+            raise UserError(
+                f"{error}; or have it fetched: midigenre prepare corpus={self.name} "
+                "corpus.download=true"
+            ) from error
 
     def classes(self) -> Mapping[str, tuple[str, ...]]:
         """The genres and the emotions."""
@@ -81,22 +115,34 @@ class XMIDI(Corpus):
 
     def songs(self, cache: Path, n_workers: int = 1, progress: Progress = no_progress) -> Listing:
         """See :meth:`Corpus.songs`; a name that does not fit is refused with the reason."""
+        root = self.root or cache / self.name
+        if self._url is not None:
+            assert isinstance(root, Path)
+            fetched(self._url, root, self._expected_files, progress)
         found: list[SongRef] = []
         unusable: list[Unusable] = []
         n_named = 0
-        for path in midi_files(self.root):
-            song_id = str(path.relative_to(self.root))
-            labels, problem = self._labels(path.name)
+        shared: dict[tuple[str | None, ...], Mapping[str, str | None]] = {}
+        for song_id, stamp, _ in entries(root, MIDI_SUFFIXES):
+            path = below(root, song_id)
+            own, problem = self._labels(song_id.rpartition("/")[2])
+            labels = shared.setdefault((own["genre"], own["emotion"]), own)
             n_named += labels["emotion"] is not None
             if problem:
                 unusable.append(Unusable(song_id, path, "unlabelled", problem, labels))
             else:
-                found.append(SongRef(song_id, path, labels))
+                found.append(SongRef(song_id, path, labels, stamp=stamp))
             progress("listing", len(found), 0)
         # With `other`, any folder of MIDI files would do.
         if not found or not n_named:
-            raise UserError(f"corpus.root={self.root} has no XMIDI file; give {self.layout}")
-        songs, remarks = self._groups.grouped(stratified(found, self.limit), self.root)
+            raise UserError(f"corpus.root={root} has no XMIDI file; give {self.layout}")
+        songs, remarks = self._groups.grouped(stratified(found, self.limit))
+        n_files = len(found) + len(unusable)
+        if self._expected_files not in (None, n_files):
+            remarks.append(
+                f"{root} has {n_files:,} MIDI files, the whole archive {self._expected_files:,} "
+                "(corpus.expected_files)"
+            )
         return Listing(songs, unusable, remarks)
 
     def _labels(self, file_name: str) -> tuple[dict[str, str | None], str]:

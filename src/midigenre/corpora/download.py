@@ -1,0 +1,322 @@
+"""An archive from its address to a folder of files: resumable, checked, unpacked safely."""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+from upath import UPath
+
+from midigenre.corpora.base import Progress, no_progress
+from midigenre.corpora.folder import MIDI_SUFFIXES
+from midigenre.errors import UserError
+from midigenre.files import inside, read_json, write_json
+from midigenre.storage import entries, location, naming, room, stamp
+
+ATTEMPTS = 5
+"""Broken transfers one after the other, none of which brought a byte, after which we stop."""
+
+WAIT = 1.0
+"""Seconds before a broken transfer is tried again; each further time waits twice as long."""
+
+_BLOCK = 8 * 2**20  # bytes asked for at a time: what a broken transfer costs
+_DONE = ".download.json"
+_DRIVE = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
+
+
+class _DamagedError(UserError):
+    """A file is not the archive that it should be."""
+
+
+def fetched(
+    url: str, root: Path, expected_files: int | None, progress: Progress = no_progress
+) -> None:
+    """Downloads an archive and unpacks it, once.
+
+    What was stopped goes on where it stopped. The archive lies beside ``root`` until it is
+    unpacked; then it is deleted, and a file in ``root`` says that all is there. Parallel jobs
+    download once.
+
+    Args:
+        url: Address of a zip or tar archive: of a file on Google Drive, or any URL of fsspec
+            (``https://``, ``s3://``, ``hf://``), or a path here.
+        root: Folder to unpack into.
+        expected_files: MIDI files that there must be afterwards; None if any number will do.
+        progress: Called with megabytes, then with files.
+
+    Raises:
+        UserError: The address is out of reach, the archive is damaged or holds another number of
+            files, or there is no room, or the folder cannot be written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _fetch(url, root, expected_files, progress)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {root}: {error.strerror or error}; free some space or give another "
+            "corpus.root, then run the command again: it goes on where it stopped"
+        ) from error
+
+
+def _fetch(url: str, root: Path, expected_files: int | None, progress: Progress) -> None:
+    with FileLock(root.with_name(f".{root.name}.lock")):
+        marker = root / _DONE
+        held = read_json(marker)["url"] if marker.is_file() else None
+        if held == url:
+            return
+        target = root.with_name(f".{root.name}.archive")
+        # From another address, or unpacked by hand. Where our archive is still there, unpacking
+        # was stopped, by a power cut perhaps, and the files are compared.
+        if not target.is_file() and _count(root) == expected_files:
+            return
+        if held is not None:
+            raise UserError(
+                f"{root} holds what came from {held}, not from {url}; give another corpus.root, "
+                "or delete that folder"
+            )
+        archive = _archive(url, target, progress)
+        try:
+            unpack(archive, root, progress)
+        except _DamagedError as error:
+            if archive != target:
+                raise UserError(f"{error}; give another corpus.url") from error
+            _forget(target)
+            raise UserError(f"{error}; run the command again to download it anew") from error
+        found = _count(root)
+        if expected_files is not None and found != expected_files:
+            raise UserError(
+                f"{root} has {found:,} MIDI files after unpacking {url}, but corpus.expected_files="
+                f"{expected_files}; delete {archive} if the download is damaged, or set "
+                f"corpus.expected_files={found} if this archive is meant to be another one"
+            )
+        os.sync()  # the files were not synced one by one
+        write_json(marker, {"url": url, "files": found})
+        _forget(target)
+
+
+def _forget(target: Path) -> None:
+    """Deletes a downloaded archive, parts of it and what is known of it."""
+    for path in target.parent.iterdir():
+        if path.name.startswith(target.name):
+            path.unlink()
+
+
+def _count(root: Path) -> int:
+    return sum(1 for _ in entries(root, MIDI_SUFFIXES))
+
+
+def _archive(url: str, target: Path, progress: Progress) -> Path:
+    """The archive as a file here, downloaded unless it lies here already."""
+    about = target.with_name(f"{target.name}.json")
+    if not about.is_file() or read_json(about)["url"] != url:
+        _forget(target)  # of another address
+        write_json(about, {"url": url, "version": None})
+    if target.is_file():
+        return target
+    if urlsplit(url).hostname in _DRIVE:
+        _from_drive(url, target, progress)
+        return target
+    source = location(url)
+    if isinstance(source, Path):
+        if not source.is_file():
+            raise UserError(f"corpus.url={url}: no such file")
+        return source
+    _from_store(source, url, target, progress)
+    return target
+
+
+def _from_store(source: UPath, url: str, target: Path, progress: Progress) -> None:
+    """Downloads a file block by block; a broken transfer goes on where it broke."""
+    with naming(source):
+        size = source.fs.info(source.path).get("size")
+        version = stamp(source)
+    part, about = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.json")
+    if read_json(about)["version"] != version:
+        part.unlink(missing_ok=True)  # the beginning of another file
+        write_json(about, {"url": url, "version": version})
+    part.touch()
+    room(target.parent, (size or 0) - part.stat().st_size, f"the download of {source}")
+    stream = size is None
+    failed = 0
+    while size is None or part.stat().st_size < size:
+        before = part.stat().st_size
+        try:
+            with naming(source):
+                stream = _go_on(source, part, size, stream, progress)
+        except UserError as error:
+            failed = failed + 1 if part.stat().st_size <= before else 1
+            if failed >= ATTEMPTS:
+                raise UserError(
+                    f"{error} (the download broke off at {part.stat().st_size:,} of "
+                    f"{size or 0:,} bytes; run the command again: it goes on there)"
+                ) from error
+            time.sleep(WAIT * 2 ** (failed - 1))
+            continue
+        if stream and size is None:
+            break
+    os.replace(part, target)
+
+
+def _go_on(source: UPath, part: Path, size: int | None, stream: bool, progress: Progress) -> bool:
+    """Appends what is missing, and tells whether the server sends only whole files."""
+    done = part.stat().st_size
+    options = {"block_size": 0} if stream else {"block_size": _BLOCK, "cache_type": "none"}
+    with source.fs.open(source.path, "rb", **options) as file, part.open("ab") as out:
+        if stream:
+            out.truncate(0)
+            done = 0
+        elif done:
+            file.seek(done)
+        while size is None or done < size:
+            try:
+                block = file.read(_BLOCK if size is None else min(_BLOCK, size - done))
+            except ValueError:
+                # So fsspec says that a web server does not know ranges.
+                if stream or not done:
+                    raise
+                return True
+            if not block:
+                break
+            out.write(block)
+            out.flush()
+            done += len(block)
+            progress("downloading (MB)", done // 10**6, (size or 0) // 10**6)
+    if size is not None and done < size:
+        raise ConnectionError(f"the server sent {done:,} of {size:,} bytes")
+    return stream
+
+
+def _from_drive(url: str, target: Path, progress: Progress) -> None:
+    """Downloads a file of Google Drive, whose large files come behind a page that warns."""
+    found = re.search(r"/d/([\w-]+)|[?&]id=([\w-]+)", url)
+    if found is None:
+        raise UserError(f"corpus.url={url} names no file of Google Drive (.../file/d/ID/view)")
+    try:
+        import gdown
+    except ImportError as error:
+        raise UserError(
+            f"{url} is on Google Drive: run `pip install 'midigenre[xmidi]'`, or download it in a "
+            "browser and give corpus.url=FILE"
+        ) from error
+    checked = False
+
+    def shown(done: int, total: int | None) -> None:
+        nonlocal checked
+        if not checked:
+            room(target.parent, (total or 0) - done, f"the download of {url}")
+            checked = True
+        progress("downloading (MB)", done // 10**6, (total or 0) // 10**6)
+
+    try:
+        gdown.download(
+            id=found[1] or found[2], output=str(target), quiet=True, resume=True, progress=shown
+        )
+    except Exception as error:
+        package = type(error).__module__.split(".")[0]
+        if package not in ("gdown", "requests", "urllib3") or isinstance(error, UserError):
+            raise
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"Google Drive does not give {url}: {said}; run the command again (it goes on), or "
+            "download it in a browser and give corpus.url=FILE"
+        ) from error
+
+
+class _Member(NamedTuple):
+    name: str
+    size: int
+    read: Callable[[], bytes]
+
+
+def unpack(archive: Path, root: Path, progress: Progress = no_progress) -> int:
+    """Unpacks the files of a zip or tar archive; those that are there already stay.
+
+    Links, devices and hidden names are left out. Each file is whole or not there.
+
+    Returns:
+        The number of files.
+
+    Raises:
+        UserError: The file is no archive, is damaged or encrypted, a name leads out of ``root``,
+            or there is no room. Nothing is written then, except before damage in the middle.
+    """
+    with _opened(archive) as members:
+        for member in members:
+            if not inside(member.name):
+                raise UserError(f"{archive}: {member.name!r} leads out of {root}; not unpacked")
+        new = [m for m in members if _size(root / m.name) != m.size]
+        # A file takes whole blocks of the disk.
+        room(root, sum(member.size + 4096 for member in new), f"what {archive} holds")
+        for i, member in enumerate(members):
+            path = root / member.name
+            data = member.read()
+            if _size(path) != len(data) or path.read_bytes() != data:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                part = path.with_name(f".{path.name}.part")
+                try:
+                    part.write_bytes(data)
+                    os.replace(part, path)
+                finally:
+                    part.unlink(missing_ok=True)
+            progress("unpacking", i + 1, len(members))
+    return len(members)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
+
+
+def _is_archive(path: Path) -> bool:
+    return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[list[_Member]]:
+    """Regular files of an archive with visible names, in its order."""
+    if not _is_archive(archive):
+        raise _DamagedError(f"{archive} is no zip or tar archive (a server's page, perhaps)")
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as zipped:
+                if any(info.flag_bits & 1 for info in zipped.infolist()):
+                    raise UserError(f"{archive} is encrypted; unpack it and give corpus.root")
+                yield [
+                    _Member(info.filename, info.file_size, _reader(zipped, info))
+                    for info in zipped.infolist()
+                    if not info.is_dir() and _visible(info.filename)
+                ]
+        else:
+            with tarfile.open(archive) as tarred:
+                yield [
+                    _Member(info.name, info.size, _tar_reader(tarred, info))
+                    for info in tarred.getmembers()
+                    if info.isreg() and _visible(info.name)
+                ]
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
+        raise _DamagedError(f"{archive} is damaged ({error})") from error
+
+
+def _visible(name: str) -> bool:
+    return not any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+
+
+def _reader(zipped: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], bytes]:
+    return lambda: zipped.read(info)
+
+
+def _tar_reader(tarred: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], bytes]:
+    def read() -> bytes:
+        file = tarred.extractfile(info)
+        return file.read() if file is not None else b""
+
+    return read

@@ -1,0 +1,400 @@
+"""Places that data lies in: folders here, and any URL that fsspec knows (``s3://``, ``gs://``).
+
+A place here stays a :class:`pathlib.Path`, one elsewhere is a :class:`upath.UPath` with the same
+methods. Stores are slow to ask and quick to list: a listing brings sizes and versions along.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec  # type: ignore[import-untyped]
+from filelock import FileLock
+from upath import UPath
+
+from midigenre.errors import UserError
+from midigenre.files import (
+    WITHOUT_FOLDERS,
+    inside,
+    read_bytes,
+    read_json,
+    sha256,
+    whole,
+    write_json,
+)
+from midigenre.files import Location as Location
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/(?!/)(.*)")
+
+_PACKAGES: Mapping[str, str] = {
+    "s3": "'midigenre[s3]'", "s3a": "'midigenre[s3]'", "gs": "gcsfs", "gcs": "gcsfs",
+    "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "hf": "huggingface_hub", "oss": "ossfs",
+    "sftp": "paramiko", "ssh": "paramiko", "smb": "smbprotocol", "webdav": "webdav4",
+    "http": "aiohttp", "https": "aiohttp", "hdfs": "pyarrow",
+}  # fmt: skip
+"""What pip installs for a protocol; fsspec's own messages name modules, not extras."""
+
+_CREDENTIALS: Mapping[str, str] = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE; AWS_ENDPOINT_URL for a "
+    "store that is not Amazon's; FSSPEC_S3='{\"anon\": true}' for a public bucket)",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    "hf": "HF_TOKEN, or run `hf auth login`",
+}
+_SAME = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
+
+# What stores call the version of a file's content; the first one there is taken. In turn: s3fs;
+# gcsfs, adlfs; gcsfs; huggingface_hub; github; sftp, arrow; webdav, ftp; s3fs, adlfs; memory.
+_VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "sha", "mtime", "modified", "modify",
+             "LastModified", "last_modified", "created")  # fmt: skip
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of the disk here while something comes
+_RECORD = ".copied.json"
+
+
+class Entry(NamedTuple):
+    """A file that a listing found.
+
+    Attributes:
+        name: Its path below the listed folder, with ``/``.
+        stamp: See :func:`stamp`; empty for a link that leads nowhere.
+        size: In bytes; -1 for such a link.
+    """
+
+    name: str
+    stamp: str
+    size: int
+
+
+def location(text: str | os.PathLike[str] | UPath) -> Location:
+    """The place that a setting names.
+
+    Args:
+        text: A path, in which ``~`` is the home folder, or a URL. ``file://`` is a path.
+
+    Raises:
+        UserError: fsspec knows no such protocol, or the package for it is missing, or the URL is
+            written with one slash or joins several protocols.
+    """
+    if isinstance(text, (Path, UPath)):
+        return text
+    text = os.fspath(text)
+    if "::" in text and "://" in text:
+        raise UserError(f"{text}: one protocol only; unpack the archive first")
+    found = _URL.match(text)
+    if found is None:
+        slip = _ONE_SLASH.match(text)
+        if slip and slip[1].lower() in fsspec.available_protocols() and not os.path.lexists(text):
+            raise UserError(f"{text} is no URL and no path here; write {slip[1]}://{slip[2]}")
+        return Path(text).expanduser()
+    protocol, rest = found[1].lower(), text[found.end() :]
+    if protocol in ("file", "local"):
+        return Path("/" + rest.lstrip("/"))
+    if protocol not in fsspec.available_protocols():
+        near = difflib.get_close_matches(protocol, fsspec.available_protocols(), 1)
+        hint = f"did you mean {near[0]}://?" if near else "s3://, gs:// and hf:// are known, say"
+        raise UserError(f"{text}: no protocol {protocol!r}; {hint}")
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        package = _PACKAGES.get(protocol)
+        how = f"run `pip install {package}`" if package else str(error)
+        raise UserError(f"{text} needs a package that is not installed; {how}") from error
+    if protocol in WITHOUT_FOLDERS and rest[:1] in ("", "/"):
+        raise UserError(f"{text} names no bucket; write {protocol}://BUCKET/FOLDER")
+    return UPath(f"{protocol}://{rest}")
+
+
+def place(text: str) -> Location:
+    """The place that ``str(location)`` came from; nothing is checked, ``~`` is a name."""
+    # pathlib joins slashes, so that the text of a path never holds two.
+    return UPath(text) if "://" in text else Path(text)
+
+
+def is_remote(path: Location | str) -> bool:
+    """Whether a place lies elsewhere, so that every look at it costs a request."""
+    return isinstance(path, UPath) or (isinstance(path, str) and "://" in path)
+
+
+@contextmanager
+def naming(where: Location) -> Iterator[None]:
+    """Makes one line of what a store's client raises, with the URL and what to set.
+
+    Errors of a place here pass as they are, and so do defects of the program.
+
+    Raises:
+        UserError: The store is out of reach, or refuses.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise
+        cause = error.__cause__ if str(where).startswith("http") else None
+        if isinstance(cause, Exception) and getattr(cause, "status", 0) != 404:
+            error = cause  # whatever a web server says, fsspec says not found
+        # Every client has exceptions of its own; those of Python itself are ours.
+        outside = type(error).__module__.split(".")[0] not in ("builtins", "midigenre")
+        if not isinstance(where, UPath) or not (outside or isinstance(error, OSError)):
+            raise
+        raise UserError(f"{str(where).rstrip('/')}: {_cause(where, error)}") from error
+
+
+def _cause(where: UPath, error: Exception) -> str:
+    said = " ".join(str(error).split()) or type(error).__name__
+    protocol = str(where.protocol)
+    known = _CREDENTIALS.get(_SAME.get(protocol, protocol))
+    setting = f"set {known}" if known else f"set FSSPEC_{protocol.upper()}='{{\"OPTION\": ...}}'"
+    if isinstance(error, FileNotFoundError):
+        return f"not there ({said}); look at the bucket's and the folder's name"
+    if isinstance(error, PermissionError):
+        return f"no permission ({said}); {setting}"
+    if "credential" in f"{type(error).__name__} {said}".lower():
+        return f"no credentials ({said}); {setting}"
+    return f"{said}; run the command again if the network failed, else {setting}"
+
+
+def stamp(path: Location) -> str:
+    """Size and version of a file as text: the same as long as its content is.
+
+    The version is the time of the last change in nanoseconds here, the ETag or the like elsewhere.
+
+    Raises:
+        OSError: There is no such file here.
+        UserError: There is none in the store, or it is out of reach.
+    """
+    if isinstance(path, UPath):
+        with naming(path):
+            return _store_stamp(path.fs.info(path.path))
+    return _stat_stamp(os.stat(path))
+
+
+def _stat_stamp(stat: os.stat_result) -> str:
+    return f"{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def _store_stamp(info: Mapping[str, Any]) -> str:
+    size = info.get("size")
+    for key in _VERSIONS:
+        if info.get(key) is not None:
+            value = info[key]
+            # One file system may tell a time in both ways.
+            text = str(value.timestamp() if isinstance(value, datetime) else value).strip('"')
+            return f"{size}:{text}"
+    # As fsspec's ukey has it: all that the store tells.
+    return f"{size}:{hashlib.sha256(str(dict(info)).encode()).hexdigest()[:32]}"
+
+
+def entries(
+    root: Location, suffixes: tuple[str, ...] = (), hidden: bool = False
+) -> Iterator[Entry]:
+    """Files below a folder, in one order for all kinds of places, with sizes and versions.
+
+    Files of a folder come before its subfolders, in the order of their names; hidden names (``.x``)
+    are passed over. Here links to folders are followed once; a store is listed in one request.
+
+    Args:
+        root: The folder.
+        suffixes: Endings to keep, in lower case; all if empty.
+        hidden: Keep hidden names too, of a store.
+
+    Raises:
+        UserError: A folder cannot be read, or the store refuses.
+    """
+    found = _store_entries(root, hidden) if isinstance(root, UPath) else _local_entries(root)
+    for entry in found:
+        if not suffixes or entry.name.lower().endswith(suffixes):
+            yield entry
+
+
+def _local_entries(root: Path) -> Iterator[Entry]:
+    seen: set[tuple[int, int]] = set()
+    folders = [("", os.fspath(root))]
+    while folders:
+        below, folder = folders.pop()
+        try:
+            stat = os.stat(folder)
+            if (stat.st_dev, stat.st_ino) in seen:
+                continue
+            seen.add((stat.st_dev, stat.st_ino))
+            with os.scandir(folder) as scan:
+                inside = sorted((e for e in scan if e.name[0] != "."), key=lambda e: e.name)
+        except OSError as error:
+            raise UserError(f"cannot read the folder {folder}: {error.strerror}") from error
+        deeper = [(f"{below}{e.name}/", e.path) for e in inside if e.is_dir()]
+        folders += reversed(deeper)
+        for item in inside:
+            if not item.is_dir():
+                try:
+                    about = item.stat()
+                except OSError:  # a link that leads nowhere: refused later, with the reason
+                    yield Entry(below + item.name, "", -1)
+                    continue
+                yield Entry(below + item.name, _stat_stamp(about), about.st_size)
+
+
+def _store_entries(root: UPath, hidden: bool) -> Iterator[Entry]:
+    protocol = str(root.protocol)
+    if protocol in ("http", "https"):
+        raise UserError(f"{root}: a web server has no listing; download it, or name a store")
+    with naming(root):
+        fs = root.fs
+        fs.invalidate_cache()  # another process may have written since
+        base = fs._strip_protocol(root.path).rstrip("/")
+        listing: Mapping[str, Mapping[str, Any]] = fs.find(base, detail=True)
+        fs.invalidate_cache()  # s3fs keeps a kilobyte for each file
+    if set(listing) == {base}:
+        raise UserError(f"{root} is a file, not a folder")
+    rows = []
+    for path, info in listing.items():
+        parts = path.removeprefix(base).lstrip("/").split("/")
+        # Folders made in a web console are empty objects whose names end in a slash.
+        if not parts[-1] or info.get("type") == "directory":
+            continue
+        if hidden or not any(part.startswith(".") for part in parts):
+            # As the walk through a folder has it: files first, then folders.
+            key = (*((1, part) for part in parts[:-1]), (0, parts[-1]))
+            rows.append((key, Entry("/".join(parts), _store_stamp(info), info.get("size") or 0)))
+    rows.sort(key=lambda row: row[0])
+    yield from (entry for _, entry in rows)
+
+
+def read(path: Location) -> bytes:
+    """Content of a file, in one request where it is elsewhere.
+
+    Raises:
+        OSError: It is not there; or, here, it cannot be read.
+        UserError: The store is out of reach, or refuses: no fault of the file.
+    """
+    try:
+        with naming(path):
+            return read_bytes(path)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from None
+        raise
+
+
+def exists(path: Location) -> bool:
+    """Whether a file or a folder is there.
+
+    Raises:
+        UserError: The store is out of reach, or refuses.
+    """
+    if isinstance(path, UPath):
+        with naming(path):
+            return bool(path.fs.exists(path.path))
+    return path.exists()
+
+
+def local_copy(
+    folder: Location,
+    cache: Path,
+    files: Sequence[tuple[str, int | None, str | None]],
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> Path:
+    """Files of a folder in a store, copied here on first use.
+
+    A file comes again when it is gone, has another size or checksum than asked for, or, where no
+    checksum is known, when the store has another version of it; one that was changed here but
+    carries no checksum stays. Parallel jobs copy once.
+
+    Args:
+        folder: The folder; one that lies here is returned as it is.
+        cache: Folder of all copies; this one gets ``<name>-<hash of the URL>`` in it.
+        files: Name below ``folder``, bytes and SHA-256 of each file, as far as they are known; what
+            vouches for the others (``spec.json``) comes last.
+        progress: ``progress(what, done, total)`` with the number of files.
+
+    Raises:
+        UserError: The store is out of reach or lacks a file, a file is not what it should be, or
+            there is no room.
+    """
+    if not isinstance(folder, UPath):
+        return folder
+    url = str(folder).rstrip("/")
+    readable = re.sub(r"[^\w.-]+", "_", url.rpartition("/")[2]).strip("._") or "root"
+    copy = cache / f"{readable}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    copy.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{copy}.lock"):
+        there = {entry.name: entry for entry in entries(folder)}
+        record = copy / _RECORD
+        known: dict[str, dict[str, str]] = read_json(record) if record.is_file() else {}
+        wanted = []
+        for name, size, checksum in files:
+            if not inside(name):
+                raise UserError(f"{url}: {name!r} leads out of the folder")
+            if name not in there:
+                raise UserError(f"{url} has no {name}; it was not uploaded whole")
+            if not _same(copy / name, size, checksum, there[name], known.get(name, {})):
+                wanted.append((name, size, checksum))
+        room(copy, sum(there[name].size for name, _, _ in wanted), f"the copy of {url}")
+        for done, (name, size, checksum) in enumerate(wanted):
+            progress(f"copying {readable}", done, len(wanted))
+            found = _copy_file(folder / name, copy / name, size, checksum)
+            version, here = there[name].stamp, stamp(copy / name)
+            known[name] = {"store": version, "sha256": found, "here": here}
+            write_json(record, known)
+        if wanted:
+            progress(f"copying {readable}", len(wanted), len(wanted))
+    return copy
+
+
+def _same(
+    path: Path, size: int | None, checksum: str | None, there: Entry, known: Mapping[str, str]
+) -> bool:
+    """Whether a copied file is the one that is asked for."""
+    if not path.is_file() or (size is not None and path.stat().st_size != size):
+        return False
+    if checksum is None:
+        return known.get("store") == there.stamp
+    # Gigabytes are not hashed at every start: a file that has not changed has its checksum.
+    held = known.get("sha256") if known.get("here") == stamp(path) else sha256(path)
+    return held == checksum
+
+
+def _copy_file(source: UPath, target: Path, size: int | None, checksum: str | None) -> str:
+    """Copies a file whole and returns its checksum."""
+    part = target.with_name(f".{target.name}.copy")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        for _ in range(2):  # what went wrong on the way comes right the second time
+            with naming(source):
+                source.fs.get_file(source.path, str(part))
+            found = sha256(part)
+            if checksum in (None, found) and size in (None, part.stat().st_size):
+                with whole(target) as new:
+                    os.replace(part, new)
+                return found
+    finally:
+        part.unlink(missing_ok=True)
+    raise UserError(
+        f"{source} is not the file that its folder's spec.json names (size or checksum differ); "
+        "upload the folder again"
+    )
+
+
+def room(folder: Path, needed: int, what: str) -> None:
+    """Refuses ``needed`` bytes in ``folder`` that would fill the disk.
+
+    Raises:
+        UserError: There is less room than that and a hundredth more; it names ``what``.
+    """
+    there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
+    free = shutil.disk_usage(there).free
+    if needed and free < needed * 1.01:
+        raise UserError(
+            f"{what} takes {needed / 1e9:.2f} GB, and {there} has {free / 1e9:.2f} GB free; free "
+            "some space or set MIDIGENRE_HOME to a larger disk"
+        )
