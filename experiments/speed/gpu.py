@@ -1,29 +1,87 @@
-"""Packed attention and the model ``base`` on one GPU; ``python experiments/speed/gpu.py``.
+"""Packed attention, training and generation on one GPU; ``python experiments/speed/gpu.py``.
 
 Checks that packed attention in bfloat16 on the GPU equals float32 on the CPU within the tolerance
-of bfloat16, then measures real tokens/s and model FLOP/s utilisation of the training step (bfloat16
-autocast, 64 phrases with the lengths of real full-band songs). Prints one line of JSON.
+of bfloat16, then measures real tokens/s and model FLOP/s utilisation of the training step of
+``model=base`` (bfloat16 autocast, batches with the lengths of real full-band songs) in several
+settings, what ``midigenre train`` makes of it, and the tokens/s that ``model=deep`` writes. Prints
+one line of JSON; README.md has the tables.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import os
+import re
+import statistics
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from midigenre.models import packed_attention
+from midigenre.models import attention, encoder, packed_attention
+
+HERE = Path(__file__).resolve().parent
 
 # Dense bfloat16 with float32 sums, TFLOP/s, from NVIDIA's data sheets.
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "4090": 165}
 
 
+@dataclass(frozen=True)
+class Setting:
+    """One way to train.
+
+    Attributes:
+        phrases: Phrases in a batch.
+        compiled: Whether the encoder goes through ``torch.compile``.
+        deterministic: Whether PyTorch prefers deterministic kernels, as ``trainer.deterministic``
+            (``warn``, the default of ``midigenre train``) asks it to.
+        n_heads: Heads of the model; None for its own.
+    """
+
+    phrases: int = 64
+    compiled: bool = False
+    deterministic: bool = False
+    n_heads: int | None = None
+
+
+SETTINGS = {
+    "as it is": Setting(),
+    "deterministic=warn": Setting(deterministic=True),
+    "256 phrases": Setting(phrases=256),
+    "compiled": Setting(compiled=True),
+    "compiled, 256 phrases": Setting(compiled=True, phrases=256),
+    "compiled, 256 phrases, 4 heads of 128": Setting(phrases=256, compiled=True, n_heads=4),
+}
+
+COMMANDS = {
+    "as it is": (),
+    "trainer.deterministic=false": ("trainer.deterministic=false",),
+    "that, data.num_workers=4, data.pin_memory=true": (
+        "trainer.deterministic=false", "data.num_workers=4", "data.pin_memory=true",
+    ),
+}  # fmt: skip
+"""Overrides of ``midigenre train``."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--peak-tflops", type=float, help="bfloat16 peak of a GPU not known here")
+    parser.add_argument("--settings", nargs="*", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--commands", nargs="*", choices=COMMANDS, default=list(COMMANDS))
+    parser.add_argument("--rows", type=int, nargs="*", default=[1, 64], help="pieces side by side")
+    parser.add_argument("--profile", type=Path, help="folder for the profiler's tables")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("gpu: torch sees no CUDA device here; run this on a machine with an NVIDIA GPU")
@@ -31,7 +89,36 @@ def main() -> None:
     peak = args.peak_tflops or next((v for k, v in PEAK_TFLOPS.items() if k in name), None)
     if peak is None:
         sys.exit(f"gpu: no peak known for {name}; give its dense bfloat16 one with --peak-tflops")
-    print(json.dumps({"device": name, **agreement(), **training(args.steps, peak)}))
+    found: dict[str, Any] = {
+        "device": name,
+        "date": time.strftime("%Y-%m-%d"),
+        "torch": torch.__version__,
+        "peak_tflops": peak,
+        "product_tflops": product_tflops(),
+        **agreement(),
+        "training": {},
+    }
+    for key in args.settings:
+        found["training"][key] = training(SETTINGS[key], args.steps, peak, args.profile, key)
+        print(f"gpu: {key}: {found['training'][key]}", file=sys.stderr)
+    if args.rows:
+        found["generation"] = {str(rows): generation(rows) for rows in args.rows}
+    if args.commands:
+        found["command"] = commands(args.commands)
+    print(json.dumps(found))
+
+
+def product_tflops(n: int = 8192) -> float:
+    """TFLOP/s of a large bfloat16 product of random numbers: what this card really reaches."""
+    a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for _ in range(20):
+        a @ b
+    torch.cuda.synchronize()
+    return 20 * 2 * n**3 / (time.perf_counter() - begin) / 1e12
 
 
 def agreement() -> dict[str, float]:
@@ -56,45 +143,226 @@ def agreement() -> dict[str, float]:
     return dict(zip(("output_difference", "gradient_difference"), differences, strict=True))
 
 
-def training(steps: int, peak_tflops: float) -> dict[str, float]:
-    """Throughput of the step of ``model=base`` and its share of the GPU's peak."""
+class Compiled(nn.Module):
+    """An encoder under ``torch.compile``, compiled once for all batches of as many phrases.
+
+    The number of tokens is dynamic. The longest phrase, of which the kernel only makes its grid,
+    goes in rounded up to the next 2,048, so that hardly any batch compiles anew.
+
+    Args:
+        backbone: The encoder; half precision without dropout of the attention only.
+    """
+
+    def __init__(self, backbone: encoder.Encoder) -> None:
+        super().__init__()
+        self.backbone, self.d_model = backbone, backbone.d_model
+        self._run = torch.compile(backbone.forward)
+
+    def forward(
+        self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], *, causal: bool = False
+    ) -> Tensor:
+        bound = -(-max(lengths) // 2048) * 2048
+        torch._dynamo.mark_dynamic(h_ND, 0)
+        out_ND: Tensor = self._run(h_ND, cu_seqlens, (bound,), causal=causal)
+        return out_ND
+
+
+def _varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    lengths: Any,
+    *,
+    causal: bool,
+    dropout_p: Any,
+) -> Tensor:
+    """:func:`packed_attention` without its questions about the device, which cannot be compiled."""
+    return attention.attend_varlen(q, k, v, cu_seqlens, lengths, causal=causal)
+
+
+@contextmanager
+def _under(setting: Setting) -> Iterator[None]:
+    """What a setting changes outside the model."""
+    torch.use_deterministic_algorithms(setting.deterministic, warn_only=True)
+    encoder.packed_attention = _varlen if setting.compiled else packed_attention  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        encoder.packed_attention = packed_attention  # type: ignore[attr-defined]
+
+
+def training(
+    setting: Setting, steps: int, peak_tflops: float, profile: Path | None, name: str
+) -> dict[str, Any]:
+    """Throughput of the step of ``model=base`` and its share of the GPU's peak.
+
+    Four batches of different lengths take turns, all of them on the GPU beforehand.
+    """
     from phrase_sets import composed, full_band
-    from sides import model_flops
+    from sides import CLIP, model_flops
 
     from midigenre import build
 
     cfg = composed("model=base")
-    phrases = full_band(64, 64)
+    phrases = full_band(4 * setting.phrases, setting.phrases)
+    model_cfg, task_cfg = build.plain(cfg.model), build.plain(cfg.task)
+    if setting.n_heads is not None:
+        model_cfg["n_heads"] = setting.n_heads
     torch.manual_seed(0)
-    model = build.make_model(
-        build.plain(cfg.model), build.plain(cfg.task), phrases.tokens, phrases.classes
-    )
-    model.cuda().train()
+    model = build.make_model(model_cfg, task_cfg, phrases.tokens, phrases.classes).cuda().train()
     optimizer = build.make_optim(cfg).optimizer(model)
-    batch = phrases.batches()[0].to("cuda")
+    batches = [batch.to("cuda") for batch in phrases.batches()]
+    torch.cuda.reset_peak_memory_stats()
+
+    def loss_of(batch: Any) -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            loss: Tensor = model.loss(model(batch), batch)[0]
+        return loss
 
     def run(n: int) -> float:
         torch.cuda.synchronize()
         begin = time.perf_counter()
-        for _ in range(n):
+        for batch in islice(cycle(batches), n):
             optimizer.zero_grad()
-            with torch.autocast("cuda", torch.bfloat16):
-                loss = model.loss(model(batch), batch)[0]
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            loss_of(batch).backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             optimizer.step()
         torch.cuda.synchronize()
         return time.perf_counter() - begin
 
-    run(5)  # Compiles kernels and fills caches.
-    seconds = run(steps)
-    flops = model_flops(phrases, cfg.model) * steps
-    return {
-        "tokens_per_second": batch.n_tokens * steps / seconds,
-        "model_tflops": flops / seconds / 1e12,
-        "mfu": flops / seconds / 1e12 / peak_tflops,
-    }
+    found: dict[str, Any] = {}
+    with _under(setting):
+        if setting.compiled and name != "compiled":
+            model.backbone = Compiled(model.backbone)  # type: ignore[arg-type]
+        elif setting.compiled:  # Is it the same function? Asked once: it compiles another.
+            model.eval()
+            with torch.no_grad():
+                plain_loss = loss_of(batches[0])
+                model.backbone = Compiled(model.backbone)  # type: ignore[arg-type]
+                found["compiled_loss_difference"] = float((loss_of(batches[0]) - plain_loss).abs())
+            model.train()
+        begin = time.perf_counter()
+        run(8)  # Compiles kernels and fills caches.
+        found["first_steps_seconds"] = time.perf_counter() - begin
+        steps = -(-steps // len(batches)) * len(batches)
+        seconds = [run(steps) for _ in range(3)]
+        if profile is not None:
+            found["kernels"] = profiled(run, profile, name)
+    passes = steps / len(batches)
+    flops, n_tokens = model_flops(phrases, cfg.model) * passes, sum(phrases.lengths) * passes
+    rates = sorted(flops / s / 1e12 for s in seconds)
+    return found | {
+        "tokens_a_batch": sum(phrases.lengths) // len(batches),
+        "ms_a_step": statistics.median(seconds) / steps * 1e3,
+        "tokens_per_second": n_tokens / statistics.median(seconds),
+        "model_tflops": rates,
+        "mfu": rates[1] / peak_tflops,
+        "peak_memory_gb": torch.cuda.max_memory_allocated() / 2**30,
+    }  # fmt: skip
+
+
+KERNELS = {
+    "attention": "flash|fmha",
+    "matrix products": "gemm|nvjet|cutlass|splitk",
+    "optimizer, gradient norm": "multi_tensor|adam|lpnorm",
+}
+
+
+def profiled(run: Any, folder: Path, name: str) -> dict[str, float]:
+    """Milliseconds a step that the GPU spends in each kind of kernel; the table goes to a file."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        run(4)
+    events = profiler.key_averages()
+    folder.mkdir(parents=True, exist_ok=True)
+    table = events.table(sort_by="self_device_time_total", row_limit=60, max_name_column_width=110)
+    (folder / f"profile-{re.sub('[^a-z0-9]+', '-', name)}.txt").write_text(table)
+    spent = dict.fromkeys([*KERNELS, "the rest"], 0.0)
+    for event in events:
+        if event.device_type != torch.autograd.DeviceType.CUDA or event.is_user_annotation:
+            continue  # An annotation spans kernels that are counted themselves.
+        kind = next((k for k, r in KERNELS.items() if re.search(r, event.key, re.I)), "the rest")
+        spent[kind] += event.self_device_time_total / 4e3
+    return spent
+
+
+def commands(names: Sequence[str]) -> dict[str, Any]:
+    """``midigenre train`` as a user runs it, on bands in a folder: tokens/s that it logs itself.
+
+    They count from one logged step to the next and leave out validation; the first is left out.
+    """
+    import numpy as np
+    from phrase_sets import _band
+
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(720):
+            path = Path(folder) / "songs" / f"class{i % 12}" / f"{i}.mid"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _band(np.random.default_rng(i), busy=(i + 1) / 720).dump_midi(str(path))
+        for number, name in enumerate(names):
+            command = [
+                sys.executable, "-m", "midigenre", "train", "corpus=folder",
+                f"corpus.root={folder}/songs", f"home={folder}", f"name=run{number}", "model=base",
+                "trainer=gpu", "precision=bf16", "data.batch_phrases=64", "data.max_tokens=2048",
+                "trainer.max_epochs=4", "logger=csv", *COMMANDS[name],
+            ]  # fmt: skip
+            begin = time.perf_counter()
+            subprocess.run(
+                command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            seconds = time.perf_counter() - begin
+            log = next((Path(folder) / "runs" / f"run{number}").glob("*/csv/metrics.csv"))
+            with log.open(encoding="utf-8") as lines:
+                logged = [row.get("train/tokens_per_second") for row in csv.DictReader(lines)]
+            rates = [float(value) for value in logged if value][1:]
+            found[name] = {
+                "tokens_per_second": statistics.median(rates),
+                "smallest_and_largest": [min(rates), max(rates)],
+                "seconds_of_the_command": seconds,
+            }
+            print(f"gpu: midigenre train, {name}: {found[name]}", file=sys.stderr)
+    return found
+
+
+def generation(rows: int, n_tokens: int = 256) -> dict[str, Any]:
+    """Tokens/s of ``model=deep`` in float32, for rows side by side.
+
+    As in ``experiments/02_generation_speed``: the bare loop, and the sampler with its grammar.
+    """
+    sys.path.insert(0, str(HERE.parent / "02_generation_speed"))
+    from dataclasses import replace
+
+    from loops import drawn, sampled, subject
+
+    of = replace(subject(quick=False), n_tokens=n_tokens)
+    model = of.model.cuda()
+
+    @torch.inference_mode()
+    def bare() -> float:
+        told = {"genre": torch.arange(rows, device="cuda") % 12}
+        nothing = torch.zeros(0, 1, dtype=torch.int64, device="cuda")
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        h_BD, decoding = model.begin(told, [nothing] * rows, n_tokens)
+        for step in range(n_tokens):
+            ids_BF = drawn(model.head.field_logits(h_BD, 0, nothing))
+            if step + 1 < n_tokens:
+                h_BD = model.advance(ids_BF, decoding)
+        torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+    found = {}
+    for name, run in (("bare loop", bare), ("sampler", lambda: sampled(of, model, rows))):
+        run()
+        found[name] = sorted(rows * n_tokens / run() for _ in range(3))
+    print(f"gpu: {rows} rows: {found}", file=sys.stderr)
+    return found
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what Lightning sets too
     main()

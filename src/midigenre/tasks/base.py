@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.plugins.precision import FSDPPrecision
 from matplotlib.figure import Figure
 from rich.console import Console
 from torch import nn
@@ -82,6 +83,16 @@ class Task(L.LightningModule):
         self._decayed = matrices(model)
         self.describe = dict(describe)
         self.cost = Cost()
+
+    def setup(self, stage: str) -> None:
+        """Keeps FSDP from converting batches to half precision.
+
+        Lightning's conversion refuses frozen dataclasses. A batch has nothing to convert: ids and
+        labels are integers, and the counts that losses are divided by belong in float32.
+        """
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, FSDPPrecision):
+            plugin.convert_input = _unchanged  # type: ignore[method-assign]
 
     @staticmethod
     @abstractmethod
@@ -209,3 +220,7 @@ class Task(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on counting where the checkpoint was."""
         self.cost = Cost(**checkpoint[COST_KEY])
+
+
+def _unchanged(data: Any) -> Any:
+    return data

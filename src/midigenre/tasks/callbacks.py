@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -146,8 +145,8 @@ class PhraseTable(Callback):
             return
         assert isinstance(pl_module, ClassifyTask)
         model = pl_module.model
-        with torch.no_grad():
-            probabilities = {k: v.softmax(-1).cpu() for k, v in model(batch).items()}
+        # The step's own logits: a second pass would be outside autocast, and outside FSDP's root.
+        probabilities = {k: v.float().softmax(-1).cpu() for k, v in outputs.items()}
         shards = trainer.datamodule.shards  # type: ignore[attr-defined]
         for i in sorted({k * batch.n_phrases // due for k in range(due)}):
             song = shards.manifest[int(batch.song_B[i])]["song_id"]

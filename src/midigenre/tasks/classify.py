@@ -147,14 +147,15 @@ class ClassifyTask(Task):
                 self.log(f"train/{label}/loss", value, batch_size=batch.n_phrases)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collects loss and confusion of every label."""
-        logits = self.model(batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Collects loss and confusion of every label; gives the logits to the callbacks."""
+        logits: dict[str, Tensor] = self.model(batch)
         total, by_label = self.model.loss(logits, batch)
         for name, value in {"": total, **by_label}.items():
             self._val_loss.setdefault(name, []).append(value.detach())
         for label, metrics in self.label_metrics().items():
             metrics.update(logits[label], batch.labels[label])
+        return logits
 
     def on_validation_epoch_end(self) -> None:
         """Logs the means over the phrases and the scores over all of them."""

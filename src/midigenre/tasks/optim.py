@@ -15,6 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 SCHEDULES = ("linear", "cosine", "wsd", "constant")
 
+_FSDP = "_fsdp_wrapped_module."
+
 
 def matrices(model: nn.Module) -> frozenset[str]:
     """Names of the parameters of two dimensions or more."""
@@ -93,7 +95,10 @@ class AdamWSettings(OptimSettings):
     ) -> torch.optim.AdamW:
         """Two groups, with and without decay; see :meth:`OptimSettings.optimizer`."""
         decayed = matrices(model) if decayed is None else decayed
-        used = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        # FSDP puts its own name between those of the modules that it wraps.
+        used = [
+            (name.replace(_FSDP, ""), p) for name, p in model.named_parameters() if p.requires_grad
+        ]
         groups = [
             {"params": [p for name, p in used if name in decayed],
              "weight_decay": self.weight_decay},
