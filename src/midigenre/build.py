@@ -18,13 +18,16 @@ from torch import nn
 from midigenre.corpora.base import Corpus, Progress, no_progress
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.fold import Fold
+from midigenre.data.guard import Limits
 from midigenre.data.labels import LabelSettings
-from midigenre.data.phrases import phrase_length
+from midigenre.data.phrases import PhraseLength, phrase_length
 from midigenre.data.prepare import Settings, default_workers, prepare
-from midigenre.data.shards import ShardSet
+from midigenre.data.shards import ShardSet, open_shards
 from midigenre.data.split import check_fractions
+from midigenre.data.workers import Workers
 from midigenre.errors import UserError
 from midigenre.spec import LabelSpec, TokenSpec
+from midigenre.storage import location
 from midigenre.tasks.base import Task
 from midigenre.tasks.optim import OptimSettings
 from midigenre.tokenizers.base import Tokenizer
@@ -111,22 +114,44 @@ def prepared(
     if cfg.get("shards") is not None:
         if label_settings != LabelSettings():
             raise UserError(f"shards={cfg.shards} is used as it is: set labels.* where it is made")
-        shards = ShardSet(Path(cfg.shards))
+        shards = open_shards(location(cfg.shards), Path(cfg.home), progress)
         wanted = tokenizer if tokenizer is not None else make_tokenizer(cfg)
         _check_same_tokens(shards, wanted, exact=tokenizer is not None)
         return shards
     corpus = make_corpus(cfg)
     phrases = data if data is not None else plain(cfg.data)
     tokenizer = tokenizer if tokenizer is not None else make_tokenizer(cfg, corpus)
-    settings = Settings(
+    settings = prepare_settings(cfg, phrase_length(phrases, tokenizer.spec), phrases["max_tokens"])
+    return prepare(corpus, plain(cfg.corpus), tokenizer, Path(cfg.home), settings, progress)
+
+
+def prepare_settings(cfg: DictConfig, length: PhraseLength = 4, max_tokens: int = 1024) -> Settings:
+    """What a preparation depends on besides corpus and tokenizer.
+
+    Args:
+        cfg: Holds ``split``, ``labels``, ``n_workers`` and ``prepare``. Runs of earlier versions
+            lack the last; they were prepared with exact grouping.
+        length: Length of a phrase, for the report.
+        max_tokens: Longest phrase in steps, for the report.
+
+    Raises:
+        UserError: A setting is out of range.
+    """
+    how = plain(cfg.get("prepare")) or {"grouping": "exact"}
+    limits = {k: how[k] for k in ("max_file_mb", "max_seconds") if k in how}
+    return Settings(
         split_seed=cfg.split.seed,
         fractions=tuple(cfg.split.fractions),
-        length=phrase_length(phrases, tokenizer.spec),
-        max_tokens=phrases["max_tokens"],
-        n_workers=cfg.n_workers or default_workers(),
-        labels=label_settings,
+        length=length,
+        max_tokens=max_tokens,
+        labels=LabelSettings.of(plain(cfg.get("labels"))),
+        grouping=how["grouping"],
+        limits=Limits(**limits),
+        workers=Workers(
+            cfg.n_workers or default_workers(), how.get("backend", "loky"), how.get("scheduler")
+        ),
+        folder=how.get("folder"),
     )
-    return prepare(corpus, plain(cfg.corpus), tokenizer, Path(cfg.home), settings, progress)
 
 
 def _check_same_tokens(shards: ShardSet, tokenizer: Tokenizer, *, exact: bool) -> None:
@@ -162,7 +187,7 @@ def tokens_of(cfg: DictConfig) -> TokenSpec:
         UserError: ``shards`` is no prepared folder, or a setting is out of range.
     """
     if cfg.shards is not None:
-        return ShardSet(Path(cfg.shards)).tokens
+        return open_shards(location(cfg.shards), Path(cfg.home)).tokens
     return make_tokenizer(cfg, make_corpus(cfg)).spec
 
 

@@ -40,7 +40,8 @@ PLUGINS = {
 
 PATH_KEYS = (
     "corpus.root", "corpus.path", "corpus.group_pattern", "run", "resume", "shards", "path", "song",
-    "out", "home", "csv", "prime", "init_from", "soundfont", "judge",
+    "out", "home", "csv", "prime", "init_from", "soundfont", "judge", "clean", "corpus.url",
+    "prepare.folder", "prepare.scheduler",
 )  # fmt: skip
 """Settings that take any text a shell can pass; Hydra's grammar is kept away from them."""
 

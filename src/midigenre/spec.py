@@ -18,12 +18,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # processes that prepare never need it: a second and 200 MB each
+    import torch
+    from torch import Tensor
 
 UNKNOWN = -1
 """Label index of a song whose label is not known; such phrases add nothing to that label's loss."""

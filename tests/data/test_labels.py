@@ -135,9 +135,13 @@ def test_known_classes_without_a_song_stay_unless_some_are_asked_for() -> None:
 
 def rare(songs: list[SongRef], n: Any, *, bad: str = "", same: Any = None) -> Any:
     corpus = Listed(songs, labels=("genre", "emotion"))
-    content = {s.song_id: (same or {}).get(s.song_id, s.song_id) for s in songs}
+    content = {s.song_id: (same or {}).get(s.song_id, s.song_id).encode() for s in songs}
     kept, out = without_rare(
-        songs, corpus, LabelSettings(min_songs=n), content, lambda s: s.song_id not in bad.split()
+        songs,
+        corpus,
+        LabelSettings(min_songs=n),
+        lambda s: content[s.song_id],
+        lambda s: s.song_id not in bad.split(),
     )
     return [s.song_id for s in kept], {u.song_id: u.detail for u in out}
 
@@ -193,7 +197,7 @@ def test_no_more_songs_are_read_than_needed() -> None:
     songs = [song(f"{g}{i}", g) for g in "xy" for i in range(50)]
     corpus = Listed(songs, labels=("genre", "emotion"))
     without_rare(
-        songs, corpus, LabelSettings(min_songs=5), {s.song_id: s.song_id for s in songs},
+        songs, corpus, LabelSettings(min_songs=5), lambda s: s.song_id.encode(),
         lambda s: not read.append(s.song_id),  # type: ignore[func-returns-value]
     )  # fmt: skip
     assert len(read) == len(set(read)) == 10
@@ -229,7 +233,8 @@ def test_what_is_left_is_all_that_is_large_enough(
             break
         expected -= small
     corpus = Listed(songs, labels=("genre", "emotion"))
-    arguments = (songs, corpus, LabelSettings(min_songs=n), {s.song_id: s.song_id for s in songs})
+    settings = LabelSettings(min_songs=n)
+    arguments = (songs, corpus, settings, lambda s: s.song_id.encode())
     if not expected:
         with pytest.raises(UserError, match="leaves no song"):
             without_rare(*arguments, lambda s: s.song_id in readable)

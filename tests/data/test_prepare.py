@@ -36,6 +36,7 @@ from midigenre.data.phrases import PhraseReader, consecutive
 from midigenre.data.prepare import Settings, estimate, refresh_report, safe_name
 from midigenre.data.report import print_report
 from midigenre.data.shards import ShardSet
+from midigenre.data.workers import Workers
 from midigenre.errors import UserError
 from midigenre.files import read_csv, read_json
 from midigenre.music import REFUSALS
@@ -52,7 +53,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SONGS_PER_PART", 4)
+    monkeypatch.setattr(module, "SONGS_PER_PART", (4, 4))
 
 
 # What is kept and what is refused
@@ -62,7 +63,7 @@ def test_folder_holds_what_the_contract_says(toy: ShardSet) -> None:
     names = {p.name for p in toy.folder.iterdir()}
     parts = {f"part-{i:05d}.arrow" for i in range(5)}
     assert names == parts | {
-        "spec.json", "manifest.csv", "refused.csv", "report.json", "labels.csv",
+        "spec.json", "manifest.csv", "refused.csv", "duplicates.csv", "report.json", "labels.csv",
     }  # fmt: skip
     assert toy.folder.name.startswith("toy-remi-")
     assert [p["songs"] for p in toy.parts] == [10, 10, 10, 10, 8]
@@ -73,8 +74,8 @@ def test_manifest(toy: ShardSet, toy_home: Path) -> None:
     with (toy.folder / "manifest.csv").open() as file:
         header = next(csv.reader(file))
     assert header == [
-        "song_id", "path", "source", "group", "duplicate_group", "split", "bars", "notes",
-        "tokens", "repairs", "genre", "emotion",
+        "song_id", "path", "source", "group", "duplicate_group", "duplicate_kind", "split", "bars",
+        "notes", "tokens", "repairs", "genre", "emotion",
     ]  # fmt: skip
     listed = Toy(n_songs=48).songs(toy_home / "corpora").songs
     tok = tokenizer()
@@ -517,7 +518,7 @@ from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from toysongs import prepared, songs_in
 from midigenre.data import prepare as module
-module.SONGS_PER_PART, module._INLINE = 4, 0
+module.SONGS_PER_PART = (4, 4)
 ready, home = Path(sys.argv[1]), Path({str(tmp_path / "both")!r})
 from midigenre.corpora.folder import Folder
 from toysongs import Listed
@@ -535,7 +536,7 @@ print("encoding" in said, len(shards))
         )
         for _ in range(2)
     ]  # fmt: skip
-    monkeypatch.setattr(module, "SONGS_PER_PART", 4)
+    monkeypatch.setattr(module, "SONGS_PER_PART", (4, 4))
     here = prepared(corpus, tmp_path / "here")
     out = [process.communicate(timeout=100) for process in running]
     assert sorted(o for o, _ in out) == ["False 10\n", "True 10\n"], out
@@ -633,7 +634,7 @@ def test_estimate(toy_home: Path, toy: ShardSet) -> None:
     assert real / 3 < found["megabytes"] < 3 * real
     assert 0.05 < found["seconds"] < 60
     assert found["free_megabytes"] > 0
-    settings = Settings(n_workers=2)
+    settings = Settings(workers=Workers(2))
     two = estimate(Toy(n_songs=48), tokenizer(), toy_home / "none", settings, sample=500)
     assert two["sampled"] == 48
 

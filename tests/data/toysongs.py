@@ -13,6 +13,7 @@ from symusic.core import NoteTick, ScoreTick, TempoTick, TimeSignatureTick, Trac
 from midigenre.corpora.base import Corpus, Listing, Progress, SongRef, Unusable, no_progress
 from midigenre.data.prepare import Settings, prepare
 from midigenre.data.shards import MemorySongs, ShardSet
+from midigenre.data.workers import Workers
 from midigenre.tokenizers.base import Tokenizer
 from midigenre.tokenizers.miditok import MidiTokTokenizer
 
@@ -116,6 +117,8 @@ def prepared(
     **settings: Any,
 ) -> ShardSet:
     """The shards of a corpus."""
+    if "n_workers" in settings:
+        settings["workers"] = Workers(settings.pop("n_workers"))
     return prepare(
         corpus, {"name": corpus.name}, tokenizer(kind), home, Settings(**settings), progress
     )

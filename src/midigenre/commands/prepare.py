@@ -7,15 +7,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from midigenre.build import make_corpus, make_tokenizer, plain, prepared
+from midigenre.build import make_corpus, make_tokenizer, prepare_settings, prepared
 from midigenre.commands.console import console, progress_bars
-from midigenre.data.labels import LabelSettings
+from midigenre.commands.shelf import asker, clean, show
 from midigenre.data.phrases import phrase_length
-from midigenre.data.prepare import Settings, default_workers, estimate, refresh_report
+from midigenre.data.prepare import estimate, refresh_report
 from midigenre.data.report import label_file, print_report
 from midigenre.errors import UserError
 from midigenre.evaluation.figures import save
 from midigenre.evaluation.label_figures import label_figure
+from midigenre.storage import location
 
 
 def run(cfg: DictConfig, paths: Sequence[str]) -> None:
@@ -26,15 +27,18 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     """
     if paths:
         raise UserError(f"prepare takes no paths after --, got {paths[0]!r}; set corpus.root=DIR")
+    if cfg.list or cfg.clean is not None:
+        _shelf(cfg)
+        return
     if cfg.dry_run:
         corpus = make_corpus(cfg)
-        workers = cfg.n_workers or default_workers()
-        settings = Settings(n_workers=workers, labels=LabelSettings.of(plain(cfg.labels)))
+        settings = prepare_settings(cfg)
         about = estimate(corpus, make_tokenizer(cfg, corpus), Path(cfg.home), settings)
         console.print(
-            f"{about['songs']:,} songs: about {about['seconds']:,} s with {workers} processes and "
-            f"{about['megabytes']:,} MB on disk ({about['free_megabytes']:,} MB are free); "
-            f"{about['refused_in_sample']} of {about['sampled']} sampled songs would be refused"
+            f"{about['songs']:,} songs: about {about['seconds']:,} s with {settings.workers.n} "
+            f"processes and {about['megabytes']:,} MB on disk "
+            f"({about['free_megabytes']:,} MB are free); {about['refused_in_sample']} of "
+            f"{about['sampled']} sampled songs would be refused"
         )
         return
     with progress_bars() as progress:
@@ -51,3 +55,15 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
             save(label_figure(table["songs"], table["labels"], table["classes"], title), path)
         console.print(f"{path} and .csv hold this table", highlight=False, soft_wrap=True)
     print(shards.folder)
+
+
+def _shelf(cfg: DictConfig) -> None:
+    """``list=true`` and ``clean=...``."""
+    locks = Path(cfg.home) / "shards"
+    root = locks if cfg.prepare.folder is None else location(cfg.prepare.folder)
+    if not isinstance(root, Path):
+        raise UserError(f"prepare.folder={root}: list=true and clean=... look at folders here only")
+    if cfg.clean is not None:
+        clean(root, str(cfg.clean), console, asker(console, cfg.yes), locks)
+    if cfg.list:
+        show(root, console, locks)

@@ -34,6 +34,8 @@ def own_shards(trained: Run, home: str, n_workers: int | None, progress: Any) ->
             "known; give run=runs/<name>/<when>"
         )
     config = OmegaConf.merge(trained.config, {"home": home, "n_workers": n_workers})
+    if "prepare" in config:  # the cluster of then is no longer there
+        config.prepare.backend, config.prepare.scheduler = "loky", None
     assert isinstance(config, DictConfig)
     shards = prepared(config, progress, from_spec(trained.tokens), plain(config.data))
     assert trained.folder is not None
@@ -41,8 +43,8 @@ def own_shards(trained: Run, home: str, n_workers: int | None, progress: Any) ->
     if shards.folder.name != then:
         raise UserError(
             f"the corpus of {trained.folder} has changed since it was trained (its songs were "
-            f"{then}, now they are {shards.folder.name}), and with it the split: bring back the "
-            "files of then, or train again"
+            f"{then}, now they are {shards.folder.name}), and with it the split (or another "
+            "version of midigenre prepared it): bring back what was there then, or train again"
         )
     return shards
 

@@ -2,41 +2,52 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import joblib
 
 from midigenre.corpora.base import Progress, SongRef, Unusable
+from midigenre.data.encode import song_bytes
+from midigenre.data.guard import Limits
 from midigenre.data.split import SPLITS
-from midigenre.files import sha256
+from midigenre.errors import RefusedSongError
 
+_BATCH = 64  # files that a thread hashes at a time
 NAMED = 3  # copies of a song, or pairs of classes, that a message names
 
 
-def file_digests(songs: Sequence[SongRef], n_workers: int, progress: Progress) -> dict[str, str]:
-    """SHA-256 of the bytes of each file; "" for one that cannot be read (refused later)."""
+def file_digests(
+    songs: Sequence[SongRef], limits: Limits, n_workers: int, progress: Progress
+) -> dict[str, bytes]:
+    """SHA-256 of the bytes of each file; empty for one that cannot be read (refused later)."""
 
-    def digest(path: Path) -> str:
-        try:
-            return sha256(path)
-        except OSError:
-            return ""
+    def digests(some: Sequence[SongRef]) -> list[bytes]:
+        return [_digest(ref, limits) for ref in some]
 
-    found: dict[str, str] = {}
-    # Hashing releases the interpreter lock: threads are enough.
+    found: dict[str, bytes] = {}
+    batches = [songs[i : i + _BATCH] for i in range(0, len(songs), _BATCH)]
+    # Reading and hashing release the interpreter lock: threads are enough.
     parallel = joblib.Parallel(n_jobs=n_workers, prefer="threads", return_as="generator")
-    for ref, value in zip(
-        songs, parallel(joblib.delayed(digest)(s.path) for s in songs), strict=True
+    for some, values in zip(
+        batches, parallel(joblib.delayed(digests)(b) for b in batches), strict=True
     ):
-        found[ref.song_id] = value
-        progress("hashing", len(found), len(songs))
+        for ref, value in zip(some, values, strict=True):
+            found[ref.song_id] = value
+            progress("hashing", len(found), len(songs))
     return found
 
 
+def _digest(ref: SongRef, limits: Limits) -> bytes:
+    try:
+        return hashlib.sha256(song_bytes(ref, limits)).digest()
+    except RefusedSongError:
+        return b""
+
+
 def without_conflicts(
-    songs: Sequence[SongRef], digests: Mapping[str, str], labels: Sequence[str]
+    songs: Sequence[SongRef], digests: Mapping[str, bytes], labels: Sequence[str]
 ) -> tuple[list[SongRef], dict[str, str], list[Unusable], list[str]]:
     """Takes out byte-identical files with different labels.
 
@@ -49,15 +60,15 @@ def without_conflicts(
         The songs that are left; for each of them that has copies the id of the first one; the
         others with the reason ``label_conflict``; remarks that name the pairs of classes.
     """
-    by_digest: dict[str, list[SongRef]] = defaultdict(list)
+    by_digest: dict[bytes, list[SongRef]] = defaultdict(list)
+    times = Counter(digests[song.song_id] for song in songs)
     for song in songs:
-        by_digest[digests[song.song_id] or song.song_id].append(song)
+        if times[digests[song.song_id]] > 1 and digests[song.song_id]:
+            by_digest[digests[song.song_id]].append(song)
     refused: list[Unusable] = []
     duplicate_of: dict[str, str] = {}
     classes: Counter[tuple[str, tuple[str, ...]]] = Counter()
     for same in by_digest.values():
-        if len(same) == 1:
-            continue
         carried = {label: {song.labels.get(label) for song in same} for label in labels}
         differing = {label: names for label, names in carried.items() if len(names) > 1}
         if not differing:

@@ -1,117 +1,203 @@
-"""Songs read, cleaned, encoded and written, part by part."""
+"""Songs read, cleaned, encoded and written, part by part.
+
+A part is made by one process, which writes it where it belongs; only a summary goes back. What is
+in it follows from the songs alone, so that the files are the same whoever makes them.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import joblib
-import pyarrow as pa
+import numpy as np
+from numpy.typing import NDArray
 
-from midigenre.corpora.base import Progress, SongRef
-from midigenre.data.shards import to_row, write_part
+from midigenre.corpora.base import Progress, SongRef, no_progress
+from midigenre.data.guard import Guard, Limits, shared_guard
+from midigenre.data.read import DIGEST_BYTES, refusal
+from midigenre.data.shards import schema, write_part
 from midigenre.errors import RefusedSongError
-from midigenre.files import read_json, sha256, write_json
-from midigenre.song import Song
+from midigenre.files import read_json, sha256, write_bytes, write_json
 from midigenre.spec import LabelSpec, TokenSpec
-from midigenre.tokenizers.base import Tokenizer, from_spec
+from midigenre.storage import Location, read
 
 
-def finished(folder: Path, name: str, key: str) -> dict[str, Any] | None:
-    """What an earlier, stopped run left of a part, if it is whole and of the same files."""
-    marker = folder / f"{name}.done.json"
-    if not marker.is_file():
-        return None
-    done: dict[str, Any] = read_json(marker)
-    path = folder / f"{name}.arrow"
-    if done["key"] != key or not path.is_file() or sha256(path) != done["part"]["sha256"]:
-        return None
-    return done
+@dataclass(frozen=True)
+class Part:
+    """A part to be made; it goes to a worker as it is.
+
+    Attributes:
+        folder: The shards' folder.
+        index: Number of the part.
+        songs: Its songs.
+        digests: SHA-256 of each file, as it was listed; empty where it could not be read.
+        labels: The classes.
+        tokens: The tokenizer's spec.
+        limits: What a file may cost.
+    """
+
+    folder: Location
+    index: int
+    songs: Sequence[SongRef]
+    digests: Sequence[bytes]
+    labels: LabelSpec
+    tokens: TokenSpec
+    limits: Limits
+
+    @property
+    def name(self) -> str:
+        """Name of its files, without their endings."""
+        return f"part-{self.index:05d}"
+
+    @property
+    def key(self) -> str:
+        """Hash of what the part is made of."""
+        found = hashlib.sha256()
+        for song, digest in zip(self.songs, self.digests, strict=True):
+            found.update(json.dumps(song.song_id).encode() + digest)
+        return found.hexdigest()
 
 
-def make_part(
-    folder: Path,
-    name: str,
-    key: str,
-    chunk: Sequence[SongRef],
-    labels: LabelSpec,
-    tokenizer: Tokenizer,
-    of: pa.Schema,
-    parallel: joblib.Parallel,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Writes a part, and beside it what a later run needs to take it over.
+@dataclass(frozen=True)
+class Made:
+    """What is known of a part's songs besides the part itself.
+
+    Attributes:
+        part: An entry of ``spec.json``.
+        kept: Of each song that was kept its place in the part, and columns of the manifest.
+        refused: Of each other song its place, and the reason.
+        digests: Hash of the notes of each kept song, uint8 (kept, 16).
+        sketches: Its sketch, for the search for near duplicates, uint32 (kept, S).
+    """
+
+    part: dict[str, Any]
+    kept: list[dict[str, Any]]
+    refused: list[dict[str, Any]]
+    digests: NDArray[np.uint8]
+    sketches: NDArray[np.uint32]
+
+
+def make_part(part: Part, progress: Progress = no_progress, guard: Guard | None = None) -> int:
+    """Writes a part, and beside it what :func:`made` reads, unless an earlier run has done so.
 
     Args:
-        folder: The shards' folder.
-        name: Name of the part.
-        key: Hash of the part's files, compared by :func:`finished`.
-        chunk: Its songs.
-        labels: The classes.
-        tokenizer: Encodes in this process or, rebuilt from its spec, in workers.
-        of: Schema of the part.
-        parallel: The workers.
+        part: The part.
         progress: Called after every song.
+        guard: Reads the songs; the process's own if None.
 
     Returns:
-        ``part`` (an entry of ``spec.json``), ``kept`` (rows of the manifest) and ``refused``.
+        Number of its songs.
+
+    Raises:
+        OSError: The disk is full or cannot be written; nothing half-written is left.
     """
+    if not finished(part):
+        _make(part, progress, guard or shared_guard())
+    return len(part.songs)
+
+
+def finished(part: Part) -> bool:
+    """Whether an earlier, stopped run left the part whole, and of the same files."""
+    marker = part.folder / f"{part.name}.done.json"
+    if not marker.is_file():
+        return False
+    done = read_json(marker)
+    return done["key"] == part.key and all(
+        (path := part.folder / name).is_file() and sha256(path) == expected
+        for name, expected in done["files"].items()
+    )
+
+
+def made(folder: Location, index: int) -> Made:
+    """What :func:`make_part` noted of a part."""
+    name = f"part-{index:05d}"
+    done = read_json(folder / f"{name}.done.json")
+    with np.load(io.BytesIO((folder / f"{name}.npz").read_bytes())) as arrays:
+        return Made(
+            done["part"], done["kept"], done["refused"], arrays["digests"], arrays["sketches"]
+        )
+
+
+def forget(folder: Location, index: int) -> None:
+    """Removes what only :func:`made` needs."""
+    for ending in ("npz", "done.json"):
+        (folder / f"part-{index:05d}.{ending}").unlink(missing_ok=True)
+
+
+def _make(part: Part, progress: Progress, guard: Guard) -> None:
     rows: list[dict[str, Any]] = []
     kept: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
-    jobs = (
-        joblib.delayed(_encode_in_worker)(ref, labels.encode(ref.labels), tokenizer.spec)
-        for ref in chunk
-    )
-    made: Iterator[dict[str, Any]] = parallel(jobs)
-    for i, (ref, row) in enumerate(zip(chunk, made, strict=True)):
-        if "reason" in row:
-            refused.append({"path": str(ref.path), **ref.labels, **row})
+    digests: list[bytes] = []
+    sketches: list[NDArray[np.uint32]] = []
+    for i, (ref, answer) in enumerate(zip(part.songs, _answers(part, guard), strict=True)):
+        if "reason" in answer:
+            refused.append({"at": i} | answer)
         else:
-            repairs = row.pop("repairs")
-            rows.append(row)
+            digests.append(answer["notes_digest"])
+            sketches.append(answer["sketch"])
+            columns = answer["columns"]
+            rows.append({"song_id": ref.song_id, **part.labels.encode(ref.labels), **columns})
             kept.append(
-                {"song_id": ref.song_id, "bars": len(row["bar_onsets"]), "notes": len(row["pitch"]),
-                 "tokens": row.pop("tokens"), "repairs": json.dumps(repairs) if repairs else ""}
+                {"at": i, "bars": len(columns["bar_onsets"]), "notes": len(columns["pitch"]),
+                 "tokens": answer["tokens"], "repairs": answer["repairs"]}
+                | ({"fallback": answer["fallback"]} if answer["fallback"] else {})
             )  # fmt: skip
-        progress("encoding", i + 1, len(chunk))
-    path = folder / f"{name}.arrow"
-    checksum = write_part(path, rows, of)
-    part = {"file": path.name, "songs": len(rows), "bytes": path.stat().st_size, "sha256": checksum}
-    done = {"key": key, "part": part, "kept": kept, "refused": refused}
-    write_json(folder / f"{name}.done.json", done)
-    return done
+        progress("encoding", i + 1, len(part.songs))
+    about = write_part(part.folder / f"{part.name}.arrow", rows, schema(part.tokens, part.labels))
+    arrays = io.BytesIO()
+    np.savez(
+        arrays,
+        digests=np.frombuffer(b"".join(digests), np.uint8).reshape(len(kept), DIGEST_BYTES),
+        sketches=np.array(sketches, np.uint32),
+    )
+    write_bytes(part.folder / f"{part.name}.npz", arrays.getvalue())
+    files = {
+        about["file"]: about["sha256"],
+        f"{part.name}.npz": hashlib.sha256(arrays.getvalue()).hexdigest(),
+    }
+    # Last: it vouches for the others.
+    write_json(
+        part.folder / f"{part.name}.done.json",
+        {"key": part.key, "files": files, "part": about, "kept": kept, "refused": refused},
+    )
 
 
-def _encode_in_worker(ref: SongRef, labels: Mapping[str, int], spec: TokenSpec) -> dict[str, Any]:
-    return encode(ref, labels, from_spec(spec))
+def _answers(part: Part, guard: Guard) -> Iterator[dict[str, Any]]:
+    for ref, digest in zip(part.songs, part.digests, strict=True):
+        try:
+            data = song_bytes(ref, part.limits)
+        except RefusedSongError as error:
+            yield refusal(error.reason, error.detail)
+            continue
+        if digest and hashlib.sha256(data).digest() != digest:
+            yield refusal("changed", "it was written to while the corpus was being prepared")
+        else:
+            yield guard.encode(data, part.tokens, part.limits)
 
 
-def encode(ref: SongRef, labels: Mapping[str, int], tokenizer: Tokenizer) -> dict[str, Any]:
-    """A row of a part, or the reason for which the song is refused."""
+def song_bytes(ref: SongRef, limits: Limits) -> bytes:
+    """Bytes of a song's file.
+
+    Raises:
+        RefusedSongError: ``missing`` or ``too_large``.
+        UserError: The store that holds it is out of reach.
+    """
     try:
-        song = _read(ref, tokenizer)
-        encoded = tokenizer.encode(song)
-    except RefusedSongError as error:
-        return {"song_id": ref.song_id, "reason": error.reason, "detail": error.detail}
-    row = to_row(ref.song_id, labels, song, encoded)
-    return row | {"repairs": song.repairs, "tokens": len(encoded.ids_TF)}
-
-
-def usable(ref: SongRef, tokenizer: Tokenizer) -> bool:
-    """Whether a song can be read and cleaned; a few milliseconds, as nothing is encoded."""
-    try:
-        _read(ref, tokenizer)
-    except RefusedSongError:
-        return False
-    return True
-
-
-def _read(ref: SongRef, tokenizer: Tokenizer) -> Song:
-    try:
-        data = ref.path.read_bytes()
+        # The listing has told the size already; a request for each file of a bucket would be slow.
+        listed = ref.stamp.partition(":")[0]
+        size = int(listed) if listed.isdigit() else ref.path.stat().st_size
+        data = b"" if size > limits.max_bytes else read(ref.path)
     except OSError as error:
         raise RefusedSongError("missing", error.strerror or str(error)) from error
-    return tokenizer.read(data)
+    size = max(size, len(data))
+    if size > limits.max_bytes:
+        raise RefusedSongError(
+            "too_large",
+            f"{size / 1e6:,.1f} MB, more than prepare.max_file_mb={limits.max_file_mb:g}",
+        )
+    return data

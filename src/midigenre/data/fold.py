@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from midigenre.corpora.base import SongRef
 from midigenre.data.duplicates import linked_groups
 from midigenre.errors import UserError
+from midigenre.storage import place
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Fold:
     def mask(self, manifest: Sequence[Mapping[str, str]]) -> NDArray[np.bool_]:
         """Which songs of a manifest are in this share, shape (songs,)."""
         songs = [
-            SongRef(row["song_id"], Path(row["path"]), {}, row["group"] or None) for row in manifest
+            SongRef(row["song_id"], place(row["path"]), {}, row["group"] or None)
+            for row in manifest
         ]
         duplicate_of = {
             r["song_id"]: r["duplicate_group"] for r in manifest if r["duplicate_group"]

@@ -115,7 +115,7 @@ def without_rare(
     songs: Sequence[SongRef],
     corpus: Corpus,
     settings: LabelSettings,
-    content: Mapping[str, str],
+    content: Callable[[SongRef], bytes],
     usable: Callable[[SongRef], bool],
 ) -> tuple[list[SongRef], list[Unusable]]:
     """Takes out the classes with fewer than ``settings.min_songs`` songs that can be used.
@@ -127,7 +127,7 @@ def without_rare(
         songs: The songs, after :func:`mapped`.
         corpus: Their corpus.
         settings: Holds the bounds.
-        content: For each song id a name of its bytes; equal ones count once.
+        content: Names a song's bytes; equal ones count once.
         usable: Whether a song can be read. Asked for no more songs than the bound needs.
 
     Returns:
@@ -145,10 +145,10 @@ def without_rare(
         return asked[song.song_id]
 
     def count(label: str, name: str) -> int:
-        found: set[str] = set()
+        found: set[bytes] = set()
         for song in left:
             if len(found) < bounds[label] and song.labels.get(label) == name and counts(song):
-                found.add(content[song.song_id])
+                found.add(content(song))
         return len(found)
 
     left, rare = list(songs), []

@@ -1,8 +1,8 @@
-"""Corpus to shards: list, hash, read, clean, encode, split, write.
+"""Corpus to shards: list, hash, read, clean, encode, group, split, write.
 
 Everything is cached by the content of the settings and, for files that the user owns, of the
 listing. Parts are written one by one; a preparation that was stopped goes on after the last whole
-part. A lock lets parallel jobs that need the same shards prepare them once.
+parts. A lock lets parallel jobs that need the same shards prepare them once.
 """
 
 from __future__ import annotations
@@ -13,40 +13,38 @@ import os
 import re
 import shutil
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 from filelock import FileLock, Timeout
 
 from midigenre.corpora.base import Corpus, Listing, Progress, SongRef, Unusable, no_progress
-from midigenre.data.duplicates import (
-    file_digests,
-    linked_groups,
-    without_conflicts,
-    without_leaks,
-)
-from midigenre.data.encode import encode, finished, make_part, usable
+from midigenre.data.duplicates import file_digests, without_conflicts, without_leaks
+from midigenre.data.encode import Part, forget, song_bytes
+from midigenre.data.finish import write_tables
+from midigenre.data.groups import GROUPINGS
+from midigenre.data.guard import Limits, shared_guard
 from midigenre.data.labels import LabelSettings, label_spec, mapped, without_rare
 from midigenre.data.phrases import PhraseLength, length_settings
 from midigenre.data.report import phrase_report, warnings, write_label_tables
-from midigenre.data.shards import FORMAT, ShardSet, schema
-from midigenre.data.split import assign_splits
-from midigenre.errors import UserError
-from midigenre.files import read_json, write_csv, write_json
-from midigenre.music import REFUSALS
+from midigenre.data.shards import FORMAT, ShardSet, open_shards
+from midigenre.data.workers import Workers
+from midigenre.errors import RefusedSongError, UserError
+from midigenre.files import make_folder, read_json, write_json
+from midigenre.storage import Location, exists, location, stamp
 from midigenre.tokenizers.base import Tokenizer
 
-SONGS_PER_PART = 1024
-_INLINE = 64  # starting worker processes takes longer than preparing so few songs
+SONGS_PER_PART = (64, 512)
+"""Least and most songs of a part: a stop costs one part a worker, a file costs opening it."""
 
-_COLUMNS = ("song_id", "path", "source", "group", "duplicate_group", "split", "bars", "notes",
-            "tokens", "repairs")  # fmt: skip
+# Of a corpus's settings: what its songs do not depend on, once they are listed.
+_NO_MATTER = ("name", "download", "url", "expected_files")
+
+_PARTS = 128  # parts of a corpus between those bounds
 
 
 @dataclass(frozen=True)
@@ -58,16 +56,31 @@ class Settings:
         fractions: Shares of train, validation and test.
         length: Length of a phrase, for the report only.
         max_tokens: Longest phrase in steps, for the report only.
-        n_workers: Processes; the shards do not depend on it.
         labels: Classes to merge, rename or leave out.
+        grouping: Which duplicates stay in one split, one of ``GROUPINGS``.
+        limits: What one file may cost.
+        workers: Who does the work; the shards do not depend on it.
+        folder: Where the shards' folders lie, any fsspec URL; ``<home>/shards`` if None.
+
+    Raises:
+        UserError: There is no such grouping, or a limit is 0 or less.
     """
 
     split_seed: int = 0
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     length: PhraseLength = 4
     max_tokens: int = 1024
-    n_workers: int = 1
     labels: LabelSettings = field(default_factory=LabelSettings)
+    grouping: str = "near"
+    limits: Limits = field(default_factory=Limits)
+    workers: Workers = field(default_factory=Workers)
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.grouping not in GROUPINGS:
+            raise UserError(f"prepare.grouping={self.grouping}: choose {', '.join(GROUPINGS)}")
+        if self.limits.max_file_mb <= 0 or self.limits.max_seconds <= 0:
+            raise UserError("prepare.max_file_mb and prepare.max_seconds must be above 0")
 
 
 def prepare(
@@ -91,17 +104,24 @@ def prepare(
     Raises:
         UserError: The corpus is not there or has no usable song, or the disk is full.
     """
+    root = home / "shards" if settings.folder is None else location(settings.folder)
     with _writing(home):
         (home / "shards").mkdir(parents=True, exist_ok=True)
-    listing = corpus.songs(home / "corpora", settings.n_workers, progress)
+    with _writing(root):
+        make_folder(root)
+    if settings.workers.n == 1:
+        shared_guard().start()  # it imports while this process lists and hashes
+    listing = corpus.songs(home / "corpora", settings.workers.n, progress)
     if not listing.songs:
         raise UserError(
             f"corpus {corpus.name!r} has no song; see {_settings_text(corpus_settings)}"
         )
     listing = mapped(listing, corpus, settings.labels)
     key = _key(corpus, corpus_settings, tokenizer, settings, listing)
-    folder = home / "shards" / f"{corpus.name}-{tokenizer.spec.name}-{key}"
-    lock = FileLock(f"{folder}.lock")
+    folder = root / f"{corpus.name}-{tokenizer.spec.name}-{key}"
+    # There are no locks in a bucket: this one keeps the processes of this machine apart, those of
+    # others write the same bytes.
+    lock = FileLock(home / "shards" / f"{folder.name}.lock")
     with _writing(folder):
         try:
             lock.acquire(timeout=0)
@@ -109,9 +129,9 @@ def prepare(
             progress(f"waiting for another process that prepares {folder.name}", 0, 0)
             lock.acquire()
         try:
-            if not (folder / "report.json").is_file():
-                _prepare(corpus, tokenizer, folder, settings, listing, progress)
-            shards = ShardSet(folder)
+            if not exists(folder / "report.json"):
+                _prepare(corpus, tokenizer, folder, home, settings, listing, progress)
+            shards = open_shards(folder, home, progress)
             refresh_report(shards, settings.length, settings.max_tokens)
         finally:
             lock.release()
@@ -119,8 +139,8 @@ def prepare(
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Makes one clear line of a full or unwritable disk."""
+def _writing(folder: Location) -> Iterator[None]:
+    """Makes one clear line of a full or unwritable disk, or of a store that refuses."""
     try:
         yield
     except OSError as error:
@@ -148,16 +168,17 @@ def estimate(
 
     Songs of classes below ``labels.min_songs`` are counted too.
     """
-    n_workers = settings.n_workers
+    n_workers = settings.workers.n
     listing = corpus.songs(home / "corpora", n_workers)
     songs = mapped(listing, corpus, settings.labels).songs
     chosen = [songs[i] for i in np.unique(np.linspace(0, len(songs) - 1, sample).astype(int))]
-    encode(chosen[0], {}, tokenizer)  # not timed: loads the code
+    _answer(chosen[0], tokenizer, settings.limits)  # not timed: loads the code
     started, size, refused = time.perf_counter(), 0, 0
     for ref in chosen:
-        made = encode(ref, {}, tokenizer)
+        made = _answer(ref, tokenizer, settings.limits)
         refused += "reason" in made
-        size += sum(v.nbytes for v in made.values() if isinstance(v, np.ndarray))
+        columns = made.get("columns", {}).values()
+        size += sum(v.nbytes for v in columns if isinstance(v, np.ndarray))
     seconds = (time.perf_counter() - started) / len(chosen)
     return {
         "songs": len(songs),
@@ -169,82 +190,66 @@ def estimate(
     }
 
 
+def _answer(ref: SongRef, tokenizer: Tokenizer, limits: Limits) -> dict[str, Any]:
+    try:
+        data = song_bytes(ref, limits)
+    except RefusedSongError as error:
+        return {"reason": error.reason}
+    return shared_guard().encode(data, tokenizer.spec, limits)
+
+
+def _usable(ref: SongRef, tokenizer: Tokenizer, limits: Limits) -> bool:
+    """Whether a song can be read and cleaned; a few milliseconds, as nothing is encoded."""
+    try:
+        data = song_bytes(ref, limits)
+    except RefusedSongError:
+        return False
+    return shared_guard().usable(data, tokenizer.spec, limits)
+
+
 def _prepare(
     corpus: Corpus,
     tokenizer: Tokenizer,
-    folder: Path,
+    folder: Location,
+    home: Path,
     settings: Settings,
     listing: Listing,
     progress: Progress,
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    digests = file_digests(listing.songs, settings.n_workers, progress)
-    songs, duplicate_of, unusable, remarks = _chosen(corpus, tokenizer, settings, listing, digests)
-    refused: list[dict[str, Any]] = [
-        {"song_id": u.song_id, "path": str(u.path), "reason": u.reason, "detail": u.detail,
-         **u.labels}
-        for u in unusable
-    ]  # fmt: skip
+    make_folder(folder)
+    for leftover in folder.glob(".*.part"):  # of a process that was killed; the lock is ours
+        leftover.unlink(missing_ok=True)
+    digests = file_digests(listing.songs, settings.limits, settings.workers.n, progress)
+    songs, unusable, remarks = _chosen(corpus, tokenizer, settings, listing, digests)
     labels = label_spec(corpus, songs, settings.labels)
-    of = schema(tokenizer.spec, labels)
-    parts: list[dict[str, Any]] = []
-    kept: list[dict[str, Any]] = []
-    with joblib.Parallel(
-        n_jobs=1 if len(songs) <= _INLINE else settings.n_workers, return_as="generator"
-    ) as parallel:
-        for begin in range(0, len(songs), SONGS_PER_PART):
-            chunk = songs[begin : begin + SONGS_PER_PART]
-            name = f"part-{len(parts):05d}"
-            key = hashlib.sha256(
-                json.dumps([[s.song_id, digests[s.song_id]] for s in chunk]).encode()
-            ).hexdigest()
-            done = finished(folder, name, key)
-            if done is None:
-                done = make_part(
-                    folder, name, key, chunk, labels, tokenizer, of, parallel,
-                    _shifted(progress, begin, len(songs)),
-                )  # fmt: skip
-            progress("encoding", begin + len(chunk), len(songs))
-            parts.append(done["part"])
-            kept += done["kept"]
-            refused += done["refused"]
-    if not kept:
-        raise UserError(
-            f"corpus {corpus.name!r}: none of the {len(songs)} files can be used; the first: "
-            f"{refused[0]['path']}: {refused[0]['reason']} ({refused[0]['detail']})"
-        )
-    by_id = {song.song_id: song for song in songs}
-    splits = _splits([by_id[k["song_id"]] for k in kept], duplicate_of, settings)
-    manifest = []
-    for row, split in zip(kept, splits, strict=True):
-        ref = by_id[row["song_id"]]
-        manifest.append(
-            dict(ref.extra) | row | {k: v or "" for k, v in ref.labels.items()}
-            | {"path": str(ref.path), "source": ref.source or corpus.name, "split": split,
-               "group": ref.group or "", "duplicate_group": duplicate_of.get(ref.song_id, "")}
-        )  # fmt: skip
-    extra = sorted({k for s in songs for k in s.extra} - {*_COLUMNS, *corpus.labels})
-    write_csv(folder / "manifest.csv", manifest, [*_COLUMNS, *corpus.labels, *extra])
-    write_csv(
-        folder / "refused.csv", refused, ["song_id", "path", *corpus.labels, "reason", "detail"]
-    )
-    write_json(
-        folder / "spec.json",
-        {"format": FORMAT, "corpus": corpus.name, "tokens": tokenizer.spec.to_dict(),
-         "labels": labels.to_dict(), "parts": parts},
+    least, most = SONGS_PER_PART
+    size = min(most, max(least, len(songs) // _PARTS))
+    parts = [
+        Part(folder, i, chunk := songs[begin : begin + size],
+             [digests[song.song_id] for song in chunk], labels, tokenizer.spec, settings.limits)
+        for i, begin in enumerate(range(0, len(songs), size))
+    ]  # fmt: skip
+    del digests
+    settings.workers.make(parts, progress)
+    about = write_tables(
+        folder, corpus, tokenizer, labels, parts, unusable, settings.grouping, settings.fractions,
+        settings.split_seed, progress,
     )  # fmt: skip
     # The report is written last: it marks the folder as finished.
-    report = phrase_report(ShardSet(folder), settings.length, settings.max_tokens)
+    shards = open_shards(folder, home, progress, finished=False)
+    report = phrase_report(shards, settings.length, settings.max_tokens)
     write_label_tables(report, folder)
-    report["corpus"] = corpus.name
-    report["refused"] = {
-        reason: n for reason in REFUSALS if (n := sum(r["reason"] == reason for r in refused))
-    }
-    report["repairs"] = _sum_repairs(kept)
+    report |= {"corpus": corpus.name} | about
+    left_out = about["duplicates"].get("left_out_of_given_splits")
+    if left_out:
+        remarks.append(
+            f"{left_out:,} songs have a duplicate in a later one of the given splits and are in no "
+            "split (duplicates.csv)"
+        )
     report["warnings"] = [*listing.remarks, *remarks, *warnings(report)]
     write_json(folder / "report.json", report)
-    for leftover in folder.glob("*.done.json"):
-        leftover.unlink()
+    for part in parts:
+        forget(folder, part.index)
 
 
 def _chosen(
@@ -252,32 +257,20 @@ def _chosen(
     tokenizer: Tokenizer,
     settings: Settings,
     listing: Listing,
-    digests: Mapping[str, str],
-) -> tuple[list[SongRef], dict[str, str], list[Unusable], list[str]]:
-    """The songs to encode, their copies, those that are refused before, and remarks."""
-    songs, duplicate_of, conflicts, said = without_conflicts(listing.songs, digests, corpus.labels)
-    songs, leaks, said_too = without_leaks(songs, duplicate_of)
-    content = {song.song_id: digests[song.song_id] or song.song_id for song in songs}
+    digests: Mapping[str, bytes],
+) -> tuple[list[SongRef], list[Unusable], list[str]]:
+    """The songs to encode, those that are refused before, and remarks."""
+    songs, copies, conflicts, remarks = without_conflicts(listing.songs, digests, corpus.labels)
+    leaks: list[Unusable] = []
+    if settings.grouping != "none":
+        songs, leaks, said = without_leaks(songs, copies)
+        remarks += said
     songs, rare = without_rare(
-        songs, corpus, settings.labels, content, lambda song: usable(song, tokenizer)
-    )
-    refused = [*listing.unusable, *conflicts, *leaks, *rare]
-    return songs, duplicate_of, refused, [*said, *said_too]
-
-
-def _splits(
-    songs: Sequence[SongRef], duplicate_of: Mapping[str, str], settings: Settings
-) -> list[str]:
-    """The split of each song: as the source gives it, else dealt."""
-    given = [song.split for song in songs if song.split is not None]
-    if given:
-        return given
-    return assign_splits(
-        [tuple(song.labels.values()) for song in songs],
-        linked_groups(songs, duplicate_of),
-        settings.fractions,
-        settings.split_seed,
-    )
+        songs, corpus, settings.labels,
+        lambda song: digests[song.song_id] or song.song_id.encode(errors="surrogateescape"),
+        lambda song: _usable(song, tokenizer, settings.limits),
+    )  # fmt: skip
+    return songs, [*listing.unusable, *conflicts, *leaks, *rare], remarks
 
 
 def _key(
@@ -288,36 +281,31 @@ def _key(
     listing: Listing,
 ) -> str:
     """Hash of everything that the shards depend on."""
-    files: list[list[Any]] = [[u.song_id, u.reason] for u in listing.unusable]
+    files = hashlib.sha256()
+    for unusable in listing.unusable:
+        files.update(json.dumps([unusable.song_id, unusable.reason]).encode())
     for ref in listing.songs:
-        try:
-            stat = ref.path.stat()
-        except OSError:  # refused later, with the reason
-            files.append([ref.song_id, None])
-            continue
         about = [dict(ref.labels), ref.group, ref.split, ref.source, dict(ref.extra)]
-        files.append([ref.song_id, *about, stat.st_size, stat.st_mtime_ns])
+        files.update(json.dumps([ref.song_id, *about, ref.stamp or _stamp(ref)]).encode())
     content = {
         "format": FORMAT,
-        "corpus": {k: v for k, v in corpus_settings.items() if k != "name"},
+        "corpus": {k: v for k, v in corpus_settings.items() if k not in _NO_MATTER},
         "tokens": tokenizer.spec.fingerprint(),
         "split": [settings.split_seed, list(settings.fractions)],
         "labels": asdict(settings.labels),
-        "files": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
+        "grouping": settings.grouping,
+        "limits": asdict(settings.limits),
+        "files": files.hexdigest(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
-def _shifted(progress: Progress, begin: int, total: int) -> Progress:
-    return lambda what, done, _: progress(what, begin + done, total)
-
-
-def _sum_repairs(kept: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    total: dict[str, int] = defaultdict(int)
-    for row in kept:
-        for what, n in json.loads(row["repairs"] or "{}").items():
-            total[what] += n
-    return dict(sorted(total.items()))
+def _stamp(ref: SongRef) -> str | None:
+    """What changes with the file; None for one that is not there (refused later)."""
+    try:
+        return stamp(ref.path)
+    except OSError:
+        return None
 
 
 def _settings_text(settings: Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from midigenre.data.shards import ShardSet
 from midigenre.data.split import SPLITS
 from midigenre.files import write_csv
 from midigenre.spec import UNKNOWN
+from midigenre.storage import Location
 
 PERCENTILES = (1, 25, 50, 75, 90, 99, 100)
 NONE = "(none)"
@@ -105,7 +105,7 @@ def label_file(table: Mapping[str, Any], first: bool) -> str:
     return "labels" if first else f"labels-{table['labels'][1]}"
 
 
-def write_label_tables(report: Mapping[str, Any], folder: Path) -> None:
+def write_label_tables(report: Mapping[str, Any], folder: Location) -> None:
     """Writes ``labels.csv`` where there are two labels, and one more for each further label.
 
     A row is a class of each label, with the number of songs and their share of all songs and of the
@@ -189,8 +189,32 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     if refused:
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(refused).most_common())
         console.print(f"refused: {reasons} (see refused.csv)")
+    _print_duplicates(report.get("duplicates"), console)
+    by_miditok = sum(report.get("encoded_by_miditok", {}).values())
+    if by_miditok:
+        console.print(
+            f"{by_miditok:,} songs were encoded by MidiTok's own, slow encoder: "
+            + escape("; ".join(f"{n:,} {why}" for why, n in report["encoded_by_miditok"].items()))
+        )
     for text in report.get("warnings", ()):
         console.print(f"[yellow]warning:[/] {escape(text)}")
+
+
+def _print_duplicates(about: Mapping[str, Any] | None, console: Console) -> None:
+    if about is None or not about["songs"]:
+        return
+    kinds = ", ".join(f"{n:,} {kind}" for kind, n in about["by_kind"].items() if n)
+    leaks = about["naive_split_leaks"]
+    console.print(
+        f"duplicates: {about['songs']:,} songs in {about['groups']:,} groups ({kinds}), the "
+        f"largest of {about['largest'][0]['songs']:,}; each stays in one split. A split by song "
+        f"would leak {leaks['songs']:,} songs of validation and test"
+        + (f" ({leaks['share']:.1%})" if leaks["share"] else "")
+        + " (see duplicates.csv)"
+    )
+    n = about["label_conflicts"]["groups"]
+    if n:
+        console.print(f"{n:,} of these groups carry more than one label (see report.json)")
 
 
 def _print_label_table(label_table: Mapping[str, Any], console: Console) -> None:

@@ -9,6 +9,7 @@ another name and then renamed.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 from bisect import bisect_right
@@ -22,15 +23,29 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from upath import UPath
 
+from midigenre.corpora.base import Progress, no_progress
+from midigenre.data.table import ManifestTable
 from midigenre.errors import UserError
-from midigenre.files import read_csv, read_json, sha256, whole
+from midigenre.files import read_bytes, read_json, sha256, whole
 from midigenre.song import NOTE_COLUMNS, NoteTable, Song, seconds_at
 from midigenre.spec import LabelSpec, TokenSpec
+from midigenre.storage import Location, exists, local_copy, naming
 from midigenre.tokenizers.base import Encoded
 
-FORMAT = 2
-"""Version of the row layout; shards of another one are refused."""
+FORMAT = 3
+"""Version of what is written."""
+
+READABLE = (2, 3)
+"""Versions that can be read; 2 has no checksums of its tables. Others are refused."""
+
+_NO_SHARDS = (
+    "{} holds no prepared shards (no spec.json); make them with `midigenre prepare corpus=... "
+    "tokenizer=...`"
+)
+
+NAMED = 5  # damaged files that a message names
 
 _LISTS: Mapping[str, pa.DataType] = {
     "ids": pa.uint16(),  # T * F, step by step
@@ -106,36 +121,53 @@ def schema(tokens: TokenSpec, labels: LabelSpec) -> pa.Schema:
     return pa.schema(columns, metadata=metadata)
 
 
-def to_row(song_id: str, labels: Mapping[str, int], song: Song, encoded: Encoded) -> dict[str, Any]:
-    """A song as one row of a part."""
-    row: dict[str, Any] = {"song_id": song_id, "tpq": song.tpq, **labels}
-    row["ids"] = encoded.ids_TF.reshape(-1)
-    row["bar_steps"], row["bar_tempo"] = encoded.bar_steps, encoded.bar_tempo
-    row["bar_ticks"], row["bar_onsets"] = song.bar_ticks, song.onsets_per_bar()
-    row["meters"] = song.meters.reshape(-1)
-    row["tempo_ticks"], row["tempo_qpm"] = song.tempo_ticks, song.tempo_qpm
-    return row | song.notes.columns()
+def song_columns(song: Song, encoded: Encoded) -> dict[str, Any]:
+    """What a row of a part holds of a song, in the types of the file."""
+    columns: dict[str, Any] = {
+        "ids": encoded.ids_TF.reshape(-1),
+        "bar_steps": encoded.bar_steps,
+        "bar_tempo": encoded.bar_tempo,
+        "bar_ticks": song.bar_ticks,
+        "bar_onsets": song.onsets_per_bar(),
+        "meters": song.meters.reshape(-1),
+        "tempo_ticks": song.tempo_ticks,
+        "tempo_qpm": song.tempo_qpm,
+        **song.notes.columns(),
+    }
+    row: dict[str, Any] = {
+        name: np.asarray(columns[name]).astype(kind.to_pandas_dtype())
+        for name, kind in _LISTS.items()
+    }
+    return row | {"tpq": song.tpq}
 
 
-def write_part(path: Path, rows: Sequence[Mapping[str, Any]], of: pa.Schema) -> str:
-    """Writes a part whole and returns the SHA-256 of the file."""
+def write_part(path: Location, rows: Sequence[Mapping[str, Any]], of: pa.Schema) -> dict[str, Any]:
+    """Writes a part whole.
+
+    Args:
+        path: The file.
+        rows: Of each song ``song_id``, the class index of each label, and :func:`song_columns`.
+        of: The schema.
+
+    Returns:
+        An entry of ``spec.json``: ``file``, ``songs``, ``bytes`` and ``sha256``.
+    """
     columns = []
     for column in of:
-        kind = _LISTS.get(column.name)
         values = [row[column.name] for row in rows]
-        if kind is not None:
-            values = [np.asarray(v).astype(kind.to_pandas_dtype()) for v in values]
-        elif column.type == pa.string():
+        if column.type == pa.string():
             # File names need not be UTF-8, Arrow's text must; the manifest has them as they are.
             values = [os.fsencode(v).decode(errors="replace") for v in values]
         columns.append(pa.array(values, column.type))
-    with (
-        whole(path) as part,
-        pa.OSFile(str(part), "wb") as sink,
-        pa.ipc.new_file(sink, of) as writer,
-    ):
-        writer.write_table(pa.Table.from_arrays(columns, schema=of), max_chunksize=256)
-    return sha256(path)
+    with whole(path) as part:
+        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, of) as writer:
+            writer.write_table(pa.Table.from_arrays(columns, schema=of), max_chunksize=256)
+        return {
+            "file": path.name,
+            "songs": len(rows),
+            "bytes": part.stat().st_size,
+            "sha256": sha256(part),
+        }
 
 
 @dataclass(frozen=True)
@@ -160,6 +192,36 @@ class _Chunk:
         return self.values[name][begin:end]
 
 
+def open_shards(
+    folder: Location, home: Path, progress: Progress = no_progress, finished: bool = True
+) -> ShardSet:
+    """Opens a prepared corpus, here or in a store.
+
+    Args:
+        folder: Its folder; one in a store is copied to ``<home>/cache`` the first time.
+        home: Folder of all that midigenre writes.
+        progress: Called as files are copied.
+        finished: False while its report is still to be written.
+
+    Raises:
+        UserError: See :class:`ShardSet`; or the store is out of reach.
+    """
+    if not isinstance(folder, UPath):
+        return ShardSet(folder)
+    if not exists(folder / "spec.json"):
+        raise UserError(_NO_SHARDS.format(folder))
+    with naming(folder):
+        packed = read_bytes(folder / "spec.json")
+    spec = json.loads(packed)
+    files = [(p["file"], p["bytes"], p["sha256"]) for p in spec.get("parts", [])]
+    files += [(name, None, sums) for name, sums in spec.get("tables", {}).items()]
+    if finished:
+        files.append(("report.json", None, None))
+    # The very one that was read: a folder that is written anew meanwhile is noticed.
+    files.append(("spec.json", len(packed), hashlib.sha256(packed).hexdigest()))
+    return ShardSet(local_copy(folder, home / "cache", files, progress))
+
+
 class ShardSet:
     """A prepared corpus on disk.
 
@@ -168,6 +230,7 @@ class ShardSet:
         tokens: Vocabulary and tokenizer settings.
         labels: Class names of each label.
         manifest: Rows of ``manifest.csv``, in the order of the song indices.
+        tables: SHA-256 of each table beside the parts.
 
     Raises:
         UserError: The folder holds no finished preparation, or one of another format.
@@ -176,20 +239,19 @@ class ShardSet:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         if not (self.folder / "spec.json").is_file():
-            raise UserError(
-                f"{self.folder} holds no prepared shards (no spec.json); "
-                "make them with `midigenre prepare corpus=... tokenizer=...`"
-            )
+            raise UserError(_NO_SHARDS.format(self.folder))
         spec = read_json(self.folder / "spec.json")
-        if spec.get("format") != FORMAT:
+        if spec.get("format") not in READABLE:
             raise UserError(
                 f"{self.folder} has shard format {spec.get('format')}, this version reads "
-                f"{FORMAT}; run `midigenre prepare` again"
+                f"{' and '.join(map(str, READABLE))}; run `midigenre prepare` again (and "
+                "`midigenre prepare clean=old` to remove what cannot be read)"
             )
         self.tokens = TokenSpec.from_dict(spec["tokens"])
         self.labels = LabelSpec.from_dict(spec["labels"])
         self.parts: list[dict[str, Any]] = spec["parts"]
-        self.manifest = read_csv(self.folder / "manifest.csv")
+        self.tables: dict[str, str] = spec.get("tables", {})
+        self.manifest = ManifestTable(self.folder / "manifest.csv")
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -258,19 +320,14 @@ class ShardSet:
         )
 
     def label_indices(self) -> dict[str, NDArray[np.int64]]:
-        """Class index of every song for each label, shape (songs,)."""
-        encoded = [
-            self.labels.encode({k: row[k] or None for k in self.labels.classes})
-            for row in self.manifest
-        ]
-        return {k: np.array([e[k] for e in encoded], np.int64) for k in self.labels.classes}
+        """Class index of every song for each label, shape (songs,); UNKNOWN where it has none."""
+        return {k: self.manifest.codes(k, names) for k, names in self.labels.classes.items()}
 
     def rows(self, split: str | None) -> NDArray[np.int64]:
         """Indices of the songs of a split, or of all songs for None."""
-        return np.array(
-            [i for i, row in enumerate(self.manifest) if split is None or row["split"] == split],
-            np.int64,
-        )
+        if split is None:
+            return np.arange(len(self))
+        return np.flatnonzero(self.manifest.codes("split", [split]) == 0)
 
     def index_of(self, song_id: str) -> int:
         """Index of a song by its id.
@@ -278,22 +335,29 @@ class ShardSet:
         Raises:
             UserError: There is no such song; the message names near ones.
         """
-        ids = [row["song_id"] for row in self.manifest]
+        ids = self.manifest.column("song_id")
         if song_id not in ids:
             near = difflib.get_close_matches(song_id, ids, 3, 0.3) or ids[:3]
             raise UserError(f"no song {song_id!r} in {self.folder}; there is {', '.join(near)} ...")
         return ids.index(song_id)
 
     def verify(self) -> None:
-        """Compares every part with its stored checksum.
+        """Compares every part and every table with its stored checksum.
 
         Raises:
-            UserError: A part has changed since it was written; the message names it.
+            UserError: Some have changed since they were written; the message names them.
         """
-        for part in self.parts:
-            path = self.folder / part["file"]
-            if not path.is_file() or sha256(path) != part["sha256"]:
-                what = "is damaged (checksum differs)" if path.is_file() else "is missing"
-                raise UserError(
-                    f"{path} {what}; delete {self.folder} and run `midigenre prepare` again"
-                )
+        sums = {part["file"]: part["sha256"] for part in self.parts} | self.tables
+        bad = []
+        for name, expected in sums.items():
+            path = self.folder / name
+            if not path.is_file():
+                bad.append(f"{path} is missing")
+            elif sha256(path) != expected:
+                bad.append(f"{path} is damaged (checksum differs)")
+        if bad:
+            more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+            raise UserError(
+                f"{'; '.join(bad[:NAMED])}{more}; run `midigenre prepare clean={self.folder.name}` "
+                "and `midigenre prepare` again"
+            )

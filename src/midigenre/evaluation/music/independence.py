@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,9 @@ from numpy.typing import NDArray
 
 from midigenre.corpora.base import Progress, SongRef
 from midigenre.data.duplicates import file_digests
+from midigenre.data.guard import Limits
 from midigenre.data.shards import ShardSet
+from midigenre.storage import place
 
 Longs = NDArray[np.int64]
 
@@ -105,11 +106,11 @@ def independence(
     )  # fmt: skip
 
 
-def _digests(shards: ShardSet, rows: Longs, progress: Progress) -> list[str]:
+def _digests(shards: ShardSet, rows: Longs, progress: Progress) -> list[bytes]:
     """Digest of each song's file; of one that is gone its id stands for it."""
     refs = [
-        SongRef(row["song_id"], Path(row["path"]), {})
+        SongRef(row["song_id"], place(row["path"]), {})
         for row in (shards.manifest[int(i)] for i in rows)
     ]
-    found = file_digests(refs, 2, progress)
-    return [found[ref.song_id] or ref.song_id for ref in refs]
+    found = file_digests(refs, Limits(), 2, progress)
+    return [found[ref.song_id] or ref.song_id.encode(errors="surrogateescape") for ref in refs]
