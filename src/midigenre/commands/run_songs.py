@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from midigenre.build import plain, prepared
 from midigenre.data.datamodule import PhraseDataModule
-from midigenre.data.shards import ShardSet
+from midigenre.data.shards import FORMAT, ShardSet
 from midigenre.errors import UserError
 from midigenre.files import read_json
 from midigenre.tokenizers.base import from_spec
@@ -33,13 +33,16 @@ def own_shards(trained: Run, home: str, n_workers: int | None, progress: Any) ->
             f"{trained.checkpoint} lies in no run's folder (no config.yaml), so its songs are not "
             "known; give run=runs/<name>/<when>"
         )
+    assert trained.folder is not None
+    then = Path(read_json(trained.folder / "spec.json")["shards"]).name
+    earlier = Path(home) / "shards" / then
+    if (earlier / "report.json").is_file() and (shards := ShardSet(earlier)).format < FORMAT:
+        return shards  # prepared by an earlier version: its name cannot come out again
     config = OmegaConf.merge(trained.config, {"home": home, "n_workers": n_workers})
     if "prepare" in config:  # the cluster of then is no longer there
         config.prepare.backend, config.prepare.scheduler = "loky", None
     assert isinstance(config, DictConfig)
     shards = prepared(config, progress, from_spec(trained.tokens), plain(config.data))
-    assert trained.folder is not None
-    then = Path(read_json(trained.folder / "spec.json")["shards"]).name
     if shards.folder.name != then:
         raise UserError(
             f"the corpus of {trained.folder} has changed since it was trained (its songs were "

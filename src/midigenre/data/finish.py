@@ -22,6 +22,8 @@ from midigenre.data.groups import (
     kept_apart,
     leaked,
 )
+from midigenre.data.near import ROW
+from midigenre.data.read import DIGEST_BYTES
 from midigenre.data.shards import FORMAT
 from midigenre.data.split import assign_splits
 from midigenre.errors import UserError
@@ -134,9 +136,16 @@ def _searched(
 ) -> Duplicates:
     """Fills the outcome from the parts, and finds the groups."""
     digests: list[bytes] = []
-    notes, sketches = [], []
+    # Room for all at once: lists of arrays and their concatenation would take twice as much.
+    n_songs = sum(len(part.songs) for part in parts)
+    notes = np.zeros((n_songs, DIGEST_BYTES), np.uint8)
+    sketches = np.empty((n_songs, ROW), np.uint32)
     for part in parts:
         of = made(part.folder, part.index)
+        if of.kept:
+            begin = len(outcome.kept)
+            notes[begin : begin + len(of.kept)] = of.digests
+            sketches[begin : begin + len(of.kept)] = of.sketches
         outcome.parts.append(of.part)
         for row in of.kept:
             outcome.kept.append(part.songs[row["at"]])
@@ -148,12 +157,8 @@ def _searched(
             if not outcome.first_refused:
                 path = part.songs[row["at"]].path
                 outcome.first_refused = f"{path}: {row['reason']} ({row['detail']})"
-        if of.kept:
-            notes.append(of.digests)
-            sketches.append(of.sketches)
-    if not outcome.kept:
-        return Duplicates(np.zeros(0, np.int64), np.zeros(0, np.int8))
-    return duplicates(digests, np.concatenate(notes), np.concatenate(sketches), grouping, progress)
+    n = len(outcome.kept)
+    return duplicates(digests, notes[:n], sketches[:n], grouping, progress)
 
 
 def _splits(

@@ -104,8 +104,10 @@ def mapped(listing: Listing, corpus: Corpus, settings: LabelSettings) -> Listing
         if gone:
             detail = " and ".join(f"labels.map.{k}.{song.labels[k]}=null" for k in gone)
             dropped.append(Unusable(song.song_id, song.path, "dropped_label", detail, song.labels))
-        else:
+        elif renamed:
             songs.append(replace(song, labels={**song.labels, **renamed}))
+        else:
+            songs.append(song)
     if dropped and not songs:
         raise UserError(f"labels.map leaves none of the {len(dropped)} songs")
     return replace(listing, songs=songs, unusable=[*listing.unusable, *dropped])

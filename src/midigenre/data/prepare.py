@@ -109,8 +109,6 @@ def prepare(
         (home / "shards").mkdir(parents=True, exist_ok=True)
     with _writing(root):
         make_folder(root)
-    if settings.workers.n == 1:
-        shared_guard().start()  # it imports while this process lists and hashes
     listing = corpus.songs(home / "corpora", settings.workers.n, progress)
     if not listing.songs:
         raise UserError(
@@ -217,6 +215,8 @@ def _prepare(
     progress: Progress,
 ) -> None:
     make_folder(folder)
+    if settings.workers.n == 1:
+        shared_guard().start()  # it imports while this process hashes
     for leftover in folder.glob(".*.part"):  # of a process that was killed; the lock is ours
         leftover.unlink(missing_ok=True)
     digests = file_digests(listing.songs, settings.limits, settings.workers.n, progress)

@@ -227,6 +227,7 @@ class ShardSet:
 
     Attributes:
         folder: The folder ``shards/<corpus>-<tokenizer>-<hash>``.
+        format: Version of what was written, one of :data:`READABLE`.
         tokens: Vocabulary and tokenizer settings.
         labels: Class names of each label.
         manifest: Rows of ``manifest.csv``, in the order of the song indices.
@@ -247,6 +248,7 @@ class ShardSet:
                 f"{' and '.join(map(str, READABLE))}; run `midigenre prepare` again (and "
                 "`midigenre prepare clean=old` to remove what cannot be read)"
             )
+        self.format: int = spec["format"]
         self.tokens = TokenSpec.from_dict(spec["tokens"])
         self.labels = LabelSpec.from_dict(spec["labels"])
         self.parts: list[dict[str, Any]] = spec["parts"]

@@ -8,12 +8,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from midigenre.errors import UserError
 
 _ROWS = 4096  # rows that are read, or shown, at a time
 
@@ -23,20 +25,29 @@ class ManifestTable(Sequence[dict[str, str]]):
 
     Args:
         path: The file.
+
+    Raises:
+        UserError: It is not there or damaged.
     """
 
     def __init__(self, path: Path) -> None:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            reader = csv.reader(file)
-            self.columns = next(reader)
-            batches = list(self._batches(reader))
+        try:
+            with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                reader = csv.reader(file, strict=True)
+                self.columns = next(reader)
+                batches = list(self._batches(reader))
+        except (OSError, StopIteration, ValueError, csv.Error) as error:
+            raise UserError(
+                f"{path} is damaged or missing ({error}); remove its folder and run `midigenre "
+                "prepare` again"
+            ) from error
         self._table = pa.table(
             [pa.chunked_array([b[i] for b in batches], pa.binary())
              for i in range(len(self.columns))],
             names=self.columns,
         ).combine_chunks()  # fmt: skip
 
-    def _batches(self, reader: Iterator[list[str]]) -> Iterator[list[pa.Array]]:
+    def _batches(self, reader: Any) -> Iterator[list[pa.Array]]:
         rows: list[list[str]] = []
 
         def packed() -> list[pa.Array]:
@@ -46,6 +57,8 @@ class ManifestTable(Sequence[dict[str, str]]):
             ]
 
         for row in reader:
+            if len(row) != len(self.columns):
+                raise ValueError(f"{len(row)} cells in line {reader.line_num}")
             rows.append(row)
             if len(rows) == _ROWS:
                 yield packed()

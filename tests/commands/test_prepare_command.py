@@ -1,0 +1,122 @@
+"""``midigenre prepare`` as a person types it: verify, list, clean, grouping, old shards."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from midigenre.files import read_json, write_json
+
+SMALL_TOY = ["corpus=toy", "corpus.n_songs=32"]
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    return tmp_path_factory.mktemp("shelf")
+
+
+def prepare(midigenre, shelf, *more):
+    status, out, err = midigenre("prepare", *SMALL_TOY, f"home={shelf}", *more)
+    assert status == 0, err
+    return Path(out.splitlines()[-1]), err
+
+
+def test_verify_names_what_is_damaged(midigenre, shelf):
+    folder, err = prepare(midigenre, shelf, "verify=true")
+    assert "all 1 shards are whole" in err
+    part = folder / "part-00000.arrow"
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    status, _, err = midigenre("prepare", *SMALL_TOY, f"home={shelf}", "verify=true")
+    assert status == 2
+    assert f"{part} is damaged" in err
+    assert f"midigenre prepare clean={folder.name}" in err
+    # What the message says is what mends it.
+    status, out, err = midigenre("prepare", f"clean={folder.name}", f"home={shelf}", "yes=true")
+    assert (status, json.loads(out)["name"]) == (0, folder.name), err
+    assert prepare(midigenre, shelf, "verify=true")[0] == folder
+
+
+def test_verify_a_folder_that_one_was_given(midigenre, shelf, tmp_path):
+    folder, _ = prepare(midigenre, shelf)
+    copy = shutil.copytree(folder, tmp_path / "given")
+    status, out, err = midigenre("prepare", f"shards={copy}", "verify=true")
+    assert (status, out.strip()) == (0, str(copy)), err
+    (copy / "manifest.csv").write_bytes((copy / "manifest.csv").read_bytes()[:-30])
+    status, _, err = midigenre("prepare", f"shards={copy}", "verify=true")
+    assert status == 2
+    assert "manifest.csv" in err
+    assert "damaged" in err
+
+
+def test_list_and_clean(midigenre, shelf):
+    folder, _ = prepare(midigenre, shelf)
+    other, _ = prepare(midigenre, shelf, "tokenizer=octuple")
+    status, out, err = midigenre("prepare", "list=true", f"home={shelf}")
+    assert status == 0
+    listed = {json.loads(line)["name"]: json.loads(line) for line in out.splitlines()}
+    assert {folder.name, other.name} <= set(listed)
+    assert (listed[other.name]["songs"], listed[other.name]["state"]) == (32, "finished")
+    assert other.name in err
+
+    status, _, err = midigenre("prepare", f"clean={other.name}x", f"home={shelf}")
+    assert status == 2
+    assert other.name in err
+    status, _, err = midigenre("prepare", "clean=toy-octuple-*", f"home={shelf}")
+    assert status == 2  # nobody to ask
+    assert "yes=true" in err
+    assert other.is_dir()
+    status, out, _ = midigenre("prepare", "clean=toy-octuple-*", f"home={shelf}", "yes=true")
+    assert status == 0
+    assert not other.exists()
+    assert folder.is_dir()
+
+
+def test_groupings_make_folders_of_their_own(midigenre, shelf):
+    folders = {
+        prepare(midigenre, shelf, f"prepare.grouping={kind}")[0]
+        for kind in ("none", "exact", "near")
+    }
+    assert len(folders) == 3
+    assert prepare(midigenre, shelf)[0] in folders
+    status, _, err = midigenre("prepare", *SMALL_TOY, "prepare.grouping=nearly", f"home={shelf}")
+    assert status == 2
+    assert "prepare.grouping=nearly: choose none, exact, near" in err
+
+
+@pytest.mark.parametrize(("version", "status"), [(2, 0), (1, 2), (99, 2)])
+def test_shards_of_other_versions(midigenre, shelf, tmp_path, version, status):
+    """Format 2 had no checksums of its tables and no kinds of duplicates."""
+    folder, _ = prepare(midigenre, shelf)
+    copy = shutil.copytree(folder, tmp_path / "toy-remi-00000000")
+    spec = read_json(copy / "spec.json")
+    del spec["tables"]
+    write_json(copy / "spec.json", spec | {"format": version})
+    found, _, err = midigenre("prepare", f"shards={copy}", "verify=true")
+    assert found == status
+    if status:
+        assert f"has shard format {version}, this version reads 2 and 3" in err
+        assert "midigenre prepare clean=old" in err
+
+
+def test_a_bucket_cannot_be_listed_here(midigenre, shelf):
+    status, _, err = midigenre("prepare", "list=true", "prepare.folder=memory://x")
+    assert status == 2
+    assert "prepare.folder=memory://x" in err
+
+
+def test_a_run_of_an_earlier_version_is_evaluated_on_its_own_shards(
+    midigenre, home, toy_run, tmp_path, monkeypatch
+):
+    shutil.copytree(home / toy_run, tmp_path / toy_run)
+    then = Path(read_json(home / toy_run / "spec.json")["shards"]).name
+    shutil.copytree(home / "shards" / then, tmp_path / "shards" / then)
+    spec = read_json(tmp_path / "shards" / then / "spec.json")
+    write_json(tmp_path / "shards" / then / "spec.json", spec | {"format": 2, "tables": {}})
+    monkeypatch.chdir(tmp_path)
+    status, out, err = midigenre("evaluate", f"run={toy_run}")
+    assert status == 0, err
+    assert out
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == [then]
