@@ -132,7 +132,7 @@ def consecutive(songs: Songs, rows: Longs, length: PhraseLength) -> Phrases:
         song.extend([row] * int(filled.sum()))
         first.extend(starts[filled].tolist())
         end.extend(ends[filled].tolist())
-    return Phrases(*(np.array(column, np.int64) for column in (song, first, end)))
+    return Phrases(*(np.frombuffer(column, np.int64) for column in (song, first, end)))
 
 
 def _chain(ends: Longs) -> Longs:
