@@ -91,9 +91,9 @@ def measure(command: Sequence[str], interval: float, disk: Path | None) -> dict[
         disk: Folder whose growth is its output.
 
     Returns:
-        ``wall_s``; ``cpu_s``; ``peak_main``, ``peak_main_anonymous`` and ``peak_tree`` in bytes (see :class:`Sampler`) and
-        the same as resident sets; ``largest_process_rss``, the kernel's own peak of whichever
-        process was largest, which no sampling can miss; ``disk_bytes``.
+        ``wall_s``; ``cpu_s``; ``peak_main``, ``peak_main_anonymous`` and ``peak_tree`` in bytes
+        (see :class:`Sampler`) and the same as resident sets; ``largest_process_rss``, the kernel's
+        own peak of whichever process was largest, which no sampling can miss; ``disk_bytes``.
     """
     before = size_of(disk)
     begin = time.perf_counter()

@@ -23,6 +23,8 @@ PERCENTILES = (1, 25, 50, 75, 90, 99, 100)
 NONE = "(none)"
 """Stands in tables for songs without a label."""
 
+_BLOCK = 4096  # songs whose phrases are in memory at once
+
 NAMED = 5  # classes that a warning names
 
 
@@ -38,17 +40,24 @@ def phrase_report(shards: ShardSet, length: PhraseLength, max_tokens: int) -> di
         label: {name: {} for name in names} for label, names in shards.labels.classes.items()
     }
     totals: dict[str, dict[str, int]] = {}
-    lengths = []
+    lengths = [np.zeros(0, np.int32)]
     for split in SPLITS:
         rows = shards.rows(split)
-        phrases = consecutive(shards, rows, length)
-        lengths.append(reader.lengths(phrases))
-        totals[split] = {"songs": len(rows), "phrases": len(phrases)}
+        n_phrases = 0
+        of_class = {k: np.zeros(len(names), np.int64) for k, names in shards.labels.classes.items()}
+        for begin in range(0, len(rows), _BLOCK):
+            phrases = consecutive(shards, rows[begin : begin + _BLOCK], length)
+            lengths.append(reader.lengths(phrases).astype(np.int32))
+            n_phrases += len(phrases)
+            for label, counts in of_class.items():
+                known = labels[label][phrases.song]
+                counts += np.bincount(known[known != UNKNOWN], minlength=len(counts))
+        totals[split] = {"songs": len(rows), "phrases": n_phrases}
         for label, names in shards.labels.classes.items():
             for i, name in enumerate(names):
                 classes[label][name][split] = {
                     "songs": int((labels[label][rows] == i).sum()),
-                    "phrases": int((labels[label][phrases.song] == i).sum()),
+                    "phrases": int(of_class[label][i]),
                 }
     steps = np.concatenate(lengths)
     cut = int((steps > max_tokens).sum())
