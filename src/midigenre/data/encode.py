@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midigenre.corpora.base import Progress, SongRef, no_progress
-from midigenre.data.guard import Guard, Limits, shared_guard
+from midigenre.data.guard import Limits, shared_guard
 from midigenre.data.read import DIGEST_BYTES, refusal
 from midigenre.data.shards import schema, write_part
 from midigenre.errors import RefusedSongError
-from midigenre.files import read_json, sha256, write_bytes, write_json
+from midigenre.files import read_bytes, read_json, sha256, write_bytes, write_json
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.storage import Location, read
 
@@ -81,13 +81,12 @@ class Made:
     sketches: NDArray[np.uint32]
 
 
-def make_part(part: Part, progress: Progress = no_progress, guard: Guard | None = None) -> int:
+def make_part(part: Part, progress: Progress = no_progress) -> int:
     """Writes a part, and beside it what :func:`made` reads, unless an earlier run has done so.
 
     Args:
         part: The part.
         progress: Called after every song.
-        guard: Reads the songs; the process's own if None.
 
     Returns:
         Number of its songs.
@@ -96,7 +95,7 @@ def make_part(part: Part, progress: Progress = no_progress, guard: Guard | None 
         OSError: The disk is full or cannot be written; nothing half-written is left.
     """
     if not finished(part):
-        _make(part, progress, guard or shared_guard())
+        _make(part, progress)
     return len(part.songs)
 
 
@@ -116,7 +115,7 @@ def made(folder: Location, index: int) -> Made:
     """What :func:`make_part` noted of a part."""
     name = f"part-{index:05d}"
     done = read_json(folder / f"{name}.done.json")
-    with np.load(io.BytesIO((folder / f"{name}.npz").read_bytes())) as arrays:
+    with np.load(io.BytesIO(read_bytes(folder / f"{name}.npz"))) as arrays:
         return Made(
             done["part"], done["kept"], done["refused"], arrays["digests"], arrays["sketches"]
         )
@@ -128,13 +127,13 @@ def forget(folder: Location, index: int) -> None:
         (folder / f"part-{index:05d}.{ending}").unlink(missing_ok=True)
 
 
-def _make(part: Part, progress: Progress, guard: Guard) -> None:
+def _make(part: Part, progress: Progress) -> None:
     rows: list[dict[str, Any]] = []
     kept: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
     digests: list[bytes] = []
     sketches: list[NDArray[np.uint32]] = []
-    for i, (ref, answer) in enumerate(zip(part.songs, _answers(part, guard), strict=True)):
+    for i, (ref, answer) in enumerate(zip(part.songs, _answers(part), strict=True)):
         if "reason" in answer:
             refused.append({"at": i} | answer)
         else:
@@ -167,7 +166,7 @@ def _make(part: Part, progress: Progress, guard: Guard) -> None:
     )
 
 
-def _answers(part: Part, guard: Guard) -> Iterator[dict[str, Any]]:
+def _answers(part: Part) -> Iterator[dict[str, Any]]:
     for ref, digest in zip(part.songs, part.digests, strict=True):
         try:
             data = song_bytes(ref, part.limits)
@@ -177,7 +176,7 @@ def _answers(part: Part, guard: Guard) -> Iterator[dict[str, Any]]:
         if digest and hashlib.sha256(data).digest() != digest:
             yield refusal("changed", "it was written to while the corpus was being prepared")
         else:
-            yield guard.encode(data, part.tokens, part.limits)
+            yield shared_guard().encode(data, part.tokens, part.limits)
 
 
 def song_bytes(ref: SongRef, limits: Limits) -> bytes:
