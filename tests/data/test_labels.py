@@ -45,6 +45,19 @@ def test_all_names_change_at_once() -> None:
     assert after(corpus_of("a", "b", "c"), a="b", b="c") == ["b", "c", "c"]
 
 
+def test_songs_stay_without_a_label() -> None:
+    corpus = corpus_of("a", "unlabelled", "b", "unlabelled")
+    assert after(corpus, unlabelled="") == ["a", None, "b", None]
+    found = LabelSettings({"genre": {"unlabelled": ""}})
+    listing = mapped(corpus.songs(Path()), corpus, found)
+    assert not listing.unusable
+    assert [s.labels["emotion"] for s in listing.songs] == ["sad"] * 4
+    assert label_spec(corpus, listing.songs, found).classes["genre"] == ("a", "b")
+    known = corpus_of("a", "unlabelled", classes={"genre": ("b", "unlabelled", "a")})
+    songs = mapped(known.songs(Path()), known, found).songs
+    assert label_spec(known, songs, found).classes["genre"] == ("b", "a")
+
+
 def test_dropped_songs_keep_their_label_and_say_why() -> None:
     corpus = corpus_of("a", "other", "b", "other")
     found = LabelSettings({"genre": {"other": None, "a": "x"}})
@@ -70,7 +83,7 @@ def test_what_was_unusable_and_remarked_stays() -> None:
     [
         ({"genre": {"jaz": "x"}}, ["labels.map.genre.jaz", "did you mean jazz?", "rock"]),
         ({"gnre": {"jazz": "x"}}, ["labels.map.gnre", "did you mean genre?", "emotion"]),
-        ({"genre": {"jazz": ""}}, ["labels.map.genre.jazz", "null"]),
+        ({"genre": {"jazz": " "}}, ["labels.map.genre.jazz", "null"]),
         ({"genre": {"jazz": 7}}, ["labels.map.genre.jazz=7"]),
         ({"genre": "rock"}, ["labels.map.genre=rock", "CLASS=NAME"]),
         ("rock", ["labels.map=rock"]),

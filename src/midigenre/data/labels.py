@@ -18,7 +18,8 @@ class LabelSettings:
 
     Attributes:
         map: For each label the classes that get another name, all at once (``{"a": "b", "b": "a"}``
-            swaps two). Equal names merge; None leaves the songs of the class out.
+            swaps two). Equal names merge; None leaves the songs of the class out; an empty text
+            keeps them without this label, for pretraining.
         min_songs: Classes with fewer usable songs are left out with their songs: one bound for all
             labels, or one for each of some labels. Byte-identical copies count as one.
 
@@ -59,10 +60,10 @@ class LabelSettings:
             if not isinstance(names, Mapping):
                 raise UserError(f"labels.map.{label}={names}: write labels.map.{label}.CLASS=NAME")
             for name, to in names.items():
-                if to is not None and (not isinstance(to, str) or not to.strip()):
+                if to is not None and (not isinstance(to, str) or (to and not to.strip())):
                     raise UserError(
-                        f"labels.map.{label}.{name}={to}: give the class another name, or null to "
-                        "leave its songs out"
+                        f"labels.map.{label}.{name}={to}: give the class another name, null to "
+                        "leave its songs out, or nothing to keep them without this label"
                     )
 
     def bound(self, label: str) -> int | None:
@@ -105,7 +106,8 @@ def mapped(listing: Listing, corpus: Corpus, settings: LabelSettings) -> Listing
             detail = " and ".join(f"labels.map.{k}.{song.labels[k]}=null" for k in gone)
             dropped.append(Unusable(song.song_id, song.path, "dropped_label", detail, song.labels))
         elif renamed:
-            songs.append(replace(song, labels={**song.labels, **renamed}))
+            unknown = {label: new or None for label, new in renamed.items()}
+            songs.append(replace(song, labels={**song.labels, **unknown}))
         else:
             songs.append(song)
     if dropped and not songs:
