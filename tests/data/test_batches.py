@@ -22,8 +22,9 @@ from midigenre.data.batches import (
     group_by_budget,
 )
 from midigenre.data.datamodule import PhraseDataModule
-from midigenre.data.phrases import PhraseReader, Phrases, RandomStarts, consecutive
+from midigenre.data.phrases import PhraseReader, Phrases, consecutive
 from midigenre.data.shards import ShardSet
+from midigenre.data.starts import RandomStarts
 from midigenre.spec import UNKNOWN, Batch
 
 Key = tuple[int, int]

@@ -15,13 +15,13 @@ from toysongs import midi, tokenizer
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.phrases import (
     PhraseReader,
-    RandomStarts,
     Seconds,
     consecutive,
     length_settings,
     phrase_length,
 )
 from midigenre.data.shards import MemorySongs, ShardSet
+from midigenre.data.starts import RandomStarts
 from midigenre.errors import UserError
 from midigenre.music import clean, read_score
 from midigenre.tokenizers import Encoded

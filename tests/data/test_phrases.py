@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toysongs import CLASSES, in_memory, midi, tokenizer
 
-from midigenre.data.phrases import PhraseReader, Phrases, RandomStarts, consecutive
+from midigenre.data.phrases import PhraseReader, Phrases, at_most, consecutive
 from midigenre.data.shards import MemorySongs, ShardSet
+from midigenre.data.starts import RandomStarts
 from midigenre.errors import UserError
 from midigenre.spec import Field
 
@@ -320,3 +321,15 @@ def test_marks_need_their_tokens_and_room(toy_songs: dict[str, MemorySongs]) -> 
     bare = replace(spec, fields=(Field("token", tokens),))
     with pytest.raises(UserError, match="special_tokens"):
         PhraseReader(toy_songs["remi"], bare, marks=True)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(1, 12))
+def test_at_most_so_many_of_each_song_evenly(counts: list[int], per_song: int) -> None:
+    song = np.repeat(np.arange(len(counts)) * 3, counts)
+    place = np.concatenate([np.arange(n) for n in counts])
+    kept = at_most(Phrases(song, place, place + 1), per_song)
+    for i, n in enumerate(counts):
+        places = kept.first[kept.song == i * 3]
+        assert len(places) == min(n, per_song)
+        gaps = np.diff(np.r_[-1, places])
+        assert gaps.max() <= -(-n // len(places))  # none is further from the next than needed

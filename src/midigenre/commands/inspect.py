@@ -77,8 +77,8 @@ def _show(songs: Songs, index: int, title: str, tokenizer: Tokenizer, cfg: DictC
         )  # fmt: skip
     if not 0 <= cfg.phrase < len(phrases):
         raise UserError(f"phrase={cfg.phrase}: this song has phrases 0 to {len(phrases) - 1}")
-    chosen = [int(c[cfg.phrase]) for c in (phrases.song, phrases.first, phrases.end)]
-    ids, end = reader(*chosen)
+    row, first, end = (int(c[cfg.phrase]) for c in (phrases.song, phrases.first, phrases.end))
+    ids, end = reader(row, first, end)
     for word in spec.words(ids):
         print(word)
     if cfg.out is not None:
@@ -86,7 +86,7 @@ def _show(songs: Songs, index: int, title: str, tokenizer: Tokenizer, cfg: DictC
         out.mkdir(parents=True, exist_ok=True)
         name = f"{safe_name(title.split(' (')[0])}-phrase{cfg.phrase}"
         write_bytes(out / f"{name}.mid", tokenizer.decode(ids).dumps_midi())
-        music = song.bars(chosen[1], end)
+        music = song.bars(first, end)
         figure = piano_roll_figure(music.notes, music.bar_ticks, music.tpq, title)
         save(figure, out / f"{name}.png")
         console.print(f"wrote {out / name}.mid and {out / name}.png", markup=False, highlight=False)

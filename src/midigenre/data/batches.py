@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
+from midigenre.data.augment_phrases import PhraseAugmenter
 from midigenre.data.phrases import Longs, PhraseReader, Phrases
 from midigenre.spec import UNKNOWN, Batch
 
@@ -182,20 +183,35 @@ class BatchSampler(Sampler[PlannedBatch]):
 
 
 class PhraseDataset(Dataset[Batch]):
-    """Reads planned batches; a worker process opens the shards for itself."""
+    """Reads planned batches; a worker process opens the shards for itself.
 
-    def __init__(self, reader: PhraseReader, labels: Mapping[str, Longs]) -> None:
+    Args:
+        reader: Reads phrases.
+        labels: Class index of each *song* for each label.
+        augment: Changes the phrases that have keys; None changes nothing.
+    """
+
+    def __init__(
+        self,
+        reader: PhraseReader,
+        labels: Mapping[str, Longs],
+        augment: PhraseAugmenter | None = None,
+    ) -> None:
         self._reader = reader
         self._labels = labels
+        self._augment = augment
 
     def __getitem__(self, planned: PlannedBatch) -> Batch:
         phrases = planned.phrases
-        ids = [
-            self._reader(song, first, end)[0]
-            for song, first, end in zip(
-                phrases.song.tolist(), phrases.first.tolist(), phrases.end.tolist(), strict=True
-            )
-        ]
+        if self._augment is not None and phrases.key is not None:
+            ids = self._augment.read(self._reader, phrases)
+        else:
+            ids = [
+                self._reader(song, first, end)[0]
+                for song, first, end in zip(
+                    phrases.song.tolist(), phrases.first.tolist(), phrases.end.tolist(), strict=True
+                )
+            ]
         labels = {label: indices[phrases.song] for label, indices in self._labels.items()}
         return collate(ids, labels, phrases, planned.step_counts, planned.step_batches)
 

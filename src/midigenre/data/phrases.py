@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from midigenre.data.shards import Songs
 from midigenre.errors import UserError
+from midigenre.song import Song
 from midigenre.spec import TokenSpec
 from midigenre.tokenizers.base import Tokenizer, from_spec
 from midigenre.tokenizers.phrases import PhraseCutter
@@ -27,18 +28,28 @@ Longs = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Phrases:
-    """Phrases as columns of shape (n,): song index, first bar, bar after the last."""
+    """Phrases as columns of shape (n,).
+
+    Attributes:
+        song: Song index.
+        first: First bar.
+        end: Bar after the last.
+        key: What an augmented phrase's changes are drawn from, 0 for one that stays as it is; None
+            where none is changed, as in evaluation.
+    """
 
     song: Longs
     first: Longs
     end: Longs
+    key: NDArray[np.uint64] | None = None
 
     def __len__(self) -> int:
         return len(self.song)
 
     def select(self, chosen: NDArray[Any] | slice) -> Phrases:
         """The chosen ones."""
-        return Phrases(self.song[chosen], self.first[chosen], self.end[chosen])
+        key = None if self.key is None else self.key[chosen]
+        return Phrases(self.song[chosen], self.first[chosen], self.end[chosen], key)
 
 
 @dataclass(frozen=True)
@@ -126,16 +137,27 @@ def consecutive(songs: Songs, rows: Longs, length: PhraseLength) -> Phrases:
     song, first, end = array("q"), array("q"), array("q")
     for row in rows.tolist():
         total = np.r_[0, np.cumsum(songs.bar_onsets(row))]
-        starts = _chain(phrase_ends(songs, row, length))
+        starts = chain(phrase_ends(songs, row, length))
         ends = np.r_[starts[1:], len(total) - 1][: len(starts)]
         filled = total[ends] > total[starts]
         song.extend([row] * int(filled.sum()))
         first.extend(starts[filled].tolist())
         end.extend(ends[filled].tolist())
-    return Phrases(*(np.frombuffer(column, np.int64) for column in (song, first, end)))
+    columns = [np.frombuffer(column, np.int64) for column in (song, first, end)]
+    return Phrases(columns[0], columns[1], columns[2])
 
 
-def _chain(ends: Longs) -> Longs:
+def at_most(phrases: Phrases, per_song: int) -> Phrases:
+    """At most so many phrases of each song, evenly spaced over it; songs stand in one piece."""
+    _, begin, counts = np.unique(phrases.song, return_index=True, return_counts=True)
+    order = np.argsort(begin)
+    n = np.repeat(counts[order], counts[order])
+    place = np.arange(len(phrases)) - np.repeat(begin[order], counts[order])
+    wanted = np.minimum(n, per_song)
+    return phrases.select((place + 1) * wanted // n > place * wanted // n)
+
+
+def chain(ends: Longs) -> Longs:
     """First bars of the phrases that lie end to end."""
     starts = []
     bar, following = 0, ends.tolist()
@@ -143,62 +165,6 @@ def _chain(ends: Longs) -> Longs:
         starts.append(bar)
         bar = following[bar]
     return np.array(starts, np.int64)
-
-
-class RandomStarts:
-    """Training phrases: each song gives as many as it has consecutive ones, at random bars.
-
-    Any bar may be the first, the last ones too: those phrases are shorter, as the last one of a
-    song often is in evaluation.
-
-    The phrases of an epoch are a function of the seed, the epoch and their index.
-
-    Args:
-        songs: Where the songs are.
-        rows: Indices of the training songs.
-        length: Length of a phrase.
-        phrases_per_song: Phrases of each song in an epoch; None for as many as it has.
-    """
-
-    def __init__(
-        self, songs: Songs, rows: Longs, length: PhraseLength, phrases_per_song: int | None = None
-    ) -> None:
-        starts: list[Longs] = []
-        ends: list[Longs] = []
-        counts: list[int] = []
-        for row in rows.tolist():
-            total = np.r_[0, np.cumsum(songs.bar_onsets(row))]
-            of_bar = phrase_ends(songs, row, length)
-            counts.append(phrases_per_song or len(_chain(of_bar)))
-            cut = np.minimum(of_bar, len(of_bar))
-            filled = total[cut] > total[:-1]
-            # Phrases that the end of the song cuts short are drawn too: evaluation meets them.
-            valid = np.flatnonzero(filled)
-            if of_bar[0] >= len(of_bar):  # one phrase holds the whole song
-                valid = valid[:1]
-            starts.append(valid)
-            ends.append(cut[valid])
-        self._starts = np.concatenate(starts) if starts else np.zeros(0, np.int64)
-        self._n_starts = np.array([len(s) for s in starts], np.int64)
-        self._first_start = np.r_[0, np.cumsum(self._n_starts)][:-1]
-        self._ends = np.concatenate(ends) if ends else np.zeros(0, np.int64)
-        self._slot = np.repeat(np.arange(len(rows)), counts)
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._slot)
-
-    @property
-    def song(self) -> Longs:
-        """Song of each phrase; the same in every epoch."""
-        return self._rows[self._slot]
-
-    def epoch(self, seed: int, epoch: int) -> Phrases:
-        """The phrases of an epoch."""
-        draw = np.random.default_rng([seed, epoch]).random(len(self._slot))
-        pick = (draw * self._n_starts[self._slot]).astype(np.int64)
-        chosen = self._first_start[self._slot] + pick
-        return Phrases(self.song, self._starts[chosen], self._ends[chosen])
 
 
 class PhraseReader:
@@ -236,14 +202,24 @@ class PhraseReader:
         self._cutter = None if spec.bars == "none" else PhraseCutter(spec)
         self._tokenizer: Tokenizer | None = None
 
-    def __call__(self, song: int, first: int, end: int) -> tuple[NDArray[np.int64], int]:
-        """Token ids, int64 (T, F), and the bar at which they end."""
+    def __call__(
+        self, song: int, first: int, end: int, change: Callable[[Song], Song] | None = None
+    ) -> tuple[NDArray[np.int64], int]:
+        """Token ids, int64 (T, F), and the bar at which they end.
+
+        Args:
+            song: Index of the song.
+            first: First bar.
+            end: Bar after the last.
+            change: Changes the phrase's notes before they are encoded, which is slower than a
+                slice; it leaves one note at least, and never makes more bars.
+        """
         if self._marks is None:
-            return self._bars(song, first, end, self.max_tokens)
+            return self._bars(song, first, end, self.max_tokens, change)
         n_bars = len(self.songs.bar_onsets(song))
         begins, ends = first == 0, end == n_bars
         room = None if self.max_tokens is None else self.max_tokens - begins - ends
-        ids, stop = self._bars(song, first, end, room)
+        ids, stop = self._bars(song, first, end, room, change)
         bos, eos = self._marks
         # A bar that alone is too long is cut inside: nothing ends there.
         whole = room is None or len(ids) < room
@@ -251,9 +227,14 @@ class PhraseReader:
         return np.concatenate(parts), stop
 
     def _bars(
-        self, song: int, first: int, end: int, max_tokens: int | None
+        self,
+        song: int,
+        first: int,
+        end: int,
+        max_tokens: int | None,
+        change: Callable[[Song], Song] | None = None,
     ) -> tuple[NDArray[np.int64], int]:
-        if self._cutter is not None:
+        if self._cutter is not None and change is None:
             encoded = self.songs.encoded(song)
             stream = (encoded.ids_TF, encoded.bar_steps, encoded.bar_tempo)
             ids, stop = self._cutter.cut(*stream, first, end, max_tokens)
@@ -273,6 +254,7 @@ class PhraseReader:
             if len(phrase.notes) == 0:
                 stop += 1
                 break
+            phrase = phrase if change is None else change(phrase)
             ids = self._tokenizer.encode(phrase).ids_TF.astype(np.int64)
             if max_tokens is None or len(ids) <= max_tokens:
                 return ids, stop

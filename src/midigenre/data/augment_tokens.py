@@ -1,0 +1,372 @@
+"""Augments phrases as tokens: all phrases of a batch at once, by look-ups, for every tokenizer.
+
+A program is left out first, then onsets move, then pitches, velocities, durations and tempi go up
+or down the vocabulary; each works on what the one before it left. :mod:`.augment_notes` does the
+same to notes.
+
+N steps of all phrases   F fields   B phrases   n notes   m onsets
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midigenre.data.augment import AugmentSettings
+from midigenre.data.augment_draws import KEEP, SOLO, Draws, jitter_wishes, velocity_noise
+from midigenre.song import DRUMS
+from midigenre.spec import Field, TokenSpec
+from midigenre.tokenizers.base import from_spec
+from midigenre.tokenizers.notes import ATTRIBUTES, FoundNotes, NoteFinder
+
+Longs = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+_PLAIN = frozenset(
+    {"PAD", "BOS", "EOS", "MASK", "Ignore", "Family", "Bar", "BarPosEnc", "Position",
+     "PositionPosEnc", "TimeSig", "Tempo", "Program", "Pitch", "PitchDrum", "Velocity", "Duration"}
+)  # fmt: skip
+"""Types of token that are understood here; phrases with others are encoded from changed notes."""
+
+_PITCH, _VELOCITY, _DURATION, _PROGRAM = range(len(ATTRIBUTES))
+_N_PROGRAMS = 129  # drums and 0 to 127
+
+
+def why_not(spec: TokenSpec) -> str:
+    """Why phrases of a vocabulary are augmented as notes, in words; empty where as tokens."""
+    types = {type_ for field in spec.fields for type_ in field.types}
+    if spec.bars == "none":
+        return "its phrases are encoded from their notes"
+    if other := sorted(types - _PLAIN):
+        return f"it has {', '.join(other)} tokens"
+    tempo = [field for field in spec.fields if field.is_type("Tempo").any()]
+    if spec.bars == "token" and tempo and len(spec.fields) > 1 and "Ignore" not in tempo[0].types:
+        return "each of its steps says a tempo, that of a bar the one of its first note"
+    try:
+        NoteFinder(spec)
+        for type_ in ("Pitch", "Velocity", "Duration", "Position", "Tempo"):
+            _Scale.of(spec, type_)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """The ids of one type in the order of their values.
+
+    Attributes:
+        column: Field of the type, -1 where there is none.
+        rank_V: Rank of each id of the field, -1 for ids of other types.
+        ids: The id at each rank.
+        low: Value at rank 0, where values are whole numbers without gaps.
+    """
+
+    column: int
+    rank_V: Longs
+    ids: Longs
+    low: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def of(cls, spec: TokenSpec, type_: str) -> _Scale:
+        """The scale of a type.
+
+        Raises:
+            ValueError: Pitches, positions or durations have gaps.
+        """
+        column = next((i for i, f in enumerate(spec.fields) if f.is_type(type_).any()), -1)
+        if column < 0:
+            return cls(-1, np.zeros(0, np.int64), np.zeros(0, np.int64))
+        field = spec.fields[column]
+        ids = np.array([i for i in _ids(field, type_) if field.values[i] != "None"], np.int64)
+        value = _steps if type_ == "Duration" else float
+        values = np.array([value(field.values[i]) for i in ids])
+        order = np.argsort(values, kind="stable")
+        gaps = np.diff(values[order])
+        # Durations are fractions, which do not differ by exactly the same.
+        even = len(gaps) == 0 or np.ptp(gaps) < 1e-6
+        if type_ in ("Pitch", "Duration", "Position") and not even:
+            raise ValueError(f"{spec.name}: the {type_} tokens leave gaps")
+        rank_V = np.full(len(field), -1, np.int64)
+        rank_V[ids[order]] = np.arange(len(ids))
+        return cls(column, rank_V, ids[order], int(values.min()))
+
+
+def _ids(field: Field, type_: str) -> Longs:
+    return np.flatnonzero(field.is_type(type_))
+
+
+def _steps(duration: str) -> float:
+    """Beats of MidiTok's ``beats.positions.resolution``."""
+    beats, positions, resolution = (int(part) for part in duration.split("."))
+    return beats + positions / resolution
+
+
+@dataclass(frozen=True)
+class _Onsets:
+    """What stands at one position of a bar together, columns of shape (m,).
+
+    Attributes:
+        step: First step.
+        phrase: The phrase.
+        bar: Its bar in the phrase.
+        position: Its position in the bar.
+        tempo_here: Whether a tempo begins there.
+    """
+
+    step: Longs
+    phrase: Longs
+    bar: Longs
+    position: Longs
+    tempo_here: Bools
+
+
+class TokenAugmenter:
+    """Changes phrases of tokens; call it with a batch of them and their keys.
+
+    Args:
+        spec: The vocabulary; :func:`why_not` has no objection to it.
+        settings: What is done, and how much.
+
+    Raises:
+        ValueError: :func:`why_not` has one.
+    """
+
+    def __init__(self, spec: TokenSpec, settings: AugmentSettings) -> None:
+        if reason := why_not(spec):
+            raise ValueError(f"{spec.name}: no augmentation of tokens, {reason}")
+        self._settings = settings
+        self._find = NoteFinder(spec)
+        self._field = spec.bars == "field"
+        self._pitch, self._velocity = _Scale.of(spec, "Pitch"), _Scale.of(spec, "Velocity")
+        self._duration, self._tempo = _Scale.of(spec, "Duration"), _Scale.of(spec, "Tempo")
+        self._position = _Scale.of(spec, "Position")
+        self._placed = [self._position]
+        if len(encoding := _Scale.of(spec, "PositionPosEnc")):
+            self._placed.append(encoding)
+        bars = [(c, f) for c, f in enumerate(spec.fields) if f.is_type("Bar").any()]
+        self._bar_column, self._is_bar = bars[0][0], bars[0][1].is_type("Bar")
+        self._meter_column, self._positions_V = _positions_of_meters(spec)
+
+    def __call__(
+        self, ids_NF: Longs, lengths_B: Longs, keys_B: NDArray[np.uint64]
+    ) -> tuple[Longs, Longs]:
+        """The phrases as they are trained on.
+
+        Args:
+            ids_NF: Tokens of phrases that lie end to end, int64; they are not written to.
+            lengths_B: Steps of each.
+            keys_B: Key of each; 0 leaves it as it is.
+
+        Returns:
+            Their tokens and lengths.
+        """
+        draws = Draws.of(keys_B, self._settings)
+        starts_B = np.cumsum(lengths_B) - lengths_B
+        ids_NF = ids_NF.copy()
+        found = self._find(ids_NF, starts_B)
+        if (draws.programs != KEEP).any():
+            ids_NF, lengths_B, found = self._leave_out(ids_NF, lengths_B, found, draws)
+            starts_B = np.cumsum(lengths_B) - lengths_B
+        key_n = keys_B[found.phrase]
+        velocity = draws.velocity[found.phrase]
+        if self._settings.velocity_noise:
+            where = found.bar, found.position, found.program, found.pitch
+            velocity = velocity + velocity_noise(key_n, *where, self._settings.velocity_noise)
+        if self._settings.jitter:
+            self._jitter(ids_NF, starts_B, found, keys_B)
+        self._transpose(ids_NF, found, draws)
+        self._shift_velocity(ids_NF, found, velocity)
+        self._scale_duration(ids_NF, found, draws)
+        self._shift_tempo(ids_NF, lengths_B, draws)
+        return ids_NF, lengths_B
+
+    def _leave_out(
+        self, ids_NF: Longs, lengths_B: Longs, found: FoundNotes, draws: Draws
+    ) -> tuple[Longs, Longs, FoundNotes]:
+        """The phrases without the programs that are dropped, or with the one that is kept alone."""
+        program = found.program - DRUMS
+        there_BP = np.zeros((len(lengths_B), _N_PROGRAMS), bool)
+        there_BP[found.phrase, program] = True
+        n_programs = there_BP.sum(1)
+        nth = (draws.which * n_programs).astype(np.int64)
+        chosen_B = (there_BP.cumsum(1) > nth[:, None]).argmax(1)
+        kind = np.where(n_programs > 1, draws.programs, KEEP)[found.phrase]
+        is_chosen = program == chosen_B[found.phrase]
+        out_n = (kind != KEEP) & (is_chosen != (kind == SOLO))
+        out_N = np.zeros(len(ids_NF), bool)
+        gone = found.steps_nA[out_n]
+        out_N[gone[gone >= 0]] = True
+        starts_B = np.cumsum(lengths_B) - lengths_B
+        if not self._field:
+            onsets = self._onsets(ids_NF, starts_B, found)
+            of_note = np.searchsorted(onsets.step, found.steps_nA[:, _PITCH], side="right") - 1
+            before = np.bincount(of_note, minlength=len(onsets.step))
+            after = np.bincount(of_note[~out_n], minlength=len(onsets.step))
+            out_N[onsets.step[(before > 0) & (after == 0) & ~onsets.tempo_here]] = True
+        phrase_N = np.repeat(np.arange(len(lengths_B)), lengths_B)
+        kept_N = ~out_N
+        place_N = np.cumsum(kept_N) - 1
+        steps_nA = found.steps_nA[~out_n]
+        steps_nA = np.where(steps_nA >= 0, place_N[steps_nA], -1)
+        left = FoundNotes(
+            **{
+                k: getattr(found, k)[~out_n]
+                for k in ("bar", "position", "pitch", "program", "phrase")
+            },
+            steps_nA=steps_nA,
+            columns_A=found.columns_A,
+        )
+        lengths = np.bincount(phrase_N[kept_N], minlength=len(lengths_B))
+        return ids_NF[kept_N], lengths, left
+
+    def _onsets(self, ids_NF: Longs, starts_B: Longs, found: FoundNotes) -> _Onsets:
+        """All positions at which something stands, in order."""
+        if self._field:
+            first = np.ones(len(found), bool)
+            first[1:] = (
+                (np.diff(found.phrase) != 0)
+                | (np.diff(found.bar) != 0)
+                | (np.diff(found.position) != 0)
+            )
+            step = found.steps_nA[first, _PITCH]
+            phrase, bar, position = found.phrase[first], found.bar[first], found.position[first]
+        else:
+            rank_N = self._position.rank_V.take(ids_NF[:, self._position.column])
+            step = np.flatnonzero(rank_N >= 0)
+            position = rank_N[step]
+            bar_at = np.flatnonzero(self._is_bar.take(ids_NF[:, self._bar_column]))
+            phrase = np.searchsorted(starts_B, step, side="right") - 1
+            bar = np.searchsorted(bar_at, step) - 1 - np.searchsorted(bar_at, starts_B)[phrase]
+        return _Onsets(
+            step, phrase, bar, position, self._tempo_begins(ids_NF, step, phrase, bar, position)
+        )
+
+    def _tempo_begins(
+        self, ids_NF: Longs, step: Longs, phrase: Longs, bar: Longs, position: Longs
+    ) -> Bools:
+        """Whether a tempo begins at each onset, be it that of the phrase's start; shape (m,)."""
+        column = self._tempo.column
+        if column < 0 or len(step) == 0:
+            return np.zeros(len(step), bool)
+        if column == self._position.column:  # said behind the position
+            behind = np.append(ids_NF[:, column], 0)[step + 1]
+            said: Bools = self._tempo.rank_V.take(behind) >= 0
+            return said
+        tempo = ids_NF[step, column].astype(np.int64)
+        first = np.diff(phrase, prepend=-1) != 0
+        changed = (np.diff(tempo, prepend=-1) != 0) & ~first
+        here: Bools = changed | (first & (bar == 0) & (position == 0))
+        return here
+
+    def _jitter(
+        self, ids_NF: Longs, starts_B: Longs, found: FoundNotes, keys_B: NDArray[np.uint64]
+    ) -> None:
+        """Moves onsets by a position where there is room."""
+        at = self._onsets(ids_NF, starts_B, found)
+        if len(at.step) == 0:
+            return
+        wishes = jitter_wishes(keys_B[at.phrase], at.bar, at.position, self._settings.jitter)
+        wishes[at.tempo_here] = 0
+        # A neighbour that would come nearer counts as there already, so that two never meet.
+        together = (np.diff(at.phrase) == 0) & (np.diff(at.bar) == 0)
+        end = self._positions(ids_NF, at.step)
+        before, after = np.full(len(end), -1), end.copy()
+        before[1:][together] = (at.position + (wishes == 1))[:-1][together]
+        after[:-1][together] = (at.position - (wishes == -1))[1:][together]
+        moved = at.position + wishes
+        moves = np.where((moved > before) & (moved < after), wishes, 0)
+        step_N = np.arange(len(ids_NF))
+        of_step = np.searchsorted(at.step, step_N, side="right") - 1
+        move_N = np.where(of_step >= 0, moves[of_step], 0)
+        for scale in self._placed:
+            column = ids_NF[:, scale.column]
+            rank = scale.rank_V.take(column)
+            going = (rank >= 0) & (move_N != 0)
+            column[going] = scale.ids[rank[going] + move_N[going]]
+
+    def _positions(self, ids_NF: Longs, step: Longs) -> Longs:
+        """Positions of the bar at each of these steps, by the meter said last."""
+        if self._meter_column < 0:
+            return np.full(len(step), self._positions_V[0])
+        positions_N = self._positions_V.take(ids_NF[:, self._meter_column])
+        said_at = np.flatnonzero(positions_N > 0)
+        return positions_N[said_at[np.searchsorted(said_at, step, side="right") - 1]]
+
+    def _transpose(self, ids_NF: Longs, found: FoundNotes, draws: Draws) -> None:
+        """Moves all pitched notes of a phrase together, as far as all stay in the vocabulary."""
+        if not draws.transpose.any():
+            return
+        pitched = found.program != DRUMS
+        at, phrase = found.steps_nA[pitched, _PITCH], found.phrase[pitched]
+        rank = found.pitch[pitched] - self._pitch.low
+        by = _fitting(draws.transpose, phrase, rank, len(self._pitch))
+        ids_NF[at, self._pitch.column] = self._pitch.ids[rank + by[phrase]]
+
+    def _shift_velocity(self, ids_NF: Longs, found: FoundNotes, by_n: Longs) -> None:
+        """Moves the notes' velocities, each to the last one at most."""
+        at = found.steps_nA[:, _VELOCITY]
+        going = (by_n != 0) & (at >= 0)
+        if not going.any():
+            return
+        at, scale = at[going], self._velocity
+        rank = scale.rank_V[ids_NF[at, scale.column]] + by_n[going]
+        ids_NF[at, scale.column] = scale.ids.take(rank, mode="clip")
+
+    def _scale_duration(self, ids_NF: Longs, found: FoundNotes, draws: Draws) -> None:
+        """Multiplies the pitched notes' durations, to the nearest step, and one step at least."""
+        at, factor = found.steps_nA[:, _DURATION], draws.duration[found.phrase]
+        going = (factor != 1.0) & (at >= 0) & (found.program != DRUMS)
+        if not going.any():
+            return
+        at, scale = at[going], self._duration
+        steps = scale.rank_V[ids_NF[at, scale.column]] + 1
+        scaled = np.floor(steps * factor[going] + 0.5).astype(np.int64)
+        ids_NF[at, scale.column] = scale.ids.take(scaled - 1, mode="clip")
+
+    def _shift_tempo(self, ids_NF: Longs, lengths_B: Longs, draws: Draws) -> None:
+        """Moves all tempi of a phrase together, as far as all stay in the vocabulary."""
+        if self._tempo.column < 0 or not draws.tempo.any():
+            return
+        column = ids_NF[:, self._tempo.column]
+        rank_N = self._tempo.rank_V.take(column)
+        at = np.flatnonzero(rank_N >= 0)
+        phrase = np.searchsorted(np.cumsum(lengths_B), at, side="right")
+        by = _fitting(draws.tempo, phrase, rank_N[at], len(self._tempo))
+        column[at] = self._tempo.ids[rank_N[at] + by[phrase]]
+
+
+def _fitting(by_B: Longs, phrase: Longs, rank: Longs, n: int) -> Longs:
+    """The shift of each phrase, cut so that all its ranks stay in 0 to ``n - 1``; shape (B,)."""
+    lowest, highest = np.full(len(by_B), n), np.full(len(by_B), -1)
+    np.minimum.at(lowest, phrase, rank)
+    np.maximum.at(highest, phrase, rank)
+    # A phrase without such tokens has nothing to move.
+    fits: Longs = np.where(highest >= 0, np.clip(by_B, -lowest, n - 1 - highest), 0)
+    return fits
+
+
+def _positions_of_meters(spec: TokenSpec) -> tuple[int, Longs]:
+    """The field of meters, and positions of a bar of each of its ids, 0 for other ids.
+
+    Where there is none, -1 and the positions of the only meter.
+    """
+    grid = from_spec(spec).grid
+
+    def positions(meter: tuple[int, int]) -> int:
+        return grid.bar_ticks(meter) // grid.step_ticks(meter)
+
+    for column, field in enumerate(spec.fields):
+        ids = _ids(field, "TimeSig")
+        if len(ids):
+            positions_V = np.zeros(len(field), np.int64)
+            for i in ids:
+                numerator, denominator = field.values[i].split("/")
+                positions_V[i] = positions((int(numerator), int(denominator)))
+            return column, positions_V
+    return -1, np.array([positions((4, 4))], np.int64)
