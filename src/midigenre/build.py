@@ -16,12 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from midigenre.corpora.base import Corpus, Progress, no_progress
+from midigenre.data.augment import AugmentSettings
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.fold import Fold
 from midigenre.data.guard import Limits
 from midigenre.data.labels import LabelSettings
 from midigenre.data.phrases import PhraseLength, phrase_length
 from midigenre.data.prepare import Settings, default_workers, prepare
+from midigenre.data.protocol import Protocol
+from midigenre.data.protocol import settings_of as protocol_settings
 from midigenre.data.shards import ShardSet, open_shards
 from midigenre.data.split import check_fractions
 from midigenre.data.workers import Workers
@@ -207,17 +210,20 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"seed={cfg.seed} must lie in 0 to {2**32 - 1}")
     if cfg.fold is not None:
         Fold.of(cfg.fold)
+    Protocol.of(protocol_settings(plain(cfg.get("protocol")), plain(cfg.split)))
     for key in (
         "max_tokens",
         "batch_phrases",
         "eval_batch_phrases",
         "batch_tokens",
         "phrases_per_song",
+        "val_phrases_per_song",
     ):
         if cfg.data[key] is not None and cfg.data[key] < 1:
             raise UserError(f"data.{key} must be 1 or more, got {cfg.data[key]}")
     make_backbone(model, task_class.causal)
     make_optim(cfg)
+    augment = make_augment(cfg)
     LabelSettings.of(plain(cfg.get("labels")))
     if cfg.shards is None:
         corpus = make_corpus(cfg)
@@ -225,6 +231,8 @@ def check(cfg: DictConfig) -> None:
         tokens = make_tokenizer(cfg, corpus).spec
         make_model(model, task, tokens, LabelSpec(dict.fromkeys(corpus.labels, ("a", "b"))))
         phrase_length(cfg.data, tokens)
+        if augment is not None:
+            augment.check(tokens)
 
 
 def class_of(task: Mapping[str, Any]) -> type[Task]:
@@ -279,7 +287,21 @@ def _check_labels(task: Mapping[str, Any], labels: Iterable[str]) -> None:
 
 def make_data(cfg: DictConfig, shards: ShardSet) -> PhraseDataModule:
     """The phrases of prepared shards."""
-    return PhraseDataModule(shards.folder, **plain(cfg.data), seed=cfg.seed, fold=cfg.fold)
+    labels = class_of(plain(cfg.task)).labels_of(plain(cfg.task))
+    return PhraseDataModule(
+        shards.folder,
+        **plain(cfg.data),
+        seed=cfg.seed,
+        fold=cfg.fold,
+        task_labels=labels,
+        protocol=protocol_settings(plain(cfg.get("protocol")), plain(cfg.split), labels),
+        augment=make_augment(cfg),
+    )
+
+
+def make_augment(cfg: DictConfig) -> AugmentSettings | None:
+    """What is done to training phrases; None for runs of earlier versions, which lack it."""
+    return None if cfg.get("augment") is None else make(cfg.augment, "augment")
 
 
 def make_model(
@@ -315,7 +337,8 @@ def make_task(cfg: DictConfig, shards: ShardSet, data: PhraseDataModule) -> Task
     """The LightningModule of a training run."""
     model, task = plain(cfg.model), plain(cfg.task)
     made = make_model(model, task, shards.tokens, shards.labels, data.class_counts())
-    about = describe(model, task, plain(cfg.data), cfg.fold, shards.tokens, shards.labels)
+    given, specs = plain(cfg.data), (shards.tokens, shards.labels)
+    about = describe(model, task, given, cfg.fold, *specs, data.protocol_settings)
     return class_of(task)(made, make_optim(cfg), about, cfg.seed)
 
 
@@ -326,6 +349,7 @@ def describe(
     fold: str | None,
     tokens: TokenSpec,
     labels: LabelSpec,
+    protocol: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Plain data that rebuilds a model, for its checkpoints."""
     return {
@@ -334,7 +358,8 @@ def describe(
         "task": dict(task),
         "data": {k: data[k] for k in ("phrase_bars", "phrase_seconds", "max_tokens")}
         # A run from before there were marks may go on.
-        | {"marks": data.get("marks", False), "fold": fold},
+        | {"marks": data.get("marks", False), "fold": fold}
+        | ({} if protocol is None else {"protocol": dict(protocol)}),
         "tokens": tokens.to_dict(),
         "labels": labels.to_dict(),
     }

@@ -44,6 +44,12 @@ VARIANTS = {
     "accumulated": ("trainer.accumulate_grad_batches=3",),
     "one cycle": ("optim=adam_onecycle",),
     "by tokens": ("data.batch_tokens=700", "tokenizer=octuple"),
+    "augmented": (
+        "augment=strong",
+        "augment.target=genre",
+        "data.balance=0.5",
+        "tokenizer=octuple",
+    ),
 }
 
 

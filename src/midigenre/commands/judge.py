@@ -83,13 +83,14 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     with progress_bars() as progress:
         songs = own_shards(generator, cfg.home, cfg.n_workers, progress)
         heard_before = own_shards(judge, cfg.home, cfg.n_workers, progress)
-        training = own_phrases(songs, generator).rows("train")
+        held = own_phrases(songs, generator)
+        training = held.rows("train")
         how = independence(
             songs, training, heard_before, _trained_on(heard_before, judge), progress,
             [run.config["init_from"] for run in (generator, judge)
              if run.config is not None and run.config.get("init_from")],
         )  # fmt: skip
-        real = real_excerpts(songs, how, settings.bars, cfg.max_real)
+        real = real_excerpts(songs, held.rows("test"), how, settings.bars, cfg.max_real)
         indices = songs.label_indices()
         sizes = {label: len(generator.labels.classes[label]) for label in conditions_of(generator)}
         main = main_label(sizes)

@@ -37,13 +37,13 @@ def mark_of(run: Run) -> list[Any]:
     return [str(run.checkpoint.resolve()), run.checkpoint.stat().st_mtime_ns]
 
 
-def real_excerpts(songs: ShardSet, how: Independence, bars: int, most: int) -> Phrases:
+def real_excerpts(songs: ShardSet, test: Longs, how: Independence, bars: int, most: int) -> Phrases:
     """Excerpts of the held-out songs that the judge has not met, as long as the pieces.
 
     Raises:
         UserError: There is none.
     """
-    rows = np.array([i for i in songs.rows("test") if int(i) not in how.known_to_judge], np.int64)
+    rows = np.array([i for i in test if int(i) not in how.known_to_judge], np.int64)
     found = consecutive(songs, rows, bars)
     if len(found) == 0:
         raise UserError(

@@ -29,6 +29,15 @@ from midigenre.build import (
     tokens_of,
 )
 from midigenre.commands.console import console, progress_bars, quiet_lightning
+from midigenre.commands.folds import (
+    check_devices,
+    part_of,
+    plan_parts,
+    protocol_of,
+    run_parts,
+    say_part,
+    source_of,
+)
 from midigenre.commands.job import swept_settings
 from midigenre.corpora.base import no_progress
 from midigenre.data.datamodule import PhraseDataModule
@@ -43,7 +52,7 @@ from midigenre.tasks.callbacks import tensorboard_of
 from midigenre.tasks.cost import peak_memory_bytes
 from midigenre.tasks.fit import fit
 from midigenre.tasks.hparams import finish_hparams, start_hparams
-from midigenre.trained import Start, load_run, start_from
+from midigenre.trained import Start, finetuned, load_run, start_from
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +76,22 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
     resumed = cfg.resume is not None  # the saved config knows nothing of it
     try:
         cfg, ckpt = _checked(cfg, folder, first)
-        start = _start(cfg, ckpt)
-        trainer = make_trainer(cfg, folder)
+        protocol = protocol_of(cfg)
+        if protocol is None:  # a part's start follows from its songs
+            start = _start(cfg, ckpt)
+        if protocol is not None and protocol.part is None:
+            check_devices(cfg)
+        else:
+            trainer = make_trainer(cfg, folder)
         with progress_bars() if first else contextlib.nullcontext(no_progress) as progress:
             shards = prepared(cfg, progress)
+        if protocol is not None and protocol.part is not None:
+            part = part_of(protocol, shards, protocol.part)
+            cfg.init_from = source_of(cfg, part.name)
+            start = _start(cfg, ckpt)
+        elif protocol is not None:
+            plan = plan_parts(cfg, folder, shards, protocol)
+            _start(next(given for *_, given in plan if given is not None), None)
     except UserError:
         _remove_empty(folder)
         raise
@@ -78,16 +99,67 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
         task, data, _ = _built(cfg, shards, start)
         fit(trainer, task, data, ckpt, lambda: None)
         return _best_score(trainer)
-    OmegaConf.save(OmegaConf.create(plain(cfg)), folder / "config.yaml")
+    _describe(cfg, folder, shards)
     print_report(
         refresh_report(shards, phrase_length(cfg.data, shards.tokens), cfg.data.max_tokens), console
     )
+    if protocol is None or protocol.part is not None:
+        score = _trained(cfg, folder, shards, trainer, start, ckpt, resumed, folder, started)
+    else:
+
+        def train_part(given: DictConfig, below: Path, goes_on: bool) -> float:
+            last = below / "checkpoints" / "last.ckpt"
+            ckpt = str(last) if last.is_file() else None
+            began = time.perf_counter()
+            start, trainer = _start(given, ckpt), make_trainer(given, below)
+            _describe(given, below, shards)
+            return _trained(given, below, shards, trainer, start, ckpt, goes_on, folder, began)
+
+        score = run_parts(cfg, folder, shards, plan, train_part)
+    print(folder)
+    return score
+
+
+def _describe(cfg: DictConfig, folder: Path, shards: ShardSet) -> None:
+    """Writes what explains a run."""
+    OmegaConf.save(OmegaConf.create(plain(cfg)), folder / "config.yaml")
     write_json(
         folder / "spec.json",
         {"tokens": shards.tokens.to_dict(), "labels": shards.labels.to_dict(),
          "shards": str(shards.folder), "version": __version__},
     )  # fmt: skip
+
+
+def _trained(
+    cfg: DictConfig,
+    folder: Path,
+    shards: ShardSet,
+    trainer: L.Trainer,
+    start: Start | None,
+    ckpt: str | None,
+    resumed: bool,
+    resume: Path,
+    started: float,
+) -> float:
+    """Trains one model and tests it.
+
+    Args:
+        cfg: Its config.
+        folder: Its folder.
+        shards: The songs.
+        trainer: The trainer.
+        start: What the weights start from.
+        ckpt: What it goes on from.
+        resumed: Whether it goes on.
+        resume: The run that is to be resumed if this is stopped: the folder of all its parts.
+        started: When this began.
+
+    Returns:
+        The best validation score.
+    """
     task, data, n_loaded = _built(cfg, shards, start)
+    if data.part is not None:
+        say_part(data.part, cfg.protocol.part)
     _say_fold(data)
     n_parameters = sum(p.numel() for p in task.model.parameters())
     _say(
@@ -106,13 +178,13 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
         fit(trainer, task, data, ckpt, _say_stopping)
     except StoppedError as error:
         raise StoppedError(
-            f"{error}; go on with: midigenre train resume={folder}", error.signal
+            f"{error}; go on with: midigenre train resume={resume}", error.signal
         ) from error
     cost = _cost(task, trainer, n_parameters)
     score = _best_score(trainer)
 
     best = load_run(str(folder), kind=task.kind).model.to(trainer.strategy.root_device)
-    outcome = task.test(best, data, folder)
+    outcome = task.test(best, data, folder, plain(cfg.task))
     write_json(folder / "evaluation.json", outcome.evaluation)
     monitor = trainer.checkpoint_callback.monitor  # type: ignore[union-attr]
     metrics: dict[str, Any] = {
@@ -124,6 +196,8 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
         "steps": trainer.global_step,
         "fold": cfg.fold,
     }
+    if data.part is not None:
+        metrics["protocol"] = {"part": cfg.protocol.part} | data.part.to_dict()
     write_json(folder / "metrics.json", metrics)
     # Apart from the metrics, which a seed makes the same every time.
     cost["seconds"] = round(time.perf_counter() - started, 3)
@@ -138,7 +212,6 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
         f"{cost['peak_memory_bytes'] / 2**20:,.0f} MB); {cost['seconds']:.0f} s since this command"
     )
     console.print(task.next_command(folder), highlight=False, soft_wrap=True)
-    print(folder)
     return score
 
 
@@ -157,6 +230,7 @@ def _built(
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = make_data(cfg, shards)
     task = make_task(cfg, shards, data)
+    task.freeze_first(cfg.get("freeze_layers") or 0)  # older runs do not have the key
     return task, data, 0 if start is None else start.load_into(task.model)
 
 
@@ -169,7 +243,7 @@ def _say_fold(data: PhraseDataModule) -> None:
     if data.fold is None:
         return
     songs = " and ".join(
-        f"{len(data.rows(split)):,} of {len(data.shards.rows(split)):,} {name} songs"
+        f"{len(data.rows(split)):,} of {len(data.dealt(split)):,} {name} songs"
         for split, name in (("train", "training"), ("val", "validation"))
     )
     _say(f"fold {data.fold}: {songs}; the test songs are those of all folds")
@@ -220,6 +294,7 @@ def _checked(cfg: DictConfig, folder: Path, first: bool) -> tuple[DictConfig, st
     """The config to train with, refused as early as it can be, and the checkpoint to go on from."""
     if cfg.resume is not None:
         return _resumed(cfg)
+    cfg = finetuned(cfg, HydraConfig.get().overrides.task)
     if not first:
         return cfg, None
     if (folder / "config.yaml").exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from midigenre.data.augment import AugmentSettings
+from midigenre.data.augment_phrases import PhraseAugmenter
 from midigenre.data.batches import BatchSampler, PhraseDataset
 from midigenre.data.fold import Fold
 from midigenre.data.phrases import (
     Longs,
     PhraseReader,
     Phrases,
-    RandomStarts,
+    at_most,
     consecutive,
     phrase_length,
 )
+from midigenre.data.protocol import Protocol
 from midigenre.data.shards import ShardSet
+from midigenre.data.starts import Balance, RandomStarts
 from midigenre.errors import UserError
 from midigenre.spec import UNKNOWN, Batch
 
@@ -43,12 +48,23 @@ class PhraseDataModule(L.LightningDataModule):
         marks: BOS and EOS where a phrase begins or ends its song.
         phrases_per_song: Training phrases of each song in an epoch; None for as many as fit in it
             end to end.
+        val_phrases_per_song: Most phrases of a song in a validation during training, evenly spaced
+            over it; None for all.
+        balance: How far training draws the classes of ``balance_label`` equally often, 0 (as they
+            are) to 1; an epoch has as many phrases as without.
+        balance_label: That label.
+        unlabelled: Whether training reads songs of which none of ``task_labels`` is known. They
+            cost time and add nothing to a classifier's loss.
         num_workers: Processes that read ahead; 0 reads in the training process.
         pin_memory: Page-locked batches, for GPUs.
         seed: Seed of the training phrases and their order.
         fold: ``i/n`` for the training and validation songs of one share
             (:class:`~midigenre.data.fold.Fold`); None for all. Nobody trains on the test songs:
             they are the same in every fold, so that scores compare.
+        task_labels: Labels that the task learns, for ``unlabelled``; none keeps all songs.
+        augment: How training phrases are changed; None for not at all.
+        protocol: The part that is trained and tested here, as
+            :func:`~midigenre.data.protocol.settings_of` gives it; None for the prepared split.
 
     Raises:
         UserError: A setting is out of range, or the shards cannot be used.
@@ -65,10 +81,17 @@ class PhraseDataModule(L.LightningDataModule):
         eval_batch_phrases: int = 64,
         marks: bool = False,
         phrases_per_song: int | None = None,
+        val_phrases_per_song: int | None = None,
+        balance: float = 0.0,
+        balance_label: str = "genre",
+        unlabelled: bool = True,
         num_workers: int = 0,
         pin_memory: bool = False,
         seed: int = 0,
         fold: str | None = None,
+        task_labels: Sequence[str] = (),
+        augment: AugmentSettings | None = None,
+        protocol: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.shards = ShardSet(Path(shards))
@@ -80,29 +103,53 @@ class PhraseDataModule(L.LightningDataModule):
             ("eval_batch_phrases", eval_batch_phrases),
             ("batch_tokens", batch_tokens),
             ("phrases_per_song", phrases_per_song),
+            ("val_phrases_per_song", val_phrases_per_song),
         ):
             if value is not None and value < 1:
                 raise UserError(f"data.{name} must be 1 or more, got {value}")
         if num_workers < 0:
             raise UserError(f"data.num_workers must be 0 or more, got {num_workers}")
+        if not 0 <= balance <= 1:
+            raise UserError(f"data.balance must lie in 0 to 1, got {balance}")
         self.fold = None if fold is None else Fold.of(fold)
         self.max_tokens = max_tokens
         self.batch_phrases, self.batch_tokens = batch_phrases, batch_tokens
         self.eval_batch_phrases = eval_batch_phrases
         self.phrases_per_song = phrases_per_song
+        self.val_phrases_per_song = val_phrases_per_song
         self.num_workers, self.pin_memory, self.seed = num_workers, pin_memory, seed
+        self.balance, self.balance_label, self.unlabelled = balance, balance_label, unlabelled
+        self.task_labels, self.augment = tuple(task_labels), augment
+        if augment is not None:
+            augment.check(self.shards.tokens)
         self._done = (0, 0)
         self.labels = self.shards.label_indices()
+        self.protocol_settings = protocol
+        dealt = Protocol.of(protocol)
+        self.part = None if dealt is None else dealt.deal(self.shards)
+        if self.part is not None:
+            self.labels = self.part.visible(self.labels)
+        if balance and balance_label not in self.labels:
+            raise UserError(
+                f"data.balance_label={balance_label}: these songs have the labels "
+                f"{', '.join(self.labels)}; choose one of them or set data.balance=0"
+            )
         self.reader = PhraseReader(self.shards, self.shards.tokens, max_tokens, marks)
 
     def rows(self, split: str | None) -> Longs:
         """Indices of the songs of a split, or of all splits for None, that the fold leaves."""
-        rows = self.shards.rows(split)
+        rows = self.dealt(split)
         if self.fold is None:
             return rows
         here = self.fold.mask(self.shards.manifest)
-        here[self.shards.rows("test")] = True
+        here[self.dealt("test")] = True
         return rows[here[rows]]
+
+    def dealt(self, split: str | None) -> Longs:
+        """Indices of the songs of a split before the fold: of the protocol's part, if any."""
+        if self.part is None or split is None:
+            return self.shards.rows(split)
+        return self.part.rows[split]
 
     def phrases(self, split: str | None) -> Phrases:
         """All non-overlapping phrases of a split (None for all songs), in order."""
@@ -110,7 +157,7 @@ class PhraseDataModule(L.LightningDataModule):
 
     def classes_lost(self) -> dict[str, list[str]]:
         """For each label the classes of the training songs of which the fold leaves none."""
-        before, after = self.shards.rows("train"), self.rows("train")
+        before, after = self.dealt("train"), self.rows("train")
         return {
             label: [
                 self.shards.labels.classes[label][i]
@@ -120,7 +167,11 @@ class PhraseDataModule(L.LightningDataModule):
         }
 
     def class_counts(self, split: str = "train") -> dict[str, NDArray[np.int64]]:
-        """Phrases of each class for each label, shape (C,), over an epoch of a split."""
+        """Phrases of each class for each label, shape (C,), over an epoch of a split.
+
+        With ``balance`` those of its own label are the same in every epoch, those of other labels
+        nearly so.
+        """
         songs = (self._random_starts() if split == "train" else self.phrases(split)).song
         return {
             label: np.bincount(
@@ -157,27 +208,32 @@ class PhraseDataModule(L.LightningDataModule):
             self.batch_phrases,
             self.batch_tokens,
             done=self._done,
+            augment=self.augment if self.augment and self.augment.changes else None,
             shuffle_seed=self.seed,
             accumulate=trainer.accumulate_grad_batches if trainer else 1,
             **_processes(trainer),
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """All phrases of the validation songs; several processes share them."""
-        return self.eval_dataloader("val", **_processes(self.trainer))
+        """The phrases of the validation songs; several processes share them."""
+        per_song = self.val_phrases_per_song
+        return self.eval_dataloader("val", per_song=per_song, **_processes(self.trainer))
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """All phrases of the test songs."""
         return self.eval_dataloader("test")
 
     def eval_dataloader(
-        self, split: str | None, rank: int = 0, world: int = 1
+        self, split: str | None, rank: int = 0, world: int = 1, per_song: int | None = None
     ) -> DataLoader[Batch]:
         """All non-overlapping phrases of a split (None for all songs), in order.
 
-        With ``world`` above 1, every world-th batch from ``rank`` on.
+        With ``world`` above 1, every world-th batch from ``rank`` on; with ``per_song`` at most so
+        many of each song.
         """
         phrases = self.phrases(split)
+        if per_song is not None:
+            phrases = at_most(phrases, per_song)
         if len(phrases) == 0:
             raise UserError(
                 f"{self.shards.folder}: no song in the {split} split{self._of_fold()}; prepare "
@@ -195,7 +251,24 @@ class PhraseDataModule(L.LightningDataModule):
         )
 
     def _random_starts(self) -> RandomStarts:
-        return RandomStarts(self.shards, self.rows("train"), self.length, self.phrases_per_song)
+        rows = self.rows("train")
+        if not self.unlabelled and self.task_labels:
+            known = [self.labels[label][rows] != UNKNOWN for label in self.task_labels]
+            rows = rows[np.any(known, axis=0)]
+        augment, classes = self.augment, self.shards.labels.classes
+        return RandomStarts(
+            self.shards,
+            rows,
+            self.length,
+            self.phrases_per_song,
+            bars=augment.phrase_bars if augment else None,
+            balance=Balance(self.labels[self.balance_label][rows], self.balance)
+            if self.balance
+            else None,
+            changed_S=augment.probabilities(rows, self.labels, classes)
+            if augment and augment.changes
+            else None,
+        )
 
     def _of_fold(self) -> str:
         return "" if self.fold is None else f" (fold={self.fold})"
@@ -206,6 +279,7 @@ class PhraseDataModule(L.LightningDataModule):
         batch_phrases: int,
         batch_tokens: int | None,
         done: tuple[int, int] = (0, 0),
+        augment: AugmentSettings | None = None,
         **plan: Any,
     ) -> DataLoader[Batch]:
         sampler = BatchSampler(
@@ -219,7 +293,11 @@ class PhraseDataModule(L.LightningDataModule):
         )
         sampler.resume(*done)
         return DataLoader(
-            PhraseDataset(self.reader, self.labels),
+            PhraseDataset(
+                self.reader,
+                self.labels,
+                None if augment is None else PhraseAugmenter(self.shards.tokens, augment),
+            ),
             # A sampler of planned batches with `batch_size=None` would lose Lightning's
             # `set_epoch`; as the batch sampler it is handed on whole to `__getitems__`.
             batch_sampler=sampler,  # type: ignore[arg-type]

@@ -1,0 +1,384 @@
+"""All parts of a protocol in turn: a run folder for each, and one evaluation over them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from rich.markup import escape
+
+from midigenre.build import class_of, make_data, plain
+from midigenre.commands.console import console
+from midigenre.commands.job import check_one_device
+from midigenre.data.protocol import CROSSVAL, HOLDOUT, Part, Protocol, settings_of
+from midigenre.data.shards import ShardSet
+from midigenre.errors import UserError
+from midigenre.evaluation.bootstrap import METRICS
+from midigenre.evaluation.figures import save
+from midigenre.evaluation.pooled import PartRun, mean_and_sd, pool, tested
+from midigenre.evaluation.report import LEVELS
+from midigenre.evaluation.score_figures import evaluation_figures
+from midigenre.files import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+TrainPart = Callable[[DictConfig, Path, bool], float]
+"""Trains a part: its config, its folder, whether it goes on."""
+
+
+def protocol_of(cfg: DictConfig) -> Protocol | None:
+    """The protocol of a run; None for the prepared split.
+
+    Raises:
+        UserError: A setting is out of range.
+    """
+    task = plain(cfg.task)
+    return Protocol.of(
+        settings_of(plain(cfg.get("protocol")), plain(cfg.split), class_of(task).labels_of(task))
+    )
+
+
+def check_devices(cfg: DictConfig) -> None:
+    """Refuses several devices for parts in turn: their processes start with the command, once.
+
+    Raises:
+        UserError: ``trainer.devices`` asks for more than one.
+    """
+    try:
+        check_one_device(cfg)
+    except UserError as error:
+        raise UserError(
+            f"trainer.devices={cfg.trainer.devices}: protocol={cfg.protocol.name} trains one part "
+            "after the other on one device; set trainer.devices=1, or train each part alone with "
+            "protocol.part=1, 2, ..."
+        ) from error
+
+
+def part_of(protocol: Protocol, shards: ShardSet, number: int) -> Part:
+    """The songs of a part that can be trained.
+
+    Raises:
+        UserError: It has no song to test, to train on or to choose the best checkpoint by.
+    """
+    return _usable(protocol.deal(shards, number), number)
+
+
+def _usable(part: Part, number: int) -> Part:
+    for split, word in (("test", "test"), ("train", "train on"), ("val", "validate on")):
+        if not len(part.rows[split]):
+            why = (
+                "; each of its classes occurs in no other source"
+                if split == "test" and part.untestable else ""
+            )  # fmt: skip
+            raise UserError(f"protocol.part={number} ({part.name}) has no song to {word}{why}")
+    return part
+
+
+def say_part(part: Part, number: int) -> None:
+    """Tells which songs a part has, and which cannot be tested."""
+    songs = ", ".join(
+        f"{len(part.rows[split]):,} {word}"
+        for split, word in (("train", "training"), ("val", "validation"), ("test", "test"))
+    )
+    _say(f"part {number}, {part.name}: {songs} songs")
+    if part.left_out:
+        _warn(
+            f"{part.name}: {part.left_out:,} songs of other sources are in no split, since they "
+            "belong to a group of it"
+        )
+    say_untestable(part)
+
+
+def say_untestable(part: Part) -> None:
+    """Tells the songs whose class no other source teaches."""
+    for label, counts in part.untestable.items():
+        named = ", ".join(f"{name} {n:,}" for name, n in counts.items())
+        _warn(
+            f"{part.name}: {sum(counts.values()):,} songs cannot be tested, since no other "
+            f"source has their {label} ({named})"
+        )
+
+
+Planned = tuple[int, Part, DictConfig | None]
+"""A part's number, its songs and its config; None where no song of it can be tested."""
+
+
+def plan_parts(
+    cfg: DictConfig, folder: Path, shards: ShardSet, protocol: Protocol
+) -> list[Planned]:
+    """All parts, refused as early as they can be.
+
+    Args:
+        cfg: The run's config, ``protocol.part`` null.
+        folder: Its folder; parts that are finished there are kept.
+        shards: The songs.
+        protocol: What ``cfg`` says of the parts.
+
+    Raises:
+        UserError: A part cannot be trained, or a finished one has other bounds of the trainer.
+    """
+    plan: list[Planned] = []
+    for number, name in enumerate(protocol.names(shards), 1):
+        part = protocol.deal(shards, number)
+        if not len(part.rows["test"]):  # a source of unlabelled songs, or of classes of its own
+            plan.append((number, part, None))
+            continue
+        _usable(part, number)
+        given = part_config(cfg, number, name)
+        if _finished(folder / name):
+            _check_bounds(given, folder / name)
+        plan.append((number, part, given))
+    if all(given is None for _, _, given in plan):
+        raise UserError(
+            f"protocol={protocol.name}: no song can be tested, since no source has labelled songs "
+            "of a class that another one has too; take protocol=crossval"
+        )
+    return plan
+
+
+def run_parts(
+    cfg: DictConfig, folder: Path, shards: ShardSet, plan: Sequence[Planned], train_part: TrainPart
+) -> float:
+    """Trains the parts that are not finished, then scores all of them together.
+
+    Args:
+        cfg: The run's config, ``protocol.part`` null.
+        folder: Its folder; each part has one inside.
+        shards: The songs.
+        plan: The parts.
+        train_part: Trains one.
+
+    Returns:
+        The mean of the parts' best validation scores, for sweeps.
+
+    Raises:
+        UserError: A part cannot be trained.
+    """
+    if cfg.protocol.name == CROSSVAL:
+        _say(
+            f"{len(plan)} folds of {len(shards):,} songs by split.seed={cfg.split.seed}; the "
+            "prepared split is not used"
+        )
+    runs: list[PartRun] = []
+    skipped: list[Part] = []
+    started = time.perf_counter()
+    for number, part, given in plan:
+        if given is None:
+            skipped.append(part)
+            say_untestable(part)
+            _warn(f"{part.name} is left out: it has no song to test")
+            continue
+        below = folder / part.name
+        if _finished(below):
+            say_part(part, number)
+            _say(f"{part.name} is finished")
+        else:
+            goes_on = (below / "config.yaml").is_file()
+            below.mkdir(exist_ok=True)
+            train_part(given, below, goes_on)
+        train = part.rows["train"] if cfg.fold is None else make_data(given, shards).rows("train")
+        runs.append(PartRun(number, part, below, train))
+    return _pooled(cfg, folder, shards, runs, skipped, time.perf_counter() - started)
+
+
+def part_config(cfg: DictConfig, number: int, name: str) -> DictConfig:
+    """The config of a part, a run of its own.
+
+    Raises:
+        UserError: See :func:`source_of`.
+    """
+    own = plain(cfg)
+    own["protocol"]["part"] = number
+    for logger in (own.get("logger") or {}).values():
+        if logger is not None and "id" in logger:  # Weights & Biases: one run a part
+            logger["id"], logger["name"] = f"{logger['id']}-{number}", f"{logger['name']}/{name}"
+    found = OmegaConf.create(own)
+    assert isinstance(found, DictConfig)
+    found.init_from = source_of(found, name)
+    OmegaConf.set_struct(found, True)
+    return found
+
+
+def source_of(cfg: DictConfig, name: str) -> str | None:
+    """What a part starts from: the same part of ``init_from`` where that was dealt likewise.
+
+    Args:
+        cfg: Config of the part.
+        name: Its name.
+
+    Raises:
+        UserError: ``init_from`` was dealt otherwise, or its part is not finished.
+    """
+    source = cfg.get("init_from")
+    if source is None:
+        return None
+    folder = Path(source).expanduser()
+    if not (folder / "config.yaml").is_file():
+        _warn(f"init_from={source}: it is not known which songs it was trained on; it may have "
+              f"seen the test songs of {name}")  # fmt: skip
+        return str(source)
+    saved: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+    theirs = saved.get("protocol") or {"name": HOLDOUT}
+    differing = _differing(saved, plain(cfg))
+    if theirs["name"] != HOLDOUT and theirs.get("part") is None:
+        if differing:
+            raise UserError(
+                f"init_from={source} was dealt by other settings ({', '.join(differing)}), so its "
+                "parts have seen test songs of this run; set the same, or give another run"
+            )
+        part = folder / name
+        if not (part / "checkpoints" / "best.ckpt").is_file() or not _finished(part):
+            raise UserError(
+                f"init_from={source} has no finished {name}; go on with: midigenre train "
+                f"resume={source}"
+            )
+        return os.fspath(part)
+    if theirs["name"] != HOLDOUT and theirs["part"] == cfg.protocol.part and not differing:
+        return str(source)
+    kind = class_of(saved["task"]).kind
+    learnt = {
+        "classifier": "labels and notes", "generator": "notes, and labels if it was told them,"
+    }.get(kind, "notes (no labels)")  # fmt: skip
+    _warn(
+        f"init_from={source} is a {kind} that was not trained by this part's songs alone: it may "
+        f"have learnt {learnt} of test songs of {name}; train it with "
+        f"protocol={cfg.protocol.name} too and give that run"
+    )
+    return str(source)
+
+
+def _differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Settings that deal the songs and differ."""
+
+    def dealt(config: Mapping[str, Any]) -> dict[str, Any]:
+        protocol = config.get("protocol") or {}
+        return {
+            "protocol": protocol.get("name"),
+            "protocol.folds": protocol.get("folds"),
+            "split.seed": config["split"]["seed"],
+            "labels": config.get("labels"),
+            "corpus": config["corpus"],
+            "shards": config.get("shards"),
+            "prepare.grouping": (config.get("prepare") or {}).get("grouping"),
+        }
+
+    there, here = dealt(theirs), dealt(ours)
+    return [
+        f"{key}={there[key]} there, {here[key]} here" if key != "corpus" else "another corpus"
+        for key in there
+        if there[key] != here[key]
+    ]
+
+
+def _finished(folder: Path) -> bool:
+    return all((folder / f"{name}.json").is_file() for name in ("evaluation", "metrics", "cost"))
+
+
+def _check_bounds(given: DictConfig, folder: Path) -> None:
+    """A finished part stays as it is: the others must train as long.
+
+    Raises:
+        UserError: They would not.
+    """
+    saved = OmegaConf.load(folder / "config.yaml")
+    for key, value in plain(given.trainer).items():
+        then = OmegaConf.select(saved, f"trainer.{key}")
+        if key.startswith("max_") and value != then:
+            raise UserError(
+                f"trainer.{key}={value}, but {folder} was finished with {then}: the parts must "
+                "train alike; start a new run"
+            )
+
+
+def _pooled(
+    cfg: DictConfig,
+    folder: Path,
+    shards: ShardSet,
+    runs: Sequence[PartRun],
+    skipped: Sequence[Part],
+    seconds: float,
+) -> float:
+    """Writes what a run leaves, over all parts."""
+    n_tested = len(tested(runs))
+    evaluation = pool(runs, shards, folder / "predictions.csv", skipped)
+    metrics = [read_json(run.folder / "metrics.json") for run in runs]
+    costs = [read_json(run.folder / "cost.json") for run in runs]
+    (monitor,) = metrics[0]["best"]
+    best = mean_and_sd([of["best"][monitor] for of in metrics])
+    assert best["mean"] is not None
+    write_json(folder / "evaluation.json", evaluation)
+    over = {key: mean_and_sd([of["test"].get(key) for of in metrics]) for key in metrics[0]["test"]}
+    scores = {
+        f"test/{label}/{level}/{metric}": levels[level][metric]
+        for label, levels in evaluation.items()
+        for level in LEVELS
+        if level in levels
+        for metric in METRICS
+    } or {key: of["mean"] for key, of in over.items()}
+    write_json(
+        folder / "metrics.json",
+        {
+            "best": {monitor: best["mean"]},
+            "test": scores,
+            "over_parts": {monitor: best, **over},
+            "parameters": metrics[0]["parameters"],
+            "epochs": [of["epochs"] for of in metrics],
+            "steps": [of["steps"] for of in metrics],
+            "fold": cfg.fold,
+            "protocol": {
+                "name": cfg.protocol.name,
+                "tested": n_tested,
+                "parts": [run.part.to_dict() for run in runs],
+                "skipped": [part.to_dict() for part in skipped],
+            },
+        },
+    )
+    write_json(folder / "cost.json", _cost(costs))
+    if all(level in levels for levels in evaluation.values() for level in LEVELS):
+        for place, figure in evaluation_figures(evaluation, "out-of-fold").items():
+            save(figure, folder / "figures" / f"{place.replace('/', '-')}.png")
+    task = class_of(plain(cfg.task))
+    task.show(evaluation, console)
+    for label, levels in evaluation.items():
+        for level in LEVELS:
+            if level in levels:
+                found = levels[level]["over_parts"]["macro_f1"]
+                _say(f"{label}, {level} level: macro-F1 of the parts {_shown(found)}")
+    _say(
+        f"{len(runs)} parts, {n_tested:,} songs tested once each; {monitor} {_shown(best)}; "
+        f"{seconds:.0f} s since this command"
+    )
+    return best["mean"]
+
+
+def _shown(found: Mapping[str, float | None]) -> str:
+    mean, sd = found["mean"], found["sd"]
+    return "–" if mean is None else f"{mean:.3f}" + ("" if sd is None else f" (sd {sd:.3f})")
+
+
+def _cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all parts have cost together; memory is the largest part's."""
+    total = dict(costs[0])
+    for key in ("fit_seconds", "train_tokens", "train_phrases", "seconds"):
+        total[key] = round(float(np.sum([of[key] for of in costs])), 3)
+    for key in ("train_tokens", "train_phrases"):
+        total[key] = int(total[key])
+    total["tokens_per_second"] = round(total["train_tokens"] / total["fit_seconds"], 1)
+    total["peak_memory_bytes"] = max(of["peak_memory_bytes"] for of in costs)
+    return total
+
+
+def _say(message: str) -> None:
+    log.info(message)
+    console.print(escape(message), highlight=False)
+
+
+def _warn(message: str) -> None:
+    log.warning(message)
+    console.print(f"[yellow]warning:[/] {escape(message)}", highlight=False)
