@@ -44,6 +44,10 @@ class Made:
         (("model=lstm", "task=generate"), ("model=lstm", "task=generate", "task.conditions=[]")),
         (("model=lstm",), ("model=lstm", "task.class_weight_power=0")),
         (("model.max_positions=9",), ("task=generate",)),  # rotary positions do not ask for it
+        (("task=mlm",), ()),
+        (("task=mlm", "tokenizer=octuple"), ("task=generate", "tokenizer=octuple")),
+        (("task=generate",), ("task=mlm", "task.strategy=bar")),
+        (("task=mlm", "model=lstm"), ("model=lstm",)),
     ],
 )
 def test_embedding_and_backbone_are_taken_over_and_nothing_else(there, here, tmp_path):

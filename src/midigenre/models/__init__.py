@@ -14,6 +14,8 @@
 ``conditions``      labels to the vectors that tell a generator what to write
 ``field_head``      logits of a step's fields, one after the other
 ``generator``       phrases and conditions in, the next step out
+``masking``         which tokens are hidden, and what is seen in their place
+``masked``          phrases with hidden tokens in, those tokens out
 ``packed``          linear layers laid out for decoding
 ``quantize``        a generator with eight-bit weights, on CPU
 ==================  =================================================================
@@ -33,6 +35,8 @@ from midigenre.models.field_head import FieldHead
 from midigenre.models.generator import Decoding, PhraseGenerator
 from midigenre.models.heads import LabelHead, class_weights
 from midigenre.models.lstm import LSTM
+from midigenre.models.masked import MaskedHead, MaskedModel
+from midigenre.models.masking import Masking
 from midigenre.models.pooling import Pooling
 from midigenre.models.positions import (
     LearnedPositions,
@@ -55,6 +59,9 @@ __all__ = [
     "KeyValueCache",
     "LabelHead",
     "LearnedPositions",
+    "MaskedHead",
+    "MaskedModel",
+    "Masking",
     "PhraseClassifier",
     "PhraseGenerator",
     "Pooling",

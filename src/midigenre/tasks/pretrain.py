@@ -1,0 +1,169 @@
+"""Masked modelling: hidden tokens from what stands around them, ``task=mlm``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from midigenre.data.datamodule import PhraseDataModule
+from midigenre.evaluation.masked import EVAL_SHARE, MaskedMetrics, evaluate_masked, phrase_keys
+from midigenre.models import FieldEmbedding, MaskedHead, MaskedModel, Masking
+from midigenre.models.masking import check_share
+from midigenre.spec import Batch, LabelSpec, TokenSpec
+from midigenre.tasks.base import Outcome, Task
+from midigenre.tasks.optim import OptimSettings
+
+SHOWN = ("loss", "perplexity", "accuracy")
+
+
+class PretrainTask(Task):
+    """Trains a :class:`~midigenre.models.MaskedModel` on music without labels.
+
+    Every song of the training split is used, labelled or not; those of the other splits never are.
+
+    Logged beside what all tasks log: ``val/perplexity``, ``val/accuracy`` and
+    ``val/<attribute>/{perplexity,accuracy}`` (see
+    :class:`~midigenre.evaluation.masked.MaskedMetrics`). The loss is nats a hidden token: its mean
+    over a batch in training, over the split in validation. What validation hides depends on the
+    song and the bar alone, so that the scores of epochs, seeds and batch sizes compare.
+
+    Args:
+        model: The model.
+        optim: Optimizer and schedule.
+        describe: Plain data that rebuilds the model; it goes into every checkpoint.
+        seed: Seed of the dropout and of what is hidden in training.
+    """
+
+    kind = "masked model"
+    final = ("val_loss", "test_nats_per_note", *(f"test_{name}" for name in SHOWN))
+    model: MaskedModel
+
+    def __init__(
+        self,
+        model: MaskedModel,
+        optim: OptimSettings,
+        describe: Mapping[str, Any],
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, optim, describe, seed)
+        self.val_metrics = MaskedMetrics(model.masking)
+        self.eval_share: float = describe["task"]["eval_share"]
+
+    @staticmethod
+    def labels_of(task: Mapping[str, Any]) -> tuple[str, ...]:
+        """See :meth:`Task.labels_of`: none."""
+        return ()
+
+    @classmethod
+    def make_model(
+        cls,
+        task: Mapping[str, Any],
+        model: Mapping[str, Any],
+        backbone: nn.Module,
+        tokens: TokenSpec,
+        labels: LabelSpec,
+        counts: Mapping[str, Any] | None = None,
+    ) -> MaskedModel:
+        """See :meth:`Task.make_model`.
+
+        Raises:
+            UserError: The vocabulary has no MASK.
+            ValueError: A setting is out of range.
+        """
+        check_share("eval_share", task["eval_share"])
+        masking = Masking(
+            tokens, task["strategy"], task["share"], task["replace"], task["structure"]
+        )
+        d_model: int = backbone.d_model  # type: ignore[assignment]
+        embedding = FieldEmbedding(
+            tokens.sizes, d_model, model["combine"], model["d_field"], model["dropout"]
+        )
+        head = MaskedHead(tokens.sizes, d_model, masking.fields)
+        return MaskedModel(embedding, backbone, masking, head)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean nats a hidden token of a batch."""
+        nats_NF, _, hidden_NF = self.model.loss(batch)
+        loss = nats_NF.sum() / hidden_NF.sum().clamp(min=1)
+        self.count(batch)
+        self.log("train/loss", loss, on_step=True, on_epoch=False, batch_size=batch.n_phrases)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collects the sums."""
+        nats_NF, hits_NF, hidden_NF = self.model.loss(batch, self.eval_share, phrase_keys(batch))
+        attribute_NF = self.model.masking.attributes_NF(batch.ids_NF)
+        self.val_metrics.update(nats_NF, hits_NF, hidden_NF, attribute_NF)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the scores over all hidden tokens."""
+        for name, value in self.val_metrics.compute().items():
+            self.log(f"val/{name}", value.float(), prog_bar=name == "loss")
+        self.val_metrics.reset()
+
+    @classmethod
+    @torch.no_grad()
+    def test(
+        cls,
+        model: nn.Module,
+        data: PhraseDataModule,
+        folder: Path | None,
+        task: Mapping[str, Any] | None = None,
+    ) -> Outcome:
+        """See :meth:`Task.test`."""
+        assert isinstance(model, MaskedModel)
+        share = EVAL_SHARE if task is None else task["eval_share"]
+        found = evaluate_masked(model, data, "test", share)
+        scores = {name: found[name] for name in ("nats_per_note", *SHOWN)}
+        # Where notes cannot be found in the tokens.
+        scores = {name: value for name, value in scores.items() if value is not None}
+        of_each = {
+            f"test/{field}/{name}": values[name]
+            for field, values in found["fields"].items()
+            for name in ("perplexity", "accuracy")
+        }
+        tests = {f"test/{name}": value for name, value in scores.items()} | of_each
+        return Outcome(
+            {"masked": found}, tests, {f"test_{name}": value for name, value in scores.items()}
+        )
+
+    @staticmethod
+    def show(evaluation: Mapping[str, Any], console: Console) -> None:
+        """See :meth:`Task.show`."""
+        found = evaluation["masked"]
+        table = Table(
+            title=f"hidden tokens, test songs ({found['share']:.0%} of them)", title_justify="left"
+        )
+        table.add_column("", justify="left")
+        for name in ("hidden", "nats", "perplexity", "accuracy"):
+            table.add_column(name, justify="right")
+        whole = dict(found) | {"n": sum(row["n"] for row in found["fields"].values())}
+        for name, row in (*found["fields"].items(), ("all", whole)):
+            table.add_row(
+                name, f"{row['n']:,}", f"{row['loss']:.3f}", f"{row['perplexity']:.2f}",
+                f"{row['accuracy']:.3f}",
+            )  # fmt: skip
+        console.print(table)
+        if found["nats_per_note"] is None:
+            console.print(f"no nats a note: {found['why']}", highlight=False, soft_wrap=True)
+            return
+        low, high = found["ci95"]["nats_per_note"]
+        parts = ", ".join(
+            f"{name} {row['nats_per_note']:.3f}" for name, row in found["attributes"].items()
+        )
+        console.print(
+            f"{found['nats_per_note']:.3f} nats a note (95 % {low:.3f}–{high:.3f}) over "
+            f"{found['n_notes']:,} hidden notes: {parts}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+    @staticmethod
+    def next_command(folder: Path) -> str:
+        """See :meth:`Task.next_command`."""
+        return f"classify from it with: midigenre train experiment=finetune init_from={folder}"
