@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from midigenre.errors import UserError
 from midigenre.models import PhraseClassifier
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.tasks.base import CHECKPOINT_KEY
+from midigenre.tasks.groups import check_frozen
 
 SHARED = ("embedding", "backbone")
 """The parts that every task's model has under these names."""
@@ -43,6 +45,7 @@ class Run:
         data: ``phrase_bars`` or ``phrase_seconds``, ``max_tokens``, and the ``fold`` that it was
             trained on (None for all songs).
         config: The resolved training config; None where only a checkpoint is at hand.
+        task: ``cfg.task`` of its training as plain data.
     """
 
     folder: Path | None
@@ -52,6 +55,7 @@ class Run:
     labels: LabelSpec
     data: Mapping[str, Any]
     config: DictConfig | None
+    task: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def classifier(self) -> PhraseClassifier:
@@ -135,7 +139,7 @@ def load_run(
         loaded = OmegaConf.load(folder / "config.yaml")
         assert isinstance(loaded, DictConfig)
         config = loaded
-    return Run(folder, path, model.eval(), tokens, labels, about["data"], config)
+    return Run(folder, path, model.eval(), tokens, labels, about["data"], config, about["task"])
 
 
 def _runs_of(kind: str, folder: Path | None) -> list[str]:
@@ -222,6 +226,67 @@ def start_from(
     _check_vocabulary(path, TokenSpec.from_dict(about["tokens"]), tokens)
     _check_backbone(path, about, model, task)
     return Start(path, {part: _below(weights, part) for part in SHARED})
+
+
+def finetuned(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The config of a run that may start from another one.
+
+    With ``init_model`` model and tokenizer are those of the run of ``init_from``, except for what
+    the command line says about them. Settings of a recipe, ``conf/experiment``, are not told from
+    defaults and give way.
+
+    Args:
+        cfg: The composed config.
+        overrides: The command line's, as Hydra has them: ``model=small``, ``model.dropout=0.2``.
+
+    Returns:
+        ``cfg``, or a changed copy.
+
+    Raises:
+        UserError: There is no such run; a setting needs one; ``freeze_layers`` does not fit.
+    """
+    source, init_model = cfg.get("init_from"), cfg.get("init_model", False)
+    freeze_layers, layer_decay = cfg.get("freeze_layers") or 0, cfg.optim.get("layer_decay", 1.0)
+    if source is None:
+        for key, is_on, value in (
+            ("freeze_layers", freeze_layers != 0, freeze_layers),
+            ("optim.layer_decay", layer_decay != 1, layer_decay),
+            ("init_model", init_model, "true"),
+        ):
+            if is_on:
+                raise UserError(
+                    f"{key}={value} needs the weights of a trained model; add init_from=RUN, for "
+                    "instance a run of: midigenre train task=mlm"
+                )
+    elif init_model:
+        cfg = _with_model_of(source, cfg, overrides)
+    check_frozen(freeze_layers, cfg.model.n_layers)
+    return cfg
+
+
+def _with_model_of(source: str, cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    given = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    parts = [part for part in ("model", "tokenizer") if part not in given]
+    named = Path(source).expanduser()
+    folder = named.parent.parent if named.is_file() else named
+    if not (folder / "config.yaml").is_file():
+        if not named.is_file():
+            checkpoint_path(source, "best", "init_from")  # says what is missing
+        raise UserError(
+            f"init_from={source}: there is no {folder / 'config.yaml'} to say its model and "
+            "tokenizer; add init_model=false model=X tokenizer=Y"
+        )
+    theirs = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(theirs, DictConfig)
+    changed = copy.deepcopy(cfg)
+    OmegaConf.set_struct(changed, False)
+    for part in parts:
+        changed[part] = theirs[part]
+        for key in given:
+            if key.startswith(f"{part}."):
+                OmegaConf.update(changed, key, OmegaConf.select(cfg, key))
+    OmegaConf.set_struct(changed, True)
+    return changed
 
 
 def _check_vocabulary(path: Path, theirs: TokenSpec, ours: TokenSpec) -> None:

@@ -57,6 +57,8 @@ class LabelHead(nn.Module):
         dropout: Dropout before the last layer.
         loss_weight: Factor of this label in the sum over the heads
             (:meth:`midigenre.models.PhraseClassifier.loss` applies it, not :meth:`loss`).
+        linear: Leave the hidden layer out: dropout and one linear layer, the head of a linear
+            probe (Alain and Bengio 2017, arXiv 1610.01644).
 
     Raises:
         ValueError: Weights of another length, or smoothing outside 0 to 1.
@@ -73,6 +75,7 @@ class LabelHead(nn.Module):
         label_smoothing: float = 0.0,
         dropout: float = 0.1,
         loss_weight: float = 1.0,
+        linear: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
@@ -90,12 +93,13 @@ class LabelHead(nn.Module):
         self.label_smoothing = label_smoothing
         self.loss_weight = loss_weight
         self.register_buffer("weight_C", weight_C)
-        self.hidden = nn.Linear(d_model, d_model)
+        self.hidden = None if linear else nn.Linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(d_model, len(classes))
         for layer in (self.hidden, self.out):
-            nn.init.normal_(layer.weight, std=0.02)  # GPT-2 and BERT
-            nn.init.zeros_(layer.bias)
+            if layer is not None:
+                nn.init.normal_(layer.weight, std=0.02)  # GPT-2 and BERT
+                nn.init.zeros_(layer.bias)
 
     def forward(self, h_BD: Tensor) -> Tensor:
         """Logits of the classes.
@@ -106,7 +110,9 @@ class LabelHead(nn.Module):
         Returns:
             logits_BC, shape (B, C).
         """
-        logits_BC: Tensor = self.out(self.dropout(nn.functional.gelu(self.hidden(h_BD))))
+        if self.hidden is not None:
+            h_BD = nn.functional.gelu(self.hidden(h_BD))
+        logits_BC: Tensor = self.out(self.dropout(h_BD))
         return logits_BC
 
     def loss(

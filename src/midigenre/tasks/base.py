@@ -21,7 +21,9 @@ from midigenre.data.datamodule import PhraseDataModule
 from midigenre.errors import UserError
 from midigenre.spec import Batch, LabelSpec, TokenSpec
 from midigenre.tasks.cost import Cost, peak_memory_bytes
-from midigenre.tasks.optim import OptimSettings, matrices
+from midigenre.tasks.groups import freeze, matrices
+from midigenre.tasks.optim import OptimSettings
+from midigenre.tasks.schedule import time_share
 
 CHECKPOINT_KEY = "midigenre"
 """Where a checkpoint holds what is needed to rebuild the model, as plain data."""
@@ -83,6 +85,18 @@ class Task(L.LightningModule):
         self._decayed = matrices(model)
         self.describe = dict(describe)
         self.cost = Cost()
+        self._still: tuple[nn.Module, ...] = ()
+
+    def freeze_first(self, freeze_layers: int | str) -> None:
+        """Keeps the embedding and the first layers as they are.
+
+        Args:
+            freeze_layers: See :func:`midigenre.tasks.groups.freeze`.
+
+        Raises:
+            UserError: The backbone has fewer layers.
+        """
+        self._still = freeze(self.model, freeze_layers)
 
     def setup(self, stage: str) -> None:
         """Keeps FSDP from converting batches to half precision.
@@ -127,13 +141,21 @@ class Task(L.LightningModule):
 
     @classmethod
     @abstractmethod
-    def test(cls, model: nn.Module, data: PhraseDataModule, folder: Path | None) -> Outcome:
+    def test(
+        cls,
+        model: nn.Module,
+        data: PhraseDataModule,
+        folder: Path | None,
+        task: Mapping[str, Any] | None = None,
+    ) -> Outcome:
         """Scores of a trained model on the test songs.
 
         Args:
             model: The best checkpoint's, on the device that it is to be tested on.
             data: The run's songs.
-            folder: Where tables of single predictions go; None for no tables.
+            folder: Where tables of single predictions go, and what is fitted after training; None
+                for no files.
+            task: ``cfg.task`` as plain data; None where nothing in it matters here.
         """
 
     @staticmethod
@@ -148,6 +170,8 @@ class Task(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes the dropout a function of (seed, epoch, batch), so that resuming is exact."""
+        for module in self._still:
+            module.eval()
         place = [self.seed, self.current_epoch, batch_idx, self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
@@ -158,6 +182,10 @@ class Task(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Logs throughput, in packed tokens (there is no padding), and memory."""
+        if self.trainer.should_stop and self.trainer.check_val_every_n_epoch is not None:
+            # The clock or the last step ends the training here: the validation is due now, also in
+            # an epoch that would have none, or what was learned since the last is in no best.ckpt.
+            self.trainer.check_val_every_n_epoch = 1
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (batch_idx + 1) % every == 0:
             self.log("train/tokens_per_second", self.cost.rate())
@@ -191,22 +219,24 @@ class Task(L.LightningModule):
             else nn.utils.clip_grad_norm_(self.parameters(), limit)
         )
         self.log("train/grad_norm", norm)
-        self.log("train/lr", optimizer.param_groups[0]["lr"])
+        # That of the head, where the layers have their own.
+        self.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
 
     def configure_optimizers(self) -> Any:
         """The optimizer, with a schedule over the steps that the trainer will make.
 
         Raises:
-            UserError: Nothing but the clock ends the training.
+            UserError: Nothing ends the training.
         """
         optimizer = self.optim.optimizer(self.model, self._decayed)
         total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
+        share = time_share(self.trainer)
+        if total == float("inf") and share is None:
             raise UserError(
-                "trainer.max_epochs=-1: the learning rate's schedule needs a last step; set "
-                "trainer.max_steps or max_epochs (max_time may end it sooner)"
+                "trainer.max_epochs=-1: the learning rate's schedule needs an end; set "
+                "trainer.max_steps, max_epochs or max_time"
             )
-        schedule = self.optim.scheduler(optimizer, int(total))
+        schedule = self.optim.scheduler(optimizer, total, share)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,14 +11,26 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from midigenre.data.datamodule import PhraseDataModule
-from midigenre.evaluation.figures import confusion_figure
 from midigenre.evaluation.metrics import LabelMetrics
 from midigenre.evaluation.report import LEVELS, print_scores
-from midigenre.models import FieldEmbedding, LabelHead, PhraseClassifier, Pooling, class_weights
+from midigenre.evaluation.score_figures import evaluation_figures
+from midigenre.models import (
+    FieldEmbedding,
+    LabelHead,
+    MaskedHead,
+    Masking,
+    PhraseClassifier,
+    Pooling,
+    class_weights,
+)
+from midigenre.models.checks import check_choice
+from midigenre.models.classifier import MaskedLoss
 from midigenre.spec import Batch, LabelSpec, TokenSpec
 from midigenre.tasks.base import Outcome, Task
-from midigenre.tasks.evaluate import evaluate_split
+from midigenre.tasks.evaluate import evaluate_split, fit_calibration, fitted_baselines
+from midigenre.tasks.mixing import Extras, losses
 from midigenre.tasks.optim import OptimSettings
+from midigenre.tasks.songs import FOLDER, SongAggregate, fit_song_models, song_kind
 
 METRICS = ("macro_f1", "accuracy")
 
@@ -28,7 +39,8 @@ class ClassifyTask(Task):
     """Trains a :class:`~midigenre.models.PhraseClassifier`.
 
     Logged beside what all tasks log: ``val/macro_f1`` (mean over the labels), and for each label
-    ``val/<label>/{loss,accuracy,macro_f1}``.
+    ``val/<label>/{loss,accuracy,macro_f1}``; ``train/mlm_loss`` and ``train/r_drop`` where these
+    are on (:mod:`midigenre.tasks.mixing`). Validation hides and mixes nothing.
 
     Args:
         model: The classifier; its heads own the losses and the label names.
@@ -55,6 +67,7 @@ class ClassifyTask(Task):
         self.val_metrics = nn.ModuleDict(
             {label: LabelMetrics(len(head.classes)) for label, head in model.label_heads().items()}
         )
+        self.extras = Extras.of(describe["task"])
         self._val_loss: dict[str, list[Tensor]] = {}
 
     @staticmethod
@@ -73,6 +86,11 @@ class ClassifyTask(Task):
         counts: Mapping[str, Any] | None = None,
     ) -> PhraseClassifier:
         """See :meth:`Task.make_model`."""
+        song_kind(task)  # refused before hours of training, not after
+        Extras.of(task)
+        # Runs of older versions know neither of these.
+        head, mlm_weight = task.get("head", "mlp"), task.get("mlm_weight", 0.0)
+        check_choice("task.head", head, ("mlp", "linear"))
         d_model: int = backbone.d_model  # type: ignore[assignment]
         embedding = FieldEmbedding(
             tokens.sizes, d_model, model["combine"], model["d_field"], model["dropout"]
@@ -87,36 +105,55 @@ class ClassifyTask(Task):
                 task["label_smoothing"],
                 task["head_dropout"],
                 loss_weight,
+                head == "linear",
             )
             for label, loss_weight in task["labels"].items()
         ]  # fmt: skip
-        return PhraseClassifier(embedding, backbone, Pooling(model["pooling"], d_model), heads)
+        pooling, masked = Pooling(model["pooling"], d_model), None
+        if mlm_weight != 0:
+            masking = Masking(tokens, **task["mlm"])
+            masked_head = MaskedHead(tokens.sizes, d_model, masking.fields)
+            masked = MaskedLoss(masking, masked_head, mlm_weight)
+        return PhraseClassifier(embedding, backbone, pooling, heads, masked)
 
     @classmethod
-    def test(cls, model: nn.Module, data: PhraseDataModule, folder: Path | None) -> Outcome:
+    def test(
+        cls,
+        model: nn.Module,
+        data: PhraseDataModule,
+        folder: Path | None,
+        task: Mapping[str, Any] | None = None,
+    ) -> Outcome:
         """See :meth:`Task.test`."""
         assert isinstance(model, PhraseClassifier)
         predictions = None if folder is None else folder / "predictions.csv"
         device = next(model.parameters()).device
+        fitted = fitted_baselines(model, data)
+        songs = fit_song_models(model, data, song_kind(task or {}), fitted, device=device)
+        if songs is not None and folder is not None:
+            songs.save(folder / FOLDER)
+        aggregate = None if songs is None else SongAggregate(songs)
+        calibration = fit_calibration(model, data, device=device, aggregate=aggregate)
+        if calibration is not None and folder is not None:
+            calibration.save(folder)
         evaluation = evaluate_split(
-            model, data, "test", device=device, train=data, predictions=predictions
-        )
+            model, data, "test", device=device, train=data, predictions=predictions,
+            calibration=calibration, aggregate=aggregate, fitted=fitted,
+        )  # fmt: skip
         scores: dict[str, float] = {}
         final: dict[str, float] = {}
-        figures = {}
         for level in LEVELS:
             for label, levels in evaluation.items():
                 found = levels[level]
                 scores |= {f"test/{label}/{level}/{name}": found[name] for name in METRICS}
-                figures[f"test/{label}/{level}/confusion"] = confusion_figure(
-                    found["confusion"], found["labels"], f"{label}, test {level}s"
-                )
             for name in METRICS:
                 # With several labels the mean over those that have the score.
                 known = [levels[level][name] for levels in evaluation.values()]
                 known = [score for score in known if score is not None]
                 if known:
                     final[f"test_{level}_{name}"] = sum(known) / len(known)
+        drawn = evaluation_figures(evaluation, "test")
+        figures = {f"test/{place}": figure for place, figure in drawn.items()}
         return Outcome(evaluation, scores, final, figures)
 
     @staticmethod
@@ -135,17 +172,15 @@ class ClassifyTask(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch, scaled so that an accumulated step equals one large batch."""
-        logits = self.model(batch)
-        loss, _ = self.model.loss(logits, batch)
+        found = losses(self.model, batch, self.extras)
         self.count(batch)
-        # Undo the scaling by the step's other batches: what is logged is this batch's own mean.
-        with torch.no_grad():
-            own, by_label = self.model.loss(logits, _alone(batch))
-        self.log("train/loss", own, on_step=True, on_epoch=False, batch_size=batch.n_phrases)
-        if len(by_label) > 1:
-            for label, value in by_label.items():
+        self.log("train/loss", found.own, on_step=True, on_epoch=False, batch_size=batch.n_phrases)
+        if len(found.by_label) > 1:
+            for label, value in found.by_label.items():
                 self.log(f"train/{label}/loss", value, batch_size=batch.n_phrases)
-        return loss
+        for name, value in found.extras.items():
+            self.log(f"train/{name}", value.detach(), batch_size=batch.n_phrases)
+        return found.total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Collects loss and confusion of every label; gives the logits to the callbacks."""
@@ -180,7 +215,3 @@ class ClassifyTask(Task):
         """The callbacks have drawn the last confusion by now."""
         for metrics in self.label_metrics().values():
             metrics.reset()
-
-
-def _alone(batch: Batch) -> Batch:
-    return replace(batch, step_counts={}, step_batches=1)

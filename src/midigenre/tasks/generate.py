@@ -104,7 +104,13 @@ class GenerateTask(Task):
 
     @classmethod
     @torch.no_grad()
-    def test(cls, model: nn.Module, data: PhraseDataModule, folder: Path | None) -> Outcome:
+    def test(
+        cls,
+        model: nn.Module,
+        data: PhraseDataModule,
+        folder: Path | None,
+        task: Mapping[str, Any] | None = None,
+    ) -> Outcome:
         """See :meth:`Task.test`: under the songs' own labels, and with all of them hidden."""
         assert isinstance(model, PhraseGenerator)
         model.eval()

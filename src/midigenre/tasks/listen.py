@@ -67,7 +67,7 @@ def listen(
         progress: Told about the songs that are done.
     """
     heads = model.label_heads()
-    width = next(iter(heads.values())).hidden.in_features
+    width: int = model.backbone.d_model  # type: ignore[assignment]
     log_probs = {k: np.full((len(songs), len(h.classes)), np.nan) for k, h in heads.items()}
     vectors = np.full((len(songs), width), np.nan)
     for begin in range(0, len(songs), SONGS_AT_ONCE):

@@ -5,22 +5,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from midigenre.tasks.groups import groups, matrices, trained
+from midigenre.tasks.schedule import NOMINAL_STEPS, OneCycle, TimedLR, TimeShare
 
 SCHEDULES = ("linear", "cosine", "wsd", "constant")
-
-_FSDP = "_fsdp_wrapped_module."
-
-
-def matrices(model: nn.Module) -> frozenset[str]:
-    """Names of the parameters of two dimensions or more."""
-    return frozenset(name for name, p in model.named_parameters() if p.ndim >= 2)
 
 
 class OptimSettings(ABC):
@@ -43,8 +38,19 @@ class OptimSettings(ABC):
         """
 
     @abstractmethod
-    def scheduler(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
-        """What sets the rate of the optimizer before each of ``total_steps`` steps."""
+    def scheduler(
+        self, optimizer: Optimizer, total_steps: float, share: TimeShare | None = None
+    ) -> LRScheduler:
+        """What sets the rate of the optimizer before each step.
+
+        Args:
+            optimizer: Whose rate.
+            total_steps: Steps after which the training ends at the latest; infinite where only the
+                clock ends it.
+            share: How much of the training's time is over, 0 to 1, where ``trainer.max_time``
+                bounds it: the schedule is as far as the steps or the clock, whichever is further,
+                so that it has come to its end when the time is up. None for no bound.
+        """
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class AdamWSettings(OptimSettings):
         warmup_steps: Number of those steps; None takes ``warmup_share``.
         decay_share: Share of all steps that ``wsd`` decays over.
         final_ratio: Rate at the end over the peak.
+        layer_decay: Rate of a layer over that of the next, for a model that starts from another
+            one (:func:`midigenre.tasks.groups.groups`); 1 for one rate.
 
     Raises:
         ValueError: A value is out of range.
@@ -77,11 +85,16 @@ class AdamWSettings(OptimSettings):
     warmup_steps: int | None = None
     decay_share: float = 0.2
     final_ratio: float = 0.0
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"optim.schedule={self.schedule}; choose {', '.join(SCHEDULES)}")
         _check_adam(self.lr, self.betas, self.eps)
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(
+                f"optim.layer_decay must lie above 0, up to 1 (off), got {self.layer_decay}"
+            )
         for name in ("warmup_share", "decay_share", "final_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"optim.{name} must lie in 0 to 1, got {getattr(self, name)}")
@@ -90,31 +103,46 @@ class AdamWSettings(OptimSettings):
             if value is not None and not value >= 0:
                 raise ValueError(f"optim.{name} must be 0 or more, got {value}")
 
-    def optimizer(
-        self, model: nn.Module, decayed: Collection[str] | None = None
-    ) -> torch.optim.AdamW:
-        """Two groups, with and without decay; see :meth:`OptimSettings.optimizer`."""
+    def optimizer(self, model: nn.Module, decayed: Collection[str] | None = None) -> Optimizer:
+        """Groups with and without decay; see :meth:`OptimSettings.optimizer`."""
         decayed = matrices(model) if decayed is None else decayed
-        # FSDP puts its own name between those of the modules that it wraps.
-        used = [
-            (name.replace(_FSDP, ""), p) for name, p in model.named_parameters() if p.requires_grad
-        ]
-        groups = [
-            {"params": [p for name, p in used if name in decayed],
-             "weight_decay": self.weight_decay},
-            {"params": [p for name, p in used if name not in decayed], "weight_decay": 0.0},
-        ]  # fmt: skip
+        return self._adamw(trained(model), decayed)
+
+    def _adamw(
+        self, used: list[tuple[str, nn.Parameter]], decayed: Collection[str]
+    ) -> torch.optim.AdamW:
         # `fused` is one pass over all parameters; on CPU too it beats the per-tensor loop.
         return torch.optim.AdamW(
-            [g for g in groups if g["params"]],
+            groups(used, decayed, self.lr, self.weight_decay, self.layer_decay),
             lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True,
         )  # fmt: skip
 
-    def scheduler(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    def scheduler(
+        self, optimizer: Optimizer, total_steps: float, share: TimeShare | None = None
+    ) -> LRScheduler:
         """See :meth:`OptimSettings.scheduler`."""
-        return LambdaLR(optimizer, self.factor(total_steps))
+        if share is None:
+            return LambdaLR(optimizer, self.factor(int(total_steps)))
+        return TimedLR(optimizer, self.timed_factor(total_steps), share)
 
-    def factor(self, total_steps: int) -> Callable[[int], float]:
+    def timed_factor(self, total_steps: float) -> Callable[[int, float], float]:
+        """Learning rate over the peak as a function of the step and of the share of the time.
+
+        A warm-up that is a share of the training is over when that share of the steps or of the
+        time is; one of ``warmup_steps`` takes these.
+        """
+        nominal = int(total_steps) if math.isfinite(total_steps) else NOMINAL_STEPS
+        counted = replace(self, warmup_steps=None if self.warmup_steps is None else 0)
+        by_progress = counted.factor(nominal)
+        rise = (self.warmup_steps or 0) + 1
+
+        def at(step: int, share: float) -> float:
+            done = step if nominal == total_steps else 0
+            return min((step + 1) / rise, by_progress(max(done, share * nominal)))
+
+        return at
+
+    def factor(self, total_steps: int) -> Callable[[float], float]:
         """Learning rate over the peak as a function of the step (the first step is 0)."""
         warmup = (
             round(self.warmup_share * total_steps)
@@ -123,7 +151,7 @@ class AdamWSettings(OptimSettings):
         )
         end = self.final_ratio
 
-        def at(step: int) -> float:
+        def at(step: float) -> float:
             if step < warmup:
                 return (step + 1) / (warmup + 1)
             if self.schedule == "constant":
@@ -193,12 +221,15 @@ class AdamOneCycleSettings(OptimSettings):
             lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True,
         )  # fmt: skip
 
-    def scheduler(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    def scheduler(
+        self, optimizer: Optimizer, total_steps: float, share: TimeShare | None = None
+    ) -> LRScheduler:
         """See :meth:`OptimSettings.scheduler`."""
         # Torch divides by the steps of the rise less one: with just one step begin at the peak.
         one_step = self.pct_start * total_steps == 1
-        return _OneCycle(
+        return OneCycle(
             optimizer,
+            share,
             self.lr,
             total_steps,
             pct_start=self.pct_start * (1 - 1e-12) if one_step else self.pct_start,
@@ -208,14 +239,6 @@ class AdamOneCycleSettings(OptimSettings):
             div_factor=self.div_factor,
             final_div_factor=self.final_div_factor,
         )
-
-
-class _OneCycle(OneCycleLR):
-    """Its length is that of the run, also of one that goes on with another ``trainer.max_*``."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        length = ("total_steps", "_schedule_phases")
-        super().load_state_dict({k: v for k, v in state_dict.items() if k not in length})
 
 
 def _check_adam(lr: object, betas: tuple[float, float], eps: float) -> None:

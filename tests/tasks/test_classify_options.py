@@ -1,0 +1,247 @@
+"""Masked modelling beside the labels, mixup, R-Drop, the weights of several labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from midigenre.models import (
+    Encoder,
+    FieldEmbedding,
+    LabelHead,
+    MaskedHead,
+    Masking,
+    PhraseClassifier,
+    Pooling,
+    class_weights,
+)
+from midigenre.models.classifier import MaskedLoss
+from midigenre.spec import UNKNOWN, Batch, Field, TokenSpec
+from midigenre.tasks.mixing import Extras, disagreement, losses, mix
+
+SPEC = TokenSpec(
+    "toy",
+    (
+        Field("Pitch", ("PAD_None", "BOS_None", "EOS_None", "MASK_None",
+                        *(f"Pitch_{p}" for p in range(60, 72)))),
+        Field("Velocity", ("PAD_None", "BOS_None", "EOS_None", "MASK_None",
+                           *(f"Velocity_{v}" for v in range(10, 100, 10)))),
+    ),
+    "field", 4, {},
+)  # fmt: skip
+LENGTHS = (3, 5, 2, 6, 4)
+
+
+def classifier(
+    mlm: float = 0.0, pooling: Any = "mean", dropout: float = 0.0, emotion: float = 1.0
+) -> PhraseClassifier:
+    torch.manual_seed(0)
+    counts = torch.tensor([5.0, 2.0, 1.0])
+    masked = None
+    if mlm:
+        masking = Masking(SPEC, share=0.5)
+        masked = MaskedLoss(masking, MaskedHead(SPEC.sizes, 8, masking.fields), mlm)
+    return PhraseClassifier(
+        FieldEmbedding(SPEC.sizes, 8, dropout=dropout), Encoder(8, 1, 2, 8, dropout=dropout),
+        Pooling(pooling, 8),
+        [LabelHead("genre", ("a", "b", "c"), 8, class_weights(counts), 0.1, dropout),
+         LabelHead("emotion", ("x", "y"), 8, None, 0.0, dropout, emotion)],
+        masked,
+    )  # fmt: skip
+
+
+def batch(genre: Any = (0, 1, 2, 0, 1), emotion: Any = (0, 1, 1, UNKNOWN, 0)) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    n = sum(LENGTHS)
+    ids_NF = torch.stack([torch.randint(4, s, (n,), generator=generator) for s in SPEC.sizes], 1)
+    zeros_B = torch.zeros(len(LENGTHS), dtype=torch.int64)
+    cu = torch.tensor(np.concatenate([[0], np.cumsum(LENGTHS)]), dtype=torch.int32)
+    labels = {"genre": torch.tensor(genre), "emotion": torch.tensor(emotion)}
+    return Batch(ids_NF, cu, LENGTHS, labels, zeros_B, zeros_B)
+
+
+def gradients(model: PhraseClassifier, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_with_nothing_on_it_is_the_plain_loss_to_the_bit() -> None:
+    model = classifier(dropout=0.3)
+    found, plain = [], []
+    given = replace(batch(), step_counts={"genre": torch.tensor([4.0, 3, 2])}, step_batches=2)
+    torch.manual_seed(3)
+    ours = losses(model, given, Extras())
+    found = gradients(model, ours.total)
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    total = model.loss(model(given), given)[0]
+    plain = gradients(model, total)
+    assert torch.equal(ours.total, total)
+    assert torch.equal(after, torch.rand(1))  # nothing else was drawn
+    assert all(torch.equal(found[name], value) for name, value in plain.items())
+    assert ours.extras == {}
+    alone = replace(given, step_counts={}, step_batches=1)
+    torch.manual_seed(3)
+    assert torch.equal(ours.own, model.loss(model(alone), alone)[0])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "attention"])
+def test_masked_modelling_shares_the_pass(pooling: Any) -> None:
+    model = classifier(0.3, pooling)
+    torch.manual_seed(5)
+    found = losses(model, batch(), Extras())
+    torch.manual_seed(5)
+    assert model.masked is not None
+    seen, hidden_NF = model.masked.hide(batch())
+    assert 0 < int(hidden_NF.sum()) < hidden_NF.numel()
+    assert not torch.equal(seen.ids_NF, batch().ids_NF)
+    labels = model.loss(model(seen), batch())[0]
+    h_ND = model.encode_steps(seen)[1]
+    assert h_ND.shape == (sum(LENGTHS), 8)
+    nats_NF, _ = model.masked.head.loss(h_ND, batch().ids_NF, hidden_NF)  # type: ignore[operator]
+    mlm = nats_NF.sum() / hidden_NF.sum()
+    torch.testing.assert_close(found.extras["mlm_loss"], mlm)
+    torch.testing.assert_close(found.own, labels)
+    torch.testing.assert_close(found.total, labels + 0.3 * mlm)
+    torch.manual_seed(5)
+    again = losses(model, batch(), Extras())
+    assert torch.equal(found.total, again.total)
+    # What a model is asked sees everything.
+    assert all(torch.equal(v, model(batch())[k]) for k, v in model(batch()).items())
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_steps_are_those_of_the_backbone_without_cls(pooling: Any) -> None:
+    """Steps of a phrase do not depend on the phrases around it, so none is shifted."""
+    model = classifier(0.3, pooling).eval()
+    h_ND = model.encode_steps(batch())[1]
+    start = 0
+    for i, length in enumerate(LENGTHS):
+        ids_NF = batch().ids_NF[start : start + length]
+        one = replace(
+            batch(), ids_NF=ids_NF, lengths=(length,),
+            cu_seqlens=torch.tensor([0, length], dtype=torch.int32),
+        )  # fmt: skip
+        torch.testing.assert_close(h_ND[start : start + length], model.encode_steps(one)[1])
+        torch.testing.assert_close(model.encode(batch())[i], model.encode(one)[0])
+        start += length
+
+
+def test_songs_without_a_label_still_teach_masked_modelling() -> None:
+    nothing = batch([UNKNOWN] * 5, [UNKNOWN] * 5)
+    model = classifier(0.3)
+    found = losses(model, nothing, Extras(mixup=0.5))
+    assert found.own == 0
+    grads = gradients(model, found.total)
+    assert grads["backbone.layers.0.attention.qkv.weight"].abs().sum() > 0
+    assert not grads["heads.genre.out.weight"].any()
+    assert torch.isfinite(found.total)
+
+
+def test_a_masked_head_changes_no_weight_beside_it() -> None:
+    plain, with_head = classifier().state_dict(), classifier(0.3).state_dict()
+    assert {k for k in with_head if k not in plain} == {
+        k for k in with_head if k.startswith("masked.")
+    }
+    classifier().load_state_dict(plain)
+
+
+@pytest.mark.parametrize("emotion", [0.0, 0.5])
+def test_labels_weigh_what_they_are_told(emotion: float) -> None:
+    model = classifier(emotion=emotion)
+    found = losses(model, batch(), Extras())
+    expected = found.by_label["genre"] + emotion * found.by_label["emotion"]
+    torch.testing.assert_close(found.total, expected)
+    unknown = losses(model, batch(emotion=[UNKNOWN] * 5), Extras())
+    torch.testing.assert_close(unknown.total, found.by_label["genre"])
+    grads = gradients(model, unknown.total)
+    assert not grads["heads.emotion.out.weight"].any()
+
+
+@given(st.lists(st.integers(-1, 2), min_size=5, max_size=5), st.integers(0, 10_000),
+       st.floats(0.05, 5))  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_mixup_never_mixes_a_known_phrase_with_an_unknown_one(
+    genre: list[int], seed: int, alpha: float
+) -> None:
+    assert UNKNOWN == -1
+    model, given_ = classifier(), batch(genre)
+    h_BD = model.encode(given_)
+    torch.manual_seed(seed)
+    mixed = mix(model, h_BD, given_, alpha)
+    assert 0 <= mixed.share <= 1
+    for label, target_B in given_.labels.items():
+        partner = mixed.partner[label]
+        known = target_B != UNKNOWN
+        assert torch.equal(known, known[partner])
+        assert torch.equal(partner.sort().values, torch.arange(5))  # each once
+        assert torch.equal(partner[~known], torch.arange(5)[~known])
+    # By hand, over the phrases whose genre is known.
+    known = (given_.labels["genre"] != UNKNOWN).nonzero().squeeze(1)
+    head = model.label_heads()["genre"]
+    found = mixed.loss(model, given_)[1]["genre"]
+    if len(known) == 0:
+        assert found == 0
+        return
+    other = mixed.partner["genre"][known]
+    blend = mixed.share * h_BD[known] + (1 - mixed.share) * h_BD[other]
+    targets = given_.labels["genre"]
+    expected = mixed.share * head.loss(head(blend), targets[known]) + (1 - mixed.share) * head.loss(
+        head(blend), targets[other]
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_r_drop_draws_two_passes_together() -> None:
+    model = classifier(dropout=0.4)
+    model.train()
+    torch.manual_seed(2)
+    found = losses(model, batch(), Extras(r_drop=2.0))
+    torch.manual_seed(2)
+    one, other = model(batch()), model(batch())
+    expected = 0.0
+    for label, head in model.label_heads().items():
+        p, q = (logits[label].log_softmax(-1) for logits in (one, other))
+        kl = [
+            torch.nn.functional.kl_div(b, a, reduction="batchmean", log_target=True)
+            for a, b in ((p, q), (q, p))
+        ]
+        expected = expected + head.loss_weight * (kl[0] + kl[1]) / 2
+    torch.testing.assert_close(found.extras["r_drop"], expected)
+    labels = (model.loss(one, batch())[0] + model.loss(other, batch())[0]) / 2
+    torch.testing.assert_close(found.total, labels + found.extras["r_drop"])  # 2 / 2
+    assert disagreement(one, one)["genre"] == 0
+    model.eval()
+    assert losses(model, batch(), Extras(r_drop=2.0)).extras["r_drop"] == 0
+
+
+def test_all_at_once_is_a_function_of_the_seed() -> None:
+    model = classifier(0.3, dropout=0.2)
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append(losses(model, batch(), Extras(mixup=0.4, r_drop=0.5)).total)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("name", ["mixup", "r_drop"])
+@pytest.mark.parametrize("value", [-0.1, float("nan")])
+def test_bad_values_are_named(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"task\.{name}"):
+        Extras(**{name: value})
+    assert Extras.of({"labels": {}}) == Extras()
+
+
+def test_a_linear_head_has_one_layer() -> None:
+    head = LabelHead("genre", ("a", "b"), 8, dropout=0.0, linear=True)
+    h_BD = torch.randn(3, 8)
+    torch.testing.assert_close(head(h_BD), torch.nn.functional.linear(h_BD, head.out.weight))
+    assert {name for name, _ in head.named_parameters()} == {"out.weight", "out.bias"}
