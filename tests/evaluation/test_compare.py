@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from midigenre.errors import UserError
-from midigenre.evaluation.compare import compare, to_markdown, to_records
+from midigenre.evaluation.compare import compare
+from midigenre.evaluation.compare_table import to_markdown, to_records
 from midigenre.evaluation.runs import find_runs
 
 # Quantiles of Student's t from printed tables (two-sided 95 %, n - 1 degrees of freedom).

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from midigenre.evaluation.report import print_scores, scores_markdown
 from midigenre.evaluation.scores import evaluate_label
+from midigenre.evaluation.within import Sources
 
 SONGS = np.repeat(np.arange(40), 2)
 TRUTH = SONGS % 2
@@ -78,3 +79,44 @@ def test_no_scores_at_all():
     content = {"genre": evaluate_label(np.zeros((1, 1)), [-1], [0], ["only"])}
     assert "only" in printed(content)
     assert "only" in scores_markdown(content)
+
+
+def within():
+    """The same with sources: two of both classes, and a baseline that knows them."""
+    log_probs_NC = np.log(np.array([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1]])[right_on(0.5)])
+    sources = Sources(np.array(["nott", "groove"], object)[SONGS // 20], np.ones((80, 3), bool))
+    baselines = {
+        "phrase": {"source_majority": np.zeros(80, int), "hist_gb": right_on(0.9)},
+        "song": {"source_majority": np.zeros(40, int), "hist_gb": right_on(0.9)[::2]},
+    }
+    return {
+        "genre": evaluate_label(
+            log_probs_NC, TRUTH, SONGS, ["a", "b", "c"], baselines, sources=sources,
+            temperatures={"phrase": 1.5, "song": 2.0},
+        )
+    }  # fmt: skip
+
+
+def test_confidence_and_sources_have_tables_and_losses_are_told():
+    content = within()
+    console = Console(file=io.StringIO(), width=84)
+    print_scores(content, console)
+    text = console.file.getvalue()
+    assert "…" not in text  # nothing is cut off
+    for word in ("ROC-AUC", "calibrated", "nott", "groove", "all", "told", "majority"):
+        assert word in text
+    flat = " ".join(text.split())
+    assert "genre, songs within a source: the hist_gb baseline beats the model on macro-F1" in flat
+    markdown = scores_markdown(content)
+    assert "| nott | 20 |" in markdown
+    song = content["genre"]["song"]
+    assert f"{song['calibrated']['ece']:.3f}" in markdown
+
+
+def test_an_evaluation_from_before_there_was_calibration_is_printed():
+    content = evaluation(0.1)
+    for levels in content["genre"].values():
+        for key in ("roc_auc", "nll", "brier", "calibrated", "reliability", "abstention"):
+            del levels[key]
+    assert "ROC-AUC" not in printed(content)
+    assert "macro-F1" in scores_markdown(content)

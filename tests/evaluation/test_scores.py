@@ -12,16 +12,21 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
+from midigenre.evaluation.reliability import expected_calibration_error
 from midigenre.evaluation.scores import (
     accuracy,
     confusion_matrix,
     evaluate_label,
-    expected_calibration_error,
     macro_f1,
     score_level,
     song_log_probs,
     song_truth,
 )
+
+LEVEL_KEYS = (
+    "n", "accuracy", "macro_f1", "roc_auc", "ci95", "per_class", "confusion", "labels", "ece",
+    "nll", "brier", "calibrated", "reliability", "abstention",
+)  # fmt: skip
 
 
 def log_softmax(logits):
@@ -88,8 +93,7 @@ def test_keys_and_plain_json():
     assert result["song"]["n"] == len(np.unique(song_N[truth_N != -1]))
     for level in result.values():
         assert set(level) == {
-            "n", "accuracy", "macro_f1", "ci95", "per_class", "confusion", "labels", "ece",
-            "baselines", "baselines_missing",
+            *LEVEL_KEYS, "baselines", "baselines_missing",
         }  # fmt: skip
         assert set(level["baselines"]["majority"]) == {
             "accuracy", "macro_f1", "ci95", "versus_model",
@@ -104,9 +108,7 @@ def test_keys_and_plain_json():
 def test_score_level_has_exactly_the_contract_keys():
     log_probs_NC, truth_N, song_N, names = random_case()
     scores = score_level(log_probs_NC, truth_N, names, song_N, n_bootstrap=10)
-    assert list(scores) == [
-        "n", "accuracy", "macro_f1", "ci95", "per_class", "confusion", "labels", "ece",
-    ]  # fmt: skip
+    assert tuple(scores) == LEVEL_KEYS
     assert scores["confusion"] == confusion_matrix(truth_N, log_probs_NC.argmax(1), 4).tolist()
 
 
@@ -115,8 +117,11 @@ def test_no_labelled_phrase_gives_null_not_nan():
     result = evaluate_label(log_probs_NC, np.full_like(truth_N, -1), song_N, names)
     for level in result.values():
         assert level["n"] == 0
-        assert level["accuracy"] is level["macro_f1"] is level["ece"] is None
-        assert level["ci95"] == {"accuracy": [None, None], "macro_f1": [None, None]}
+        for key in ("accuracy", "macro_f1", "roc_auc", "ece", "nll", "brier"):
+            assert level[key] is None
+        none = [None, None]
+        assert level["ci95"] == {"accuracy": none, "macro_f1": none, "roc_auc": none}
+        assert level["abstention"] == {"confidence": "raw", "aurc": None, "curve": []}
     json.dumps(result, allow_nan=False)
 
 
@@ -249,8 +254,10 @@ def test_a_baseline_that_equals_the_model_has_its_scores_and_intervals():
     log_probs_NC, truth_N, song_N, names = random_case()
     same = {"phrase": {"same": log_probs_NC.argmax(1)}}
     scores = evaluate_label(log_probs_NC, truth_N, song_N, names, same, seed=3)["phrase"]
-    for key in ("accuracy", "macro_f1", "ci95"):
-        assert scores["baselines"]["same"][key] == scores[key]
+    same = scores["baselines"]["same"]
+    for key in ("accuracy", "macro_f1"):
+        assert same[key] == scores[key]
+        assert same["ci95"][key] == scores["ci95"][key]
     assert scores["baselines"]["same"]["versus_model"]["macro_f1"] == {
         "difference": 0, "ci95": [0, 0], "p": 1,
     }  # fmt: skip

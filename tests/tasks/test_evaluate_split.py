@@ -17,7 +17,8 @@ from midigenre.data.datamodule import PhraseDataModule
 from midigenre.evaluation.baselines import BASELINES, GONE
 from midigenre.files import read_csv
 from midigenre.models import LabelHead
-from midigenre.tasks.evaluate import OTHER_CLASSES, evaluate_split
+from midigenre.spec import UNKNOWN
+from midigenre.tasks.evaluate import OTHER_CLASSES, evaluate_split, fit_calibration
 
 LEARNT = ("metadata", "ngram_lr", "hist_gb")
 
@@ -148,3 +149,73 @@ def test_training_songs_of_other_classes_are_no_ground_for_baselines(data):
     found = evaluate_split(odd, data, "test", train=data)
     assert set(found["genre"]["song"]["baselines_missing"].values()) == {OTHER_CLASSES}
     assert all(found["emotion"]["song"]["baselines"][name] for name in LEARNT)
+
+
+def test_calibration_is_fitted_on_the_validation_songs_alone(data, model, result):
+    calibration = fit_calibration(model, data)
+    assert set(calibration.levels) == set(result[0])
+    n = {"phrase": len(data.phrases("val")), "song": len(data.rows("val"))}
+    found = evaluate_split(model, data, "test", train=data, calibration=calibration)
+    turned = PhraseDataModule(data.shards.folder, max_tokens=64)
+    turned.labels = {k: v.copy() for k, v in data.labels.items()}
+    for classes in turned.labels.values():
+        classes[data.rows("test")] = 0
+    assert fit_calibration(model, turned) == calibration
+    for label, levels in found.items():
+        for level, scores in levels.items():
+            fit = calibration.levels[label][level]
+            assert fit.n == n[level]
+            assert scores["calibrated"]["temperature"] == fit.temperature
+            assert scores["abstention"]["confidence"] == "calibrated"
+            was = result[0][label][level]
+            assert was["calibrated"] is was["out_of_domain"] is None
+            for key in ("accuracy", "macro_f1", "roc_auc", "confusion", "ece", "nll", "baselines"):
+                assert scores[key] == was[key]
+    json.dumps(found, allow_nan=False)
+
+
+def test_songs_without_a_label_are_flagged_apart(data, model):
+    other = PhraseDataModule(data.shards.folder, max_tokens=64)
+    test = data.rows("test")
+    other.labels = {"genre": data.labels["genre"].copy()}
+    other.labels["genre"][test[:3]] = UNKNOWN
+    found = evaluate_split(
+        model, other, "test", train=None, calibration=fit_calibration(model, data)
+    )
+    shares = found["genre"]["song"]["out_of_domain"]
+    assert shares["unlabelled"]["n"] == 3
+    assert shares["labelled"]["n"] == found["genre"]["song"]["n"] == len(test) - 3
+    assert 0 <= shares["labelled"]["energy"] <= 1
+
+
+def test_a_song_model_takes_the_place_of_the_mean(data, model, tmp_path):
+    def aggregate(label, found, songs_of, split):
+        assert found.vectors is not None
+        songs = np.unique(found.song)
+        truth = songs_of.labels[label][songs]
+        n = len(songs_of.shards.labels.classes[label])
+        return songs, np.log(np.full((len(songs), n), 0.01) + np.eye(n)[truth] * (1 - 0.01 * n))
+
+    path = tmp_path / "p.csv"
+    found = evaluate_split(model, data, "test", train=None, aggregate=aggregate, predictions=path)
+    assert found["genre"]["song"]["accuracy"] == 1
+    assert found["genre"]["phrase"]["accuracy"] < 1
+    assert all(row["genre"] == row["genre_model"] for row in read_csv(tmp_path / "p_songs.csv"))
+    calibration = fit_calibration(model, data, aggregate=aggregate)
+    assert calibration.levels["genre"]["song"].temperature < 1
+
+
+def test_several_sources_give_a_baseline_and_scores_within_them(data, model, monkeypatch):
+    columns = data.shards.manifest.column
+    odd = [["left", "right"][i % 2] for i in range(len(data.shards.manifest))]
+    monkeypatch.setattr(
+        data.shards.manifest, "column", lambda name: odd if name == "source" else columns(name)
+    )
+    songs = evaluate_split(model, data, "test", train=data)["genre"]["song"]
+    assert songs["baselines"]["source_majority"]["accuracy"] < 0.7
+    assert set(songs["by_source"]) <= {"left", "right"}
+    assert songs["within_source"]["macro_f1_restricted"] is not None
+    assert set(songs["within_source"]["baselines"]) == {*BASELINES, "source_majority"}
+    gone = evaluate_split(model, data, "test", train=None)["genre"]["song"]
+    assert "source_majority" not in gone["baselines"]
+    assert gone["within_source"]["macro_f1_restricted"] is None

@@ -14,7 +14,8 @@ from rich.markup import escape
 from midigenre.build import plain
 from midigenre.commands.console import console
 from midigenre.errors import UserError
-from midigenre.evaluation.compare import compare, to_markdown, to_records
+from midigenre.evaluation.compare import compare
+from midigenre.evaluation.compare_table import to_markdown, to_records
 from midigenre.evaluation.report import LEVELS, METRICS
 from midigenre.evaluation.runs import find_runs, settings_of
 from midigenre.files import write_csv
@@ -24,7 +25,8 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     """Prints the table of the runs below some folders; unfinished ones are named on stderr.
 
     Raises:
-        UserError: No folder, no finished run in them, or no such label, level, metric or column.
+        UserError: No folder, no finished run in them, or no such label, level, metric, column or
+            ``versus``.
     """
     if not paths:
         raise UserError("compare needs runs: midigenre compare -- RUN_OR_FOLDER ...")
@@ -32,7 +34,8 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         raise UserError(f"level={cfg.level}; choose {', '.join(LEVELS)}")
     if cfg.metric not in METRICS:
         raise UserError(f"metric={cfg.metric}; choose {', '.join(METRICS)}")
-    runs, unfinished = find_runs(paths)
+    versus = None if cfg.versus is None else Path(str(cfg.versus))
+    runs, unfinished = find_runs([*paths, *([] if versus is None else [versus])])
     for other in unfinished:
         console.print(f"[yellow]left out:[/] {escape(f'{other.folder}: {other.reason}')}",
                       highlight=False, soft_wrap=True)  # fmt: skip
@@ -45,6 +48,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         LEVELS if cfg.level is None else [cfg.level],
         cfg.metric,
         shipped,
+        versus,
     ).sorted_by(cfg.sort)
     for note in comparison.notes:
         console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
+from rich.markup import escape
 
 from midigenre.build import prepared
 from midigenre.commands.console import console, progress_bars
@@ -16,10 +18,13 @@ from midigenre.commands.run_songs import own_shards
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
-from midigenre.evaluation.figures import confusion_figure, save
+from midigenre.evaluation.calibration import Calibration
+from midigenre.evaluation.figures import save
 from midigenre.evaluation.report import print_scores
+from midigenre.evaluation.score_figures import evaluation_figures
 from midigenre.files import write_json
-from midigenre.tasks.evaluate import evaluate_split
+from midigenre.tasks.evaluate import evaluate_split, fit_calibration
+from midigenre.tasks.songs import SongAggregate, load_song_models
 from midigenre.tokenizers.base import from_spec
 from midigenre.trained import Run, device_of, load_run
 
@@ -27,10 +32,11 @@ SUBSETS = ("train", "val", "test", "all")
 
 
 def run(cfg: DictConfig, paths: Sequence[str]) -> None:
-    """Writes ``RUN/evaluation/<corpus>-<subset>.json``, predictions and a confusion matrix.
+    """Writes ``RUN/evaluation/<corpus>-<subset>.json``, predictions and figures.
 
     The predictions of phrases and of songs lie beside the JSON as ``...-predictions.csv`` and
-    ``...-predictions_songs.csv``; the matrices are PNG files.
+    ``...-predictions_songs.csv``. Figures are PNG files: for each label and level the confusion
+    matrix, ``...-reliability.png`` and ``...-coverage.png``.
 
     Raises:
         UserError: No such run or subset, or the corpus has labels that the run does not know.
@@ -56,14 +62,18 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
             )
     name = shards.folder.name.rsplit("-", 2)[0]
     folder = (trained.folder or Path(".")) / "evaluation"
+    own_data = None if own is None else _data(own, trained, own=True)
+    aggregate = _aggregate(trained)
     evaluation = evaluate_split(
         trained.classifier,
         _data(shards, trained, own=not foreign),
         None if cfg.subset == "all" else cfg.subset,
         device=device,
         class_maps=_class_maps(shards, trained),
-        train=_data(own, trained, own=True) if own is not None else None,
+        train=own_data,
         predictions=folder / f"{name}-{cfg.subset}-predictions.csv",
+        calibration=_calibration(trained, own_data, device, aggregate),
+        aggregate=aggregate,
     )
     if not evaluation:
         raise UserError(
@@ -72,18 +82,34 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{cfg.subset}.json"
     write_json(path, evaluation)
-    for label, levels in evaluation.items():
-        for level in ("phrase", "song"):
-            save(
-                confusion_figure(
-                    levels[level]["confusion"],
-                    levels[level]["labels"],
-                    f"{label}, {name} {cfg.subset} {level}s",
-                ),
-                folder / f"{name}-{cfg.subset}-{label}-{level}.png",
-            )
+    for place, figure in evaluation_figures(evaluation, f"{name} {cfg.subset}").items():
+        # The confusion matrix has no name of its own: GENRE-LEVEL.png.
+        tail = place.removesuffix("/confusion").replace("/", "-")
+        save(figure, folder / f"{name}-{cfg.subset}-{tail}.png")
     print_scores(evaluation, console)
     print(path)
+
+
+def _calibration(
+    trained: Run,
+    own: PhraseDataModule | None,
+    device: torch.device,
+    aggregate: SongAggregate | None,
+) -> Calibration | None:
+    """The run's calibration; fitted anew for another checkpoint and for runs that have none."""
+    found = Calibration.of_run(trained.folder, trained.checkpoint)
+    if found is None and own is not None:
+        console.print("fitting the calibration on the run's validation songs", highlight=False)
+        found = fit_calibration(trained.classifier, own, device=device, aggregate=aggregate)
+    return found
+
+
+def _aggregate(trained: Run) -> SongAggregate | None:
+    """The run's song models; None for the mean over the phrases."""
+    models, note = load_song_models(trained.checkpoint, trained.classifier, trained.task)
+    if note is not None:
+        console.print(f"[yellow]{escape(note)}[/yellow]")
+    return None if models is None else SongAggregate(models)
 
 
 def _own_shards(trained: Run, cfg: DictConfig, progress: Any) -> ShardSet | None:
@@ -98,9 +124,9 @@ def _own_shards(trained: Run, cfg: DictConfig, progress: Any) -> ShardSet | None
 
 
 def _data(shards: ShardSet, trained: Run, *, own: bool) -> PhraseDataModule:
-    """The phrases; of the run's own songs only those of its fold."""
+    """The phrases; of the run's own songs only those of its fold and its protocol's part."""
     return PhraseDataModule(
-        shards.folder, **{**trained.data, "fold": trained.data["fold"] if own else None}
+        shards.folder, **(trained.data if own else {**trained.data, "fold": None, "protocol": None})
     )
 
 

@@ -22,7 +22,8 @@ from midigenre.commands.console import console
 from midigenre.commands.job import check_one_device
 from midigenre.data.prepare import default_workers
 from midigenre.errors import UserError
-from midigenre.evaluation.compare import compare, table
+from midigenre.evaluation.compare import compare
+from midigenre.evaluation.compare_table import table
 from midigenre.evaluation.runs import find_runs
 
 

@@ -7,7 +7,7 @@ sums over its songs: all resamples together are one matrix product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,17 +107,29 @@ def resampled_margins(
             np.add.at(margins_SPKC[:, p, k], (rows, classes), 1)
     flat = margins_SPKC.reshape(n_songs, -1)
 
+    sums = [weights_RS @ flat for weights_RS in song_weights(n_songs, seed, n_bootstrap)]
+    sums_RPKC = np.concatenate(sums).reshape(-1, n, 3, n_classes)
+    hits, truth, predicted = sums_RPKC.transpose(2, 1, 0, 3)
+    return hits, truth, predicted
+
+
+def song_weights(n_songs: int, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP) -> Iterator[Floats]:
+    """How often each song is drawn in each resample, some resamples at a time, shape (r, S).
+
+    Equal seeds and numbers of songs give equal draws, whatever is computed from them.
+
+    Args:
+        n_songs: Number of songs, S; at least 1.
+        seed: Seed of the draws.
+        n_bootstrap: Number of resamples.
+    """
     rng = np.random.default_rng(seed)
-    sums: list[Floats] = []
     step = max(1, _COUNTS_AT_ONCE // n_songs)
     for start in range(0, n_bootstrap, step):
         size = min(step, n_bootstrap - start)
         drawn = rng.integers(0, n_songs, (size, n_songs)) + n_songs * np.arange(size)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=size * n_songs).reshape(size, n_songs)
-        sums.append(weights.astype(np.float64) @ flat)
-    sums_RPKC = np.concatenate(sums).reshape(-1, n, 3, n_classes)
-    hits, truth, predicted = sums_RPKC.transpose(2, 1, 0, 3)
-    return hits, truth, predicted
+        yield weights.astype(np.float64)
 
 
 def interval(scores_R: Floats) -> list[float | None]:
@@ -191,7 +203,7 @@ def paired_bootstrap(
             "second": plain(theirs),
             "difference": plain(ours - theirs),
             "ci95": interval(difference_R),
-            "p": _p_value(difference_R),
+            "p": p_value(difference_R),
         }
     return found
 
@@ -206,7 +218,8 @@ def _margins(
     return hits_C, truth_C, predicted_C
 
 
-def _p_value(difference_R: Floats) -> float | None:
+def p_value(difference_R: Floats) -> float | None:
+    """Two-sided bootstrap p-value of a difference, see :func:`paired_bootstrap`; None of none."""
     if not len(difference_R):
         return None
     smaller = min(int((difference_R <= 0).sum()), int((difference_R >= 0).sum()))

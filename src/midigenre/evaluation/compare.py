@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.special import stdtrit
 from scipy.stats import sem
 
 from midigenre.errors import UserError
-from midigenre.evaluation.markdown import markdown_table
+from midigenre.evaluation.paired import Paired, pair_up
 from midigenre.evaluation.report import LEVELS, METRICS
 from midigenre.evaluation.runs import NAMED, RunRecord
 
@@ -21,8 +22,6 @@ Shipped = Callable[[str, str], Mapping[str, Any]]
 
 COSTS = {"fit_seconds": "training", "train_tokens": "tokens", "parameters": "parameters"}
 """Columns of ``cost.json`` and what they are called."""
-
-MISSING = "–"
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,8 @@ class Row:
         test_set: A letter for each different test set.
         scores: By column.
         costs: Means over the runs, by the keys of :data:`COSTS`; None where unknown.
+        paired: For each label its songs against those of the reference, or why there is no
+            comparison; None for the reference itself.
     """
 
     settings: Mapping[str, Any]
@@ -63,6 +64,7 @@ class Row:
     test_set: str
     scores: Mapping[str, Score]
     costs: Mapping[str, float | None]
+    paired: Mapping[str, Paired | str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,17 @@ class Comparison:
         columns: The scores, ``test/<label>/<level>/<metric>``.
         rows: One a configuration.
         notes: What a reader must not miss, one line each.
+        paired: The labels that rows are compared by, song by song, with the folder of the reference
+            of each.
+        metric: The score that is compared.
     """
 
     settings: tuple[str, ...]
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    paired: Mapping[str, Path] = field(default_factory=dict)
+    metric: str = "macro_f1"
 
     @property
     def n_test_sets(self) -> int:
@@ -117,13 +124,15 @@ def compare(
     levels: Sequence[str] = LEVELS,
     metric: str = "macro_f1",
     shipped: Shipped = lambda group, choice: {},
+    versus: Path | None = None,
 ) -> Comparison:
     """Folds the runs into one row a configuration, in the order of the runs.
 
     Several seeds give a mean and Student's t interval, ``mean ± t(0.975, n - 1) s / sqrt(n)``,
     which says how far training's chance moves the score on this test set. A single run has the
     bootstrap interval of its ``evaluation.json``, which says how far the choice of the test songs
-    does: the two do not compare.
+    does: the two do not compare. What does is the last column, each configuration against the best
+    one song by song (:mod:`midigenre.evaluation.paired`), where there are two or more.
 
     Args:
         runs: The runs, at least one.
@@ -132,9 +141,10 @@ def compare(
         metric: ``macro_f1`` or ``accuracy``.
         shipped: Own settings of a choice such as ``model=tiny``. Where all runs have them as they
             are, the name stands for them all.
+        versus: Folder of a run, to compare with its configuration instead of the best.
 
     Raises:
-        UserError: A label that no run has.
+        UserError: A label that no run has, or ``versus`` is none of the runs.
     """
     known = list(dict.fromkeys(label for run in runs for label in run.evaluation))
     for label in labels or ():
@@ -160,7 +170,8 @@ def compare(
         ),
         key=lambda row: order[row.runs[0].folder],
     )
-    comparison = Comparison(_differing(rows, shipped), columns, tuple(rows), ())
+    rows, paired = _paired(rows, labels or known, metric, versus)
+    comparison = Comparison(_differing(rows, shipped), columns, tuple(rows), (), paired, metric)
     return replace(comparison, notes=tuple(_notes(comparison, repeated)))
 
 
@@ -172,6 +183,35 @@ def _row(runs: Sequence[RunRecord], columns: Sequence[str], letters: Mapping[str
         costs[name] = float(np.mean(values)) if None not in values else None  # type: ignore[arg-type]
     scores = {column: score for column in columns if (score := _score(runs, column)) is not None}
     return Row(settings, tuple(runs), letters[runs[0].test_set], scores, costs)
+
+
+def _paired(
+    rows: list[Row], labels: Sequence[str], metric: str, versus: Path | None
+) -> tuple[list[Row], dict[str, Path]]:
+    """The rows with their comparisons, and the reference of each label."""
+    place = None
+    if versus is not None:
+        places = [
+            i
+            for i, row in enumerate(rows)
+            if versus.resolve() in [run.folder.resolve() for run in row.runs]
+        ]
+        if not places:
+            raise UserError(
+                f"versus={versus} is none of these runs, or an older one of a repeated seed; give "
+                "a run's folder"
+            )
+        place = places[0]
+    references: dict[str, Path] = {}
+    for label in labels if len(rows) > 1 else ():
+        found = pair_up([row.runs for row in rows], label, metric, place)
+        rows = [
+            replace(row, paired={**row.paired, label: pair})
+            for row, pair in zip(rows, found.found, strict=True)
+        ]
+        if found.reference is not None:
+            references[label] = rows[found.reference].runs[0].folder
+    return rows, references
 
 
 def _score(runs: Sequence[RunRecord], column: str) -> Score | None:
@@ -240,88 +280,24 @@ def _notes(comparison: Comparison, repeated: int) -> Iterator[str]:
                 f"{column}: a baseline ({names}) is at or above {len(beaten)} of {len(scores)} "
                 "configuration(s)"
             )
+    yield from _pair_notes(comparison)
 
 
-def table(comparison: Comparison) -> tuple[list[str], list[list[str]], int]:
-    """The table as text: names of the columns, rows, and how many columns from the left are words.
-
-    A score reads ``mean [low, high]``; a star marks the interval of a single run, over songs.
-    """
-    labels = {column.split("/")[1] for column in comparison.columns}
-    several = comparison.n_test_sets > 1
-    words = [*comparison.settings, *(["test set"] if several else [])]
-    header = [*words, "seeds"]
-    for column in comparison.columns:
-        _, label, level, metric = column.split("/")
-        what = f"{label} {level}" if len(labels) > 1 else level
-        header += [f"{what} {METRICS[metric]}", "best baseline"]
-    header += [*COSTS.values(), "run"]
-    rows = []
-    for row in comparison.rows:
-        cells = [_text(row.settings.get(key, MISSING)) for key in comparison.settings]
-        cells += [row.test_set] if several else []
-        cells.append(str(len(row.runs)))
-        for column in comparison.columns:
-            cells += _score_cells(row.scores.get(column))
-        cells += [_amount(row.costs[name], name) for name in COSTS]
-        more = f" and {len(row.runs) - 1} more" if len(row.runs) > 1 else ""
-        rows.append([*cells, f"{row.runs[0].folder}{more}"])
-    return header, rows, len(words)
-
-
-def to_markdown(comparison: Comparison) -> str:
-    """The table as Markdown with what its marks mean, ending in a newline."""
-    text = markdown_table(*table(comparison)) + "\n"
-    over = {score.over for row in comparison.rows for score in row.scores.values()}
-    legend = []
-    if "seeds" in over:
-        legend.append("mean and 95 % t interval over the seeds")
-    if "songs" in over:
-        legend.append("\\* one seed: 95 % bootstrap interval over the test songs")
-    return f"{text}\n{'; '.join(legend)}.\n" if legend else text
-
-
-def to_records(comparison: Comparison) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows for a CSV file and its columns; numbers are not rounded, unknown ones empty."""
-    columns = [*comparison.settings, "test_set", "seeds"]
-    for column in comparison.columns:
-        columns += [f"{column}{end}" for end in ("", "/low", "/high", "/over")]
-        columns += [f"{column}/baseline", f"{column}/baseline_name"]
-    columns += [*COSTS, "runs"]
-    records = []
-    for row in comparison.rows:
-        record: dict[str, Any] = {k: _text(row.settings.get(k, "")) for k in comparison.settings}
-        record |= {"test_set": row.test_set, "seeds": len(row.runs)}
-        for column, score in row.scores.items():
-            record |= {
-                column: score.mean,
-                f"{column}/low": score.low,
-                f"{column}/high": score.high,
-                f"{column}/over": score.over,
-                f"{column}/baseline": score.baseline,
-                f"{column}/baseline_name": score.baseline_name,
-            }
-        record |= row.costs
-        record["runs"] = ";".join(str(run.folder) for run in row.runs)
-        records.append(record)
-    return records, columns
-
-
-def _text(value: Any) -> str:
-    """A setting as the command line takes it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _score_cells(score: Score | None) -> list[str]:
-    if score is None:
-        return [MISSING, MISSING]
-    interval = "" if score.low is None else f" [{score.low:.3f}, {score.high:.3f}]"
-    star = "*" if score.over == "songs" and interval else ""
-    baseline = MISSING if score.baseline is None else f"{score.baseline:.3f} {score.baseline_name}"
-    return [f"{score.mean:.3f}{interval}{star}", baseline]
-
-
-def _amount(value: float | None, name: str) -> str:
-    if value is None:
-        return MISSING
-    return f"{value:,.0f} s" if name == "fit_seconds" else f"{value:,.0f}"
+def _pair_notes(comparison: Comparison) -> Iterator[str]:
+    """Which configurations cannot be told from the reference, and which were not compared."""
+    for label in dict.fromkeys(label for row in comparison.rows for label in row.paired):
+        alike, missing = [], []
+        reference = comparison.paired.get(label)
+        for row in comparison.rows:
+            pair = row.paired.get(label)
+            if isinstance(pair, str):
+                missing.append(f"{row.runs[0].folder} ({pair})")
+            elif pair is not None and not pair.is_clear:
+                alike.append(str(row.runs[0].folder))
+        if alike:
+            yield (
+                f"{label}, songs: not clearly different from {reference} in "
+                f"{METRICS[comparison.metric]}: {', '.join(alike)}"
+            )
+        if missing:
+            yield f"{label}, songs: not compared in pairs: {', '.join(missing)}"

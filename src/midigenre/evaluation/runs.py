@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from midigenre.data.protocol import HOLDOUT
 from midigenre.errors import UserError
 from midigenre.files import read_json
 
@@ -51,7 +52,7 @@ class Unfinished:
     Attributes:
         folder: The run's folder.
         reason: Why, in words.
-        finished: Whether it is a generator that was trained to its end; the reason is what it
+        finished: Whether it is another kind of model, trained to its end; the reason is what it
             reached.
     """
 
@@ -116,6 +117,14 @@ def _read(folder: Path) -> RunRecord:
                 f"{scores['accuracy']:.3f} on the test songs); the table compares classifiers",
                 finished=True,
             )
+        if "masked" in evaluation:
+            nats = evaluation["masked"]["nats_per_note"]
+            nats = "" if nats is None else f"{nats:.3f} nats a note, "
+            raise _UnfinishedError(
+                f"a masked model ({nats}token accuracy {evaluation['masked']['accuracy']:.3f} on "
+                "the test songs); the table compares classifiers",
+                finished=True,
+            )
         cost = {"parameters": metrics["parameters"]}
         if (folder / "cost.json").is_file():
             cost = read_json(folder / "cost.json")
@@ -172,6 +181,9 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if value is not None and value != {}:
             out[key] = value
+    protocol = config.get("protocol") or {}
+    if protocol.get("name", HOLDOUT) != HOLDOUT:  # which runs from before there was one had
+        out["protocol"] = protocol["name"]
     rate = out.pop("model.lr", None)
     if out.get("optim.lr") is None:
         out["optim.lr"] = rate
@@ -198,6 +210,11 @@ def _test_set(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     # The same songs, whatever is taken of them.
     ignored = ("corpus.tracks", "corpus.neutral")
     flat = {k: v for k, v in _flat(chosen) if k not in ignored and v is not None and v != {}}
+    protocol = config.get("protocol") or {}
+    if protocol.get("name", HOLDOUT) != HOLDOUT:
+        # All folds together are all songs, however many there are.
+        deals = ("name", "sources") if protocol.get("part") is None else (*protocol,)
+        flat |= {f"protocol.{key}": protocol.get(key) for key in deals}
     # Labels may be unknown for some songs; the label with most of them tells how many there are.
     sizes = {
         level: max(levels[level]["n"] for levels in evaluation.values())

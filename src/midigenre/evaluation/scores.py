@@ -25,13 +25,16 @@ from midigenre.evaluation.bootstrap import (
     ratio,
     resampled,
 )
+from midigenre.evaluation.coverage import confidence_scores
+from midigenre.evaluation.ranking import roc_auc_scores
+from midigenre.evaluation.reliability import calibration_scores
+from midigenre.evaluation.within import Sources, within_source
 from midigenre.spec import UNKNOWN
 
 Ints = NDArray[np.int64]
 LevelBaselines = Mapping[str, ArrayLike | str]
 """Classes that each baseline predicts at one level, or a text that says why it is missing."""
 
-ECE_BINS = 15
 _LOG_ZERO = -1e4  # stands for log 0, which would turn the mean over a song into NaN
 _NORMALISED_WITHIN = 0.05  # slack for half precision; logits miss it by far
 
@@ -135,28 +138,6 @@ def song_truth(truth_N: ArrayLike, song_N: ArrayLike) -> tuple[NDArray[Any], Int
     return songs_S, truth_S
 
 
-def expected_calibration_error(log_probs_NC: ArrayLike, truth_N: ArrayLike) -> float:
-    """Gap between confidence and accuracy, averaged over 15 equal-width bins of confidence.
-
-    Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3: bin m holds the
-    confidences in ((m - 1) / M, m / M]; the gaps are weighted by the share of samples in the bin.
-    NaN without samples.
-
-    Args:
-        log_probs_NC: Log-probabilities, shape (N, C).
-        truth_N: True classes, shape (N,).
-    """
-    log_probs_NC, truth_N = np.asarray(log_probs_NC, np.float64), np.asarray(truth_N)
-    if not len(truth_N):
-        return float("nan")
-    confidence_N = np.exp(log_probs_NC.max(1))
-    right_N = log_probs_NC.argmax(1) == truth_N
-    edges = np.linspace(0, 1, ECE_BINS + 1)[1:-1]
-    bin_N = np.digitize(confidence_N, edges, right=True)
-    gap_M = np.bincount(bin_N, right_N - confidence_N, minlength=ECE_BINS)
-    return float(np.abs(gap_M).sum() / len(truth_N))
-
-
 def score_level(
     log_probs_NC: ArrayLike,
     truth_N: ArrayLike,
@@ -164,6 +145,7 @@ def score_level(
     groups_N: ArrayLike,
     seed: int = 0,
     n_bootstrap: int = N_BOOTSTRAP,
+    temperature: ArrayLike | None = None,
 ) -> dict[str, Any]:
     """All scores of one label at one level.
 
@@ -177,11 +159,18 @@ def score_level(
         groups_N: Song of each row, shape (N,).
         seed: Seed of the resamples.
         n_bootstrap: Number of resamples.
+        temperature: Fitted on validation rows, see
+            :func:`~midigenre.evaluation.reliability.fit_temperature`: one for all rows, or one a
+            row; None where there is none.
 
     Returns:
-        ``n``, ``accuracy``, ``macro_f1``, ``ci95``, ``per_class``, ``confusion`` (rows are the
-        truth), ``labels`` and ``ece``. Precision of a class that is never predicted, recall of
-        one without support and F1 of one with neither are None; so is every score of no rows.
+        ``n``, ``accuracy``, ``macro_f1``, ``roc_auc`` (see
+        :func:`~midigenre.evaluation.ranking.roc_auc_scores`), ``ci95``, ``per_class``,
+        ``confusion`` (rows are the truth), ``labels``, ``ece``, ``nll`` and ``brier`` (see
+        :func:`~midigenre.evaluation.reliability.calibration_scores`), and what
+        :func:`~midigenre.evaluation.coverage.confidence_scores` adds. Precision of a class that
+        is never predicted, recall of one without support and F1 of one with neither are None; so is
+        every score of no rows.
 
     Raises:
         ValueError: Shapes that do not fit, NaN, or rows that are not log-probabilities.
@@ -198,19 +187,23 @@ def score_level(
         "recall": ratio(hits_C, support_C),
         "f1": ratio(2 * hits_C, support_C + predicted_C),
     }
+    auc_C, auc, auc_interval = roc_auc_scores(log_probs_NC, truth_N, groups_N, seed, n_bootstrap)
     return {
         "n": len(truth_N),
         "accuracy": plain(accuracy(confusion_CC)),
         "macro_f1": plain(macro_f1(confusion_CC)),
-        "ci95": _intervals(truth_N, predicted_N, groups_N, n_classes, seed, n_bootstrap),
+        "roc_auc": auc,
+        "ci95": _intervals(truth_N, predicted_N, groups_N, n_classes, seed, n_bootstrap)
+        | {"roc_auc": auc_interval},
         "per_class": {
             name: {key: plain(values_C[c]) for key, values_C in ratios.items()}
-            | {"support": int(support_C[c])}
+            | {"roc_auc": auc_C[c], "support": int(support_C[c])}
             for c, name in enumerate(names)
         },
         "confusion": confusion_CC.tolist(),
         "labels": list(names),
-        "ece": plain(expected_calibration_error(log_probs_NC, truth_N)),
+        **calibration_scores(log_probs_NC, truth_N),
+        **confidence_scores(log_probs_NC, truth_N, temperature),
     }
 
 
@@ -223,6 +216,9 @@ def evaluate_label(
     *,
     seed: int = 0,
     n_bootstrap: int = N_BOOTSTRAP,
+    song: tuple[ArrayLike, ArrayLike] | None = None,
+    temperatures: Mapping[str, ArrayLike] | None = None,
+    sources: Sources | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Scores of one label at phrase and at song level; phrases without a label are left out.
 
@@ -236,9 +232,16 @@ def evaluate_label(
             is missing.
         seed: Seed of the bootstrap.
         n_bootstrap: Number of resamples.
+        song: All songs in ascending order, shape (S,), and their log-probabilities, shape (S, C);
+            None for :func:`song_log_probs`.
+        temperatures: For ``phrase`` and ``song`` the temperature of all rows, or one for each of
+            the N phrases and of the S songs; None without calibration.
+        sources: Where each phrase comes from; None where that is not known.
 
     Returns:
-        ``{"phrase": {...}, "song": {...}}``: the keys of :func:`score_level`, ``baselines`` (None
+        ``{"phrase": {...}, "song": {...}}``: the keys of :func:`score_level`; those of
+        :func:`~midigenre.evaluation.within.within_source` if ``sources`` are given; ``baselines``
+        (None
         where one is missing) and, if any is missing, ``baselines_missing`` with the reasons. A
         baseline has ``accuracy``, ``macro_f1``, ``ci95`` and ``versus_model``: for each metric
         ``difference`` (model minus baseline), its ``ci95`` and ``p``, see
@@ -252,19 +255,26 @@ def evaluate_label(
     song_N = np.asarray(song_N)
     _check(log_probs_NC, truth_N, song_N, names)
     known_N = truth_N != UNKNOWN
-    all_songs = np.unique(song_N)
-    known: tuple[Floats, Ints, NDArray[Any]] = (
-        log_probs_NC[known_N], truth_N[known_N], song_N[known_N]
-    )  # fmt: skip
-    songs_S, truth_S = song_truth(known[1], known[2])
-    _, log_probs_SC = song_log_probs(known[0], known[2])
+    all_songs, first_S = np.unique(song_N, return_index=True)
+    songs_S, truth_S = song_truth(truth_N[known_N], song_N[known_N])
+    known_S = np.isin(all_songs, songs_S)
+    log_probs_SC = (
+        song_log_probs(log_probs_NC[known_N], song_N[known_N])[1]
+        if song is None
+        else _log_probs_of_songs(song, all_songs, len(names))[known_S]
+    )
     rows: dict[str, tuple[Floats, Ints, NDArray[Any], NDArray[np.bool_]]] = {
-        "phrase": (*known, known_N),
-        "song": (log_probs_SC, truth_S, songs_S, np.isin(all_songs, songs_S)),
+        "phrase": (log_probs_NC[known_N], truth_N[known_N], song_N[known_N], known_N),
+        "song": (log_probs_SC, truth_S, songs_S, known_S),
     }
+    places = {"phrase": np.flatnonzero(known_N), "song": first_S[known_S]}
     found = {}
     for level, (scores, truth, groups, labelled) in rows.items():
-        found[level] = score_level(scores, truth, names, groups, seed, n_bootstrap)
+        temperature = None if temperatures is None else np.asarray(temperatures[level], np.float64)
+        if temperature is not None and temperature.ndim:
+            temperature = temperature[labelled]
+        found[level] = score_level(scores, truth, names, groups, seed, n_bootstrap, temperature)
+        theirs_known: dict[str, Ints] = {}
         missing = {}
         entries: dict[str, dict[str, Any] | None] = {}
         for name, predicted in (baselines or {}).get(level, {}).items():
@@ -274,11 +284,30 @@ def evaluate_label(
             theirs = np.asarray(predicted, np.int64)
             if theirs.shape != labelled.shape:
                 raise ValueError(f"{name}: {theirs.shape} {level} predictions for {labelled.shape}")
+            theirs_known[name] = theirs[labelled]
             entries[name] = _score_baseline(
                 scores.argmax(1), theirs[labelled], truth, groups, len(names), seed, n_bootstrap
             )
         found[level] |= {"baselines": entries} | ({"baselines_missing": missing} if missing else {})
+        if sources is not None:
+            found[level] |= within_source(
+                scores, truth, groups, sources.select(places[level]), names, theirs_known, seed,
+                n_bootstrap,
+            )  # fmt: skip
     return found
+
+
+def _log_probs_of_songs(
+    song: tuple[ArrayLike, ArrayLike], all_songs: NDArray[Any], n_classes: int
+) -> Floats:
+    """Log-probabilities that a song model gave, shape (S, C)."""
+    songs_S, log_probs_SC = np.asarray(song[0]), np.asarray(song[1], np.float64)
+    if not np.array_equal(songs_S, all_songs) or log_probs_SC.shape != (len(all_songs), n_classes):
+        raise ValueError(
+            f"song log-probabilities {log_probs_SC.shape} of {len(songs_S)} songs for "
+            f"{len(all_songs)} songs of {n_classes} classes"
+        )
+    return log_probs_SC
 
 
 def _score_baseline(

@@ -1,0 +1,226 @@
+"""What a run's validation songs say of its probabilities: temperature, abstention, known domain.
+
+A *level* is ``phrase`` or ``song``. ``train`` fits a :class:`Calibration` with the best checkpoint
+and writes ``RUN/calibration.json``; ``evaluate`` and ``predict`` read it.
+
+- Temperature scaling (Guo et al. 2017, section 4.2) turns confidences into rates that hold; the
+  predicted class never changes.
+- The quantiles of the calibrated confidence give the threshold below which to abstain so that a
+  wanted share of songs like the validation songs is answered.
+- A song is out of domain where its energy, ``-logsumexp(logits)`` (Liu et al. 2020, section 3.1,
+  arXiv 2010.03759), is higher than that of 95 % of the validation songs. Beside it stands the
+  weaker maximum softmax probability (Hendrycks and Gimpel 2017), lower than that of 95 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from midigenre.errors import UserError
+from midigenre.evaluation.bootstrap import Floats
+from midigenre.evaluation.reliability import fit_temperature, tempered
+from midigenre.files import read_json, write_json
+from midigenre.spec import UNKNOWN
+
+FILE = "calibration.json"
+CHECKPOINT = "best.ckpt"
+"""The checkpoint that a run's calibration was fitted with; it says nothing of another one."""
+
+IN_DOMAIN = 0.95
+"""Share of the validation rows that count as in the domain."""
+
+_FORMAT = 1
+_SHARES = np.linspace(0, 1, 101)
+
+
+@dataclass(frozen=True)
+class LevelCalibration:
+    """Of one label at one level.
+
+    Attributes:
+        n: Validation rows with a label, which it was fitted on.
+        temperature: What the logits are divided by; 1 without rows.
+        max_energy: Highest energy in the domain; None where it is not known.
+        min_confidence: Lowest maximum softmax probability in the domain, before the temperature;
+            None without rows.
+        confidence_quantiles: The 0, 1, ... 100 % quantiles of the calibrated confidence; empty
+            without rows.
+    """
+
+    n: int
+    temperature: float
+    max_energy: float | None
+    min_confidence: float | None
+    confidence_quantiles: tuple[float, ...]
+
+    @classmethod
+    def fit(
+        cls, log_probs_NC: ArrayLike, truth_N: ArrayLike, energy_N: ArrayLike | None = None
+    ) -> LevelCalibration:
+        """Fits one on rows that the model was not trained on.
+
+        Args:
+            log_probs_NC: Log-probabilities, shape (N, C).
+            truth_N: True classes, shape (N,); UNKNOWN rows are left out.
+            energy_N: Energies, shape (N,); None where there are none.
+
+        Raises:
+            ValueError: Shapes that do not fit.
+        """
+        scores_NC, classes_N = np.asarray(log_probs_NC, np.float64), np.asarray(truth_N, np.int64)
+        if scores_NC.ndim != 2 or len(scores_NC) != len(classes_N):
+            raise ValueError(f"log-probabilities {scores_NC.shape} for {len(classes_N)} rows")
+        known_N = classes_N != UNKNOWN
+        scores_NC, classes_N = scores_NC[known_N], classes_N[known_N]
+        if not len(classes_N):
+            return cls(0, 1.0, None, None, ())
+        temperature = fit_temperature(scores_NC, classes_N)
+        confidence_N = np.exp(tempered(scores_NC, temperature).max(1))
+        energies = None if energy_N is None else np.asarray(energy_N, np.float64)[known_N]
+        return cls(
+            len(classes_N),
+            temperature,
+            None if energies is None else _quantile(energies, IN_DOMAIN, "higher"),
+            _quantile(np.exp(scores_NC.max(1)), 1 - IN_DOMAIN, "lower"),
+            tuple(np.quantile(confidence_N, _SHARES, method="lower").tolist()),
+        )
+
+    def apply(self, log_probs_NC: ArrayLike) -> Floats:
+        """Calibrated log-probabilities, shape (N, C)."""
+        return tempered(log_probs_NC, self.temperature)
+
+    def threshold_for(self, coverage: float) -> float:
+        """The calibrated confidence that at least this share of the validation rows has.
+
+        Who answers only at or above it answers about that share of songs like those.
+
+        Args:
+            coverage: Wanted share of answers, above 0 and at most 1.
+
+        Raises:
+            UserError: The share is out of range, or there was no validation row to fit on.
+        """
+        if not 0 < coverage <= 1:
+            raise UserError(f"coverage={coverage} must lie above 0 and be at most 1")
+        if not self.confidence_quantiles:
+            raise UserError(
+                f"coverage={coverage}: this run had no labelled validation song to fit a threshold "
+                "on; set threshold= instead"
+            )
+        # Down to a whole per cent, so that no less than the wanted share is answered.
+        place = int(np.floor((1 - coverage) * (len(_SHARES) - 1) + 1e-9))
+        return self.confidence_quantiles[place]
+
+    def out_of_domain(self, energy_N: ArrayLike) -> NDArray[np.bool_]:
+        """Whether each energy is above the domain's; False where that is not known."""
+        energies = np.asarray(energy_N, np.float64)
+        if self.max_energy is None:
+            return np.zeros(energies.shape, bool)
+        found: NDArray[np.bool_] = energies > self.max_energy
+        return found
+
+    def low_confidence(self, log_probs_NC: ArrayLike) -> NDArray[np.bool_]:
+        """Whether each maximum softmax probability, before the temperature, is below the domain's.
+
+        False where that is not known.
+        """
+        confidence_N = np.exp(np.asarray(log_probs_NC, np.float64).max(-1))
+        if self.min_confidence is None:
+            return np.zeros(confidence_N.shape, bool)
+        found: NDArray[np.bool_] = confidence_N < self.min_confidence
+        return found
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Of all labels of a run.
+
+    Attributes:
+        levels: By label and level.
+    """
+
+    levels: Mapping[str, Mapping[str, LevelCalibration]]
+
+    def temperatures(self, label: str) -> dict[str, float] | None:
+        """For each level the temperature; None for a label that was not fitted."""
+        if label not in self.levels:
+            return None
+        return {level: found.temperature for level, found in self.levels[label].items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        levels = {
+            label: {level: asdict(found) for level, found in of_label.items()}
+            for label, of_label in self.levels.items()
+        }
+        return {"format": _FORMAT, "checkpoint": CHECKPOINT, "labels": levels}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: It has another format.
+            KeyError: It lacks a part.
+        """
+        if data["format"] != _FORMAT:
+            raise ValueError(f"format {data['format']}, expected {_FORMAT}")
+        return cls(
+            {
+                label: {
+                    level: LevelCalibration(
+                        **{**found, "confidence_quantiles": tuple(found["confidence_quantiles"])}
+                    )
+                    for level, found in of_label.items()
+                }
+                for label, of_label in data["labels"].items()
+            }
+        )
+
+    def save(self, folder: Path) -> None:
+        """Writes ``calibration.json`` into a run's folder."""
+        write_json(folder / FILE, self.to_dict())
+
+    @classmethod
+    def of_run(cls, folder: Path | None, checkpoint: Path) -> Calibration | None:
+        """A run's calibration; None where it has none, or where the checkpoint is another one.
+
+        Args:
+            folder: The run's folder; None where only a checkpoint is at hand.
+            checkpoint: The checkpoint that is used.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        if folder is None or checkpoint.name != CHECKPOINT or not (folder / FILE).is_file():
+            return None
+        try:
+            return cls.from_dict(read_json(folder / FILE))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{folder / FILE} is damaged ({error}); remove it to go on without calibration"
+            ) from error
+
+
+def energy(logits_NC: ArrayLike) -> Floats:
+    """``-logsumexp`` of each row's logits, shape (N,): low where the model knows its input."""
+    logits_NC = np.asarray(logits_NC, np.float64)
+    found: Floats = -np.logaddexp.reduce(logits_NC, axis=1)
+    return found
+
+
+def song_energy(energy_N: ArrayLike, song_N: ArrayLike) -> Floats:
+    """Mean energy of each song's phrases, songs in ascending order, shape (S,)."""
+    songs_S, song_index_N = np.unique(np.asarray(song_N), return_inverse=True)
+    total_S = np.bincount(song_index_N, np.asarray(energy_N, np.float64), minlength=len(songs_S))
+    return total_S / np.bincount(song_index_N, minlength=len(songs_S))
+
+
+def _quantile(values_N: Floats, share: float, method: Any) -> float:
+    return float(np.quantile(values_N, share, method=method))

@@ -1,0 +1,55 @@
+"""Figures that are drawn from ``evaluation.json`` alone."""
+
+import json
+
+import numpy as np
+import pytest
+
+from midigenre.evaluation.figures import save
+from midigenre.evaluation.score_figures import evaluation_figures
+from midigenre.evaluation.scores import evaluate_label
+
+
+def evaluation(n=60, temperatures=None):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, n)
+    logits = rng.normal(size=(n, 3)) + np.eye(3)[truth]
+    log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    levels = evaluate_label(
+        log_probs, truth, np.arange(n), ["$a", "b_c", "d"], temperatures=temperatures, n_bootstrap=9
+    )
+    return json.loads(json.dumps({"genre": levels}))
+
+
+@pytest.mark.parametrize("n", [60, 1, 0])
+@pytest.mark.parametrize("temperatures", [None, {"phrase": 1.7, "song": 0.6}])
+def test_all_figures_are_drawn(n, temperatures, tmp_path):
+    figures = evaluation_figures(evaluation(n, temperatures), "test")
+    kinds = ("confusion", "reliability", "coverage")
+    assert list(figures) == [f"genre/{level}/{k}" for level in ("phrase", "song") for k in kinds]
+    for place, figure in figures.items():
+        path = save(figure, tmp_path / f"{place.replace('/', '-')}.png")
+        assert path.read_bytes().startswith(b"\x89PNG")
+    panels = len(figures["genre/song/reliability"].axes)
+    assert panels == (2 if temperatures is None else 4)
+
+
+def test_bars_reach_from_accuracy_to_confidence():
+    content = evaluation()
+    axes = evaluation_figures(content, "test")["genre/song/reliability"].axes[0]
+    drawn = sorted((p.get_x(), p.get_y(), p.get_y() + p.get_height()) for p in axes.patches)
+    expected = sorted(
+        (b["low"], *sorted((b["confidence"], b["accuracy"])))
+        for b in content["genre"]["song"]["reliability"]["raw"]
+    )
+    assert np.array(drawn) == pytest.approx(np.array(expected))
+
+
+def test_an_older_evaluation_has_its_confusion_only():
+    content = evaluation()
+    for levels in content["genre"].values():
+        for key in ("reliability", "abstention", "calibrated"):
+            del levels[key]
+    assert set(evaluation_figures(content, "test")) == {
+        "genre/phrase/confusion", "genre/song/confusion",
+    }  # fmt: skip
