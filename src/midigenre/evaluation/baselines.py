@@ -11,8 +11,10 @@ validation songs of ``twelve`` and is written beside each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from logging import getLogger
 from typing import Any
 
 import numpy as np
@@ -35,10 +37,14 @@ from midigenre.evaluation.features import (
     metadata_features,
     ngram_counts,
     read_phrases,
+    songs_of,
     token_counts,
     token_shares,
+    whole_songs,
 )
 from midigenre.spec import UNKNOWN, TokenSpec
+
+log = getLogger(__name__)
 
 LEVELS = ("phrase", "song")
 
@@ -171,12 +177,15 @@ def fit_baselines(
             if name not in usable:
                 models[level][name] = ONE_CLASS if n_classes else NO_LABELS
                 continue
+            began = time.perf_counter()
             with threadpool_limits(1):
                 models[level][name] = (
                     BASELINES[name]
                     .estimator(seed)
                     .fit(_stack(rows.pop((name, level))), truth[level])
                 )
+            seconds = time.perf_counter() - began
+            log.info("%s fitted to %d %ss in %.1f s", name, len(truth[level]), level, seconds)
     return FittedLabel(
         models,
         {level: len(truth[level]) for level in LEVELS},
@@ -205,11 +214,11 @@ def predict_baselines(
         }
         for label, of_label in fitted.items()
     }
-    for chunk in _whole_songs(phrases):
+    for chunk in whole_songs(phrases, PHRASES_AT_ONCE):
         read = list(read_phrases(reader, chunk))
         for name, baseline in BASELINES.items():
             of_phrases = baseline.counts(read, reader.spec)
-            rows = {"phrase": of_phrases, "song": _of_songs(of_phrases, chunk)}
+            rows = {"phrase": of_phrases, "song": songs_of(of_phrases, chunk)}
             for label, of_label in fitted.items():
                 for level in LEVELS:
                     model = of_label.models[level][name]
@@ -243,16 +252,6 @@ def stratified_sample(class_N: NDArray[np.int64], n: int, seed: int) -> NDArray[
     return np.sort(np.argsort(place_N, kind="stable")[:n])
 
 
-def _whole_songs(phrases: Phrases) -> Iterator[Phrases]:
-    """Pieces of about :data:`PHRASES_AT_ONCE` phrases that end where a song ends."""
-    ends = np.flatnonzero(np.diff(phrases.song, append=-1)) + 1
-    begin = 0
-    while begin < len(phrases):
-        at = np.searchsorted(ends, min(begin + PHRASES_AT_ONCE, len(phrases)))
-        yield phrases.select(slice(begin, int(ends[at])))
-        begin = int(ends[at])
-
-
 def _training_rows(
     usable: Mapping[str, Baseline],
     reader: PhraseReader,
@@ -268,7 +267,7 @@ def _training_rows(
     is_chosen, of_song = is_chosen[needed], of_song[needed]
     rows: dict[tuple[str, str], list[Counts]] = {(n, level): [] for n in usable for level in LEVELS}
     begin = 0
-    for chunk in _whole_songs(phrases.select(needed)):
+    for chunk in whole_songs(phrases.select(needed), PHRASES_AT_ONCE):
         here = slice(begin, begin + len(chunk))
         begin = here.stop
         read = list(read_phrases(reader, chunk))
@@ -276,20 +275,8 @@ def _training_rows(
             counts = baseline.counts(read, reader.spec)
             rows[name, "phrase"].append(counts[is_chosen[here]])
             inside = of_song[here]
-            rows[name, "song"].append(_of_songs(counts[inside], chunk.select(inside)))
+            rows[name, "song"].append(songs_of(counts[inside], chunk.select(inside)))
     return rows
-
-
-def _of_songs(counts: Counts, phrases: Phrases) -> Counts:
-    """Sums over the phrases of each song, in ascending order of the songs."""
-    songs, song_N = np.unique(phrases.song, return_inverse=True)
-    where = (np.ones(len(song_N), np.float32), (song_N, np.arange(len(song_N))))
-    return (
-        sparse.csr_matrix(  # type: ignore[no-untyped-call]
-            where, shape=(len(songs), len(song_N))
-        )
-        @ counts
-    )
 
 
 def _stack(rows: Sequence[Counts]) -> Counts:

@@ -54,6 +54,33 @@ def read_phrases(reader: PhraseReader, phrases: Phrases) -> Iterator[ReadPhrase]
         yield ReadPhrase(ids_TF, music.bars(first, stop))
 
 
+def whole_songs(phrases: Phrases, at_once: int) -> Iterator[Phrases]:
+    """Pieces of about ``at_once`` phrases that end where a song ends.
+
+    Args:
+        phrases: Those of a song one after the other.
+        at_once: Phrases in a piece, but for the rest of its last song.
+    """
+    ends = np.flatnonzero(np.diff(phrases.song, append=-1)) + 1
+    begin = 0
+    while begin < len(phrases):
+        at = np.searchsorted(ends, min(begin + at_once, len(phrases)))
+        yield phrases.select(slice(begin, int(ends[at])))
+        begin = int(ends[at])
+
+
+def songs_of(counts: Counts, phrases: Phrases) -> Counts:
+    """Sums over the phrases of each song, in ascending order of the songs."""
+    songs, song_N = np.unique(phrases.song, return_inverse=True)
+    where = (np.ones(len(song_N), np.float32), (song_N, np.arange(len(song_N))))
+    return (
+        sparse.csr_matrix(  # type: ignore[no-untyped-call]
+            where, shape=(len(songs), len(song_N))
+        )
+        @ counts
+    )
+
+
 def token_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> Counts:
     """Histogram of the tokens of every field, and how many phrases it counts.
 

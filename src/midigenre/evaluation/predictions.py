@@ -2,14 +2,16 @@
 
 One row is a phrase or a song. Columns of a label, for instance ``genre``: ``genre`` (the truth;
 empty where it is not known), ``genre_model`` (the prediction), ``genre_<baseline>`` of each
-baseline, and ``genre_log_prob_<class>``, rounded. Predictions are those that ``evaluation.json``
-counts; use :func:`~midigenre.evaluation.bootstrap.paired_bootstrap` on two of the columns.
+baseline, and ``genre_log_prob_<class>``, rounded. A song model (``task.song``) adds what its parts
+say, for instance ``genre_encoder`` and ``genre_hist_gb_log_prob_<class>``. Predictions are those
+that ``evaluation.json`` counts; use :func:`~midigenre.evaluation.bootstrap.paired_bootstrap` on two
+of the columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,14 @@ class LabelPredictions:
         truth_N: True classes, shape (N,); UNKNOWN where there is none.
         log_probs_NC: The model's log-probabilities, shape (N, C).
         baselines: Classes that each baseline predicts, shape (N,), or why it is missing.
+        parts: Log-probabilities of each part of a song model, shape (N, C).
     """
 
     classes: Sequence[str]
     truth_N: Ints
     log_probs_NC: Floats
     baselines: LevelBaselines
+    parts: Mapping[str, Floats] = field(default_factory=dict)
 
 
 def songs_path(path: Path) -> Path:
@@ -69,6 +73,10 @@ def write_predictions(
                 columns[f"{label}_{baseline}"] = names[np.asarray(predicted)].tolist()
         for c, name in enumerate(found.classes):
             columns[f"{label}_log_prob_{name}"] = found.log_probs_NC[:, c].round(DECIMALS).tolist()
+        for part, log_probs_NC in found.parts.items():
+            for c, name in enumerate(found.classes):
+                column = log_probs_NC[:, c].round(DECIMALS).tolist()
+                columns[f"{label}_{part}_log_prob_{name}"] = column
     rows = (
         dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ class Predictions:
         start: First bar of each phrase, shape (phrases,).
         vectors: What the heads see of each phrase, float32 of shape (phrases, D); None unless
             they were asked for.
+        energy: For each label ``-logsumexp(logits)`` (Liu et al. 2020, arXiv 2010.03759), shape
+            (phrases,): low where the model knows its input.
     """
 
     log_probs: dict[str, NDArray[np.float64]]
@@ -35,6 +37,7 @@ class Predictions:
     song: NDArray[np.int64]
     start: NDArray[np.int64]
     vectors: NDArray[np.float32] | None = None
+    energy: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -56,6 +59,7 @@ def predict_phrases(
     """
     model.to(device).eval()
     log_probs: dict[str, list[Any]] = {label: [] for label in model.heads}
+    energy: dict[str, list[Any]] = {label: [] for label in model.heads}
     truth: dict[str, list[Any]] = {}
     song, start, encoded = [], [], []
     kind = torch.device(device).type
@@ -68,6 +72,7 @@ def predict_phrases(
             encoded.append(h_BD.float().cpu().numpy())
         for label, values in logits.items():
             log_probs[label].append(values.float().log_softmax(-1).cpu().numpy())
+            energy[label].append(-values.float().logsumexp(-1).cpu().numpy())
         for label, values in batch.labels.items():
             truth.setdefault(label, []).append(values.numpy())
         song.append(batch.song_B.numpy())
@@ -78,6 +83,7 @@ def predict_phrases(
         np.concatenate(song),
         np.concatenate(start),
         np.concatenate(encoded) if vectors else None,
+        {k: np.concatenate(v).astype(np.float64) for k, v in energy.items()},
     )
 
 

@@ -1,0 +1,185 @@
+"""Baselines as plain arrays, so that a run can keep them and run no stranger's code.
+
+A pickled scikit-learn model executes what its file says. An :class:`Expert` is the same classifier
+as arrays of numbers (``numpy`` reads them with ``allow_pickle=False``), with the few lines that
+evaluate it; the tests hold it equal to scikit-learn's ``predict_proba``. There are two forms:
+
+``linear``: TF-IDF with sublinear frequencies and L2 norm, then logistic regression.
+``trees``: shares of tokens, then histogram gradient boosting: the sum of one leaf of each tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.special import log_softmax
+
+from midigenre.data.phrases import PhraseReader, Phrases
+from midigenre.evaluation.features import (
+    Counts,
+    Floats,
+    ReadPhrase,
+    ngram_counts,
+    read_phrases,
+    songs_of,
+    token_counts,
+    token_shares,
+    whole_songs,
+)
+from midigenre.spec import TokenSpec
+
+Arrays = Mapping[str, NDArray[Any]]
+
+LOG_ZERO = -1e4
+"""Log-probability of a class that an expert has never seen: 0, and yet a finite number."""
+
+COUNTS: dict[str, Callable[[Sequence[ReadPhrase], TokenSpec], Counts]] = {
+    "hist_gb": token_counts,
+    "ngram_lr": ngram_counts,
+}
+"""What each expert counts; the names are those of the baselines that they are made from."""
+
+PHRASES_AT_ONCE = 2048
+_CELLS_AT_ONCE = 1 << 22  # rows times trees whose place is in memory together
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A classifier of songs by their token counts.
+
+    Attributes:
+        name: Key of :data:`COUNTS`.
+        n_classes: Number of classes of the label, C; it may know fewer.
+        arrays: What it is made of, see :func:`export`.
+    """
+
+    name: str
+    n_classes: int
+    arrays: Arrays
+
+    def log_probs(self, counts: Counts) -> Floats:
+        """Log-probabilities of songs.
+
+        Args:
+            counts: Sums over the phrases of each song, shape (S, features).
+
+        Returns:
+            Shape (S, C); :data:`LOG_ZERO` for classes that it has not seen.
+        """
+        raw_SK = self._linear(counts) if "coef" in self.arrays else self._trees(counts)
+        raw_SK = raw_SK.astype(np.float64)
+        if raw_SK.shape[1] == 1:  # of two classes scikit-learn keeps the second one's log-odds
+            raw_SK = np.concatenate([np.zeros_like(raw_SK), raw_SK], 1)
+        found_SC = np.full((len(raw_SK), self.n_classes), LOG_ZERO)
+        found_SC[:, self.arrays["classes"]] = log_softmax(raw_SK, axis=1)
+        return found_SC
+
+    def _linear(self, counts: Counts) -> NDArray[Any]:
+        x = sparse.csr_matrix(counts, copy=True)  # type: ignore[no-untyped-call]
+        x.data = (np.log(x.data) + 1) * self.arrays["idf"][x.indices]
+        row = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
+        norm_S = np.sqrt(np.bincount(row, x.data**2, minlength=x.shape[0]))
+        raw = x @ self.arrays["coef"].T / np.where(norm_S > 0, norm_S, 1)[:, None]
+        return np.asarray(raw + self.arrays["intercept"])
+
+    def _trees(self, counts: Counts) -> NDArray[Any]:
+        a = self.arrays
+        x = np.asarray(token_shares(counts)[:, a["columns"]], np.float64)
+        roots_IK = a["roots"]
+        step = max(1, _CELLS_AT_ONCE // max(1, roots_IK.size))
+        parts = [self._walk(x[i : i + step], roots_IK) for i in range(0, len(x), step)]
+        return np.concatenate([np.zeros((0, roots_IK.shape[1])), *parts]) + a["baseline"]
+
+    def _walk(self, x: Floats, roots_IK: NDArray[Any]) -> Floats:
+        """Sum of the leaves that rows end in, shape (rows, K): all trees go down together."""
+        a = self.arrays
+        row = np.arange(len(x))[:, None]
+        at = np.broadcast_to(roots_IK.ravel(), (len(x), roots_IK.size))
+        while True:  # a leaf is its own child
+            left = x[row, a["feature"][at]] <= a["threshold"][at]
+            after = np.where(left, a["left"][at], a["right"][at])
+            if np.array_equal(after, at):
+                break
+            at = after
+        values: Floats = a["value"][at].reshape(len(x), *roots_IK.shape).sum(1)
+        return values
+
+
+def export(name: str, estimator: Any, n_classes: int) -> Expert:
+    """A fitted baseline as an :class:`Expert`.
+
+    Args:
+        name: ``hist_gb`` or ``ngram_lr``, see :mod:`midigenre.evaluation.baselines`.
+        estimator: Its fitted scikit-learn pipeline.
+        n_classes: Number of classes of the label, C.
+    """
+    last = estimator[-1]
+    classes = np.asarray(last.classes_, np.int64)
+    if name == "ngram_lr":
+        return Expert(
+            name,
+            n_classes,
+            {
+                "classes": classes,
+                "idf": np.asarray(estimator[0].idf_),
+                "coef": np.asarray(last.coef_),
+                "intercept": np.asarray(last.intercept_),
+            },
+        )
+    # One tree for each iteration and class (one for two classes); its nodes are a plain table.
+    trees = [[tree.nodes for tree in trees_K] for trees_K in last._predictors]
+    flat = [nodes for nodes_K in trees for nodes in nodes_K]
+    starts = np.cumsum([0, *(len(nodes) for nodes in flat)])
+    nodes = np.concatenate(flat)
+    first = np.repeat(starts[:-1], [len(nodes) for nodes in flat])
+    leaf, here = nodes["is_leaf"].astype(bool), np.arange(len(nodes))
+    return Expert(
+        name,
+        n_classes,
+        {
+            "classes": classes,
+            "columns": np.asarray(estimator[1].kept_, np.int64),
+            "feature": np.where(leaf, 0, nodes["feature_idx"]).astype(np.int32),
+            "threshold": np.where(leaf, 0.0, nodes["num_threshold"]),
+            "left": np.where(leaf, here, first + nodes["left"]).astype(np.int32),
+            "right": np.where(leaf, here, first + nodes["right"]).astype(np.int32),
+            "value": nodes["value"].astype(np.float64),
+            "roots": starts[:-1].reshape(len(trees), -1).astype(np.int32),
+            "baseline": np.asarray(last._baseline_prediction, np.float64).ravel(),
+        },
+    )
+
+
+def expert_log_probs(
+    experts: Mapping[str, Mapping[str, Expert]], reader: PhraseReader, phrases: Phrases
+) -> dict[str, dict[str, Floats]]:
+    """What experts say about songs; each phrase is read once.
+
+    Args:
+        experts: For each label its experts by name.
+        reader: Reads the songs.
+        phrases: Their phrases, those of a song one after the other, songs in ascending order.
+
+    Returns:
+        For each label and expert the log-probabilities of the songs in ascending order, (S, C).
+    """
+    needed = {name for named in experts.values() for name in named}
+    found: dict[str, dict[str, list[Floats]]] = {
+        label: {name: [np.zeros((0, e.n_classes))] for name, e in named.items()}
+        for label, named in experts.items()
+    }
+    for chunk in whole_songs(phrases, PHRASES_AT_ONCE) if needed else ():
+        read = list(read_phrases(reader, chunk))
+        counts = {name: songs_of(COUNTS[name](read, reader.spec), chunk) for name in needed}
+        for label, named in experts.items():
+            for name, expert in named.items():
+                found[label][name].append(expert.log_probs(counts[name]))
+    return {
+        label: {name: np.concatenate(parts) for name, parts in named.items()}
+        for label, named in found.items()
+    }
