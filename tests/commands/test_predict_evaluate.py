@@ -44,7 +44,8 @@ def test_predict_names_genre_emotion_and_a_timeline(midigenre, toy_run, songs):
 
 def test_a_checkpoint_alone_predicts_the_same_elsewhere(midigenre, toy_run, songs, home, tmp_path):
     files = [str(s) for s in songs[:4]]
-    _, here, _ = midigenre("predict", f"run={toy_run}", "--", *files)
+    # What calibrates it lies in the run's folder.
+    _, here, _ = midigenre("predict", f"run={toy_run}", "calibrate=false", "--", *files)
     alone = tmp_path / "only this.ckpt"
     shutil.copy(home / toy_run / "checkpoints" / "best.ckpt", alone)
     torch.load(alone, weights_only=True)  # plain data
@@ -117,7 +118,9 @@ def test_evaluate_repeats_the_test_of_training(midigenre, toy_run, home):
     assert json.loads(path.read_text()) == json.loads(
         (home / toy_run / "evaluation.json").read_text()
     )
-    assert path.with_name(path.stem + "-genre-song.png").read_bytes().startswith(b"\x89PNG")
+    for kind in ("", "-reliability", "-coverage"):
+        figure = path.with_name(f"{path.stem}-genre-song{kind}.png")
+        assert figure.read_bytes().startswith(b"\x89PNG")
 
 
 def test_evaluate_subsets_differ(midigenre, toy_run, home):

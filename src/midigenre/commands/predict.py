@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,27 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from midigenre.commands.console import console
+from midigenre.commands.predict_answer import (
+    Doubt,
+    SongScores,
+    describe,
+    describe_attribution,
+    mean_scores,
+)
+from midigenre.commands.predict_figures import FigureFolder
+from midigenre.commands.predict_reader import FileReader, ReadSong
+from midigenre.commands.predict_timing import Stopwatch
 from midigenre.corpora.folder import midi_files
+from midigenre.data.batches import collate, group_by_budget
+from midigenre.data.guard import Limits
+from midigenre.data.phrases import PhraseReader, Phrases, consecutive, phrase_length
 from midigenre.data.shards import MemorySongs
 from midigenre.errors import RefusedSongError, UserError
-from midigenre.evaluation.scores import song_log_probs
-from midigenre.song import Song
-from midigenre.tasks.predict import Predictions, predict_phrases, song_phrases
-from midigenre.tokenizers.base import Encoded, Tokenizer, from_spec
+from midigenre.evaluation.calibration import Calibration
+from midigenre.spec import Batch
+from midigenre.tasks.explain import Explainer, check_method
+from midigenre.tasks.predict import Predictions, predict_phrases
+from midigenre.tasks.songs import load_song_models, score_songs
 from midigenre.trained import Run, device_of, load_run
 
 FILES_AT_ONCE = 64  # bounds the memory; phrases of these files share batches
@@ -30,40 +45,70 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     """Prints one JSON object a file on stdout; a bad file gives one with ``error``.
 
     Raises:
-        UserError: No path is given, or no file could be read.
+        UserError: No path is given, no file could be read, or a setting is wrong.
     """
+    watch = Stopwatch()
+    n_read = answer_files(cfg, paths, watch)
+    if cfg.timing:
+        console.print(watch.table(n_read))
+
+
+def answer_files(cfg: DictConfig, paths: Sequence[str], watch: Stopwatch) -> int:
+    """As :func:`run`, timed by ``watch``; the number of files that could be read."""
     if not paths:
         raise UserError("no file: midigenre predict run=RUN -- FILE_OR_DIR ...")
     files = list(_files(paths))
     if not files:
         raise UserError(f"{', '.join(paths)}: no MIDI file (.mid, .midi) in there")
     device = device_of(cfg.device)
-    if cfg.batch_phrases < 1:
-        raise UserError(f"batch_phrases must be 1 or more, got {cfg.batch_phrases}")
-    trained = load_run(cfg.run, cfg.ckpt)
-    tokenizer = from_spec(trained.tokens)
+    _check(cfg)
     failed: list[tuple[Path, RefusedSongError]] = []
-    for begin in range(0, len(files), FILES_AT_ONCE):
-        read: list[tuple[Path, Song, Encoded]] = []
-        answers: dict[Path, dict[str, Any]] = {}
-        for path in files[begin : begin + FILES_AT_ONCE]:
-            try:
-                read.append((path, *_read(path, tokenizer)))
-            except RefusedSongError as error:
-                failed.append((path, error))
-                answers[path] = {"path": str(path), "error": error.reason, "detail": error.detail}
-                if len(files) > 1:  # of a single one the last line says it
-                    console.print(f"{path}: {error}", style="red", markup=False, highlight=False)
-        if read:
-            answers |= _predict(read, trained, device, cfg.batch_phrases)
-        for path in files[begin : begin + FILES_AT_ONCE]:
-            if path in answers:
-                _say(answers[path])
+    limits = Limits(float(cfg.max_file_mb), float(cfg.max_seconds))
+    with FileReader(limits, guarded=bool(cfg.guard)) as reader:
+        with watch("load"):
+            answerer = _Answerer(cfg, load_run(cfg.run, cfg.ckpt), device, watch)
+            reader.wait(answerer.trained.tokens)
+        for begin in range(0, len(files), FILES_AT_ONCE):
+            read: list[tuple[Path, ReadSong]] = []
+            answers: dict[Path, dict[str, Any]] = {}
+            for path in dict.fromkeys(files[begin : begin + FILES_AT_ONCE]):
+                try:
+                    found = reader.read(path, answerer.trained.tokens)
+                except RefusedSongError as error:
+                    failed.append((path, error))
+                    answers[path] = {"error": error.reason, "detail": error.detail}
+                    if len(files) > 1:  # of a single one the last line says it
+                        console.print(
+                            f"{path}: {error}", style="red", markup=False, highlight=False
+                        )
+                else:
+                    read.append((path, found))
+                    for stage, seconds in found.seconds.items():
+                        watch.add(stage, seconds)
+            if read:
+                answers |= answerer(read)
+            with watch("answer"):
+                for path in files[begin : begin + FILES_AT_ONCE]:
+                    _say({"path": str(path)} | answers[path])
     if len(failed) == len(files):
         path, refusal = failed[0]
         more = f" (and {len(failed) - 1} more files)" if len(failed) > 1 else ""
         hint = "" if refusal.reason == "missing" else "; a MIDI file starts with MThd"
         raise UserError(f"{path}: {refusal}{more}{hint}")
+    return len(files) - len(failed)
+
+
+def _check(cfg: DictConfig) -> None:
+    """Refuses wrong settings before the work."""
+    for name in ("batch_phrases", "batch_tokens"):
+        if cfg[name] < 1:
+            raise UserError(f"{name} must be 1 or more, got {cfg[name]}")
+    for name in ("max_file_mb", "max_seconds"):
+        if not cfg[name] > 0:
+            raise UserError(f"{name} must be above 0, got {cfg[name]}")
+    check_method(cfg.explain_method)
+    if cfg.out is not None and not cfg.explain:
+        raise UserError(f"out={cfg.out}: figures are of explanations; set explain=true, too")
 
 
 def _files(paths: Sequence[str]) -> Iterator[Path]:
@@ -75,64 +120,133 @@ def _files(paths: Sequence[str]) -> Iterator[Path]:
             yield path  # one that does not exist is refused when its turn comes
 
 
-def _read(path: Path, tokenizer: Tokenizer) -> tuple[Song, Encoded]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RefusedSongError("missing", (error.strerror or str(error)).lower()) from error
-    song = tokenizer.read(data)
-    return song, tokenizer.encode(song)
+class _Answerer:
+    """Answers for files whose phrases share batches.
 
+    Args:
+        cfg: The command's settings.
+        trained: The run.
+        device: Where to compute.
+        watch: Is told how long each step takes.
+    """
 
-def _predict(
-    read: Sequence[tuple[Path, Song, Encoded]],
-    trained: Run,
-    device: torch.device,
-    batch_phrases: int,
-) -> dict[Path, dict[str, Any]]:
-    """The answer for each file."""
-    songs = MemorySongs([(song, encoded) for _, song, encoded in read])
-    phrases, batches = song_phrases(songs, trained.tokens, trained.data, batch_phrases)
-    found = predict_phrases(trained.classifier, batches, device)
-    return {
-        path: _describe(path, song, found, i, phrases.end, trained)
-        for i, (path, song, _) in enumerate(read)
-    }
-
-
-def _describe(
-    path: Path,
-    song: Song,
-    found: Predictions,
-    index: int,
-    ends: NDArray[np.int64],
-    trained: Run,
-) -> dict[str, Any]:
-    """One file's answer: labels, probabilities, and the same for each phrase over time."""
-    mine = np.flatnonzero(found.song == index)
-    out: dict[str, Any] = {"path": str(path)}
-    probabilities: dict[str, dict[str, float]] = {}
-    seconds = song.bar_seconds()
-    timeline: list[dict[str, Any]] = [
-        {
-            "bars": [int(found.start[i]), int(ends[i])],
-            "seconds": [round(float(seconds[bar]), 2) for bar in (found.start[i], ends[i])],
+    def __init__(
+        self, cfg: DictConfig, trained: Run, device: torch.device, watch: Stopwatch
+    ) -> None:
+        self.trained, self._device, self._watch = trained, device, watch
+        self._batch_phrases, self._batch_tokens = int(cfg.batch_phrases), int(cfg.batch_tokens)
+        self._classes = {
+            label: head.classes for label, head in trained.classifier.label_heads().items()
         }
-        for i in mine
-    ]
-    for label, head in trained.classifier.label_heads().items():
-        _, (of_song,) = song_log_probs(found.log_probs[label][mine], found.song[mine])
-        out[label] = head.classes[int(of_song.argmax())]
-        probabilities[label] = _named(of_song, head.classes)
-        for row, i in zip(timeline, mine, strict=True):
-            log_probs = found.log_probs[label][i]
-            row[label] = head.classes[int(log_probs.argmax())]
-            row.setdefault("probabilities", {})[label] = _named(log_probs, head.classes)
-    return out | {"probabilities": probabilities, "phrases": timeline}
+        self._songs, note = load_song_models(trained.checkpoint, trained.classifier, trained.task)
+        if note is not None:
+            console.print(note, style="yellow", markup=False, highlight=False)
+        calibration = (
+            Calibration.of_run(trained.folder, trained.checkpoint) if cfg.calibrate else None
+        )
+        self._doubt = Doubt.of(calibration, list(self._classes), cfg.threshold, cfg.coverage)
+        self._method = str(cfg.explain_method)
+        self._explainer = None
+        if cfg.explain:
+            self._explainer = Explainer(
+                trained.classifier,
+                trained.tokens,
+                trained.data,
+                self._method,
+                batch_phrases=self._batch_phrases,
+                batch_tokens=self._batch_tokens,
+                device=device,
+            )
+        self._figures = None if cfg.out is None else FigureFolder(Path(cfg.out), self._classes)
+
+    def __call__(self, read: Sequence[tuple[Path, ReadSong]]) -> dict[Path, dict[str, Any]]:
+        """The answer for each file."""
+        songs = MemorySongs([(found.song, found.encoded) for _, found in read])
+        phrases, found = self._predict(songs)
+        scores = self._scores(found, songs, phrases)
+        with self._watch("answer"):
+            answers = {
+                path: describe(
+                    read_song.song, i, found, phrases.end, scores, self._classes, self._doubt
+                )
+                for i, (path, read_song) in enumerate(read)
+            }
+        if self._explainer is not None:
+            with self._watch("explain"):
+                targets = {k: of.log_probs_SC.argmax(1) for k, of in scores.items()}
+                explained = self._explainer(songs, phrases, found, targets)
+            for (path, read_song), attributions in zip(read, explained, strict=True):
+                answers[path]["explanation"] = describe_attribution(
+                    attributions, self._classes, self._method
+                )
+                if self._figures is not None:
+                    with self._watch("figures"):
+                        figure = self._figures.write(path, read_song.song, attributions)
+                    answers[path]["figure"] = str(figure)
+        return answers
+
+    def _scores(
+        self, found: Predictions, songs: MemorySongs, phrases: Phrases
+    ) -> dict[str, SongScores]:
+        """What the run's song model says; by default the mean over a song's phrases."""
+        with self._watch("songs"):
+            scores = {label: mean_scores(found, label) for label in self._classes}
+            if self._songs is not None:
+                theirs = score_songs(self._songs, found, self._reader(songs), phrases)
+                for label, (_, log_probs_SC) in theirs.items():
+                    scores[label] = replace(scores[label], log_probs_SC=log_probs_SC)
+        return scores
+
+    def _reader(self, songs: MemorySongs) -> PhraseReader:
+        data = self.trained.data
+        # Checkpoints from before there were marks do not name them.
+        return PhraseReader(
+            songs, self.trained.tokens, data["max_tokens"], data.get("marks", False)
+        )
+
+    def _predict(self, songs: MemorySongs) -> tuple[Phrases, Predictions]:
+        """All phrases of the songs, in order, and what the model says of them."""
+        data, tokens = self.trained.data, self.trained.tokens
+        with self._watch("cut"):
+            phrases = consecutive(songs, np.arange(len(songs)), phrase_length(data, tokens))
+            reader = self._reader(songs)
+            lengths = reader.lengths(phrases)
+            # Neighbours of one length share a call of attention.
+            order = np.argsort(lengths, kind="stable")
+            groups = group_by_budget(lengths[order], self._batch_phrases, self._batch_tokens)
+
+        def batches() -> Iterator[Batch]:
+            for group in groups:
+                with self._watch("cut", within="model"):
+                    chosen = phrases.select(order[group])
+                    columns = zip(
+                        chosen.song.tolist(), chosen.first.tolist(), chosen.end.tolist(),
+                        strict=True,
+                    )  # fmt: skip
+                    batch = collate([reader(*column)[0] for column in columns], {}, chosen)
+                self._watch.tokens += batch.n_tokens
+                yield batch
+
+        with self._watch("model"):
+            found = predict_phrases(
+                self.trained.classifier,
+                batches(),
+                self._device,
+                vectors=self._songs is not None and self._songs.needs_vectors,
+            )
+        return phrases, _reordered(found, np.argsort(order))
 
 
-def _named(log_probs: NDArray[np.float64], classes: Sequence[str]) -> dict[str, float]:
-    return {name: round(float(np.exp(p)), 4) for name, p in zip(classes, log_probs, strict=True)}
+def _reordered(found: Predictions, order: NDArray[np.int64]) -> Predictions:
+    """The phrases in another order."""
+    return replace(
+        found,
+        log_probs={label: rows[order] for label, rows in found.log_probs.items()},
+        song=found.song[order],
+        start=found.start[order],
+        vectors=None if found.vectors is None else found.vectors[order],
+        energy={label: rows[order] for label, rows in found.energy.items()},
+    )
 
 
 def _say(answer: dict[str, Any]) -> None:
