@@ -1,0 +1,248 @@
+"""Trains the configurations of a part of study 05 in turn, and keeps what they reach.
+
+    python experiments/05_learning/study.py recipe --minutes 40 --seeds 0 1 2 -- corpus=...
+    python experiments/05_learning/study.py recipe --table
+
+A training that has ended is not begun again, one that was stopped goes on. What follows ``--`` goes
+to every training. Runs lie in ``runs/05_learning/PART/CONFIGURATION/SEED/STAGE`` of the current
+folder (``--out``); ``results/PART.json`` keeps their scores, without names of songs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from parts import PARTS, Configuration, command
+from scipy.special import stdtrit
+from scipy.stats import sem
+
+from midigenre.evaluation.bootstrap import interval, resampled
+from midigenre.evaluation.markdown import markdown_table
+from midigenre.files import read_csv, read_json, write_json
+
+RESULTS = Path(__file__).parent / "results"
+KEPT = ("n", "accuracy", "macro_f1", "roc_auc", "ece", "ci95", "calibrated", "baselines",
+        "components", "within_source")  # fmt: skip
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=sorted(PARTS))
+    parser.add_argument("--minutes", type=float, help="of each configuration and seed, in all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", help="names of configurations")
+    parser.add_argument("--out", type=Path, default=Path("runs/05_learning"))
+    parser.add_argument("--results", help="name of the results file; the part's if left out")
+    parser.add_argument("--table", action="store_true", help="print the table of what is kept")
+    own, _, more = _split(sys.argv[1:])
+    args = parser.parse_args(own)
+    kept = RESULTS / f"{args.results or args.part}.json"
+    if not args.table:
+        chosen = [c for c in PARTS[args.part] if not args.only or c.name in args.only]
+        if unknown := set(args.only or ()) - {c.name for c in chosen}:
+            parser.error(f"--only {' '.join(unknown)}: there is "
+                         f"{', '.join(c.name for c in PARTS[args.part])}")  # fmt: skip
+        jobs = [(c, seed) for seed in args.seeds for c in chosen]
+        for i, (configuration, seed) in enumerate(jobs):
+            print(f"[{i + 1}/{len(jobs)}] {configuration.name}, seed {seed}", file=sys.stderr)
+            where = args.out / (args.results or args.part) / _slug(configuration.name) / str(seed)
+            _train(configuration, args.minutes, seed, where, more)
+        write_json(kept, _collect(chosen, args, more))
+    print(table(read_json(kept)))
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], bool, list[str]]:
+    at = list(arguments).index("--") if "--" in arguments else len(arguments)
+    return list(arguments[:at]), at < len(arguments), list(arguments[at + 1 :])
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)
+
+
+def _train(
+    configuration: Configuration, minutes: float | None, seed: int, where: Path, more: Sequence[str]
+) -> None:
+    before: Path | None = None
+    for number, stage in enumerate(configuration.stages):
+        folder = where / str(number)
+        if not (folder / "metrics.json").is_file():
+            overrides = (
+                [f"resume={folder}"]
+                if (folder / "config.yaml").is_file()
+                else command(
+                    stage, minutes, seed, str(folder), None if before is None else str(before), more
+                )
+            )
+            began = time.time()
+            subprocess.run(
+                [sys.executable, "-m", "midigenre", "train", *overrides],
+                check=True, stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+            print(f"    {folder}: {time.time() - began:.0f} s", file=sys.stderr)
+        before = folder
+
+
+def _collect(
+    chosen: Sequence[Configuration], args: argparse.Namespace, more: Sequence[str]
+) -> dict[str, Any]:
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=RESULTS, capture_output=True, text=True
+    ).stdout.strip()
+    found = {}
+    for configuration in chosen:
+        places = [
+            args.out / (args.results or args.part) / _slug(configuration.name) / str(seed)
+            for seed in args.seeds
+        ]
+        stages = [[place / str(n) for n in range(len(configuration.stages))] for place in places]
+        found[configuration.name] = {
+            "commands": [" ".join(stage.overrides) for stage in configuration.stages],
+            "runs": [_run(of) for of in stages],
+            "versus": _versus([of[-1] for of in stages]),
+        }
+    # Where the songs lie is no business of the results.
+    shown = [o for o in more if "path" not in o and "root" not in o and "home" not in o]
+    return {"part": args.part, "minutes": args.minutes, "seeds": args.seeds, "commit": commit,
+            "overrides": shown, "configurations": found}  # fmt: skip
+
+
+def _run(stages: Sequence[Path]) -> dict[str, Any]:
+    """Scores of the last stage, nats a note of a pretraining before it, and what all cost."""
+    evaluation = read_json(stages[-1] / "evaluation.json")
+    costs = [read_json(stage / "cost.json") for stage in stages]
+    metrics = read_json(stages[-1] / "metrics.json")
+    masked = [read_json(stage / "evaluation.json").get("masked") for stage in stages[:-1]]
+    return {
+        "labels": {
+            label: {
+                level: {k: scores[k] for k in KEPT if k in scores}
+                for level, scores in levels.items()
+            }
+            for label, levels in evaluation.items()
+        },
+        "best": metrics["best"],
+        "steps": metrics["steps"],
+        "seconds": [c["seconds"] for c in costs],
+        "fit_seconds": [c["fit_seconds"] for c in costs],
+        "phrases": [c["train_phrases"] for c in costs],
+        "tokens": [c["train_tokens"] for c in costs],
+        "parameters": costs[-1]["parameters"],
+        "nats_per_note": [m["nats_per_note"] for m in masked if m],
+    }
+
+
+def _versus(runs: Sequence[Path]) -> dict[str, Any]:
+    """Song macro-F1 minus each baseline's, mean over seeds, with an interval over songs.
+
+    Baselines are fitted anew with each run but do not depend on its seed: the first run's count.
+    """
+    tables = [read_csv(run / "predictions_songs.csv") for run in runs]
+    found: dict[str, Any] = {}
+    for label in [c.removesuffix("_model") for c in tables[0][0] if c.endswith("_model")]:
+        rows = [[row for row in of if row[label]] for of in tables]
+        truth = np.array([row[label] for row in rows[0]])
+        for of in rows:
+            assert [row["song_id"] for row in of] == [row["song_id"] for row in rows[0]]
+        ours = [np.array([row[f"{label}_model"] for row in of]) for of in rows]
+        mark = f"{label}_"
+        names = [
+            c.removeprefix(mark) for c in rows[0][0]
+            if c.startswith(mark) and "_log_prob_" not in c and c != f"{label}_model"
+        ]  # fmt: skip
+        for name in names:
+            theirs = np.array([row[mark + name] for row in rows[0]])
+            kinds, codes = np.unique(np.stack([truth, theirs, *ours]), return_inverse=True)
+            codes = codes.reshape(2 + len(ours), -1)
+            songs = np.arange(len(truth))
+            drawn = resampled(codes[0], list(codes[1:]), songs, len(kinds))["macro_f1"]
+            found.setdefault(label, {})[name] = interval(drawn[1:].mean(0) - drawn[0])
+    return found
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean and 95 % t interval over seeds."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return f"{mean:.3f}"
+    half = float(stdtrit(len(values) - 1, 0.975) * sem(values))
+    return f"{mean:.3f} ± {half:.3f}"
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown, with every baseline beside the configurations."""
+    rows: list[list[str]] = []
+    baselines: dict[tuple[str, str], list[str]] = {}
+    for name, of in results["configurations"].items():
+        for label in of["runs"][0]["labels"]:
+            songs = [run["labels"][label]["song"] for run in of["runs"]]
+            phrases = [run["labels"][label]["phrase"] for run in of["runs"]]
+            best, (low, high) = _best(of, label)
+            rows.append(
+                [
+                    name, label, str(len(songs)),
+                    _spread([s["macro_f1"] for s in songs]),
+                    _spread([s["accuracy"] for s in songs]),
+                    _within(songs, None),
+                    _spread([s["macro_f1"] for s in phrases]),
+                    _alone(songs),
+                    f"{best} [{low:+.3f}, {high:+.3f}]" if best else "–",
+                    f"{np.mean([run['nats_per_note'] for run in of['runs']]):.3f}"
+                    if all(run["nats_per_note"] for run in of["runs"]) else "–",
+                    f"{np.mean([sum(r['tokens']) / sum(r['phrases']) for r in of['runs']]):,.0f}",
+                    f"{np.mean([sum(r['phrases']) for r in of['runs']]):,.0f}",
+                    f"{np.mean([sum(r['seconds']) for r in of['runs']]) / 60:.1f}",
+                ]
+            )  # fmt: skip
+            for other, scores in songs[0]["baselines"].items():
+                if scores is not None:
+                    baselines[label, other] = [
+                        f"*{other}*", label, "", f"{scores['macro_f1']:.3f}",
+                        f"{scores['accuracy']:.3f}", _within(songs, other),
+                        "", "", "", "", "", "", "",
+                    ]  # fmt: skip
+    header = ["configuration", "label", "seeds", "song macro-F1", "song accuracy",
+              "within source F1", "phrase macro-F1", "encoder alone", "minus best baseline",
+              "nats a note", "tokens a phrase", "phrases seen", "minutes in all"]  # fmt: skip
+    return markdown_table(header, [*rows, *baselines.values()], n_left=2)
+
+
+def _best(of: Mapping[str, Any], label: str) -> tuple[str, tuple[float, float]]:
+    """The best baseline of the first run, and the interval of the difference to it."""
+    there = of["runs"][0]["labels"][label]["song"]["baselines"]
+    scores = {k: v["macro_f1"] for k, v in there.items() if v is not None}
+    if not scores:
+        return "", (0, 0)
+    best = max(scores, key=lambda name: scores[name])
+    low, high = of["versus"][label][best]
+    return best, (low, high)
+
+
+def _within(songs: Sequence[Mapping[str, Any]], baseline: str | None) -> str:
+    found = [s.get("within_source") for s in songs]
+    if any(w is None for w in found):
+        return "–"
+    if baseline is None:
+        return _spread([w["macro_f1"] for w in found])
+    theirs = found[0]["baselines"].get(baseline)
+    return "–" if theirs is None else f"{theirs['macro_f1']:.3f}"
+
+
+def _alone(songs: Sequence[Mapping[str, Any]]) -> str:
+    """Song macro-F1 of the encoder by itself, where a blend was measured."""
+    parts = [s.get("components", {}).get("encoder") for s in songs]
+    if any(p is None for p in parts):
+        return "–"
+    return _spread([p["macro_f1"] for p in parts])
+
+
+if __name__ == "__main__":
+    main()
