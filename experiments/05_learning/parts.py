@@ -74,6 +74,8 @@ def _parts() -> dict[str, tuple[Configuration, ...]]:
         # One thing less, or one more, than the recipe from scratch.
         "ablations": (
             scratch,
+            Configuration("pretrained", recipe()),
+            Configuration("pretrained, layer-wise rates", recipe("optim.layer_decay=0.75")),
             *(
                 Configuration(name, recipe(*overrides, mlm_share=0))
                 for name, overrides in {

@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table of what is kept")
     own, _, more = _split(sys.argv[1:])
     args = parser.parse_args(own)
+    failed: list[str] = []
     kept = RESULTS / f"{args.results or args.part}.json"
     if not args.table:
         chosen = [c for c in PARTS[args.part] if not args.only or c.name in args.only]
@@ -54,9 +55,17 @@ def main() -> None:
         for i, (configuration, seed) in enumerate(jobs):
             print(f"[{i + 1}/{len(jobs)}] {configuration.name}, seed {seed}", file=sys.stderr)
             where = args.out / (args.results or args.part) / _slug(configuration.name) / str(seed)
-            _train(configuration, args.minutes, seed, where, more)
-        write_json(kept, _collect(chosen, args, more))
-    print(table(read_json(kept)))
+            try:
+                _train(configuration, args.minutes, seed, where, more)
+            except subprocess.CalledProcessError as error:  # its own message stands above
+                failed.append(f"{configuration.name}, seed {seed}: exit status {error.returncode}")
+        whole = [c for c in chosen if not any(f.startswith(f"{c.name}, seed") for f in failed)]
+        if whole:
+            write_json(kept, _collect(whole, args, more))
+    if kept.is_file():
+        print(table(read_json(kept)))
+    if failed:
+        sys.exit("left out, for a training failed: " + "; ".join(failed))
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], bool, list[str]]:

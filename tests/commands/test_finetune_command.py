@@ -90,7 +90,7 @@ def test_fine_tuning_takes_model_and_tokenizer_of_the_run(toy_run, home, midigen
     ],
 )
 def test_what_does_not_fit_is_refused_and_leaves_nothing(given, message, toy_run, home, midigenre):
-    alone = home / "alone" / "there" / "best.ckpt"
+    alone = home / "one checkpoint" / "there" / "best.ckpt"
     if not alone.exists():
         alone.parent.mkdir(parents=True)
         shutil.copy(home / toy_run / "checkpoints" / "best.ckpt", alone)
@@ -102,6 +102,7 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(given, message, toy_run
     assert set((home / "runs").glob("*/*")) == runs
 
 
+@pytest.mark.slow
 def test_everything_at_once_goes_on_exactly(home, midigenre, monkeypatch):
     """Stopped within an epoch: the average, Muon's means and every draw are as uninterrupted."""
     settings = (

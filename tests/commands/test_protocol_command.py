@@ -109,6 +109,7 @@ def test_compare_and_evaluate_read_it(crossval, home, midigenre):
     assert "fold-1-of-2" in err
 
 
+@pytest.mark.slow
 def test_a_part_alone_is_the_same_as_in_turn(crossval, home, midigenre):
     status, out, err = midigenre("train", *CROSSVAL, "protocol.part=2", "name=alone")
     assert status == 0, err
@@ -152,6 +153,7 @@ def test_stopped_inside_two_parts_it_ends_as_if_it_had_not_been(
         assert_same(run / part, crossval / part)
 
 
+@pytest.mark.slow
 def test_stopped_between_parts(crossval, home, midigenre):
     run = home / "runs" / "between" / "one"
     shutil.copytree(crossval, run)

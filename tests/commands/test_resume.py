@@ -53,8 +53,15 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("at", [4, 22])
+@pytest.mark.parametrize(
+    ("at", "variant"),
+    [
+        # Every variant once, in the first epoch; the plain run in a later one, too.
+        pytest.param(at, name, marks=[] if at == 4 or name == "plain" else pytest.mark.slow)
+        for at in (4, 22)
+        for name in VARIANTS
+    ],
+)
 def test_sigterm_in_mid_epoch(variant, at, midigenre, home, monkeypatch):
     settings = VARIANTS[variant]
     whole, parts = home / "runs" / f"whole {variant}", home / "runs" / f"{variant} {at}"
@@ -102,7 +109,7 @@ def logged(run):
     ]
 
 
-@pytest.mark.parametrize("at", [4, 15])
+@pytest.mark.parametrize("at", [4, pytest.param(15, marks=pytest.mark.slow)])
 def test_the_csv_log_goes_on_where_the_run_does(at, midigenre, home, monkeypatch):
     settings = ("logger=csv", "trainer.log_every_n_steps=1")
     whole, parts = home / "runs" / "whole csv", home / "runs" / f"csv {at}"
@@ -144,7 +151,7 @@ def killed(home, *settings, at):
     assert found.returncode == -9, found.stderr
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_kill_9_in_mid_epoch(workers, midigenre, home):
     settings = (f"data.num_workers={workers}", "callbacks.last.every_minutes=0")
     assert midigenre("train", *SMALL, *settings, f"name=alive{workers}")[0] == 0
@@ -155,6 +162,7 @@ def test_kill_9_in_mid_epoch(workers, midigenre, home):
     assert_same_end(only(home / "runs" / f"alive{workers}"), run)
 
 
+@pytest.mark.slow
 def test_killed_before_the_first_checkpoint_starts_over(midigenre, home):
     assert midigenre("train", *SMALL, "name=unharmed")[0] == 0
     killed(home, "name=early", at=2)

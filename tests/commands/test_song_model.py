@@ -49,7 +49,7 @@ def test_evaluation_tells_the_blend_from_the_encoder(blend, home):
         assert "song_model" not in levels["phrase"]
 
 
-@pytest.mark.parametrize("kind", ["blend", "attention"])
+@pytest.mark.parametrize("kind", ["blend", pytest.param("attention", marks=pytest.mark.slow)])
 def test_evaluate_repeats_it_and_predict_says_the_same(kind, midigenre, request, home):
     run = request.getfixturevalue(kind)
     status, out, err = midigenre("evaluate", f"run={run}")
@@ -125,6 +125,7 @@ def test_the_mean_leaves_nothing_and_a_typo_is_refused(midigenre, toy_run, home)
     assert "mean, attention, blend" in err
 
 
+@pytest.mark.slow
 def test_a_protocol_pools_the_blends_of_its_parts(home):
     with working_in(home):
         status = main(["train", *SMALL, "corpus.n_songs=32", "task=genre", "task.song=blend",

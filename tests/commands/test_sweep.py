@@ -114,6 +114,7 @@ def test_on_all_cores(midigenre, home):
     assert OmegaConf.load(good / "config.yaml").n_workers == 1
 
 
+@pytest.mark.slow
 def test_by_submitit_on_this_machine(midigenre, home):
     good, _ = failed(midigenre, home, "hydra/launcher=local", "hydra.launcher.cpus_per_task=1")
     assert json.loads((good / "cost.json").read_text())["threads"] == 1

@@ -95,6 +95,7 @@ def test_a_seed_gives_the_same_metrics_twice(midigenre, home):
     assert read(other / "metrics.json")["val"] != read(once / "metrics.json")["val"]
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(midigenre, home):
     steady = ("optim.schedule=constant", "optim.warmup_steps=3")  # the same for any length
     assert midigenre("train", *SMALL, *steady, "name=whole", "trainer.max_epochs=4")[0] == 0

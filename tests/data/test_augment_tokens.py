@@ -158,13 +158,14 @@ def test_transposing_tokens_equals_transposing_the_score_and_encoding_it(score, 
     tok = tokenizer(name)
     on_tokens = TokenAugmenter(tok.spec, AugmentSettings(transpose=(by, by)))
     low, high = (55, 65) if name == "narrow remi" else (0, 127)
+    merged = name.startswith("bare")  # the drums, too, are notes of the one piano there
     for track in score.tracks:  # none leaves the range
         for n in track.notes:
-            if not track.is_drum:
+            if merged or not track.is_drum:
                 n.pitch = min(max(n.pitch, low + max(0, -by)), high - max(0, by))
     moved = score.copy()
     for track in moved.tracks:
-        if not track.is_drum:
+        if merged or not track.is_drum:
             for n in track.notes:
                 n.pitch += by
     song, other = cleaned(tok, score), cleaned(tok, moved)

@@ -32,6 +32,7 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_quick_run_leaves_results_and_tables(tmp_path: Path) -> None:
     """With what is installed: DistilBERT and datasets only where the bench extra is."""
     has_extra = all(find_spec(name) for name in ("transformers", "datasets"))

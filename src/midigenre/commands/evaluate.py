@@ -108,7 +108,7 @@ def _aggregate(trained: Run) -> SongAggregate | None:
     """The run's song models; None for the mean over the phrases."""
     models, note = load_song_models(trained.checkpoint, trained.classifier, trained.task)
     if note is not None:
-        console.print(f"[yellow]{escape(note)}[/yellow]")
+        console.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
     return None if models is None else SongAggregate(models)
 
 

@@ -140,7 +140,7 @@ class _Answerer:
         }
         self._songs, note = load_song_models(trained.checkpoint, trained.classifier, trained.task)
         if note is not None:
-            console.print(note, style="yellow", markup=False, highlight=False)
+            console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
         calibration = (
             Calibration.of_run(trained.folder, trained.checkpoint) if cfg.calibrate else None
         )
