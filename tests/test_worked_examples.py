@@ -40,7 +40,10 @@ def test_every_kind_of_addition_has_an_example() -> None:
     assert len(COMMANDS) == 4
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(c, marks=pytest.mark.slow if " smoke " in c else []) for c in COMMANDS],
+)
 def test_its_command_runs(tree: Path, command: str) -> None:
     program, *arguments = shlex.split(command)
     assert program == "midigenre"

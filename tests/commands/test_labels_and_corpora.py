@@ -104,6 +104,7 @@ def test_the_six_genres_of_the_plan(midigenre, home, archive):
     assert {r["genre"] for r in kept} == {"classical", "jazz", "pop"}
 
 
+@pytest.mark.slow
 def test_from_the_archive_to_a_model(midigenre, home, archive):
     """The steps of docs/xmidi.md, in small."""
     xmidi = ("corpus=xmidi_plan", f"corpus.root={archive}", "corpus.limit=60", "n_workers=1")

@@ -123,6 +123,7 @@ def test_evaluate_repeats_the_test_of_training(midigenre, toy_run, home):
         assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_evaluate_subsets_differ(midigenre, toy_run, home):
     n = {}
     for subset in ("train", "val", "test", "all"):

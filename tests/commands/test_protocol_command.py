@@ -223,6 +223,7 @@ def test_a_part_starts_from_the_same_part(crossval, home, midigenre):
     assert config.init_from == str(source / "fold-2-of-2")
 
 
+@pytest.mark.slow
 def test_a_start_that_was_dealt_otherwise_is_refused_or_told(crossval, home, midigenre):
     source = crossval.relative_to(home)
     for changed, word in (

@@ -107,6 +107,7 @@ def test_a_failed_job_does_not_end_the_sweep(midigenre, home):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_on_all_cores(midigenre, home):
     good, _ = failed(midigenre, home, "hydra/launcher=cores", "hydra.launcher.n_jobs=2")
     # Its own output lies in its folder and its songs were not encoded by processes of its own.
@@ -205,6 +206,7 @@ def test_gpus_are_dealt_in_turn(number, monkeypatch):
     assert cpu.trainer.devices == 1
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_one_row(midigenre, home):
     assert midigenre("train", *SMALL, "trainer.max_epochs=1", "name=again")[0] == 0
     (run,) = (home / "runs" / "again").iterdir()
@@ -216,6 +218,7 @@ def test_a_resumed_run_keeps_one_row(midigenre, home):
     assert after[4]["hparam/train_tokens"] > before[4]["hparam/train_tokens"]
 
 
+@pytest.mark.slow
 def test_compare_prints_markdown_and_writes_csv(midigenre, home):
     assert midigenre("train", "-m", *QUICK, "seed=1,2", "optim.lr=1e-3,3e-3", "name=seeds")[0] == 0
     status, out, err = midigenre("compare", "csv=a b=c.csv", "level=song", "--", "runs/seeds")
@@ -268,6 +271,7 @@ def test_csv_beside_tensorboard(midigenre, home):
     assert hparams_of(run)[-1]
 
 
+@pytest.mark.slow
 def test_weights_and_biases_offline(midigenre, home, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     status, out, err = midigenre(

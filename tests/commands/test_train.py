@@ -120,6 +120,7 @@ def test_resume_lets_only_the_bounds_change(midigenre, home, toy_run):
     assert "trainer.max_*" in err
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_a_folder_for_each_job(midigenre, home):
     sweeps = home / "runs" / "sweep"  # where other tests may have left theirs
     before = set(sweeps.glob("*"))

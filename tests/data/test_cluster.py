@@ -30,6 +30,7 @@ def cluster() -> Iterator[Any]:
         yield started
 
 
+@pytest.mark.slow
 def test_a_cluster_that_runs(tmp_path: Path, cluster: Any) -> None:
     corpus = songs_in(tmp_path / "songs", 14)
     here = prepared(corpus, tmp_path / "here")

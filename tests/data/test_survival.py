@@ -65,7 +65,7 @@ def wait_for(home: Path, pattern: str, n: int, process: subprocess.Popen[str]) -
     return True
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_kill_9_again_and_again(
     tmp_path: Path, whole: tuple[Path, dict[str, bytes]], workers: int
 ) -> None:

@@ -9,11 +9,14 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 BENCH = Path(__file__).resolve().parents[2] / "experiments" / "02_generation_speed"
 OURS = ["ours", "ours, sampler with grammar", "ours, int8"]
 FULL = ["full recomputation", "full recomputation, nn.Linear"]
 
 
+@pytest.mark.slow
 def test_quick_run_leaves_results_and_tables(tmp_path: Path) -> None:
     """With what is installed: Hugging Face only where the bench extra is."""
     has_extra = find_spec("transformers") is not None
