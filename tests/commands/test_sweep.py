@@ -152,6 +152,7 @@ def test_a_named_sweep_needs_no_flag_and_brings_its_name(midigenre, home):
     assert jobs == ["0-optim.lr=0.001", "1-optim.lr=0.003"]
 
 
+@pytest.mark.slow
 def test_a_slash_in_a_swept_value_makes_no_folder(midigenre, home):
     status, out, err = midigenre("train", "-m", *QUICK, "fold=1/2,2/2", "name=folded")
     assert status == 0, err

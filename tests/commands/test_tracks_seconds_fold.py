@@ -150,6 +150,7 @@ def test_another_fold_shares_the_shards_and_tests_on_the_same_songs(run, home, m
         assert ours | theirs == set(first.shards.rows(split).tolist())
 
 
+@pytest.mark.slow
 def test_evaluate_reads_the_runs_own_fold(run, home, midigenre):
     data = data_of(run, home)
     for subset in ("train", "test"):
