@@ -30,6 +30,7 @@ from midigenre.tasks.base import Outcome, Task
 from midigenre.tasks.evaluate import evaluate_split, fit_calibration, fitted_baselines
 from midigenre.tasks.mixing import Extras, losses
 from midigenre.tasks.optim import OptimSettings
+from midigenre.tasks.predict import predict_phrases
 from midigenre.tasks.songs import FOLDER, SongAggregate, fit_song_models, song_kind
 
 METRICS = ("macro_f1", "accuracy")
@@ -129,11 +130,15 @@ class ClassifyTask(Task):
         predictions = None if folder is None else folder / "predictions.csv"
         device = next(model.parameters()).device
         fitted = fitted_baselines(model, data)
-        songs = fit_song_models(model, data, song_kind(task or {}), fitted, device=device)
+        kind, val = song_kind(task or {}), None
+        if len(data.rows("val")):  # read once for the song models and the calibration
+            loader = data.eval_dataloader("val")
+            val = predict_phrases(model, loader, device, vectors=kind != "mean")
+        songs = fit_song_models(model, data, kind, fitted, device=device, val=val)
         if songs is not None and folder is not None:
             songs.save(folder / FOLDER)
         aggregate = None if songs is None else SongAggregate(songs)
-        calibration = fit_calibration(model, data, device=device, aggregate=aggregate)
+        calibration = fit_calibration(model, data, device=device, aggregate=aggregate, found=val)
         if calibration is not None and folder is not None:
             calibration.save(folder)
         evaluation = evaluate_split(

@@ -165,6 +165,7 @@ def fit_calibration(
     *,
     device: torch.device | str = "cpu",
     aggregate: Aggregate | None = None,
+    found: Predictions | None = None,
 ) -> Calibration | None:
     """Fits a run's calibration on its validation songs; None where there are none.
 
@@ -173,12 +174,15 @@ def fit_calibration(
         data: The run's own songs.
         device: Where to compute.
         aggregate: As for :func:`evaluate_split`.
+        found: The validation phrases' predictions where they are at hand, with vectors if
+            ``aggregate`` needs them.
     """
     if not len(data.rows("val")):
         return None
-    found = predict_phrases(
-        model, data.eval_dataloader("val"), device, vectors=aggregate is not None
-    )
+    if found is None:
+        found = predict_phrases(
+            model, data.eval_dataloader("val"), device, vectors=aggregate is not None
+        )
     levels: dict[str, dict[str, LevelCalibration]] = {}
     for label in model.label_heads():
         if label not in found.truth:

@@ -68,6 +68,7 @@ def fit_song_models(
     *,
     device: torch.device | str = "cpu",
     seed: int = 0,
+    val: Predictions | None = None,
 ) -> SongModels | None:
     """Fits the song model of each label on the run's own songs.
 
@@ -82,6 +83,7 @@ def fit_song_models(
         fitted: The baselines of each label, or why there are none.
         device: Where to compute.
         seed: Seed of the attention.
+        val: The validation phrases' predictions, with vectors, where they are at hand.
 
     Returns:
         The models; None for the mean, of which there is nothing to fit.
@@ -92,7 +94,9 @@ def fit_song_models(
     heads = model.label_heads()
     splits = ("train", "val") if kind == "attention" else ("val",)
     found = {
-        split: predict_phrases(model, data.eval_dataloader(split), device, vectors=True)
+        split: val
+        if split == "val" and val is not None
+        else predict_phrases(model, data.eval_dataloader(split), device, vectors=True)
         for split in splits
         if len(data.rows(split))
     }
