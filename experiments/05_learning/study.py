@@ -28,7 +28,7 @@ from midigenre.evaluation.markdown import markdown_table
 from midigenre.files import read_csv, read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
-KEPT = ("n", "accuracy", "macro_f1", "roc_auc", "ece", "ci95", "calibrated", "baselines",
+KEPT = ("n", "accuracy", "macro_f1", "roc_auc", "ece", "nll", "ci95", "calibrated", "baselines",
         "components", "within_source")  # fmt: skip
 
 
@@ -201,6 +201,7 @@ def table(results: Mapping[str, Any]) -> str:
                     _spread([s["macro_f1"] for s in songs]),
                     _spread([s["accuracy"] for s in songs]),
                     _within(songs, None),
+                    _spread([s["calibrated"]["nll"] for s in songs]),
                     _spread([s["macro_f1"] for s in phrases]),
                     _alone(songs),
                     f"{best} [{low:+.3f}, {high:+.3f}]" if best else "–",
@@ -216,10 +217,10 @@ def table(results: Mapping[str, Any]) -> str:
                     baselines[label, other] = [
                         f"*{other}*", label, "", f"{scores['macro_f1']:.3f}",
                         f"{scores['accuracy']:.3f}", _within(songs, other),
-                        "", "", "", "", "", "", "",
+                        "", "", "", "", "", "", "", "",
                     ]  # fmt: skip
     header = ["configuration", "label", "seeds", "song macro-F1", "song accuracy",
-              "within source F1", "phrase macro-F1", "encoder alone", "minus best baseline",
+              "within source F1", "song NLL", "phrase macro-F1", "encoder alone", "minus best baseline",
               "nats a note", "tokens a phrase", "phrases seen", "minutes in all"]  # fmt: skip
     return markdown_table(header, [*rows, *baselines.values()], n_left=2)
 

@@ -17,6 +17,8 @@ from midigenre.evaluation.baselines import (
     predict_baselines,
     stratified_sample,
 )
+from midigenre.evaluation.experts import COUNTS
+from midigenre.evaluation.features import read_phrases
 
 TRAIN = np.arange(90) % 3
 
@@ -88,12 +90,10 @@ def test_chunks_make_no_difference(fitted, monkeypatch):
 def test_deterministic(fitted):
     train, test = book(TRAIN), book(TRAIN, seed=3)
     again = fit_baselines(train, train.phrases(), TRAIN)
-    from midigenre.evaluation.features import read_phrases
-
     read = list(read_phrases(test, test.phrases()))
-    for name, baseline in BASELINES.items():
-        rows = baseline.counts(read, test.spec)
-        first, second = (f.models["phrase"][name].predict_proba(rows) for f in (fitted, again))
+    for name in BASELINES:
+        rows = COUNTS[name](read, test.spec)
+        first, second = (f.models["phrase"][name].log_probs(rows) for f in (fitted, again))
         assert first.tobytes() == second.tobytes()
 
 
@@ -154,10 +154,10 @@ def test_large_splits_are_capped_and_stated(monkeypatch):
 
         def fit(self, rows, truth):
             seen[rows.shape[0]] = rows, truth
-            return self
+            return ngram_lr.estimator(0).fit(rows, truth)
 
-    spied = baselines.Baseline(BASELINES["ngram_lr"].counts, lambda seed: Spy())
-    monkeypatch.setitem(BASELINES, "ngram_lr", spied)
+    ngram_lr = BASELINES["ngram_lr"]
+    monkeypatch.setitem(BASELINES, "ngram_lr", baselines.Baseline(lambda seed: Spy()))
     train = book(TRAIN)
     found = fit_baselines(train, train.phrases(), TRAIN)
     assert found.n_train == {"phrase": 50, "song": 21}

@@ -188,6 +188,7 @@ class PhraseReader:
         self.songs = songs
         self.spec = spec
         self.max_tokens = max_tokens
+        self.marks = marks
         self._marks: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         if marks:
             bos, eos = spec.special("BOS"), spec.special("EOS")

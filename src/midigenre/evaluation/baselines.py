@@ -1,9 +1,11 @@
 """Baselines that a model must beat, fitted on the run's training split.
 
-A baseline is a row in :data:`BASELINES`: what it counts in a phrase, and a scikit-learn classifier
-of such counts; nothing else changes when one is added. For each label there is one classifier of
-phrases and one of songs, whose counts are the sums over their phrases. (By song, on 2,600 real
-files, ``ngram_lr`` was level with the mean log-probability over its phrases: 0.925 against 0.927.)
+A baseline is a row in :data:`BASELINES`, a scikit-learn classifier, and one in
+:data:`~midigenre.evaluation.experts.COUNTS`, what it counts in a phrase. Once fitted it is an
+:class:`~midigenre.evaluation.experts.Expert`, arrays that can be kept. For each label there is one
+classifier of phrases and one of songs, whose counts are the sums over their phrases. (By song, on
+2,600 real files, ``ngram_lr`` was level with the mean log-probability over its phrases: 0.925
+against 0.927.)
 
 The settings are frozen: they are scikit-learn's defaults, but for what was chosen once on the
 validation songs of ``twelve`` and is written beside each.
@@ -30,19 +32,16 @@ from sklearn.preprocessing import FunctionTransformer
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from midigenre.data.phrases import PhraseReader, Phrases
+from midigenre.evaluation.experts import COUNTS, Expert, export
 from midigenre.evaluation.features import (
     Counts,
-    ReadPhrase,
-    metadata_counts,
     metadata_features,
-    ngram_counts,
     read_phrases,
     songs_of,
-    token_counts,
     token_shares,
     whole_songs,
 )
-from midigenre.spec import UNKNOWN, TokenSpec
+from midigenre.spec import UNKNOWN
 
 log = getLogger(__name__)
 
@@ -64,13 +63,11 @@ class Baseline:
     """A simple classifier.
 
     Attributes:
-        counts: Rows of phrases, which add up to those of songs (see
-            :mod:`midigenre.evaluation.features`).
-        estimator: Makes a scikit-learn classifier of such rows from a seed.
+        estimator: Makes from a seed a scikit-learn classifier of its
+            :data:`~midigenre.evaluation.experts.COUNTS`.
         min_classes: Classes that it needs in the training split.
     """
 
-    counts: Callable[[Sequence[ReadPhrase], TokenSpec], Counts]
     estimator: Callable[[int], Any]
     min_classes: int = 2
 
@@ -89,10 +86,6 @@ class DropConstant(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def transform(self, x: NDArray[Any]) -> NDArray[Any]:
         """Leaves the others out."""
         return x[:, self.kept_]
-
-
-def _no_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> Counts:
-    return np.zeros((len(phrases), 1), np.float32)
 
 
 def _trees(seed: int) -> HistGradientBoostingClassifier:
@@ -118,17 +111,15 @@ def _ngram_estimator(seed: int) -> Any:
 
 BASELINES: dict[str, Baseline] = {
     # The most frequent class; of equally frequent ones the first.
-    "majority": Baseline(_no_counts, lambda _: DummyClassifier(strategy="most_frequent"), 1),
+    "majority": Baseline(lambda _: DummyClassifier(strategy="prior"), 1),
     # Standardised logistic regression did far worse: 0.56 against 0.67 over the real corpora.
     "metadata": Baseline(
-        metadata_counts,
         lambda seed: make_pipeline(
             FunctionTransformer(metadata_features), DropConstant(), _trees(seed)
         ),
     ),
-    "ngram_lr": Baseline(ngram_counts, _ngram_estimator),
+    "ngram_lr": Baseline(_ngram_estimator),
     "hist_gb": Baseline(
-        token_counts,
         lambda seed: make_pipeline(FunctionTransformer(token_shares), DropConstant(), _trees(seed)),
     ),
 }
@@ -140,12 +131,12 @@ class FittedLabel:
     """The baselines of one label.
 
     Attributes:
-        models: For each level the fitted classifier of each baseline, or why there is none.
+        models: For each level each baseline, or why there is none.
         n_train: For each level the phrases or songs that they were fitted on.
         n_available: For each level how many of the training split have the label.
     """
 
-    models: Mapping[str, Mapping[str, Any]]
+    models: Mapping[str, Mapping[str, Expert | str]]
     n_train: Mapping[str, int]
     n_available: Mapping[str, int]
 
@@ -169,7 +160,8 @@ def fit_baselines(
     chosen_S = stratified_sample(class_S, MAX_TRAIN["song"], seed)
     truth = {"phrase": class_N[chosen_N], "song": class_S[chosen_S]}
     n_classes = len(np.unique(class_S))
-    models: dict[str, dict[str, Any]] = {level: {} for level in LEVELS}
+    models: dict[str, dict[str, Expert | str]] = {level: {} for level in LEVELS}
+    width = int(class_of_song.max(initial=UNKNOWN)) + 1
     usable = {name: b for name, b in BASELINES.items() if b.min_classes <= n_classes}
     rows = _training_rows(usable, reader, phrases, chosen_N, songs[chosen_S])
     for name in BASELINES:
@@ -179,11 +171,12 @@ def fit_baselines(
                 continue
             began = time.perf_counter()
             with threadpool_limits(1):
-                models[level][name] = (
+                estimator = (
                     BASELINES[name]
                     .estimator(seed)
                     .fit(_stack(rows.pop((name, level))), truth[level])
                 )
+            models[level][name] = export(name, estimator, width)
             seconds = time.perf_counter() - began
             log.info("%s fitted to %d %ss in %.1f s", name, len(truth[level]), level, seconds)
     return FittedLabel(
@@ -216,8 +209,8 @@ def predict_baselines(
     }
     for chunk in whole_songs(phrases, PHRASES_AT_ONCE):
         read = list(read_phrases(reader, chunk))
-        for name, baseline in BASELINES.items():
-            of_phrases = baseline.counts(read, reader.spec)
+        for name in BASELINES:
+            of_phrases = COUNTS[name](read, reader.spec)
             rows = {"phrase": of_phrases, "song": songs_of(of_phrases, chunk)}
             for label, of_label in fitted.items():
                 for level in LEVELS:
@@ -271,8 +264,8 @@ def _training_rows(
         here = slice(begin, begin + len(chunk))
         begin = here.stop
         read = list(read_phrases(reader, chunk))
-        for name, baseline in usable.items():
-            counts = baseline.counts(read, reader.spec)
+        for name in usable:
+            counts = COUNTS[name](read, reader.spec)
             rows[name, "phrase"].append(counts[is_chosen[here]])
             inside = of_song[here]
             rows[name, "song"].append(songs_of(counts[inside], chunk.select(inside)))

@@ -2,10 +2,11 @@
 
 A pickled scikit-learn model executes what its file says. An :class:`Expert` is the same classifier
 as arrays of numbers (``numpy`` reads them with ``allow_pickle=False``), with the few lines that
-evaluate it; the tests hold it equal to scikit-learn's ``predict_proba``. There are two forms:
+evaluate it; the tests hold it equal to scikit-learn's ``predict_proba``. There are three forms:
 
+``prior``: the share of each class, whatever the song.
 ``linear``: TF-IDF with sublinear frequencies and L2 norm, then logistic regression.
-``trees``: shares of tokens, then histogram gradient boosting: the sum of one leaf of each tree.
+``trees``: features, then histogram gradient boosting: the sum of one leaf of each tree.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from midigenre.evaluation.features import (
     Counts,
     Floats,
     ReadPhrase,
+    metadata_counts,
+    metadata_features,
     ngram_counts,
+    no_counts,
     read_phrases,
     songs_of,
     token_counts,
@@ -39,10 +43,18 @@ LOG_ZERO = -1e4
 """Log-probability of a class that an expert has never seen: 0, and yet a finite number."""
 
 COUNTS: dict[str, Callable[[Sequence[ReadPhrase], TokenSpec], Counts]] = {
-    "hist_gb": token_counts,
+    "majority": no_counts,
+    "metadata": metadata_counts,
     "ngram_lr": ngram_counts,
+    "hist_gb": token_counts,
 }
-"""What each expert counts; the names are those of the baselines that they are made from."""
+"""What each expert counts in a phrase; the names are those of the baselines that they were."""
+
+FEATURES: dict[str, Callable[[Counts], Any]] = {
+    "metadata": metadata_features,
+    "hist_gb": token_shares,
+}
+"""What the trees of an expert see of its counts."""
 
 PHRASES_AT_ONCE = 2048
 _CELLS_AT_ONCE = 1 << 22  # rows times trees whose place is in memory together
@@ -50,7 +62,7 @@ _CELLS_AT_ONCE = 1 << 22  # rows times trees whose place is in memory together
 
 @dataclass(frozen=True)
 class Expert:
-    """A classifier of songs by their token counts.
+    """A classifier of phrases or songs by their counts.
 
     Attributes:
         name: Key of :data:`COUNTS`.
@@ -63,21 +75,31 @@ class Expert:
     arrays: Arrays
 
     def log_probs(self, counts: Counts) -> Floats:
-        """Log-probabilities of songs.
+        """Log-probabilities of the classes.
 
         Args:
-            counts: Sums over the phrases of each song, shape (S, features).
+            counts: Of phrases, or sums over the phrases of each song, shape (S, features).
 
         Returns:
             Shape (S, C); :data:`LOG_ZERO` for classes that it has not seen.
         """
-        raw_SK = self._linear(counts) if "coef" in self.arrays else self._trees(counts)
-        raw_SK = raw_SK.astype(np.float64)
-        if raw_SK.shape[1] == 1:  # of two classes scikit-learn keeps the second one's log-odds
+        raw_SK = self._raw(counts).astype(np.float64)
+        classes = self.arrays["classes"]
+        if raw_SK.shape[1] < len(classes):  # of two there is only the second one's log-odds
             raw_SK = np.concatenate([np.zeros_like(raw_SK), raw_SK], 1)
         found_SC = np.full((len(raw_SK), self.n_classes), LOG_ZERO)
-        found_SC[:, self.arrays["classes"]] = log_softmax(raw_SK, axis=1)
+        found_SC[:, classes] = log_softmax(raw_SK, axis=1)
         return found_SC
+
+    def predict(self, counts: Counts) -> NDArray[np.int64]:
+        """The most likely class of each row, shape (S,)."""
+        found: NDArray[np.int64] = self.log_probs(counts).argmax(1)
+        return found
+
+    def _raw(self, counts: Counts) -> NDArray[Any]:
+        if "prior" in self.arrays:
+            return np.tile(np.log(self.arrays["prior"]), (counts.shape[0], 1))
+        return self._linear(counts) if "coef" in self.arrays else self._trees(counts)
 
     def _linear(self, counts: Counts) -> NDArray[Any]:
         x = sparse.csr_matrix(counts, copy=True)  # type: ignore[no-untyped-call]
@@ -89,7 +111,7 @@ class Expert:
 
     def _trees(self, counts: Counts) -> NDArray[Any]:
         a = self.arrays
-        x = np.asarray(token_shares(counts)[:, a["columns"]], np.float64)
+        x = np.asarray(FEATURES[self.name](counts)[:, a["columns"]], np.float64)
         roots_IK = a["roots"]
         step = max(1, _CELLS_AT_ONCE // max(1, roots_IK.size))
         parts = [self._walk(x[i : i + step], roots_IK) for i in range(0, len(x), step)]
@@ -114,12 +136,14 @@ def export(name: str, estimator: Any, n_classes: int) -> Expert:
     """A fitted baseline as an :class:`Expert`.
 
     Args:
-        name: ``hist_gb`` or ``ngram_lr``, see :mod:`midigenre.evaluation.baselines`.
-        estimator: Its fitted scikit-learn pipeline.
+        name: Key of :data:`COUNTS`, see :mod:`midigenre.evaluation.baselines`.
+        estimator: Its fitted scikit-learn classifier.
         n_classes: Number of classes of the label, C.
     """
+    classes = np.asarray(estimator.classes_, np.int64)
+    if name == "majority":
+        return Expert(name, n_classes, {"classes": classes, "prior": estimator.class_prior_})
     last = estimator[-1]
-    classes = np.asarray(last.classes_, np.int64)
     if name == "ngram_lr":
         return Expert(
             name,

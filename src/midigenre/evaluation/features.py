@@ -81,6 +81,11 @@ def songs_of(counts: Counts, phrases: Phrases) -> Counts:
     )
 
 
+def no_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> Counts:
+    """Nothing: one column of zeros."""
+    return np.zeros((len(phrases), 1), np.float32)
+
+
 def token_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> Counts:
     """Histogram of the tokens of every field, and how many phrases it counts.
 

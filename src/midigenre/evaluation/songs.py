@@ -13,8 +13,6 @@ phrases have other vectors and log-probabilities.
 from __future__ import annotations
 
 import hashlib
-import io
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +23,12 @@ import torch
 from numpy.typing import NDArray
 
 from midigenre.errors import UserError
+from midigenre.evaluation.arrays import DAMAGED, below, read_arrays, write_arrays
 from midigenre.evaluation.blend import Pool
-from midigenre.evaluation.experts import COUNTS, Expert
+from midigenre.evaluation.experts import Expert
 from midigenre.evaluation.scores import song_log_probs
 from midigenre.evaluation.song_attention import Bags, SongAttention, attention_log_probs
-from midigenre.files import make_folder, read_json, write_bytes, write_json
+from midigenre.files import make_folder, read_json, write_json
 from midigenre.models import PhraseClassifier
 
 Floats = NDArray[np.float64]
@@ -39,6 +38,8 @@ Songs = tuple[NDArray[Any], Floats]
 KINDS = ("mean", "attention", "blend")
 ENCODER = "encoder"
 """Name of the encoder's mean log-probability among the experts of a blend."""
+POOLED = ("hist_gb", "ngram_lr")
+"""The baselines of a blend."""
 FORMAT = 1
 
 
@@ -121,11 +122,11 @@ class BlendModel:
     ) -> BlendModel:
         """Inverse of :meth:`about` and :meth:`arrays`."""
         experts = {
-            name: Expert(name, n_classes, _below(arrays, name))
+            name: Expert(name, n_classes, below(arrays, name))
             for name in about["weights"]
             if name != ENCODER
         }
-        if unknown := set(experts) - set(COUNTS):
+        if unknown := set(experts) - set(POOLED):
             raise ValueError(f"no such expert: {', '.join(sorted(unknown))}")
         return cls(Pool(**about), experts)
 
@@ -165,7 +166,7 @@ class AttentionModel:
         cls, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], n_classes: int
     ) -> AttentionModel:
         """Inverse of :meth:`about` and :meth:`arrays`."""
-        weights = {k: torch.as_tensor(v) for k, v in _below(arrays, "attention").items()}
+        weights = {k: torch.as_tensor(v) for k, v in below(arrays, "attention").items()}
         module = SongAttention(weights["mean_D"].shape[0], n_classes)
         module.load_state_dict(weights)
         return cls(module.eval(), about)
@@ -175,7 +176,6 @@ _MODELS: dict[str, type[AttentionModel] | type[BlendModel]] = {
     "attention": AttentionModel,
     "blend": BlendModel,
 }
-_DAMAGED = (OSError, KeyError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class SongModels:
             for i, model in enumerate(self.models.values())
             for key, value in model.arrays().items()
         }
-        write_bytes(folder / "arrays.npz", _npz(arrays))
+        write_arrays(folder / "arrays.npz", arrays)
         labels = {
             label: {"classes": list(self.classes[label]), "model": model.about()}
             for label, model in self.models.items()
@@ -234,23 +234,15 @@ class SongModels:
             about = read_json(folder / "model.json")
             if about["format"] != FORMAT:
                 raise ValueError(f"format {about['format']}, this version reads {FORMAT}")
-            with np.load(folder / "arrays.npz", allow_pickle=False) as stored:
-                arrays = {key: stored[key] for key in stored.files}
+            arrays = read_arrays(folder / "arrays.npz")
             made = _MODELS[about["kind"]]
             models: dict[str, SongModel] = {
-                label: made.of(of_label["model"], _below(arrays, str(i)), len(of_label["classes"]))
+                label: made.of(of_label["model"], below(arrays, str(i)), len(of_label["classes"]))
                 for i, (label, of_label) in enumerate(about["labels"].items())
             }
             classes = {label: tuple(x["classes"]) for label, x in about["labels"].items()}
             return cls(about["kind"], classes, models, about["weights_of"])
-        except (
-            OSError,
-            KeyError,
-            ValueError,
-            TypeError,
-            RuntimeError,
-            zipfile.BadZipFile,
-        ) as error:
+        except DAMAGED as error:
             raise UserError(
                 f"{folder} holds no readable song model ({type(error).__name__}: {error}); train "
                 "again, or delete that folder to score songs by the mean of their phrases"
@@ -297,15 +289,3 @@ def fingerprint(model: PhraseClassifier) -> str:
         found.update(name.encode())
         found.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return found.hexdigest()[:16]
-
-
-def _below(arrays: Mapping[str, NDArray[Any]], part: str) -> dict[str, NDArray[Any]]:
-    prefix = f"{part}/"
-    return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
-
-
-def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """Compressed, since most n-grams have no weight; the same arrays give the same bytes."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()

@@ -16,10 +16,10 @@ from midigenre.evaluation.baselines import (
     GONE,
     LEVELS,
     FittedLabel,
-    fit_baselines,
     predict_baselines,
 )
 from midigenre.evaluation.calibration import Calibration, LevelCalibration, song_energy
+from midigenre.evaluation.kept_baselines import kept_baselines
 from midigenre.evaluation.predictions import LabelPredictions, songs_path, write_predictions
 from midigenre.evaluation.scores import evaluate_label, song_log_probs, song_truth
 from midigenre.evaluation.songs import set_apart
@@ -270,7 +270,7 @@ def _fitted(
         return dict.fromkeys(classes, GONE)
     phrases = train.phrases("train")
     return {
-        label: fit_baselines(train.reader, phrases, train.labels[label], seed)
+        label: kept_baselines(train.shards.folder, train.reader, phrases, train.labels[label], seed)
         if train.shards.labels.classes.get(label) == names
         else OTHER_CLASSES
         for label, names in classes.items()

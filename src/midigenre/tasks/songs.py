@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,13 @@ from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.phrases import PhraseReader, Phrases
 from midigenre.errors import UserError
 from midigenre.evaluation.blend import fit_pool
-from midigenre.evaluation.experts import COUNTS, Expert, expert_log_probs, export
+from midigenre.evaluation.experts import Expert, expert_log_probs
 from midigenre.evaluation.scores import song_log_probs, song_truth
 from midigenre.evaluation.song_attention import Bags, fit_attention
 from midigenre.evaluation.songs import (
     ENCODER,
     KINDS,
+    POOLED,
     AttentionModel,
     BlendModel,
     Evidence,
@@ -121,9 +123,9 @@ def _experts(fit: FittedLabel | str, n_classes: int) -> dict[str, Expert]:
         return {}
     of_songs = fit.models["song"]
     return {
-        name: export(name, of_songs[name], n_classes)
-        for name in COUNTS
-        if not isinstance(of_songs[name], str)
+        name: replace(expert, n_classes=n_classes)
+        for name in POOLED
+        if isinstance(expert := of_songs[name], Expert)
     }
 
 

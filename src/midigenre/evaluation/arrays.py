@@ -1,0 +1,40 @@
+"""Named arrays in a file: numbers only, so that nothing in it is run when it is read."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midigenre.files import write_bytes
+
+DAMAGED = (OSError, KeyError, ValueError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile)
+"""What reading a damaged file, or making something of its arrays, may raise."""
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Writes arrays, compressed; the same arrays give the same bytes."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Reads what :func:`write_arrays` wrote.
+
+    Raises:
+        OSError: The file is not there; or another of :data:`DAMAGED`.
+    """
+    with np.load(path, allow_pickle=False) as stored:
+        return {key: stored[key] for key in stored.files}
+
+
+def below(arrays: Mapping[str, NDArray[Any]], part: str) -> dict[str, NDArray[Any]]:
+    """The arrays whose names begin with ``part/``, under the rest of their names."""
+    prefix = f"{part}/"
+    return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
