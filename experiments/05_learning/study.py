@@ -221,7 +221,8 @@ def table(results: Mapping[str, Any]) -> str:
                     ]  # fmt: skip
     header = ["configuration", "label", "seeds", "song macro-F1", "song accuracy",
               "within source F1", "song NLL", "phrase macro-F1", "encoder alone",
-              "minus best baseline", "nats a note", "tokens a phrase", "phrases seen", "minutes in all"]  # fmt: skip
+              "minus best baseline", "nats a note", "tokens a phrase", "phrases seen",
+              "minutes in all"]  # fmt: skip
     return markdown_table(header, [*rows, *baselines.values()], n_left=2)
 
 
