@@ -195,6 +195,8 @@ def test_the_clock_alone_may_end_a_run(home, midigenre):
         "train", *SMALL, "trainer.max_epochs=-1", "trainer.max_time=00:00:00:02", "name=endless"
     )
     assert status == 0, err
+    assert "/-2" not in err, "the bar names a last epoch"
+    assert "left: 0:00:0" in err
     status, _, err = midigenre("train", *SMALL, "trainer.max_epochs=-1", "name=no-end")
     assert status == 2
     assert "set trainer.max_steps, max_epochs or max_time" in err.replace("\n", " ")
