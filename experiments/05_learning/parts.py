@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -45,6 +45,15 @@ def recipe(*overrides: str, mlm_share: float = MLM_SHARE) -> tuple[Stage, ...]:
     return Stage(("experiment=mlm_best", *shared), mlm_share), last
 
 
+PLAIN = {"augment": "standard", "task.mlm_weight": 0, "task.song": "mean"}
+"""Where the ablations start: the recipe without what they are about."""
+STRONG = {"augment": "strong", "task.mlm_weight": 0.3}
+
+
+def _overrides(settings: Mapping[str, object]) -> list[str]:
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
 _SHARED = ("tokenizer", "model", "data", "augment")
 """Groups whose overrides hold for pretraining too."""
 
@@ -65,49 +74,47 @@ def _parts() -> dict[str, tuple[Configuration, ...]]:
         # The labelled songs are a hashed tenth of training and validation; pretraining sees the
         # notes of all training songs. Equal minutes in all.
         "few_labels": (
-            Configuration("pretrained", recipe(*tenth)),
+            Configuration("pretrained", recipe(*tenth, mlm_share=0.6)),
             Configuration("from scratch", recipe(*tenth, mlm_share=0)),
+            Configuration("from scratch, no MLM", recipe(*tenth, "task.mlm_weight=0", mlm_share=0)),
         ),
         "tokenizers": tuple(
             Configuration(name, recipe(f"tokenizer={name}")) for name in ("octuple", "cp", "remi")
         ),
-        # One thing less, or one more, than the recipe from scratch.
-        "ablations": (
-            scratch,
-            Configuration("pretrained", recipe()),
-            Configuration("pretrained, layer-wise rates", recipe("optim.layer_decay=0.75")),
-            *(
-                Configuration(name, recipe(*overrides, mlm_share=0))
-                for name, overrides in {
-                    "no augmentation": ("augment=none",),
-                    "strong augmentation": ("augment=strong",),
-                    "4 bars": (
-                        "data.phrase_bars=4",
-                        "data.phrases_per_song=8",
-                        "data.batch_phrases=64",
-                    ),
-                    "16 bars": (
-                        "data.phrase_bars=16",
-                        "data.phrases_per_song=2",
-                        "data.batch_phrases=16",
-                    ),
-                    "auxiliary MLM": ("task.mlm_weight=0.3",),
-                    "averaged weights": ("callbacks.average.decay=0.995",),
-                    "Muon": ("optim=muon",),
-                    "mixup": ("task.mixup=0.2",),
-                    "R-Drop": ("task.r_drop=1",),
-                    "dropout 0.3": ("model.dropout=0.3",),
-                    "narrow": ("model.d_field=32", "model.conv_width=4"),
-                    "no convolution": ("model.conv_width=0",),
-                    "mean pooling": ("model.pooling=mean",),
-                    "attention pooling": ("model.pooling=attention",),
-                    "learned positions": ("model.positions=learned",),
-                    "balanced classes": ("data.balance=1", "task.class_weight_power=0"),
-                    "no class weights": ("task.class_weight_power=0",),
-                    "song: mean": ("task.song=mean",),
-                    "song: attention": ("task.song=attention",),
-                }.items()
-            ),
+        # One thing less, or one more, than a plain start; then what helped, together.
+        "ablations": tuple(
+            Configuration(name, recipe(*_overrides(PLAIN | changes), mlm_share=0))
+            for name, changes in {
+                "plain": {},
+                "no augmentation": {"augment": "none"},
+                "strong augmentation": {"augment": "strong"},
+                "4 bars": {
+                    "data.phrase_bars": 4,
+                    "data.phrases_per_song": 8,
+                    "data.batch_phrases": 64,
+                },
+                "16 bars": {
+                    "data.phrase_bars": 16,
+                    "data.phrases_per_song": 2,
+                    "data.batch_phrases": 16,
+                },
+                "auxiliary MLM": {"task.mlm_weight": 0.3},
+                "averaged weights": {"callbacks.average.decay": 0.995},
+                "Muon": {"optim": "muon"},
+                "mixup": {"task.mixup": 0.2},
+                "R-Drop": {"task.r_drop": 1},
+                "dropout 0.3": {"model.dropout": 0.3},
+                "narrow": {"model.d_field": 32, "model.conv_width": 4},
+                "no convolution": {"model.conv_width": 0},
+                "mean pooling": {"model.pooling": "mean"},
+                "attention pooling": {"model.pooling": "attention"},
+                "learned positions": {"model.positions": "learned"},
+                "balanced classes": {"data.balance": 1, "task.class_weight_power": 0},
+                "no class weights": {"task.class_weight_power": 0},
+                "strong, MLM": STRONG,
+                "strong, MLM, R-Drop": STRONG | {"task.r_drop": 1},
+                "strong, MLM, Muon": STRONG | {"optim": "muon"},
+            }.items()
         ),
         # The mechanics of several labels, on a corpus whose labels follow rules.
         "multitask": tuple(

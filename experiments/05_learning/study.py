@@ -132,10 +132,7 @@ def _run(stages: Sequence[Path]) -> dict[str, Any]:
     masked = [read_json(stage / "evaluation.json").get("masked") for stage in stages[:-1]]
     return {
         "labels": {
-            label: {
-                level: {k: scores[k] for k in KEPT if k in scores}
-                for level, scores in levels.items()
-            }
+            label: {level: _kept(scores) for level, scores in levels.items()}
             for label, levels in evaluation.items()
         },
         "best": metrics["best"],
@@ -147,6 +144,19 @@ def _run(stages: Sequence[Path]) -> dict[str, Any]:
         "parameters": costs[-1]["parameters"],
         "nats_per_note": [m["nats_per_note"] for m in masked if m],
     }
+
+
+def _kept(scores: Mapping[str, Any]) -> dict[str, Any]:
+    found = {k: scores[k] for k in KEPT if k in scores}
+    for part in ("baselines", "components"):
+        if part in found:
+            found[part] = {
+                name: None if of is None else {k: of[k] for k in KEPT if k in of}
+                for name, of in found[part].items()
+            }
+    if found.get("within_source"):
+        found["within_source"] = _kept(found["within_source"])
+    return found
 
 
 def _versus(runs: Sequence[Path]) -> dict[str, Any]:

@@ -233,7 +233,8 @@ def finetuned(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
     With ``init_model`` model and tokenizer are those of the run of ``init_from``, except for what
     the command line says about them. Settings of a recipe, ``conf/experiment``, are not told from
-    defaults and give way.
+    defaults and give way. Without ``init_from`` a recipe's ``optim.layer_decay`` waits: layers that
+    all begin anew learn at one rate.
 
     Args:
         cfg: The composed config.
@@ -248,9 +249,10 @@ def finetuned(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     source, init_model = cfg.get("init_from"), cfg.get("init_model", False)
     freeze_layers, layer_decay = cfg.get("freeze_layers") or 0, cfg.optim.get("layer_decay", 1.0)
     if source is None:
+        said = any(override.lstrip("+").startswith("optim.layer_decay=") for override in overrides)
         for key, is_on, value in (
             ("freeze_layers", freeze_layers != 0, freeze_layers),
-            ("optim.layer_decay", layer_decay != 1, layer_decay),
+            ("optim.layer_decay", layer_decay != 1 and said, layer_decay),
             ("init_model", init_model, "true"),
         ):
             if is_on:
@@ -258,6 +260,9 @@ def finetuned(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
                     f"{key}={value} needs the weights of a trained model; add init_from=RUN, for "
                     "instance a run of: midigenre train task=mlm"
                 )
+        if layer_decay != 1:
+            cfg = copy.deepcopy(cfg)
+            OmegaConf.update(cfg, "optim.layer_decay", 1.0)
     elif init_model:
         cfg = _with_model_of(source, cfg, overrides)
     check_frozen(freeze_layers, cfg.model.n_layers)
