@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_dir
 from midigenre.build import describe, make_model, make_tokenizer, plain
 from midigenre.cli import conf_dir
 from midigenre.errors import UserError
+from midigenre.models import MaskedHead
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.tasks.base import CHECKPOINT_KEY
 from midigenre.trained import load_run, start_from
@@ -62,6 +63,38 @@ def test_embedding_and_backbone_are_taken_over_and_nothing_else(there, here, tmp
         expected = theirs if name.startswith(shared) else before
         assert torch.equal(value, expected[name]), name
     assert any(not torch.equal(found[n], before[n]) for n in found if n.startswith("backbone."))
+    assert n_loaded == sum(
+        p.numel() for n, p in new.model.named_parameters() if n.startswith(shared)
+    )
+
+
+OCTUPLE = ("tokenizer=octuple",)
+BESIDE = (*OCTUPLE, "task.mlm_weight=0.3")
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "taken"),
+    [
+        ((*OCTUPLE, "task=mlm"), BESIDE, True),
+        (BESIDE, (*OCTUPLE, "task=mlm"), True),
+        (BESIDE, BESIDE, True),
+        ((*OCTUPLE, "task=mlm", "task.structure=true"), BESIDE, False),  # it has more fields
+        ((*OCTUPLE, "task=generate"), BESIDE, False),
+    ],
+    ids=["pretrained", "back", "beside", "other fields", "another head"],
+)
+def test_the_head_of_masked_modelling_goes_along(there, here, taken, tmp_path):
+    old, new, untouched = Made(*there, seed=1), Made(*here), Made(*here)
+    old.save(tmp_path / "best.ckpt")
+    n_loaded = new.start(tmp_path / "best.ckpt").load_into(new.model)
+
+    def head(made):
+        (found,) = (m for m in made.model.modules() if isinstance(m, MaskedHead))
+        return found.state_dict()
+
+    expected = head(old if taken else untouched)
+    assert all(torch.equal(value, expected[name]) for name, value in head(new).items())
+    shared = ("embedding.", "backbone.") + taken * ("head.", "masked.head.")
     assert n_loaded == sum(
         p.numel() for n, p in new.model.named_parameters() if n.startswith(shared)
     )

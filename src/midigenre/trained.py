@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from midigenre.build import CHECKPOINT_FORMAT, backbone_settings, class_of, make_model
 from midigenre.errors import UserError
-from midigenre.models import PhraseClassifier
+from midigenre.models import MaskedHead, PhraseClassifier
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.tasks.base import CHECKPOINT_KEY
 from midigenre.tasks.groups import check_frozen
@@ -185,13 +185,17 @@ class Start:
     Attributes:
         checkpoint: Where they are from.
         weights: For each part of :data:`SHARED` its weights by their name.
+        masked_head: Weights of a head of masked modelling; empty if there was none.
     """
 
     checkpoint: Path
     weights: Mapping[str, Mapping[str, Tensor]]
+    masked_head: Mapping[str, Tensor] = field(default_factory=dict)
 
     def load_into(self, model: nn.Module) -> int:
         """Puts them into a model whose settings :func:`start_from` was given.
+
+        The head of masked modelling goes along where the model foretells the same fields.
 
         Returns:
             Number of parameters that they are.
@@ -201,7 +205,16 @@ class Start:
             module = model.get_submodule(part)
             module.load_state_dict(weights)
             n_loaded += sum(p.numel() for p in module.parameters())
+        head = _masked_head_of(model)
+        if head is not None and self.masked_head.keys() == head.state_dict().keys():
+            head.load_state_dict(self.masked_head)
+            n_loaded += sum(p.numel() for p in head.parameters())
         return n_loaded
+
+
+def _masked_head_of(model: nn.Module) -> MaskedHead | None:
+    heads = [module for module in model.modules() if isinstance(module, MaskedHead)]
+    return heads[0] if heads else None
 
 
 def start_from(
@@ -225,7 +238,10 @@ def start_from(
     about, weights = _read(path)
     _check_vocabulary(path, TokenSpec.from_dict(about["tokens"]), tokens)
     _check_backbone(path, about, model, task)
-    return Start(path, {part: _below(weights, part) for part in SHARED})
+    # Where it lies in a classifier, else in a masked model; other heads have no norm.
+    head = _below(weights, "masked.head") or _below(weights, "head")
+    masked_head = head if "norm.weight" in head else {}
+    return Start(path, {part: _below(weights, part) for part in SHARED}, masked_head)
 
 
 def finetuned(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
