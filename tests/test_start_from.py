@@ -55,7 +55,7 @@ def test_embedding_and_backbone_are_taken_over_and_nothing_else(there, here, tmp
     old, new, untouched = Made(*there, seed=1), Made(*here), Made(*here)
     old.save(tmp_path / "run" / "checkpoints" / "best.ckpt")
     start = new.start(tmp_path / "run")
-    n_loaded = start.load_into(new.model)
+    n_loaded = sum(start.load_into(new.model).values())
     shared = ("embedding.", "backbone.")
     found, before, theirs = (made.model.state_dict() for made in (new, untouched, old))
     assert {name.split(".")[0] for name in found} > {"embedding", "backbone"}
@@ -86,7 +86,8 @@ BESIDE = (*OCTUPLE, "task.mlm_weight=0.3")
 def test_the_head_of_masked_modelling_goes_along(there, here, taken, tmp_path):
     old, new, untouched = Made(*there, seed=1), Made(*here), Made(*here)
     old.save(tmp_path / "best.ckpt")
-    n_loaded = new.start(tmp_path / "best.ckpt").load_into(new.model)
+    loaded = new.start(tmp_path / "best.ckpt").load_into(new.model)
+    assert list(loaded) == ["embedding", "backbone"] + taken * ["masked head"]
 
     def head(made):
         (found,) = (m for m in made.model.modules() if isinstance(m, MaskedHead))
@@ -95,7 +96,7 @@ def test_the_head_of_masked_modelling_goes_along(there, here, taken, tmp_path):
     expected = head(old if taken else untouched)
     assert all(torch.equal(value, expected[name]) for name, value in head(new).items())
     shared = ("embedding.", "backbone.") + taken * ("head.", "masked.head.")
-    assert n_loaded == sum(
+    assert sum(loaded.values()) == sum(
         p.numel() for n, p in new.model.named_parameters() if n.startswith(shared)
     )
 

@@ -192,24 +192,21 @@ class Start:
     weights: Mapping[str, Mapping[str, Tensor]]
     masked_head: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def load_into(self, model: nn.Module) -> int:
+    def load_into(self, model: nn.Module) -> dict[str, int]:
         """Puts them into a model whose settings :func:`start_from` was given.
 
         The head of masked modelling goes along where the model foretells the same fields.
 
         Returns:
-            Number of parameters that they are.
+            Number of parameters of each part that was taken over, by its name.
         """
-        n_loaded = 0
-        for part, weights in self.weights.items():
-            module = model.get_submodule(part)
-            module.load_state_dict(weights)
-            n_loaded += sum(p.numel() for p in module.parameters())
+        parts = [(part, model.get_submodule(part), self.weights[part]) for part in self.weights]
         head = _masked_head_of(model)
         if head is not None and self.masked_head.keys() == head.state_dict().keys():
-            head.load_state_dict(self.masked_head)
-            n_loaded += sum(p.numel() for p in head.parameters())
-        return n_loaded
+            parts.append(("masked head", head, self.masked_head))
+        for _, module, weights in parts:
+            module.load_state_dict(weights)
+        return {part: sum(p.numel() for p in module.parameters()) for part, module, _ in parts}
 
 
 def _masked_head_of(model: nn.Module) -> MaskedHead | None:

@@ -157,7 +157,7 @@ def _trained(
     Returns:
         The best validation score.
     """
-    task, data, n_loaded = _built(cfg, shards, start)
+    task, data, loaded = _built(cfg, shards, start)
     if data.part is not None:
         say_part(data.part, cfg.protocol.part)
     _say_fold(data)
@@ -168,7 +168,7 @@ def _trained(
     )
     if start is not None:
         _say(
-            f"started from {cfg.init_from}: {' and '.join(start.weights)}, {n_loaded:,} of "
+            f"started from {cfg.init_from}: {' and '.join(loaded)}, {sum(loaded.values()):,} of "
             f"{n_parameters:,} weights"
         )
     if resumed:
@@ -225,13 +225,13 @@ def _start(cfg: DictConfig, ckpt: str | None) -> Start | None:
 
 def _built(
     cfg: DictConfig, shards: ShardSet, start: Start | None
-) -> tuple[Task, PhraseDataModule, int]:
-    """Task, data, and how many weights are not new; the new ones follow from the seed alone."""
+) -> tuple[Task, PhraseDataModule, dict[str, int]]:
+    """Task, data, and how many weights each part took over; new ones follow from the seed alone."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = make_data(cfg, shards)
     task = make_task(cfg, shards, data)
     task.freeze_first(cfg.get("freeze_layers") or 0)  # older runs do not have the key
-    return task, data, 0 if start is None else start.load_into(task.model)
+    return task, data, {} if start is None else start.load_into(task.model)
 
 
 def _say(message: str) -> None:
