@@ -22,10 +22,10 @@ import numpy as np
 from parts import PARTS, Configuration, command
 from scipy.special import stdtrit
 from scipy.stats import sem
+from versus import ENCODER, MODEL, versus
 
-from midigenre.evaluation.bootstrap import interval, resampled
 from midigenre.evaluation.markdown import markdown_table
-from midigenre.files import read_csv, read_json, write_json
+from midigenre.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
 KEPT = ("n", "accuracy", "macro_f1", "roc_auc", "ece", "nll", "ci95", "calibrated", "baselines",
@@ -104,7 +104,7 @@ def _collect(
     chosen: Sequence[Configuration], args: argparse.Namespace, more: Sequence[str]
 ) -> dict[str, Any]:
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=RESULTS, capture_output=True, text=True
+        ["git", "rev-parse", "--short", "HEAD"], cwd=RESULTS.parent, capture_output=True, text=True
     ).stdout.strip()
     found = {}
     for configuration in chosen:
@@ -116,7 +116,7 @@ def _collect(
         found[configuration.name] = {
             "commands": [" ".join(stage.overrides) for stage in configuration.stages],
             "runs": [_run(of) for of in stages],
-            "versus": _versus([of[-1] for of in stages]),
+            "versus": versus([of[-1] for of in stages]),
         }
     # Where the songs lie is no business of the results.
     shown = [o for o in more if "path" not in o and "root" not in o and "home" not in o]
@@ -159,34 +159,6 @@ def _kept(scores: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _versus(runs: Sequence[Path]) -> dict[str, Any]:
-    """Song macro-F1 minus each baseline's, mean over seeds, with an interval over songs.
-
-    Baselines are fitted anew with each run but do not depend on its seed: the first run's count.
-    """
-    tables = [read_csv(run / "predictions_songs.csv") for run in runs]
-    found: dict[str, Any] = {}
-    for label in [c.removesuffix("_model") for c in tables[0][0] if c.endswith("_model")]:
-        rows = [[row for row in of if row[label]] for of in tables]
-        truth = np.array([row[label] for row in rows[0]])
-        for of in rows:
-            assert [row["song_id"] for row in of] == [row["song_id"] for row in rows[0]]
-        ours = [np.array([row[f"{label}_model"] for row in of]) for of in rows]
-        mark = f"{label}_"
-        names = [
-            c.removeprefix(mark) for c in rows[0][0]
-            if c.startswith(mark) and "_log_prob_" not in c and c != f"{label}_model"
-        ]  # fmt: skip
-        for name in names:
-            theirs = np.array([row[mark + name] for row in rows[0]])
-            kinds, codes = np.unique(np.stack([truth, theirs, *ours]), return_inverse=True)
-            codes = codes.reshape(2 + len(ours), -1)
-            songs = np.arange(len(truth))
-            drawn = resampled(codes[0], list(codes[1:]), songs, len(kinds))["macro_f1"]
-            found.setdefault(label, {})[name] = interval(drawn[1:].mean(0) - drawn[0])
-    return found
-
-
 def _spread(values: Sequence[float]) -> str:
     """Mean and 95 % t interval over seeds."""
     mean = float(np.mean(values))
@@ -204,17 +176,19 @@ def table(results: Mapping[str, Any]) -> str:
         for label in of["runs"][0]["labels"]:
             songs = [run["labels"][label]["song"] for run in of["runs"]]
             phrases = [run["labels"][label]["phrase"] for run in of["runs"]]
-            best, (low, high) = _best(of, label)
+            differences = of["versus"][label]
             rows.append(
                 [
                     name, label, str(len(songs)),
                     _spread([s["macro_f1"] for s in songs]),
+                    _ahead(songs[0], differences[MODEL], "overall"),
                     _spread([s["accuracy"] for s in songs]),
                     _within(songs, None),
+                    _ahead(songs[0]["within_source"], differences[MODEL], "within_source"),
                     _spread([s["calibrated"]["nll"] for s in songs]),
                     _spread([s["macro_f1"] for s in phrases]),
                     _alone(songs),
-                    f"{best} [{low:+.3f}, {high:+.3f}]" if best else "–",
+                    _ahead(songs[0], differences.get(ENCODER), "overall"),
                     f"{np.mean([run['nats_per_note'] for run in of['runs']]):.3f}"
                     if all(run["nats_per_note"] for run in of["runs"]) else "–",
                     f"{np.mean([sum(r['tokens']) / sum(r['phrases']) for r in of['runs']]):,.0f}",
@@ -225,26 +199,28 @@ def table(results: Mapping[str, Any]) -> str:
             for other, scores in songs[0]["baselines"].items():
                 if scores is not None:
                     baselines[label, other] = [
-                        f"*{other}*", label, "", f"{scores['macro_f1']:.3f}",
+                        other, label, "", f"{scores['macro_f1']:.3f}", "",
                         f"{scores['accuracy']:.3f}", _within(songs, other),
-                        "", "", "", "", "", "", "", "",
+                        *[""] * (len(rows[0]) - 7),
                     ]  # fmt: skip
-    header = ["configuration", "label", "seeds", "song macro-F1", "song accuracy",
-              "within source F1", "song NLL", "phrase macro-F1", "encoder alone",
-              "minus best baseline", "nats a note", "tokens a phrase", "phrases seen",
-              "minutes in all"]  # fmt: skip
+    header = ["configuration", "label", "seeds", "song macro-F1", "minus best baseline",
+              "song accuracy", "within source F1", "minus best baseline within", "song NLL",
+              "phrase macro-F1", "encoder alone", "encoder minus best baseline", "nats a note",
+              "tokens a phrase", "phrases seen", "minutes in all"]  # fmt: skip
     return markdown_table(header, [*rows, *baselines.values()], n_left=2)
 
 
-def _best(of: Mapping[str, Any], label: str) -> tuple[str, tuple[float, float]]:
-    """The best baseline of the first run, and the interval of the difference to it."""
-    there = of["runs"][0]["labels"][label]["song"]["baselines"]
-    scores = {k: v["macro_f1"] for k, v in there.items() if v is not None}
-    if not scores:
-        return "", (0, 0)
-    best = max(scores, key=lambda name: scores[name])
-    low, high = of["versus"][label][best]
-    return best, (low, high)
+def _ahead(
+    scores: Mapping[str, Any] | None, differences: Mapping[str, Any] | None, where: str
+) -> str:
+    """The baseline that is best there, and the interval of the difference to it."""
+    of = {} if scores is None else scores["baselines"]
+    known = {name: b["macro_f1"] for name, b in of.items() if b is not None}
+    if not known or differences is None:
+        return "–"
+    best = max(known, key=lambda name: known[name])
+    low, high = differences[best][where]
+    return f"{best} [{low:+.3f}, {high:+.3f}]"
 
 
 def _within(songs: Sequence[Mapping[str, Any]], baseline: str | None) -> str:

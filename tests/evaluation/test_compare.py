@@ -233,3 +233,76 @@ def test_no_run_is_an_error(tmp_path):
         find_runs([tmp_path])
     with pytest.raises(UserError, match="no such folder"):
         find_runs([tmp_path / "nothing"])
+
+
+def write_pretrained(folder, seed, **settings):
+    write_run(folder, 0.5, seed=seed, task__name="mlm", **settings)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "best.ckpt").touch()
+    return str(folder)
+
+
+def test_seeds_of_a_recipe_that_pretrains_fold_into_one_row(tmp_path):
+    started, scratch = tmp_path / "runs" / "started", tmp_path / "runs" / "scratch"
+    for seed, (ours, theirs) in enumerate([(0.6, 0.5), (0.8, 0.5)]):
+        source = write_pretrained(tmp_path / "mlm" / str(seed), seed)
+        write_run(started / str(seed), ours, seed=seed, init_from=source)
+        write_run(scratch / str(seed), theirs, seed=seed)
+    comparison = table_of(tmp_path / "runs")
+    assert [len(row.runs) for row in comparison.rows] == [2, 2]
+    assert comparison.settings == ("init_from",)
+    began = [row.settings.get("init_from") for row in comparison.rows]
+    assert began == [None, f"{tmp_path}/mlm/0 and 1 more"]
+    assert comparison.rows[1].scores[PHRASE].mean == pytest.approx(0.7)
+
+
+def test_every_pair_of_seeds_counts_and_none_is_taken_for_a_repeat(tmp_path):
+    sources = [write_pretrained(tmp_path / "mlm" / str(s), s) for s in range(3)]
+    for i, source in enumerate(sources):
+        for seed in range(2):
+            write_run(tmp_path / "runs" / f"{i}{seed}", 0.5, seed=seed, init_from=source)
+    comparison = table_of(tmp_path / "runs")
+    assert [len(row.runs) for row in comparison.rows] == [6]
+    assert not any("repeat a seed" in note for note in comparison.notes)
+
+
+@pytest.mark.parametrize("other", [{"trainer__max_epochs": 7}, {"model__d_model": 64}])
+def test_what_started_from_other_trainings_stays_apart(other, tmp_path):
+    for seed, settings in enumerate([{}, other]):
+        source = write_pretrained(tmp_path / "mlm" / str(seed), seed, **settings)
+        write_run(tmp_path / "runs" / str(seed), 0.5, seed=seed, init_from=source)
+    assert [len(row.runs) for row in table_of(tmp_path / "runs").rows] == [1, 1]
+
+
+def test_a_chain_of_trainings_counts_as_a_whole(tmp_path):
+    for seed, epochs in enumerate([6, 6, 7]):
+        first = write_pretrained(tmp_path / "first" / str(seed), seed, trainer__max_epochs=epochs)
+        then = write_pretrained(tmp_path / "then" / str(seed), 0, init_from=first)
+        write_run(tmp_path / "runs" / str(seed), 0.5, seed=0, init_from=then)
+    assert sorted(len(row.runs) for row in table_of(tmp_path / "runs").rows) == [1, 2]
+
+
+def test_a_checkpoint_of_the_run_is_another_start_than_its_best(tmp_path):
+    source = tmp_path / "mlm"
+    best, last = write_pretrained(source, 0), source / "checkpoints" / "last.ckpt"
+    last.touch()
+    write_run(tmp_path / "runs" / "best", 0.5, seed=0, init_from=best)
+    write_run(tmp_path / "runs" / "last", 0.5, seed=1, init_from=str(last))
+    assert [len(row.runs) for row in table_of(tmp_path / "runs").rows] == [1, 1]
+
+
+def test_a_start_that_is_gone_is_told_apart_by_its_path(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / "runs" / str(seed), 0.5, seed=seed, init_from=f"gone/{seed}")
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "config.yaml").write_text("task: [")
+    for seed in range(2):
+        write_run(tmp_path / "runs" / f"d{seed}", 0.5, seed=seed, init_from=str(damaged))
+    assert [len(row.runs) for row in table_of(tmp_path / "runs").rows] == [1, 1, 2]
+
+
+def test_a_run_that_starts_from_itself_ends(tmp_path):
+    folder = tmp_path / "runs" / "a"
+    write_run(folder, 0.5, init_from=str(folder))
+    assert [len(row.runs) for row in table_of(tmp_path / "runs").rows] == [1]

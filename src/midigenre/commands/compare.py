@@ -17,7 +17,8 @@ from midigenre.errors import UserError
 from midigenre.evaluation.compare import compare
 from midigenre.evaluation.compare_table import to_markdown, to_records
 from midigenre.evaluation.report import LEVELS, METRICS
-from midigenre.evaluation.runs import find_runs, settings_of
+from midigenre.evaluation.runs import find_runs
+from midigenre.evaluation.settings import settings_of
 from midigenre.files import write_csv
 
 

@@ -15,7 +15,8 @@ from scipy.stats import sem
 from midigenre.errors import UserError
 from midigenre.evaluation.paired import Paired, pair_up
 from midigenre.evaluation.report import LEVELS, METRICS
-from midigenre.evaluation.runs import NAMED, RunRecord
+from midigenre.evaluation.runs import RunRecord
+from midigenre.evaluation.settings import NAMED
 
 Shipped = Callable[[str, str], Mapping[str, Any]]
 """From a config group and a choice to that choice's own settings, flat; empty if unknown."""
@@ -51,7 +52,8 @@ class Row:
 
     Attributes:
         settings: Settings, flat, without the seed.
-        runs: Its runs, one for each seed.
+        runs: Its runs, one for each seed; where they started from pretrained runs that differ by
+            their seeds alone, one for each pair of seeds.
         test_set: A letter for each different test set.
         scores: By column.
         costs: Means over the runs, by the keys of :data:`COSTS`; None where unknown.
@@ -158,10 +160,9 @@ def compare(
     repeated = 0
     # The newest of the runs that repeat a seed; the order stays that of the runs.
     for run in sorted(runs, key=lambda run: run.finished):
-        settings = {k: v for k, v in run.settings.items() if k != "seed"}
-        group = groups.setdefault(json.dumps([settings, run.test_set], sort_keys=True), {})
-        repeated += run.settings.get("seed") in group
-        group[run.settings.get("seed")] = run
+        group = groups.setdefault(run.configuration, {})
+        repeated += run.seeds in group
+        group[run.seeds] = run
     order = {run.folder: i for i, run in enumerate(runs)}
     rows = sorted(
         (
@@ -177,6 +178,9 @@ def compare(
 
 def _row(runs: Sequence[RunRecord], columns: Sequence[str], letters: Mapping[str, str]) -> Row:
     settings = {k: v for k, v in runs[0].settings.items() if k != "seed"}
+    starts = list(dict.fromkeys(run.settings.get("init_from") for run in runs))
+    if len(starts) > 1:  # one for each seed
+        settings["init_from"] = f"{starts[0]} and {len(starts) - 1} more"
     costs = {}
     for name in COSTS:
         values = [run.cost.get(name) for run in runs]

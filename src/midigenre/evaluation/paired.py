@@ -179,7 +179,9 @@ def _same_seeds(
     shared = [seed for seed in own if seed in other]
     if not shared:
         return list(range(len(own))), list(range(len(other)))
-    return [own.index(s) for s in shared], [other.index(s) for s in shared]
+    # Several runs have a seed where each started from a pretrained run of another one.
+    ours_of, theirs_of = ([i for i, s in enumerate(of) if s in shared] for of in (own, other))
+    return ours_of, theirs_of
 
 
 def _pair(

@@ -13,15 +13,9 @@ from omegaconf import OmegaConf
 
 from midigenre.data.protocol import HOLDOUT
 from midigenre.errors import UserError
+from midigenre.evaluation.origins import Origin, origin_of
+from midigenre.evaluation.settings import flatten, settings_of
 from midigenre.files import read_json
-
-NAMED = ("corpus", "tokenizer", "model", "task")
-"""Config groups that :func:`settings_of` lists by the name of the choice."""
-
-# They say where a run lies and what it shows, not what it computes.
-_IGNORED = ("home", "name", "resume", "debug", "n_workers", "trainer.log_every_n_steps")
-_IGNORED_GROUPS = ("logger", "profiler", "hydra", "callbacks")
-_KEPT = "callbacks.early_stopping."
 
 
 @dataclass(frozen=True)
@@ -30,11 +24,13 @@ class RunRecord:
 
     Attributes:
         folder: Where it lies.
-        settings: Its settings, flat; see :func:`settings_of`.
+        settings: Its settings, flat; see
+            :func:`~midigenre.evaluation.settings.settings_of`.
         evaluation: Content of ``evaluation.json``.
         cost: Content of ``cost.json``; ``parameters`` alone for runs from before there was one.
         test_set: Equal for runs that were tested on the same songs and phrases.
         finished: When, in nanoseconds since the epoch.
+        origin: What it started from; None if from nothing, or from what cannot be read any more.
     """
 
     folder: Path
@@ -43,6 +39,21 @@ class RunRecord:
     cost: Mapping[str, Any]
     test_set: str
     finished: int
+    origin: Origin | None = None
+
+    @property
+    def configuration(self) -> str:
+        """Equal for runs that differ by seeds alone, also those of what they started from."""
+        settings = {k: v for k, v in self.settings.items() if k != "seed"}
+        if self.origin is not None:
+            settings["init_from"] = self.origin.recipe
+        return json.dumps([settings, self.test_set], sort_keys=True)
+
+    @property
+    def seeds(self) -> tuple[Any, ...]:
+        """Its seed, and those of what it started from."""
+        earlier = () if self.origin is None else self.origin.seeds
+        return (self.settings.get("seed"), *earlier)
 
 
 @dataclass(frozen=True)
@@ -135,6 +146,7 @@ def _read(folder: Path) -> RunRecord:
             cost,
             _test_set(config, evaluation),
             metrics_path.stat().st_mtime_ns,
+            origin_of(config),
         )
     except _UnfinishedError:
         raise
@@ -151,55 +163,6 @@ def _why(folder: Path) -> str:
     return f"did not finish; go on with: midigenre train resume={folder}"
 
 
-def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's settings under the names of the command line, without paths and outputs.
-
-    ``tokenizer``, ``model``, ``task``, ``corpus`` and ``precision`` stand for the names of their
-    choices; ``optim.lr`` is the rate that was used. What is not set is left out, so that a run from
-    before there was a setting is as one without it.
-
-    Args:
-        config: The content of ``config.yaml``.
-
-    Raises:
-        KeyError: It lacks a group that every run has.
-    """
-    flat = dict(_flat(config))
-    out: dict[str, Any] = {
-        # midigenre.corpora.twelve.Twelve
-        "corpus": str(config["corpus"]["_target_"]).rpartition(".")[0].rpartition(".")[2],
-        "tokenizer": config["tokenizer"]["name"],
-        "model": config["model"]["name"],
-        "task": config["task"]["name"],
-        "precision": config["precision"]["precision"],
-    }
-    for key, value in flat.items():
-        group, _, name = key.partition(".")
-        if key in _IGNORED or (group in _IGNORED_GROUPS and not key.startswith(_KEPT)):
-            continue
-        if name.endswith("_target_") or name == "name" or group == "precision":
-            continue
-        if value is not None and value != {}:
-            out[key] = value
-    protocol = config.get("protocol") or {}
-    if protocol.get("name", HOLDOUT) != HOLDOUT:  # which runs from before there was one had
-        out["protocol"] = protocol["name"]
-    rate = out.pop("model.lr", None)
-    if out.get("optim.lr") is None:
-        out["optim.lr"] = rate
-    if isinstance(devices := out.get("trainer.devices"), list):
-        out["trainer.devices"] = len(devices)  # which one says nothing
-    return out
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _test_set(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     """Text that is equal for equal test sets: what chose the songs, and how many there are."""
     chosen = {key: config.get(key) for key in ("split", "labels")}
@@ -209,7 +172,7 @@ def _test_set(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
         chosen["shards"] = Path(config["shards"]).name.partition("-")[0]
     # The same songs, whatever is taken of them.
     ignored = ("corpus.tracks", "corpus.neutral")
-    flat = {k: v for k, v in _flat(chosen) if k not in ignored and v is not None and v != {}}
+    flat = {k: v for k, v in flatten(chosen) if k not in ignored and v is not None and v != {}}
     protocol = config.get("protocol") or {}
     if protocol.get("name", HOLDOUT) != HOLDOUT:
         # All folds together are all songs, however many there are.

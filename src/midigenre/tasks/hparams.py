@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import summary
 
-from midigenre.evaluation.runs import settings_of
+from midigenre.evaluation.settings import settings_of
 from midigenre.tasks.base import Task
 
 COSTS = ("parameters", "fit_seconds", "train_tokens")
