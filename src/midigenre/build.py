@@ -100,6 +100,7 @@ def prepared(
     progress: Progress = no_progress,
     tokenizer: Tokenizer | None = None,
     data: Mapping[str, Any] | None = None,
+    any_tokenizer: bool = False,
 ) -> ShardSet:
     """The shards that the settings ask for, prepared if need be.
 
@@ -109,6 +110,7 @@ def prepared(
         progress: Called as songs are listed and encoded.
         tokenizer: Tokenizer to use (a run's own) instead of ``cfg.tokenizer``.
         data: Phrase settings to use instead of ``cfg.data``.
+        any_tokenizer: Take the folder of ``shards`` whatever its tokenizer.
 
     Raises:
         UserError: The shards were encoded with another tokenizer, or cannot be made.
@@ -118,8 +120,9 @@ def prepared(
         if label_settings != LabelSettings():
             raise UserError(f"shards={cfg.shards} is used as it is: set labels.* where it is made")
         shards = open_shards(location(cfg.shards), Path(cfg.home), progress)
-        wanted = tokenizer if tokenizer is not None else make_tokenizer(cfg)
-        _check_same_tokens(shards, wanted, exact=tokenizer is not None)
+        if not any_tokenizer:
+            wanted = tokenizer if tokenizer is not None else make_tokenizer(cfg)
+            _check_same_tokens(shards, wanted, exact=tokenizer is not None)
         return shards
     corpus = make_corpus(cfg)
     phrases = data if data is not None else plain(cfg.data)
@@ -211,14 +214,8 @@ def check(cfg: DictConfig) -> None:
     if cfg.fold is not None:
         Fold.of(cfg.fold)
     Protocol.of(protocol_settings(plain(cfg.get("protocol")), plain(cfg.split)))
-    for key in (
-        "max_tokens",
-        "batch_phrases",
-        "eval_batch_phrases",
-        "batch_tokens",
-        "phrases_per_song",
-        "val_phrases_per_song",
-    ):
+    for key in ("max_tokens", "batch_phrases", "eval_batch_phrases", "batch_tokens",
+                "phrases_per_song", "val_phrases_per_song"):  # fmt: skip
         if cfg.data[key] is not None and cfg.data[key] < 1:
             raise UserError(f"data.{key} must be 1 or more, got {cfg.data[key]}")
     make_backbone(model, task_class.causal)

@@ -39,8 +39,9 @@ def test_verify_names_what_is_damaged(midigenre, shelf):
     assert prepare(midigenre, shelf, "verify=true")[0] == folder
 
 
-def test_verify_a_folder_that_one_was_given(midigenre, shelf, tmp_path):
-    folder, _ = prepare(midigenre, shelf)
+@pytest.mark.parametrize("more", [(), ("tokenizer=octuple",)])
+def test_verify_a_folder_that_one_was_given(midigenre, shelf, tmp_path, more):
+    folder, _ = prepare(midigenre, shelf, *more)
     copy = shutil.copytree(folder, tmp_path / "given")
     status, out, err = midigenre("prepare", f"shards={copy}", "verify=true")
     assert (status, out.strip()) == (0, str(copy)), err

@@ -302,6 +302,15 @@ def test_a_start_that_is_gone_is_told_apart_by_its_path(tmp_path):
     assert [len(row.runs) for row in table_of(tmp_path / "runs").rows] == [1, 1, 2]
 
 
+def test_averaged_weights_are_a_setting(tmp_path):
+    for decay in (None, 0.995):
+        average = {"average": {"_target_": "a.B", "decay": decay}}
+        write_run(tmp_path / "runs" / str(decay), 0.5, callbacks=average)
+    comparison = table_of(tmp_path / "runs")
+    assert comparison.settings == ("callbacks.average.decay",)
+    assert len(comparison.rows) == 2
+
+
 def test_a_run_that_starts_from_itself_ends(tmp_path):
     folder = tmp_path / "runs" / "a"
     write_run(folder, 0.5, init_from=str(folder))

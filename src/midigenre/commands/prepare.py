@@ -42,7 +42,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         )
         return
     with progress_bars() as progress:
-        shards = prepared(cfg, progress)
+        shards = prepared(cfg, progress, any_tokenizer=True)
     if cfg.verify:
         shards.verify()
         console.print(f"all {len(shards.parts)} shards are whole", highlight=False)

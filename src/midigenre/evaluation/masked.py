@@ -1,4 +1,4 @@
-"""How well a masked model foretells hidden tokens, and hidden notes.
+"""How well a masked model predicts hidden tokens, and hidden notes.
 
 The loss a token depends on the vocabulary, on the strategy and on the share that is hidden. *Nats a
 note* depend on none of them: the same notes are hidden in every vocabulary, with all that it says

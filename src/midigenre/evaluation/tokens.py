@@ -1,4 +1,4 @@
-"""How well a generator foretells music: nats and hits of its tokens.
+"""How well a generator predicts music: nats and hits of its tokens.
 
 Losses a token cannot be compared between tokenizers, which need different numbers of tokens for the
 same music; nats *a note* can: all tokenizers write the same notes.

@@ -89,13 +89,13 @@ class Sampler:
         context: What it was trained to see.
 
     Raises:
-        ValueError: The model foretells the fields in another order than the grammar's.
+        ValueError: The model predicts the fields in another order than the grammar's.
     """
 
     def __init__(self, model: PhraseGenerator, grammar: Grammar, context: Context) -> None:
         if model.head.order != grammar.order:
             raise ValueError(
-                f"the model foretells fields in the order {model.head.order}, the grammar has "
+                f"the model predicts fields in the order {model.head.order}, the grammar has "
                 f"{grammar.order}"
             )
         self.model = model

@@ -86,7 +86,7 @@ class MaskedHead(nn.Module):
 
 
 class MaskedModel(nn.Module):
-    """Embedding, backbone run in both directions, and a head that foretells hidden tokens.
+    """Embedding, backbone run in both directions, and a head that predicts hidden tokens.
 
     ``embedding`` and ``backbone`` carry the names that they have in every other model, so their
     pretrained weights load unchanged.
@@ -96,7 +96,7 @@ class MaskedModel(nn.Module):
         backbone: :class:`midigenre.models.Encoder` or any module with its attribute ``d_model`` and
             its call ``(h_ND, cu_seqlens, lengths, *, causal) -> h_ND``.
         masking: Chooses what is hidden.
-        head: Foretells it.
+        head: Predicts it.
 
     Raises:
         ValueError: Widths that differ.
@@ -126,7 +126,7 @@ class MaskedModel(nn.Module):
     def loss(
         self, batch: Batch, share: float | None = None, keys_B: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Hides tokens of a batch and foretells them.
+        """Hides tokens of a batch and predicts them.
 
         Args:
             batch: Packed phrases.

@@ -26,7 +26,7 @@ SHOWN = ("loss", "nats_per_note", "accuracy")
 
 
 class GenerateTask(Task):
-    """Trains a :class:`~midigenre.models.PhraseGenerator` to foretell the next step.
+    """Trains a :class:`~midigenre.models.PhraseGenerator` to predict the next step.
 
     Logged beside what all tasks log: ``val/nats_per_note``, ``val/accuracy``,
     ``val/step_accuracy``, ``val/<field>/{loss,accuracy}`` with several fields, and
