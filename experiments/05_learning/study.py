@@ -5,7 +5,8 @@
 
 A training that has ended is not begun again, one that was stopped goes on. What follows ``--`` goes
 to every training. Runs lie in ``runs/05_learning/PART/CONFIGURATION/SEED/STAGE`` of the current
-folder (``--out``); ``results/PART.json`` keeps their scores, without names of songs.
+folder (``--out``); ``results/PART.json`` keeps the scores of all that have ended there, of earlier
+commands too (``--only``, other seeds), without names of songs.
 """
 
 from __future__ import annotations
@@ -59,13 +60,12 @@ def main() -> None:
                 _train(configuration, args.minutes, seed, where, more)
             except subprocess.CalledProcessError as error:  # its own message stands above
                 failed.append(f"{configuration.name}, seed {seed}: exit status {error.returncode}")
-        whole = [c for c in chosen if not any(f.startswith(f"{c.name}, seed") for f in failed)]
-        if whole:
-            write_json(kept, _collect(whole, args, more))
+        if found := _collect(PARTS[args.part], args, more):
+            write_json(kept, found)
     if kept.is_file():
         print(table(read_json(kept)))
     if failed:
-        sys.exit("left out, for a training failed: " + "; ".join(failed))
+        sys.exit("a training failed: " + "; ".join(failed))
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], bool, list[str]]:
@@ -83,7 +83,7 @@ def _train(
     before: Path | None = None
     for number, stage in enumerate(configuration.stages):
         folder = where / str(number)
-        if not (folder / "metrics.json").is_file():
+        if not _ended(folder):
             overrides = (
                 [f"resume={folder}"]
                 if (folder / "config.yaml").is_file()
@@ -100,27 +100,39 @@ def _train(
         before = folder
 
 
+def _ended(folder: Path) -> bool:
+    return (folder / "cost.json").is_file()  # the last thing that a run writes
+
+
 def _collect(
-    chosen: Sequence[Configuration], args: argparse.Namespace, more: Sequence[str]
-) -> dict[str, Any]:
+    configurations: Sequence[Configuration], args: argparse.Namespace, more: Sequence[str]
+) -> dict[str, Any] | None:
+    """What all configurations and seeds have reached that have ended; None if there is none."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=RESULTS.parent, capture_output=True, text=True
     ).stdout.strip()
     found = {}
-    for configuration in chosen:
-        places = [
-            args.out / (args.results or args.part) / _slug(configuration.name) / str(seed)
-            for seed in args.seeds
-        ]
-        stages = [[place / str(n) for n in range(len(configuration.stages))] for place in places]
+    for configuration in configurations:
+        there = args.out / (args.results or args.part) / _slug(configuration.name)
+        seeds = sorted(int(place.name) for place in there.glob("*") if place.name.isdecimal())
+        stages = {
+            seed: [there / str(seed) / str(n) for n in range(len(configuration.stages))]
+            for seed in seeds
+        }
+        stages = {seed: of for seed, of in stages.items() if all(map(_ended, of))}
+        if not stages:
+            continue
         found[configuration.name] = {
             "commands": [" ".join(stage.overrides) for stage in configuration.stages],
-            "runs": [_run(of) for of in stages],
-            "versus": versus([of[-1] for of in stages]),
+            "seeds": list(stages),
+            "runs": [_run(of) for of in stages.values()],
+            "versus": versus([of[-1] for of in stages.values()]),
         }
+    if not found:
+        return None
     # Where the songs lie is no business of the results.
     shown = [o for o in more if "path" not in o and "root" not in o and "home" not in o]
-    return {"part": args.part, "minutes": args.minutes, "seeds": args.seeds, "commit": commit,
+    return {"part": args.part, "minutes": args.minutes, "commit": commit,
             "overrides": shown, "configurations": found}  # fmt: skip
 
 

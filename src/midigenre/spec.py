@@ -184,6 +184,8 @@ class Batch:
             batch's, makes gradient accumulation equal to one large batch.
         step_batches: What the trainer divides every batch's loss by (its accumulated batches, also
             in a last step that has fewer); the loss is multiplied by it beforehand.
+        step_size: How many batches this process has in the step; fewer than ``step_batches`` in an
+            epoch's last one.
     """
 
     ids_NF: Tensor
@@ -194,6 +196,15 @@ class Batch:
     start_B: Tensor
     step_counts: Mapping[str, Tensor] = field(default_factory=dict)
     step_batches: int = 1
+    step_size: int = 1
+
+    @property
+    def mean_scale(self) -> float:
+        """What a mean over this batch is multiplied by, so that a step has the mean of its batches.
+
+        The trainer divides by ``step_batches`` also where the step has fewer.
+        """
+        return self.step_batches / self.step_size
 
     @property
     def n_phrases(self) -> int:

@@ -1,5 +1,7 @@
 """``train init_from=RUN``: a run begins with the weights of another one."""
 
+import csv
+import json
 import shutil
 
 import pytest
@@ -76,3 +78,30 @@ def test_a_refused_start_leaves_nothing(source, home, midigenre):
     assert "tokenizer 'remi', this is 'cp'" in err
     after = {p for name in ("runs", "shards", "corpora") for p in (home / name).rglob("*")}
     assert after == before
+
+
+def test_songs_that_the_start_has_learnt_are_told(toy_run, home, midigenre):
+    short = ("train", *SMALL, f"init_from={toy_run}", "trainer.max_steps=1")
+    status, _, err = midigenre(*short, "name=same-split")
+    assert status == 0, err
+    assert "has learnt" not in err
+    status, out, err = midigenre(*short, "split.seed=1", "name=other-split")
+    assert status == 0, err
+    rows = {}
+    for run in (home / toy_run, home / out.strip()):
+        manifest = home / json.loads((run / "spec.json").read_text())["shards"] / "manifest.csv"
+        with manifest.open(newline="", encoding="utf-8") as file:
+            rows[run] = {row["song_id"]: row["split"] for row in csv.DictReader(file)}
+    there, here = rows.values()
+    tested = [song for song, split in here.items() if split == "test"]
+    shared = sum(there[song] != "test" for song in tested)
+    assert shared > 0
+    expected = (
+        f"init_from={toy_run} is a classifier and has learnt labels and notes of {shared} of the "
+        f"{len(tested)} test songs here"
+    )
+    assert expected in " ".join(err.split())
+    # Other songs under the same names are none of it.
+    status, _, err = midigenre(*short, "corpus.seed=5", "name=other-songs")
+    assert status == 0, err
+    assert "has learnt" not in err

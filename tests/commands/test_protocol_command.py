@@ -199,6 +199,27 @@ def test_a_source_left_out_in_turn(sources, home, midigenre):
     assert skipped["name"] == "source-w"
 
 
+def test_a_part_without_a_labelled_training_song_is_refused_before_any_is_trained(
+    sources, home, midigenre, tmp_path
+):
+    """Only the songs of one source have an emotion: without it there is nothing to learn from."""
+    table_path = tmp_path / "one_has_emotions.csv"
+    with table_path.open("w", newline="") as file:
+        out = csv.DictWriter(file, ["path", "song_id", "genre", "emotion", "source"])
+        out.writeheader()
+        for row in table(sources):
+            emotion = row["emotion"] if row["source"] == "two" else "none"
+            out.writerow({**row, "emotion": emotion})
+    settings = [s for s in SETTINGS if not s.startswith("corpus")]
+    status, out, err = midigenre(
+        "train", *settings, "corpus=manifest", f"corpus.path={table_path}", "task=genre_emotion",
+        "labels.map.emotion.none=", "protocol=leave_one_source_out", "name=no-emotion",
+    )  # fmt: skip
+    assert (status, out) == (2, ""), err
+    assert "(source-two) has no training song with a emotion" in " ".join(err.split())
+    assert not (home / "runs" / "no-emotion").exists()
+
+
 def test_what_cannot_be_is_one_line_and_leaves_nothing(home, midigenre):
     for given, words in (
         (("protocol=leave_one_source_out",), ["come from 'toy'", "column `source`"]),

@@ -115,6 +115,23 @@ def test_other_weights_and_lost_files_are_told(midigenre, blend, home, tmp_path)
     assert "delete that folder" in err
 
 
+def test_without_its_models_songs_are_not_calibrated(midigenre, blend, home, tmp_path):
+    """Temperature and thresholds were fitted to the blend: they say nothing of the mean."""
+    file = str(next(p for p in (home / "corpora").rglob("*.mid")))
+    run = shutil.copytree(home / blend, tmp_path / "run")
+    status, out, _ = midigenre("predict", f"run={run}", "--", file)
+    assert (status, json.loads(out)["calibrated"]) == (0, True)
+    shutil.rmtree(run / "song")
+    status, out, _ = midigenre("predict", f"run={run}", "--", file)
+    assert (status, json.loads(out)["calibrated"]) == (0, False)
+    status, _, err = midigenre("predict", f"run={run}", "coverage=0.9", "--", file)
+    assert status == 2
+    assert "coverage=0.9" in err
+    status, _, err = midigenre("evaluate", f"run={run}")
+    assert status == 0
+    assert "fitting the calibration on the run's validation songs" in err
+
+
 def test_the_mean_leaves_nothing_and_a_typo_is_refused(midigenre, toy_run, home):
     assert not (home / toy_run / "song").exists()
     evaluation = json.loads((home / toy_run / "evaluation.json").read_text())

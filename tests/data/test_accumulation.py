@@ -105,6 +105,20 @@ def test_each_batch_by_itself_would_not(toy: ShardSet) -> None:
     assert difference(found, expected) > 0.02
 
 
+@pytest.mark.parametrize(("accumulate", "batch_phrases"), [(1, 6), (5, 5), (50, 3)])
+def test_means_of_batches_count_alike_in_every_step(
+    toy: ShardSet, accumulate: int, batch_phrases: int
+) -> None:
+    """Also in an epoch's last step, which has fewer: the trainer divides by ``accumulate``."""
+    batches = steps(toy, accumulate, batch_phrases)[0]
+    assert accumulate == 1 or len(batches) % accumulate
+    for begin in range(0, len(batches), accumulate):
+        step = batches[begin : begin + accumulate]
+        weights = [b.mean_scale / accumulate for b in step]
+        assert weights == pytest.approx([1 / len(step)] * len(step))
+    assert {b.mean_scale for b in steps(toy, None, batch_phrases)[0]} == {1}
+
+
 def test_two_processes_equal_one_large_batch(toy: ShardSet) -> None:
     """DDP takes the mean of the gradients of the processes."""
     model = classifier(toy)

@@ -1,10 +1,13 @@
 """Kept baselines predict what fresh ones do, and are taken for no other songs."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from phrasebook import book
 
 from midigenre.evaluation import kept_baselines as module
+from midigenre.evaluation.arrays import DAMAGED, read_arrays
 from midigenre.evaluation.baselines import (
     BASELINES,
     LEVELS,
@@ -108,6 +111,30 @@ def test_a_damaged_file_is_fitted_anew_and_replaced(shards, fits, caplog, damage
     assert path.read_bytes() == whole
     kept(shards)
     assert len(fits) == 2
+
+
+def test_whatever_byte_is_wrong_is_damage_that_is_known(shards, fits):
+    kept(shards)
+    (path,) = files(shards)
+    whole, n_damaged = path.read_bytes(), 0
+    for place in range(0, len(whole), 37):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            read_arrays(path)
+        except DAMAGED:
+            n_damaged += 1
+    assert n_damaged > 30
+
+
+def test_shards_that_are_not_ours_to_touch_are_read(shards, fits, monkeypatch):
+    kept(shards)
+
+    def touch(path):
+        raise PermissionError(f"{path}: read-only")
+
+    monkeypatch.setattr(Path, "touch", touch)
+    kept(shards)
+    assert len(fits) == 1
 
 
 def test_a_folder_that_cannot_be_written_costs_a_line(shards, fits, caplog):

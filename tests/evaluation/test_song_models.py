@@ -189,6 +189,22 @@ def made_bags(seed, n_songs, width=6, telling=True):
     return vectors, logs, song, truth
 
 
+def test_chosen_songs_bring_all_their_phrases():
+    rng = np.random.default_rng(0)
+    song = rng.permutation(np.repeat(np.arange(20), rng.integers(1, 9, 20)))
+    vectors, logs = rng.normal(size=(len(song), 6)), rng.normal(size=(len(song), 3))
+    bags = Bags.of(vectors, logs, song)[1]
+    chosen = rng.permutation(20)[:7]
+    found = bags.select(torch.as_tensor(chosen))
+    assert found.n_songs == 7
+    for place, of in enumerate(chosen):
+        mine = (found.song_N == place).numpy()
+        assert np.allclose(found.vectors_ND.numpy()[mine], vectors[song == of])
+        assert np.allclose(found.log_probs_NC.numpy()[mine], logs[song == of])
+    assert len(found.song_N) == np.isin(song, chosen).sum()
+    assert bags.select(torch.as_tensor([], dtype=torch.long)).n_songs == 0
+
+
 def test_attention_starts_as_the_mean():
     vectors, logs, song, _ = made_bags(0, 20)
     songs, bags = Bags.of(vectors, logs, song)

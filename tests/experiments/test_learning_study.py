@@ -128,14 +128,8 @@ def test_the_study_trains_once_and_keeps_the_scores(tmp_path: Path) -> None:
     name = "emotion at half weight"
     shutil.copytree(STUDY, tmp_path / "study", ignore=shutil.ignore_patterns("results", "__*"))
 
-    def study(*more: str) -> str:
-        command = [
-            sys.executable,
-            "study/study.py",
-            "multitask",
-            "--only",
-            "emotion at half weight",
-        ]
+    def study() -> str:
+        command = [sys.executable, "study/study.py", "multitask", "--only", name]
         small = ["corpus.n_songs=24", "trainer.max_epochs=1", "data.phrases_per_song=1"]
         done = subprocess.run(
             [*command, "--", *small, f"home={tmp_path}/home"],
@@ -149,6 +143,13 @@ def test_the_study_trains_once_and_keeps_the_scores(tmp_path: Path) -> None:
     trained = metrics.stat().st_mtime_ns
     assert study() == first
     assert metrics.stat().st_mtime_ns == trained
+    # What another command has left counts too; what was stopped does not.
+    for seed in ("1", "2"):
+        shutil.copytree(metrics.parents[1], metrics.parents[2] / seed)
+    (metrics.parents[2] / "2" / "0" / "cost.json").unlink()
+    assert f"| {name} | genre | 2 |" in study()
+    shutil.rmtree(metrics.parents[2] / "1")
+    assert study() == first
     kept = json.loads((tmp_path / "study/results/multitask.json").read_text())
     assert "home" not in str(kept["overrides"])  # where things lie is no business of the results
     (run,) = kept["configurations"][name]["runs"]

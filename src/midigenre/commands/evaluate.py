@@ -97,7 +97,7 @@ def _calibration(
     aggregate: SongAggregate | None,
 ) -> Calibration | None:
     """The run's calibration; fitted anew for another checkpoint and for runs that have none."""
-    found = Calibration.of_run(trained.folder, trained.checkpoint)
+    found = Calibration.of_run(trained.folder, trained.checkpoint, aggregate is not None)
     if found is None and own is not None:
         console.print("fitting the calibration on the run's validation songs", highlight=False)
         found = fit_calibration(trained.classifier, own, device=device, aggregate=aggregate)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ from rich.markup import escape
 from midigenre.build import class_of, make_data, plain
 from midigenre.commands.console import console
 from midigenre.commands.job import check_one_device
-from midigenre.data.protocol import CROSSVAL, HOLDOUT, Part, Protocol, settings_of
+from midigenre.commands.start import finished, source_of
+from midigenre.data.protocol import CROSSVAL, Part, Protocol, settings_of
 from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
 from midigenre.evaluation.bootstrap import METRICS
@@ -25,6 +25,7 @@ from midigenre.evaluation.pooled import PartRun, mean_and_sd, pool, tested
 from midigenre.evaluation.report import LEVELS
 from midigenre.evaluation.score_figures import evaluation_figures
 from midigenre.files import read_json, write_json
+from midigenre.spec import UNKNOWN
 
 log = logging.getLogger(__name__)
 
@@ -60,16 +61,23 @@ def check_devices(cfg: DictConfig) -> None:
         ) from error
 
 
-def part_of(protocol: Protocol, shards: ShardSet, number: int) -> Part:
+def part_of(protocol: Protocol, shards: ShardSet, number: int, labels: Sequence[str]) -> Part:
     """The songs of a part that can be trained.
 
+    Args:
+        protocol: How songs are dealt.
+        shards: The songs.
+        number: The part's number.
+        labels: The task's labels.
+
     Raises:
-        UserError: It has no song to test, to train on or to choose the best checkpoint by.
+        UserError: It has no song to test, to train on or to choose the best checkpoint by, or none
+            to train on that has one of the labels.
     """
-    return _usable(protocol.deal(shards, number), number)
+    return _usable(protocol.deal(shards, number), number, shards, labels)
 
 
-def _usable(part: Part, number: int) -> Part:
+def _usable(part: Part, number: int, shards: ShardSet, labels: Sequence[str]) -> Part:
     for split, word in (("test", "test"), ("train", "train on"), ("val", "validate on")):
         if not len(part.rows[split]):
             why = (
@@ -77,6 +85,13 @@ def _usable(part: Part, number: int) -> Part:
                 if split == "test" and part.untestable else ""
             )  # fmt: skip
             raise UserError(f"protocol.part={number} ({part.name}) has no song to {word}{why}")
+    class_of_song = shards.label_indices()
+    for label in labels:
+        if (class_of_song[label][part.rows["train"]] == UNKNOWN).all():
+            raise UserError(
+                f"protocol.part={number} ({part.name}) has no training song with a {label}; take a "
+                "task without it, or leave the part out (protocol.sources=[...])"
+            )
     return part
 
 
@@ -124,14 +139,15 @@ def plan_parts(
         UserError: A part cannot be trained, or a finished one has other bounds of the trainer.
     """
     plan: list[Planned] = []
+    labels = class_of(plain(cfg.task)).labels_of(plain(cfg.task))
     for number, name in enumerate(protocol.names(shards), 1):
         part = protocol.deal(shards, number)
         if not len(part.rows["test"]):  # a source of unlabelled songs, or of classes of its own
             plan.append((number, part, None))
             continue
-        _usable(part, number)
+        _usable(part, number, shards, labels)
         given = part_config(cfg, number, name)
-        if _finished(folder / name):
+        if finished(folder / name):
             _check_bounds(given, folder / name)
         plan.append((number, part, given))
     if all(given is None for _, _, given in plan):
@@ -175,7 +191,7 @@ def run_parts(
             _warn(f"{part.name} is left out: it has no song to test")
             continue
         below = folder / part.name
-        if _finished(below):
+        if finished(below):
             say_part(part, number)
             _say(f"{part.name} is finished")
         else:
@@ -191,7 +207,7 @@ def part_config(cfg: DictConfig, number: int, name: str) -> DictConfig:
     """The config of a part, a run of its own.
 
     Raises:
-        UserError: See :func:`source_of`.
+        UserError: See :func:`~midigenre.commands.start.source_of`.
     """
     own = plain(cfg)
     own["protocol"]["part"] = number
@@ -203,81 +219,6 @@ def part_config(cfg: DictConfig, number: int, name: str) -> DictConfig:
     found.init_from = source_of(found, name)
     OmegaConf.set_struct(found, True)
     return found
-
-
-def source_of(cfg: DictConfig, name: str) -> str | None:
-    """What a part starts from: the same part of ``init_from`` where that was dealt likewise.
-
-    Args:
-        cfg: Config of the part.
-        name: Its name.
-
-    Raises:
-        UserError: ``init_from`` was dealt otherwise, or its part is not finished.
-    """
-    source = cfg.get("init_from")
-    if source is None:
-        return None
-    folder = Path(source).expanduser()
-    if not (folder / "config.yaml").is_file():
-        _warn(f"init_from={source}: it is not known which songs it was trained on; it may have "
-              f"seen the test songs of {name}")  # fmt: skip
-        return str(source)
-    saved: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
-    theirs = saved.get("protocol") or {"name": HOLDOUT}
-    differing = _differing(saved, plain(cfg))
-    if theirs["name"] != HOLDOUT and theirs.get("part") is None:
-        if differing:
-            raise UserError(
-                f"init_from={source} was dealt by other settings ({', '.join(differing)}), so its "
-                "parts have seen test songs of this run; set the same, or give another run"
-            )
-        part = folder / name
-        if not (part / "checkpoints" / "best.ckpt").is_file() or not _finished(part):
-            raise UserError(
-                f"init_from={source} has no finished {name}; go on with: midigenre train "
-                f"resume={source}"
-            )
-        return os.fspath(part)
-    if theirs["name"] != HOLDOUT and theirs["part"] == cfg.protocol.part and not differing:
-        return str(source)
-    kind = class_of(saved["task"]).kind
-    learnt = {
-        "classifier": "labels and notes", "generator": "notes, and labels if it was told them,"
-    }.get(kind, "notes (no labels)")  # fmt: skip
-    _warn(
-        f"init_from={source} is a {kind} that was not trained by this part's songs alone: it may "
-        f"have learnt {learnt} of test songs of {name}; train it with "
-        f"protocol={cfg.protocol.name} too and give that run"
-    )
-    return str(source)
-
-
-def _differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """Settings that deal the songs and differ."""
-
-    def dealt(config: Mapping[str, Any]) -> dict[str, Any]:
-        protocol = config.get("protocol") or {}
-        return {
-            "protocol": protocol.get("name"),
-            "protocol.folds": protocol.get("folds"),
-            "split.seed": config["split"]["seed"],
-            "labels": config.get("labels"),
-            "corpus": config["corpus"],
-            "shards": config.get("shards"),
-            "prepare.grouping": (config.get("prepare") or {}).get("grouping"),
-        }
-
-    there, here = dealt(theirs), dealt(ours)
-    return [
-        f"{key}={there[key]} there, {here[key]} here" if key != "corpus" else "another corpus"
-        for key in there
-        if there[key] != here[key]
-    ]
-
-
-def _finished(folder: Path) -> bool:
-    return all((folder / f"{name}.json").is_file() for name in ("evaluation", "metrics", "cost"))
 
 
 def _check_bounds(given: DictConfig, folder: Path) -> None:

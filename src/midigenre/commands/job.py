@@ -243,3 +243,24 @@ def check_types(cfg: Any, command: str) -> None:
         if not right:
             kinds = {bool: "true or false", int: "a whole number", float: "a number"}
             raise UserError(f"{key}={now}: must be {kinds[type(was)]}; the default is {was}")
+
+
+def check_clock(cfg: DictConfig, n_processes: int) -> None:
+    """Refuses validation by the clock with several processes: each has a clock of its own.
+
+    Where they cross the moment apart, one would validate while another waits for its gradients.
+
+    Args:
+        cfg: The run's config.
+        n_processes: How many processes train together.
+
+    Raises:
+        UserError: ``trainer.val_check_interval`` is a time, and there are several processes.
+    """
+    interval = cfg.trainer.get("val_check_interval")
+    if n_processes > 1 and interval is not None and not isinstance(interval, (int, float)):
+        raise UserError(
+            f"trainer.val_check_interval={interval} goes by the clock, which {n_processes} "
+            "processes do not share; give a number of steps, for instance "
+            "trainer.val_check_interval=500"
+        )

@@ -142,7 +142,9 @@ class _Answerer:
         if note is not None:
             console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
         calibration = (
-            Calibration.of_run(trained.folder, trained.checkpoint) if cfg.calibrate else None
+            Calibration.of_run(trained.folder, trained.checkpoint, self._songs is not None)
+            if cfg.calibrate
+            else None
         )
         self._doubt = Doubt.of(calibration, list(self._classes), cfg.threshold, cfg.coverage)
         self._method = str(cfg.explain_method)

@@ -21,6 +21,7 @@ from rich.markup import escape
 from midigenre import __version__
 from midigenre.build import (
     check,
+    class_of,
     make_data,
     make_task,
     make_trainer,
@@ -36,9 +37,9 @@ from midigenre.commands.folds import (
     protocol_of,
     run_parts,
     say_part,
-    source_of,
 )
-from midigenre.commands.job import swept_settings
+from midigenre.commands.job import check_clock, swept_settings
+from midigenre.commands.start import source_of, warn_of_shared_songs
 from midigenre.corpora.base import no_progress
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.phrases import phrase_length
@@ -47,6 +48,7 @@ from midigenre.data.report import print_report
 from midigenre.data.shards import ShardSet
 from midigenre.errors import StoppedError, UserError
 from midigenre.files import write_json
+from midigenre.spec import UNKNOWN
 from midigenre.tasks.base import Outcome, Task
 from midigenre.tasks.callbacks import tensorboard_of
 from midigenre.tasks.cost import peak_memory_bytes
@@ -83,15 +85,19 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
             check_devices(cfg)
         else:
             trainer = make_trainer(cfg, folder)
+            check_clock(cfg, trainer.world_size)
         with progress_bars() if first else contextlib.nullcontext(no_progress) as progress:
             shards = prepared(cfg, progress)
         if protocol is not None and protocol.part is not None:
-            part = part_of(protocol, shards, protocol.part)
+            labels = class_of(plain(cfg.task)).labels_of(plain(cfg.task))
+            part = part_of(protocol, shards, protocol.part, labels)
             cfg.init_from = source_of(cfg, part.name)
             start = _start(cfg, ckpt)
         elif protocol is not None:
             plan = plan_parts(cfg, folder, shards, protocol)
             _start(next(given for *_, given in plan if given is not None), None)
+        elif first and ckpt is None:
+            warn_of_shared_songs(cfg, shards)
     except UserError:
         _remove_empty(folder)
         raise
@@ -158,6 +164,7 @@ def _trained(
         The best validation score.
     """
     task, data, loaded = _built(cfg, shards, start)
+    _check_val_labels(data)
     if data.part is not None:
         say_part(data.part, cfg.protocol.part)
     _say_fold(data)
@@ -232,6 +239,27 @@ def _built(
     task = make_task(cfg, shards, data)
     task.freeze_first(cfg.get("freeze_layers") or 0)  # older runs do not have the key
     return task, data, {} if start is None else start.load_into(task.model)
+
+
+def _check_val_labels(data: PhraseDataModule) -> None:
+    """Refuses a validation split that cannot choose the best epoch; tells what it says nothing of.
+
+    Raises:
+        UserError: No validation song has any of the task's labels.
+    """
+    rows = data.rows("val")
+    without = [k for k in data.task_labels if (data.labels[k][rows] == UNKNOWN).all()]
+    if without and len(without) == len(data.task_labels):
+        raise UserError(
+            f"no validation song has a {' or a '.join(without)}, so no epoch is the best; give "
+            "more labelled songs, another split.seed or a larger fold"
+        )
+    for label in without:
+        log.warning("no validation song has a %s: other labels choose the best epoch", label)
+        console.print(
+            f"[yellow]warning:[/] no validation song has a {escape(label)}: other labels choose "
+            "the best epoch", highlight=False,
+        )  # fmt: skip
 
 
 def _say(message: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,11 +23,13 @@ class PlannedBatch:
         phrases: The phrases.
         step_counts: For each label, phrases of each class in the optimizer step, shape (C,).
         step_batches: See :class:`~midigenre.spec.Batch`.
+        step_size: Likewise.
     """
 
     phrases: Phrases
     step_counts: Mapping[str, NDArray[np.float32]]
     step_batches: int
+    step_size: int
 
 
 def group_by_budget(
@@ -175,9 +177,11 @@ class BatchSampler(Sampler[PlannedBatch]):
                 / np.float32(shares)
                 for label, indices in self._labels.items()
             }
+            own = step[self._rank :: self._world]
+            step_size = 1 if self._accumulate is None else len(own)
             planned += [
-                PlannedBatch(phrases.select(group), counts, step_batches)
-                for group in step[self._rank :: self._world]
+                PlannedBatch(phrases.select(group), counts, step_batches, step_size)
+                for group in own
             ]
         return planned
 
@@ -213,7 +217,8 @@ class PhraseDataset(Dataset[Batch]):
                 )
             ]
         labels = {label: indices[phrases.song] for label, indices in self._labels.items()}
-        return collate(ids, labels, phrases, planned.step_counts, planned.step_batches)
+        batch = collate(ids, labels, phrases, planned.step_counts, planned.step_batches)
+        return replace(batch, step_size=planned.step_size)
 
     # The DataLoader hands a whole planned batch to this method, and what it gives to `collate_fn`.
     __getitems__ = __getitem__

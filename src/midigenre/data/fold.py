@@ -24,9 +24,10 @@ from midigenre.storage import place
 class Fold:
     """The ``i``-th of ``n`` shares of the songs.
 
-    Songs that belong together (a group, equal bytes) are always in the same share. It follows from
-    the SHA-256 of ``group:NAME``, or of ``song:ID`` where a song stands alone: not from the
-    tokenizer, the split, a seed or how many songs there are.
+    Songs that belong together (a group, duplicates) are always in the same share. It follows from
+    the SHA-256 of ``group:NAME``, or of ``song:ID`` where a song stands alone: not from the split,
+    a seed or how many songs there are, and not from the tokenizer, but for duplicates without a
+    group. Those go by the first that was kept, which another tokenizer or ``limit`` may refuse.
 
     Attributes:
         i: Number of the share, from 1.

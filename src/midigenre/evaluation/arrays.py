@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from midigenre.files import write_bytes
 
-DAMAGED = (OSError, KeyError, ValueError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile)
+DAMAGED = (OSError, KeyError, ValueError, TypeError, RuntimeError)
 """What reading a damaged file, or making something of its arrays, may raise."""
 
 
@@ -28,10 +27,18 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Reads what :func:`write_arrays` wrote.
 
     Raises:
-        OSError: The file is not there; or another of :data:`DAMAGED`.
+        OSError: The file is not there, or cannot be read.
+        ValueError: It is damaged.
     """
-    with np.load(path, allow_pickle=False) as stored:
-        return {key: stored[key] for key in stored.files}
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {key: stored[key] for key in stored.files}
+    except OSError:
+        raise
+    # Of zip, zlib, struct, tokenize, ...: what a wrong byte may raise is listed nowhere.
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"damaged ({what})") from error
 
 
 def below(arrays: Mapping[str, NDArray[Any]], part: str) -> dict[str, NDArray[Any]]:

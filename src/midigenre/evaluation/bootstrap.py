@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
 
 Floats = NDArray[np.float64]
 
@@ -98,16 +99,21 @@ def resampled_margins(
     if not n_songs or n_bootstrap < 1:
         none = np.zeros((n, 0, n_classes))
         return none, none, none
-    margins_SPKC = np.zeros((n_songs, n, 3, n_classes))
+    rows: list[NDArray[Any]] = []
+    cells: list[NDArray[Any]] = []
     for p, predicted_N in enumerate(predicted_PN):
         hit_N = truth_N == predicted_N
-        for k, (rows, classes) in enumerate(
+        for k, (songs, classes) in enumerate(
             ((song_N[hit_N], truth_N[hit_N]), (song_N, truth_N), (song_N, predicted_N))
         ):
-            np.add.at(margins_SPKC[:, p, k], (rows, classes), 1)
-    flat = margins_SPKC.reshape(n_songs, -1)
-
-    sums = [weights_RS @ flat for weights_RS in song_weights(n_songs, seed, n_bootstrap)]
+            rows.append(songs)
+            cells.append((p * 3 + k) * n_classes + classes)
+    # Sparse, for a song has few of many classes, sources and classifiers; equal places add up.
+    place = (np.concatenate(cells), np.concatenate(rows))
+    counts_XS = csr_array(  # type: ignore[no-untyped-call]
+        (np.ones(len(place[0])), place), shape=(n * 3 * n_classes, n_songs), dtype=np.float64
+    )
+    sums = [(counts_XS @ weights_RS.T).T for weights_RS in song_weights(n_songs, seed, n_bootstrap)]
     sums_RPKC = np.concatenate(sums).reshape(-1, n, 3, n_classes)
     hits, truth, predicted = sums_RPKC.transpose(2, 1, 0, 3)
     return hits, truth, predicted

@@ -143,9 +143,12 @@ class Calibration:
 
     Attributes:
         levels: By label and level.
+        song_models: Whether songs were scored by the models in ``RUN/song`` and not by the mean
+            over their phrases; None where that was not written down.
     """
 
     levels: Mapping[str, Mapping[str, LevelCalibration]]
+    song_models: bool | None = None
 
     def temperatures(self, label: str) -> dict[str, float] | None:
         """For each level the temperature; None for a label that was not fitted."""
@@ -159,7 +162,8 @@ class Calibration:
             label: {level: asdict(found) for level, found in of_label.items()}
             for label, of_label in self.levels.items()
         }
-        return {"format": _FORMAT, "checkpoint": CHECKPOINT, "labels": levels}
+        about = {} if self.song_models is None else {"song_models": self.song_models}
+        return {"format": _FORMAT, "checkpoint": CHECKPOINT, **about, "labels": levels}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
@@ -180,7 +184,8 @@ class Calibration:
                     for level, found in of_label.items()
                 }
                 for label, of_label in data["labels"].items()
-            }
+            },
+            data.get("song_models"),
         )
 
     def save(self, folder: Path) -> None:
@@ -188,12 +193,16 @@ class Calibration:
         write_json(folder / FILE, self.to_dict())
 
     @classmethod
-    def of_run(cls, folder: Path | None, checkpoint: Path) -> Calibration | None:
-        """A run's calibration; None where it has none, or where the checkpoint is another one.
+    def of_run(
+        cls, folder: Path | None, checkpoint: Path, song_models: bool | None = None
+    ) -> Calibration | None:
+        """A run's calibration; None where it has none, or where it was fitted to something else.
 
         Args:
             folder: The run's folder; None where only a checkpoint is at hand.
             checkpoint: The checkpoint that is used.
+            song_models: Whether songs are scored by the run's song models; None: as when it was
+                fitted.
 
         Raises:
             UserError: The file is damaged.
@@ -201,11 +210,13 @@ class Calibration:
         if folder is None or checkpoint.name != CHECKPOINT or not (folder / FILE).is_file():
             return None
         try:
-            return cls.from_dict(read_json(folder / FILE))
+            found = cls.from_dict(read_json(folder / FILE))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{folder / FILE} is damaged ({error}); remove it to go on without calibration"
             ) from error
+        same = None in (song_models, found.song_models) or song_models == found.song_models
+        return found if same else None
 
 
 def energy(logits_NC: ArrayLike) -> Floats:

@@ -6,6 +6,7 @@ so that each further run on the same songs reads in a moment what took minutes t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from logging import getLogger
@@ -59,10 +60,11 @@ def kept_baselines(
     if path.is_file():
         try:
             found = _read(read_arrays(path))
-            path.touch()
         except DAMAGED as error:
             log.warning("%s is not readable (%s): baselines are fitted anew", path, error)
         else:
+            with contextlib.suppress(OSError):  # another's shards: they are read all the same
+                path.touch()
             log.info("baselines read from %s", path)
             return found
     fitted = fit_baselines(reader, phrases, class_of_song, seed)

@@ -108,7 +108,11 @@ def phrase_keys(batch: Batch) -> Tensor:
 
 def song_keys(song_ids: Iterable[str]) -> NDArray[np.int64]:
     """A number for each song by its id."""
-    digests = (hashlib.blake2b(song_id.encode(), digest_size=8).digest() for song_id in song_ids)
+    digests = (
+        # File names need not be UTF-8.
+        hashlib.blake2b(song_id.encode(errors="surrogateescape"), digest_size=8).digest()
+        for song_id in song_ids
+    )
     return np.frombuffer(b"".join(digests), "<i8").astype(np.int64)
 
 
@@ -236,8 +240,9 @@ def evaluate_masked(
     metrics = MaskedMetrics(masking).to(device)
     notes: _HiddenNotes | None = None
     why = ""
+    keys = song_keys(data.shards.manifest.column("song_id"))
     try:
-        notes = _HiddenNotes(NoteFinder(spec), song_keys(data.shards.manifest.column("song_id")))
+        notes = _HiddenNotes(NoteFinder(spec), keys)
     except ValueError as error:
         why = str(error)
     song = []

@@ -13,7 +13,7 @@ NAMED = ("corpus", "tokenizer", "model", "task")
 # They say where a run lies and what it shows, not what it computes.
 _IGNORED = ("home", "name", "resume", "debug", "n_workers", "trainer.log_every_n_steps")
 _IGNORED_GROUPS = ("logger", "profiler", "hydra", "callbacks")
-_KEPT = ("callbacks.early_stopping.", "callbacks.average.")
+_KEPT = ("callbacks.early_stopping.", "callbacks.average.", "callbacks.checkpoint.monitor")
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -63,18 +64,33 @@ class Bags:
             len(songs_S),
         )
 
-    def select(self, songs: Tensor, keep_N: Tensor | None = None) -> Bags:
-        """Some of the songs, numbered anew; of their phrases those of the mask ``keep_N``."""
-        place_S = torch.full((self.n_songs,), -1)
-        place_S[songs] = torch.arange(len(songs))
-        chosen_N = place_S[self.song_N] >= 0
-        if keep_N is not None:
-            chosen_N = chosen_N & keep_N
+    @cached_property
+    def _by_song(self) -> tuple[Tensor, Tensor]:
+        """The phrases song by song, shape (N,), and where each song begins, shape (S + 1,)."""
+        counts_S = torch.bincount(self.song_N, minlength=self.n_songs)
+        begin_S1 = nn.functional.pad(counts_S.cumsum(0), (1, 0))
+        return torch.argsort(self.song_N, stable=True), begin_S1
+
+    def select(self, songs: Tensor) -> Bags:
+        """Some of the songs, numbered anew in the order given; costs as much as they have phrases.
+
+        Args:
+            songs: Their numbers, shape (s,).
+        """
+        order_N, begin_S1 = self._by_song
+        counts_s = begin_S1[songs + 1] - begin_S1[songs]
+        place_n = torch.repeat_interleave(torch.arange(len(songs)), counts_s)
+        # Runs that count up from where each song begins.
+        ends_s = counts_s.cumsum(0)
+        chosen_n = order_N[
+            torch.arange(len(place_n)) + (begin_S1[songs] - (ends_s - counts_s))[place_n]
+        ]
+        return Bags(self.vectors_ND[chosen_n], self.log_probs_NC[chosen_n], place_n, len(songs))
+
+    def of_phrases(self, keep_N: Tensor) -> Bags:
+        """The same songs with some of their phrases, by a mask of shape (N,)."""
         return Bags(
-            self.vectors_ND[chosen_N],
-            self.log_probs_NC[chosen_N],
-            place_S[self.song_N[chosen_N]],
-            len(songs),
+            self.vectors_ND[keep_N], self.log_probs_NC[keep_N], self.song_N[keep_N], self.n_songs
         )
 
 
@@ -161,7 +177,7 @@ def fit_attention(
         for epoch in range(1, MAX_EPOCHS + 1):
             model.train()
             for songs in torch.split(torch.randperm(fit.n_songs), BATCH_SONGS):
-                bags = fit.select(songs, _some_phrases(fit))
+                bags = _some_phrases(fit.select(songs))
                 loss = nn.functional.nll_loss(model(bags), truth[songs])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -179,11 +195,11 @@ def _labelled(bags: Bags, truth_S: Ints) -> tuple[Bags, Tensor]:
     return bags.select(songs), torch.as_tensor(truth_S)[songs]
 
 
-def _some_phrases(bags: Bags) -> Tensor:
-    """A random mask over the phrases that leaves each song at least one."""
+def _some_phrases(bags: Bags) -> Bags:
+    """A random choice of the phrases that leaves each song at least one."""
     draw_N = torch.rand(len(bags.song_N))
     low_S = torch.ones(bags.n_songs).scatter_reduce(0, bags.song_N, draw_N, "amin")
-    return draw_N <= low_S[bags.song_N].clamp_min(KEEP_PHRASES)
+    return bags.of_phrases(draw_N <= low_S[bags.song_N].clamp_min(KEEP_PHRASES))
 
 
 @torch.no_grad()

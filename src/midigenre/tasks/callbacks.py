@@ -56,6 +56,8 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(
             dirpath, filename="last", save_top_k=1, enable_version_counter=False,
             auto_insert_metric_name=False,
+            # Whatever validation goes by: after one in mid-step, gradients would be lost.
+            save_on_train_epoch_end=True,
         )  # fmt: skip
         self.every_minutes = every_minutes
         self._stopping = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -211,9 +212,10 @@ class ClassifyTask(Task):
         for label, metrics in self.label_metrics().items():
             for name, value in metrics.compute().items():
                 self.log(f"val/{label}/{name}", value)
-                if name == "macro_f1":
+                # A label that no validation phrase has does not choose the best epoch.
+                if name == "macro_f1" and math.isfinite(value):
                     scores.append(float(value))
-        self.log("val/macro_f1", sum(scores) / len(scores), prog_bar=True)
+        self.log("val/macro_f1", sum(scores) / max(1, len(scores)), prog_bar=True)
         self._val_loss.clear()
 
     def on_validation_epoch_start(self) -> None:

@@ -200,7 +200,7 @@ def fit_calibration(
                 log_probs_SC, song_truth(truth, found.song)[1], song_energy(energy, found.song)
             ),
         }
-    return Calibration(levels)
+    return Calibration(levels, aggregate is not None)
 
 
 def flagged(

@@ -89,7 +89,7 @@ class GenerateTask(Task):
         loss = nats_NF.sum(1).mean()
         self.count(batch)
         self.log("train/loss", loss, on_step=True, on_epoch=False, batch_size=batch.n_tokens)
-        return loss
+        return loss * batch.mean_scale
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collects the sums."""

@@ -174,4 +174,6 @@ def losses(model: PhraseClassifier, batch: Batch, extras: Extras) -> Losses:
     with torch.no_grad():
         # Undo the scaling by the step's other batches: what is logged is this batch's own mean.
         own, by_label = passes[0].loss(model, replace(batch, step_counts={}, step_batches=1))
+    # The labels' losses know the whole step; these are means over this batch.
+    added = added * batch.mean_scale
     return Losses(total + added if found else total, own, by_label, found)

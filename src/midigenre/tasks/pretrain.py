@@ -93,7 +93,7 @@ class PretrainTask(Task):
         loss = nats_NF.sum() / hidden_NF.sum().clamp(min=1)
         self.count(batch)
         self.log("train/loss", loss, on_step=True, on_epoch=False, batch_size=batch.n_phrases)
-        return loss
+        return loss * batch.mean_scale
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collects the sums."""

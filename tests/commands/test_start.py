@@ -1,0 +1,69 @@
+"""What a part may start from, and what several processes may validate by."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from midigenre.commands.job import check_clock
+from midigenre.commands.start import source_of
+from midigenre.errors import UserError
+
+
+def settings(**changed: Any) -> dict[str, Any]:
+    return {
+        "corpus": {"_target_": "midigenre.corpora.toy.Toy", "seed": 0},
+        "split": {"seed": 0, "fractions": [0.8, 0.1, 0.1]},
+        "task": {"_target_": "midigenre.tasks.classify.ClassifyTask", "name": "genre"},
+        "protocol": {"name": "leave_one_source_out", "sources": ["groove"], "part": 1},
+        "labels": None, "shards": None, "prepare": {"grouping": "near"},
+    } | changed  # fmt: skip
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A finished part that left out groove."""
+    (tmp_path / "config.yaml").write_text(json.dumps(settings()))  # JSON is YAML
+    about = {"protocol": {"part": 1, "name": "source-groove"}}
+    (tmp_path / "metrics.json").write_text(json.dumps(about))
+    return tmp_path
+
+
+def started(source: Path, name: str, capsys: pytest.CaptureFixture[str], **changed: Any) -> str:
+    cfg = OmegaConf.create(settings(**changed) | {"init_from": str(source)})
+    assert source_of(cfg, name) == str(source)
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_a_part_of_another_source_is_told_by_its_name(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every = {"name": "leave_one_source_out", "sources": None}
+    assert started(source, "source-groove", capsys) == ""
+    # groove is the second of all sources; the first is one that the source was trained on.
+    assert started(source, "source-groove", capsys, protocol=every | {"part": 2}) == ""
+    said = started(source, "source-asap", capsys, protocol=every | {"part": 1})
+    assert "may have learnt labels and notes of test songs of source-asap" in said
+
+
+def test_a_part_with_other_shares_is_told(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fractions = {"seed": 0, "fractions": [0.6, 0.3, 0.1]}
+    assert "may have learnt" in started(source, "source-groove", capsys, split=fractions)
+
+
+@pytest.mark.parametrize("interval", [None, 0.5, 500])
+def test_steps_are_shared_by_all_processes(interval: float | None) -> None:
+    check_clock(OmegaConf.create({"trainer": {"val_check_interval": interval}}), 8)
+    check_clock(OmegaConf.create({"trainer": {}}), 8)
+
+
+@pytest.mark.parametrize("interval", ["00:00:02:00", {"minutes": 2}])
+def test_the_clock_is_not(interval: Any) -> None:
+    cfg = OmegaConf.create({"trainer": {"val_check_interval": interval}})
+    check_clock(cfg, 1)
+    with pytest.raises(UserError, match="goes by the clock, which 2 processes do not share"):
+        check_clock(cfg, 2)
