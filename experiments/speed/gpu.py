@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from midigenre.models import attention, encoder, packed_attention
+from midigenre.models import packed_attention
 
 HERE = Path(__file__).resolve().parent
 
@@ -43,7 +43,7 @@ class Setting:
 
     Attributes:
         phrases: Phrases in a batch.
-        compiled: Whether the encoder goes through ``torch.compile``.
+        compiled: Whether the layers go through ``torch.compile`` (``compile=true``).
         deterministic: Whether PyTorch prefers deterministic kernels, as ``trainer.deterministic``
             (``warn``, the default of ``midigenre train``) asks it to.
         n_heads: Heads of the model; None for its own.
@@ -66,9 +66,10 @@ SETTINGS = {
 
 COMMANDS = {
     "as it is": (),
-    "trainer.deterministic=false": ("trainer.deterministic=false",),
+    "compile=true": ("compile=true",),
+    "compile=true, 256 phrases": ("compile=true", "data.batch_phrases=256"),
     "that, data.num_workers=4, data.pin_memory=true": (
-        "trainer.deterministic=false", "data.num_workers=4", "data.pin_memory=true",
+        "compile=true", "data.batch_phrases=256", "data.num_workers=4", "data.pin_memory=true",
     ),
 }  # fmt: skip
 """Overrides of ``midigenre train``."""
@@ -143,54 +144,13 @@ def agreement() -> dict[str, float]:
     return dict(zip(("output_difference", "gradient_difference"), differences, strict=True))
 
 
-class Compiled(nn.Module):
-    """An encoder under ``torch.compile``, compiled once for all batches of as many phrases.
-
-    The number of tokens is dynamic. The longest phrase, of which the kernel only makes its grid,
-    goes in rounded up to the next 2,048, so that hardly any batch compiles anew.
-
-    Args:
-        backbone: The encoder; half precision without dropout of the attention only.
-    """
-
-    def __init__(self, backbone: encoder.Encoder) -> None:
-        super().__init__()
-        self.backbone, self.d_model = backbone, backbone.d_model
-        self._run = torch.compile(backbone.forward)
-
-    def forward(
-        self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], *, causal: bool = False
-    ) -> Tensor:
-        bound = -(-max(lengths) // 2048) * 2048
-        torch._dynamo.mark_dynamic(h_ND, 0)
-        out_ND: Tensor = self._run(h_ND, cu_seqlens, (bound,), causal=causal)
-        return out_ND
-
-
-def _varlen(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    lengths: Any,
-    *,
-    causal: bool,
-    dropout_p: Any,
-) -> Tensor:
-    """:func:`packed_attention` without its questions about the device, which cannot be compiled."""
-    return attention.attend_varlen(q, k, v, cu_seqlens, lengths, causal=causal)
-
-
 @contextmanager
-def _under(setting: Setting) -> Iterator[None]:
-    """What a setting changes outside the model."""
-    torch.use_deterministic_algorithms(setting.deterministic, warn_only=True)
-    encoder.packed_attention = _varlen if setting.compiled else packed_attention  # type: ignore[attr-defined]
+def _preferring_deterministic(wanted: bool) -> Iterator[None]:
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(False)
-        encoder.packed_attention = packed_attention  # type: ignore[attr-defined]
 
 
 def training(
@@ -233,16 +193,9 @@ def training(
         return time.perf_counter() - begin
 
     found: dict[str, Any] = {}
-    with _under(setting):
-        if setting.compiled and name != "compiled":
-            model.backbone = Compiled(model.backbone)  # type: ignore[arg-type]
-        elif setting.compiled:  # Is it the same function? Asked once: it compiles another.
-            model.eval()
-            with torch.no_grad():
-                plain_loss = loss_of(batches[0])
-                model.backbone = Compiled(model.backbone)  # type: ignore[arg-type]
-                found["compiled_loss_difference"] = float((loss_of(batches[0]) - plain_loss).abs())
-            model.train()
+    with _preferring_deterministic(setting.deterministic):
+        if setting.compiled:
+            model.backbone.compile_layers()  # type: ignore[operator, union-attr]
         begin = time.perf_counter()
         run(8)  # Compiles kernels and fills caches.
         found["first_steps_seconds"] = time.perf_counter() - begin
@@ -290,9 +243,12 @@ def profiled(run: Any, folder: Path, name: str) -> dict[str, float]:
 
 
 def commands(names: Sequence[str]) -> dict[str, Any]:
-    """``midigenre train`` as a user runs it, on bands in a folder: tokens/s that it logs itself.
+    """``midigenre train`` as a user runs it, on bands in a folder.
 
-    They count from one logged step to the next and leave out validation; the first is left out.
+    Tokens/s are those that it logs itself: from one logged step to the next, without validation;
+    the first is left out, and with ``compile=true`` the second, too. The loader's share is the time
+    in which the loop waits for its next batch, of that and the steps, by Lightning's profiler: the
+    GPU, which runs behind, idles at most so long for its sake.
     """
     import numpy as np
     from phrase_sets import _band
@@ -308,7 +264,8 @@ def commands(names: Sequence[str]) -> dict[str, Any]:
                 sys.executable, "-m", "midigenre", "train", "corpus=folder",
                 f"corpus.root={folder}/songs", f"home={folder}", f"name=run{number}", "model=base",
                 "trainer=gpu", "precision=bf16", "data.batch_phrases=64", "data.max_tokens=2048",
-                "trainer.max_epochs=4", "logger=csv", *COMMANDS[name],
+                "trainer.max_epochs=8", "trainer.check_val_every_n_epoch=8", "logger=csv",
+                "profiler=simple", "trainer.log_every_n_steps=3", *COMMANDS[name],
             ]  # fmt: skip
             begin = time.perf_counter()
             subprocess.run(
@@ -318,14 +275,29 @@ def commands(names: Sequence[str]) -> dict[str, Any]:
             log = next((Path(folder) / "runs" / f"run{number}").glob("*/csv/metrics.csv"))
             with log.open(encoding="utf-8") as lines:
                 logged = [row.get("train/tokens_per_second") for row in csv.DictReader(lines)]
-            rates = [float(value) for value in logged if value][1:]
+            rates = [float(value) for value in logged if value][
+                2 if "compile=true" in command else 1 :
+            ]
+            profile = next((Path(folder) / "runs" / f"run{number}").glob("*/fit-profile.txt"))
             found[name] = {
                 "tokens_per_second": statistics.median(rates),
                 "smallest_and_largest": [min(rates), max(rates)],
+                "loader_share": loader_share(profile.read_text()),
                 "seconds_of_the_command": seconds,
             }
             print(f"gpu: midigenre train, {name}: {found[name]}", file=sys.stderr)
     return found
+
+
+def loader_share(profile: str) -> float:
+    """Share of waiting for the next batch, from the table of Lightning's ``SimpleProfiler``."""
+    totals = {}
+    for line in profile.splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) >= 5 and re.fullmatch(r"[\d.e+-]+", cells[4]):
+            totals[cells[1]] = float(cells[4])
+    waiting = totals["[_TrainingEpochLoop].train_dataloader_next"]
+    return waiting / (waiting + totals["run_training_batch"])
 
 
 def generation(rows: int, n_tokens: int = 256) -> dict[str, Any]:

@@ -216,7 +216,7 @@ def test_a_part_without_a_labelled_training_song_is_refused_before_any_is_traine
         "labels.map.emotion.none=", "protocol=leave_one_source_out", "name=no-emotion",
     )  # fmt: skip
     assert (status, out) == (2, ""), err
-    assert "(source-two) has no training song with a emotion" in " ".join(err.split())
+    assert "(source-two) has no training song labelled with emotion" in " ".join(err.split())
     assert not (home / "runs" / "no-emotion").exists()
 
 

@@ -150,3 +150,17 @@ def test_tables_take_ratios_within_a_repeat(tmp_path: Path) -> None:
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     write(readme, text)
     assert readme.read_text() == f"before\n{BEGIN}\n\n{text}\n\n{END}\nafter\n"
+
+
+@pytest.mark.usefixtures("speed")
+def test_loader_share_of_lightnings_profile() -> None:
+    from gpu import loader_share
+    from lightning.pytorch.profilers import SimpleProfiler
+
+    profiler = SimpleProfiler()
+    profiler.recorded_durations |= {
+        "[_TrainingEpochLoop].train_dataloader_next": [0.5, 0.00002],
+        "run_training_batch": [4.0, 5.5],
+        "val_next": [100.0],
+    }
+    assert loader_share(profiler.summary()) == pytest.approx(0.05, rel=1e-3)

@@ -18,7 +18,7 @@ from midigenre.models import (
     rotate,
     segments_N,
 )
-from midigenre.models.encoder import FeedForward
+from midigenre.models.encoder_layer import FeedForward
 
 LENGTHS = (5, 1, 7, 7, 3)
 VARIANTS = [

@@ -89,8 +89,8 @@ def _usable(part: Part, number: int, shards: ShardSet, labels: Sequence[str]) ->
     for label in labels:
         if (class_of_song[label][part.rows["train"]] == UNKNOWN).all():
             raise UserError(
-                f"protocol.part={number} ({part.name}) has no training song with a {label}; take a "
-                "task without it, or leave the part out (protocol.sources=[...])"
+                f"protocol.part={number} ({part.name}) has no training song labelled with {label}; "
+                "take a task without it, or leave the part out (protocol.sources=[...])"
             )
     return part
 

@@ -20,6 +20,7 @@ from typing import Any
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from midigenre.commands.label_names import plain_names
@@ -243,6 +244,42 @@ def check_types(cfg: Any, command: str) -> None:
         if not right:
             kinds = {bool: "true or false", int: "a whole number", float: "a number"}
             raise UserError(f"{key}={now}: must be {kinds[type(was)]}; the default is {was}")
+
+
+def check_compile(cfg: DictConfig) -> None:
+    """Refuses ``compile=true`` where the compiled layers cannot run.
+
+    Args:
+        cfg: The run's config.
+
+    Raises:
+        UserError: A backbone without layers to compile, no GPU, full precision, attention dropout,
+            a head width that variable-length attention does not take, or sharded weights.
+    """
+    if not cfg.get("compile"):  # runs of older versions do not have the key
+        return
+    import torch
+
+    model, trainer = cfg.model, cfg.trainer
+    if not hasattr(get_class(model._target_), "compile_layers"):
+        raise UserError(f"compile=true: model={model.name} has no layers to compile; leave it out")
+    on_gpu = trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+    if not on_gpu or str(cfg.precision.precision).startswith("32"):
+        raise UserError(
+            f"compile=true needs a GPU and half precision, and this run has trainer.accelerator="
+            f"{trainer.accelerator}, precision {cfg.precision.precision}"
+            f"{'' if on_gpu else ' and no CUDA device'}: give trainer=gpu precision=bf16, or leave "
+            "compile out"
+        )
+    d_head = model.d_model // model.n_heads
+    if model.attention_dropout or d_head % 8 or d_head > 256:
+        raise UserError(
+            f"compile=true needs variable-length attention, which knows no dropout and takes heads "
+            f"of 8, 16, ... 256 numbers: model.attention_dropout={model.attention_dropout}, "
+            f"d_model / n_heads = {d_head}"
+        )
+    if "FSDP" in str(OmegaConf.select(cfg, "trainer.strategy._target_")):
+        raise UserError("compile=true does not go with trainer=fsdp; leave it out, or trainer=ddp")
 
 
 def check_clock(cfg: DictConfig, n_processes: int) -> None:

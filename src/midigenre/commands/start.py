@@ -1,4 +1,4 @@
-"""What a run may start from (``init_from``): weights that have not seen its test songs."""
+"""What is asked before a run starts: do its validation and test songs fit what it is given?"""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from rich.markup import escape
 
 from midigenre.build import class_of, plain
 from midigenre.commands.console import console
+from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.protocol import HOLDOUT
 from midigenre.data.shards import ShardSet
 from midigenre.data.table import ManifestTable
 from midigenre.errors import UserError
 from midigenre.files import read_json
+from midigenre.spec import UNKNOWN
 
 log = logging.getLogger(__name__)
 
@@ -187,3 +189,31 @@ def _differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
 def _warn(message: str) -> None:
     log.warning(message)
     console.print(f"[yellow]warning:[/] {escape(message)}", highlight=False)
+
+
+def _without_val(data: PhraseDataModule) -> list[str]:
+    """Labels of the task that no validation song has."""
+    rows = data.rows("val")
+    return [k for k in data.task_labels if (data.labels[k][rows] == UNKNOWN).all()]
+
+
+def check_val_labels(data: PhraseDataModule) -> None:
+    """Refuses a validation split that cannot choose the best epoch, in every process alike.
+
+    Raises:
+        UserError: No validation song has any of the task's labels.
+    """
+    without = _without_val(data)
+    if without and len(without) == len(data.task_labels):
+        raise UserError(
+            f"no validation song is labelled with {' or '.join(without)}, so no epoch is the best; "
+            "give more labelled songs, another split.seed or a larger fold"
+        )
+
+
+def say_val_labels(data: PhraseDataModule) -> None:
+    """Tells which labels have no say in what the best epoch is."""
+    for label in _without_val(data):
+        message = f"no validation song is labelled with {label}: others choose the best epoch"
+        log.warning(message)
+        console.print(f"[yellow]warning:[/] {escape(message)}", highlight=False)

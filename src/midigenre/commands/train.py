@@ -38,8 +38,13 @@ from midigenre.commands.folds import (
     run_parts,
     say_part,
 )
-from midigenre.commands.job import check_clock, swept_settings
-from midigenre.commands.start import source_of, warn_of_shared_songs
+from midigenre.commands.job import check_clock, check_compile, swept_settings
+from midigenre.commands.start import (
+    check_val_labels,
+    say_val_labels,
+    source_of,
+    warn_of_shared_songs,
+)
 from midigenre.corpora.base import no_progress
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.phrases import phrase_length
@@ -48,7 +53,6 @@ from midigenre.data.report import print_report
 from midigenre.data.shards import ShardSet
 from midigenre.errors import StoppedError, UserError
 from midigenre.files import write_json
-from midigenre.spec import UNKNOWN
 from midigenre.tasks.base import Outcome, Task
 from midigenre.tasks.callbacks import tensorboard_of
 from midigenre.tasks.cost import peak_memory_bytes
@@ -78,6 +82,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
     resumed = cfg.resume is not None  # the saved config knows nothing of it
     try:
         cfg, ckpt = _checked(cfg, folder, first)
+        check_compile(cfg)
         protocol = protocol_of(cfg)
         if protocol is None:  # a part's start follows from its songs
             start = _start(cfg, ckpt)
@@ -164,7 +169,7 @@ def _trained(
         The best validation score.
     """
     task, data, loaded = _built(cfg, shards, start)
-    _check_val_labels(data)
+    say_val_labels(data)
     if data.part is not None:
         say_part(data.part, cfg.protocol.part)
     _say_fold(data)
@@ -236,30 +241,13 @@ def _built(
     """Task, data, and how many weights each part took over; new ones follow from the seed alone."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = make_data(cfg, shards)
+    check_val_labels(data)
     task = make_task(cfg, shards, data)
     task.freeze_first(cfg.get("freeze_layers") or 0)  # older runs do not have the key
-    return task, data, {} if start is None else start.load_into(task.model)
-
-
-def _check_val_labels(data: PhraseDataModule) -> None:
-    """Refuses a validation split that cannot choose the best epoch; tells what it says nothing of.
-
-    Raises:
-        UserError: No validation song has any of the task's labels.
-    """
-    rows = data.rows("val")
-    without = [k for k in data.task_labels if (data.labels[k][rows] == UNKNOWN).all()]
-    if without and len(without) == len(data.task_labels):
-        raise UserError(
-            f"no validation song has a {' or a '.join(without)}, so no epoch is the best; give "
-            "more labelled songs, another split.seed or a larger fold"
-        )
-    for label in without:
-        log.warning("no validation song has a %s: other labels choose the best epoch", label)
-        console.print(
-            f"[yellow]warning:[/] no validation song has a {escape(label)}: other labels choose "
-            "the best epoch", highlight=False,
-        )  # fmt: skip
+    loaded = {} if start is None else start.load_into(task.model)
+    if cfg.get("compile"):
+        task.model.backbone.compile_layers()  # type: ignore[union-attr, operator]
+    return task, data, loaded
 
 
 def _say(message: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -217,8 +217,9 @@ class PhraseDataset(Dataset[Batch]):
                 )
             ]
         labels = {label: indices[phrases.song] for label, indices in self._labels.items()}
-        batch = collate(ids, labels, phrases, planned.step_counts, planned.step_batches)
-        return replace(batch, step_size=planned.step_size)
+        return collate(
+            ids, labels, phrases, planned.step_counts, planned.step_batches, planned.step_size
+        )
 
     # The DataLoader hands a whole planned batch to this method, and what it gives to `collate_fn`.
     __getitems__ = __getitem__
@@ -230,6 +231,7 @@ def collate(
     phrases: Phrases,
     step_counts: Mapping[str, NDArray[np.float32]] | None = None,
     step_batches: int = 1,
+    step_size: int = 1,
 ) -> Batch:
     """Lays phrases end to end.
 
@@ -239,6 +241,7 @@ def collate(
         phrases: Where the phrases come from.
         step_counts: See :class:`~midigenre.spec.Batch`.
         step_batches: See :class:`~midigenre.spec.Batch`.
+        step_size: Likewise.
     """
     lengths = tuple(len(i) for i in ids)
     return Batch(
@@ -250,4 +253,5 @@ def collate(
         start_B=torch.from_numpy(np.asarray(phrases.first, np.int64)),
         step_counts={k: torch.from_numpy(v) for k, v in (step_counts or {}).items()},
         step_batches=step_batches,
+        step_size=step_size,
     )

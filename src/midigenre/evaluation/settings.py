@@ -11,7 +11,9 @@ NAMED = ("corpus", "tokenizer", "model", "task")
 """Config groups that :func:`settings_of` lists by the name of the choice."""
 
 # They say where a run lies and what it shows, not what it computes.
-_IGNORED = ("home", "name", "resume", "debug", "n_workers", "trainer.log_every_n_steps")
+_IGNORED = (
+    "home", "name", "resume", "debug", "n_workers", "compile", "trainer.log_every_n_steps",
+)  # fmt: skip
 _IGNORED_GROUPS = ("logger", "profiler", "hydra", "callbacks")
 _KEPT = ("callbacks.early_stopping.", "callbacks.average.", "callbacks.checkpoint.monitor")
 

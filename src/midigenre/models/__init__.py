@@ -5,6 +5,9 @@
 ``positions``       place of a token in its phrase; rotary and learned positions
 ``attention``       attention inside each packed phrase, on CPU and GPU
 ``encoder``         the transformer of every task; bidirectional or causal by call
+``encoder_layer``   one of its layers
+``compiled``        its layers under ``torch.compile``, for training on a GPU
+``local``           the convolution that may stand before its layers
 ``cache``           what a backbone keeps of the steps it has seen, for generation
 ``prefix``          vectors put before each phrase (CLS, conditions)
 ``pooling``         a phrase to one vector
@@ -30,7 +33,8 @@ from midigenre.models.cache import KeyValueCache, RecurrentState, State
 from midigenre.models.classifier import PhraseClassifier
 from midigenre.models.conditions import ConditionEmbedding
 from midigenre.models.embedding import FieldEmbedding
-from midigenre.models.encoder import Encoder, EncoderLayer
+from midigenre.models.encoder import Encoder
+from midigenre.models.encoder_layer import EncoderLayer
 from midigenre.models.field_head import FieldHead
 from midigenre.models.generator import Decoding, PhraseGenerator
 from midigenre.models.heads import LabelHead, class_weights

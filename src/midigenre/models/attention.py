@@ -70,7 +70,7 @@ def packed_attention(
     if q_NHd.device.type == "cpu":
         return attend_runs(q_NHd, k_NHd, v_NHd, lengths, causal=causal, dropout_p=dropout_p)
     if dropout_p == 0.0 and _varlen_runs_on(q_NHd):
-        return attend_varlen(q_NHd, k_NHd, v_NHd, cu_seqlens, lengths, causal=causal)
+        return attend_varlen(q_NHd, k_NHd, v_NHd, cu_seqlens, max(lengths), causal=causal)
     return attend_padded(
         q_NHd, k_NHd, v_NHd, cu_seqlens, lengths, causal=causal, dropout_p=dropout_p
     )
@@ -121,7 +121,7 @@ def attend_varlen(
     k_NHd: Tensor,
     v_NHd: Tensor,
     cu_seqlens: Tensor,
-    lengths: Sequence[int],
+    longest: int,
     *,
     causal: bool,
 ) -> Tensor:
@@ -132,7 +132,7 @@ def attend_varlen(
         k_NHd: Keys, same shape.
         v_NHd: Values, same shape.
         cu_seqlens: Phrase boundaries, int32, shape (B + 1,).
-        lengths: The phrase lengths.
+        longest: Length of the longest phrase, or more.
         causal: Whether a token sees only itself and those before it.
 
     Returns:
@@ -140,7 +140,6 @@ def attend_varlen(
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    longest = max(lengths)
     # (left, right) tokens that a query sees: -1 is all, 0 on the right is causal.
     window = (-1, 0) if causal else (-1, -1)
     out_NHd = varlen_attn(

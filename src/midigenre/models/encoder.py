@@ -10,10 +10,10 @@ weights serve classification and masked modelling (``causal=False``) and generat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import repeat
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,145 +21,19 @@ from torch import Tensor, nn
 from midigenre.models.attention import packed_attention
 from midigenre.models.cache import KeyValueCache
 from midigenre.models.checks import check_choice
-from midigenre.models.layers import Linear, drop_add
+from midigenre.models.compiled import CompiledLayers
+from midigenre.models.encoder_layer import Activation, Attend, EncoderLayer, Norm
 from midigenre.models.local import LocalMixing
 from midigenre.models.positions import (
     LearnedPositions,
     Rotary,
     positions_N,
     rotary_tables,
-    rotate,
 )
 
-Norm = Literal["pre", "post"]
 Positions = Literal["rope", "learned"]
-Activation = Literal["gelu", "geglu"]
-
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(q_NHd, k_NHd, v_NHd) -> out_NHd``: packed attention in training, a cache in generation."""
 
 INIT_STD = 0.02  # GPT-2 and BERT
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2), with biases as DistilBERT.
-
-    Args:
-        d_model: Model width D.
-        n_heads: Number of heads H.
-    """
-
-    def __init__(self, d_model: int, n_heads: int) -> None:
-        super().__init__()
-        self.n_heads = n_heads
-        # Query, key and value in one product; the rows are laid out as nn.MultiheadAttention's.
-        self.qkv = Linear(d_model, 3 * d_model)
-        self.out = Linear(d_model, d_model)
-
-    def forward(self, h_ND: Tensor, rotary: Rotary | None, attend: Attend) -> Tensor:
-        """Attend.
-
-        Args:
-            h_ND: Packed vectors, shape (N, D).
-            rotary: Angles of the tokens, or None without rotary positions.
-            attend: What mixes the tokens.
-
-        Returns:
-            Shape (N, D).
-        """
-        qkv_N3Hd = self.qkv(h_ND).unflatten(-1, (3, self.n_heads, -1))
-        if rotary is None:
-            q_NHd, k_NHd, v_NHd = qkv_N3Hd.unbind(1)
-        else:
-            # Queries and keys turn together, as 2H heads: one pass over memory and not two.
-            qk_NHd, v_NHd = qkv_N3Hd[:, :2].flatten(1, 2), qkv_N3Hd[:, 2]
-            q_NHd, k_NHd = rotate(qk_NHd, rotary).chunk(2, dim=1)
-        out_ND: Tensor = self.out(attend(q_NHd, k_NHd, v_NHd).flatten(1))
-        return out_ND
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with GELU, or its gated form GEGLU (Shazeer 2020, arXiv 2002.05202, eq. 6).
-
-    Args:
-        d_model: Model width D.
-        d_ff: Width inside. GEGLU has a third matrix, so it takes half as many weights again.
-        activation: ``gelu`` or ``geglu``.
-    """
-
-    def __init__(self, d_model: int, d_ff: int, activation: Activation) -> None:
-        super().__init__()
-        self.gated = activation == "geglu"
-        self.up = Linear(d_model, 2 * d_ff if self.gated else d_ff)
-        self.down = Linear(d_ff, d_model)
-
-    def forward(self, h_ND: Tensor) -> Tensor:
-        """Shape (N, D) to shape (N, D)."""
-        inner = self.up(h_ND)
-        if self.gated:
-            gate, inner = inner.chunk(2, dim=-1)
-            inner = nn.functional.gelu(gate) * inner
-        else:
-            inner = nn.functional.gelu(inner)
-        out_ND: Tensor = self.down(inner)
-        return out_ND
-
-
-class EncoderLayer(nn.Module):
-    """Attention and feed-forward, each with a residual.
-
-    ``pre`` normalises what goes into them (Xiong et al. 2020, arXiv 2002.04745), ``post`` the sum
-    that comes out (Vaswani et al. 2017; DistilBERT; ``nn.TransformerEncoderLayer``).
-
-    Dropout falls on the two residuals only. ``nn.TransformerEncoderLayer`` also drops inside the
-    feed-forward; DistilBERT, GPT-2 and BERT do not.
-
-    The slides try an extra LayerNorm in each layer and do not say where. Here it takes the layer's
-    output: behind the feed-forward's residual and, with ``post``, behind that one's norm, where it
-    begins as next to no change.
-
-    Args:
-        d_model: Model width D.
-        n_heads: Number of heads H.
-        d_ff: Width inside the feed-forward.
-        norm: ``pre`` or ``post``.
-        activation: ``gelu`` or ``geglu``.
-        dropout: Dropout of the residuals.
-        extra_norm: Whether the layer's output is normalised once more.
-    """
-
-    def __init__(
-        self,
-        d_model: int,
-        n_heads: int,
-        d_ff: int,
-        norm: Norm,
-        activation: Activation,
-        dropout: float,
-        extra_norm: bool = False,
-    ) -> None:
-        super().__init__()
-        self.pre = norm == "pre"
-        self.attention = SelfAttention(d_model, n_heads)
-        self.feed_forward = FeedForward(d_model, d_ff, activation)
-        self.attention_norm = nn.LayerNorm(d_model)
-        self.feed_forward_norm = nn.LayerNorm(d_model)
-        self.output_norm = nn.LayerNorm(d_model) if extra_norm else nn.Identity()
-        self.dropout = dropout
-
-    def forward(self, h_ND: Tensor, rotary: Rotary | None, attend: Attend) -> Tensor:
-        """One layer; arguments and result as in :class:`SelfAttention`."""
-        if self.pre:
-            h_ND = self._add(h_ND, self.attention(self.attention_norm(h_ND), rotary, attend))
-            h_ND = self._add(h_ND, self.feed_forward(self.feed_forward_norm(h_ND)))
-        else:
-            h_ND = self.attention_norm(self._add(h_ND, self.attention(h_ND, rotary, attend)))
-            h_ND = self.feed_forward_norm(self._add(h_ND, self.feed_forward(h_ND)))
-        out_ND: Tensor = self.output_norm(h_ND)
-        return out_ND
-
-    def _add(self, h_ND: Tensor, change_ND: Tensor) -> Tensor:
-        return drop_add(h_ND, change_ND, self.dropout, self.training)
 
 
 class Encoder(nn.Module):
@@ -220,6 +94,7 @@ class Encoder(nn.Module):
         self.d_model = d_model
         self.d_head = d_model // n_heads
         self.attention_dropout = attention_dropout
+        self._compiled: CompiledLayers | None = None
         self.positions: LearnedPositions | None = None
         if positions == "learned":
             self.positions = LearnedPositions(max_positions, d_model)
@@ -279,11 +154,32 @@ class Encoder(nn.Module):
         Raises:
             ValueError: A phrase is longer than ``max_positions`` of learned positions.
         """
-        attend = self._packed(cu_seqlens, lengths, causal)
-        positions = positions_N(cu_seqlens, h_ND.shape[0])
+        positions, longest = positions_N(cu_seqlens, h_ND.shape[0]), max(lengths)
         if self.local is not None:
             h_ND = self.local(h_ND, positions)
-        return self._layers(h_ND, positions, max(lengths), repeat(attend))
+        h_ND, rotary = self.place(h_ND, positions, longest)
+        if self._compiled is not None and self.training:
+            return self._compiled(self, h_ND, rotary, cu_seqlens, longest, causal)
+        return self.run_layers(h_ND, rotary, repeat(self._packed(cu_seqlens, lengths, causal)))
+
+    def compile_layers(self, **options: Any) -> None:
+        """From now on training passes go through ``torch.compile``; evaluation stays as it is.
+
+        They then need a GPU and half precision (:func:`~midigenre.models.attention.attend_varlen`).
+        The weights keep their names, and the first pass takes some 20 s longer.
+
+        Args:
+            options: Of ``torch.compile``.
+
+        Raises:
+            ValueError: The model has attention dropout, which the fast kernels do not know.
+        """
+        if self.attention_dropout:
+            raise ValueError(
+                f"attention_dropout={self.attention_dropout} rules variable-length attention out, "
+                "which compiled layers need; set it to 0"
+            )
+        self._compiled = CompiledLayers(**options)
 
     def new_state(
         self, n_rows: int, capacity: int, device: torch.device, dtype: torch.dtype
@@ -346,9 +242,8 @@ class Encoder(nn.Module):
 
             return attend_and_fill
 
-        return self._layers(
-            h_ND, positions, max(lengths), (filling(layer) for layer in range(len(self.layers)))
-        )
+        h_ND, rotary = self.place(h_ND, positions, max(lengths))
+        return self.run_layers(h_ND, rotary, (filling(i) for i in range(len(self.layers))))
 
     def step(self, h_BD: Tensor, state: KeyValueCache) -> Tensor:
         """One further step of every row: equals the full causal pass at its last step.
@@ -366,8 +261,8 @@ class Encoder(nn.Module):
         state.grow()
         if self.local is not None:
             h_BD, state.before = self.local.step(h_BD, state.before)
-        longest = max(state.lengths)
-        return self._layers(h_BD, state.lengths_B - 1, longest, state.attends())
+        h_BD, rotary = self.place(h_BD, state.lengths_B - 1, max(state.lengths))
+        return self.run_layers(h_BD, rotary, state.attends())
 
     def _packed(self, cu_seqlens: Tensor, lengths: Sequence[int], causal: bool) -> Attend:
         return partial(
@@ -378,10 +273,17 @@ class Encoder(nn.Module):
             dropout_p=self.attention_dropout if self.training else 0.0,
         )
 
-    def _layers(
-        self, h_ND: Tensor, positions: Tensor, longest: int, attends: Iterable[Attend]
-    ) -> Tensor:
-        h_ND, rotary = self.place(h_ND, positions, longest)
+    def run_layers(self, h_ND: Tensor, rotary: Rotary | None, attends: Iterable[Attend]) -> Tensor:
+        """All layers, and the last norm.
+
+        Args:
+            h_ND: Packed vectors that know where they stand (:meth:`place`), shape (N, D).
+            rotary: From :meth:`place`.
+            attends: What mixes the tokens in each layer.
+
+        Returns:
+            Shape (N, D).
+        """
         for layer, attend in zip(self.layers, attends, strict=False):
             h_ND = layer(h_ND, rotary, attend)
         out_ND: Tensor = self.final_norm(h_ND)

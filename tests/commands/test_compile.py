@@ -1,0 +1,85 @@
+"""``compile=true``: refused where it cannot run, before anything is prepared; else it compiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from midigenre.commands.job import check_compile
+from midigenre.errors import UserError
+from midigenre.models import Encoder
+
+
+def settings(**changed: Any) -> DictConfig:
+    return OmegaConf.create(
+        {
+            "compile": True,
+            "trainer": {"accelerator": "gpu"},
+            "precision": {"precision": "bf16-mixed"},
+            "model": {
+                "_target_": "midigenre.models.Encoder", "name": "base", "d_model": 512,
+                "n_heads": 8, "attention_dropout": 0.0,
+            },
+        } | changed
+    )  # fmt: skip
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_takes_an_encoder_in_half_precision_on_a_gpu() -> None:
+    check_compile(settings())
+    check_compile(settings(precision={"precision": "16-mixed"}))
+    check_compile(settings(compile=False, trainer={"accelerator": "cpu"}))
+    check_compile(OmegaConf.create({}))  # a run of an older version
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"trainer": {"accelerator": "cpu"}}, "accelerator=cpu.*trainer=gpu precision=bf16"),
+        ({"precision": {"precision": "32-true"}}, "precision 32-true: give"),
+        ({"trainer": {"accelerator": "gpu", "strategy": {"_target_": "x.FSDPStrategy"}}}, "fsdp"),
+        ({"model": {"_target_": "midigenre.models.LSTM", "name": "lstm"}}, "model=lstm"),
+        (
+            {"model": {"_target_": "midigenre.models.Encoder", "d_model": 512, "n_heads": 8,
+                       "attention_dropout": 0.1}},
+            "attention_dropout=0.1",
+        ),
+        (
+            {"model": {"_target_": "midigenre.models.Encoder", "d_model": 96, "n_heads": 8,
+                       "attention_dropout": 0.0}},
+            "d_model / n_heads = 12",
+        ),
+    ],
+)  # fmt: skip
+def test_refuses_what_its_attention_does_not_run_on(changed: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        check_compile(settings(**changed))
+
+
+def test_refused_before_anything_is_prepared(midigenre, home) -> None:
+    shards = home / "shards"
+    before = sorted(shards.iterdir()) if shards.is_dir() else []
+    status, _, err = midigenre("train", "corpus=toy", "corpus.n_songs=31", "compile=true")
+    assert status == 2
+    assert "no CUDA device: give trainer=gpu precision=bf16" in " ".join(err.split())
+    assert (sorted(shards.iterdir()) if shards.is_dir() else []) == before
+
+
+def test_a_run_compiles_its_layers(midigenre, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled pass itself needs a GPU; here it is only seen that it is asked for."""
+    asked = []
+    monkeypatch.setattr("midigenre.commands.train.check_compile", lambda cfg: None)
+    monkeypatch.setattr(Encoder, "compile_layers", lambda self: asked.append(self))
+    small = ("corpus=toy", "corpus.n_songs=48", "model.d_model=32", "model.n_heads=2",
+             "model.n_layers=1", "model.d_ff=32", "trainer.max_epochs=1")  # fmt: skip
+    assert midigenre("train", *small, "compile=true")[0] == 0
+    assert len(asked) == 1
