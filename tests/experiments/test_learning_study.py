@@ -10,10 +10,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from midigenre.evaluation.bootstrap import paired_bootstrap
 from midigenre.evaluation.within import Sources, within_source
@@ -23,13 +25,17 @@ GENRES = ["folk", "jazz", "rock"]
 N = 60
 
 
-def _versus() -> Callable[[list[Path]], dict[str, Any]]:
-    spec = importlib.util.spec_from_file_location("learning_versus", STUDY / "versus.py")
+def _module(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"learning_{name}", STUDY / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    versus: Callable[[list[Path]], dict[str, Any]] = module.versus
+    return module
+
+
+def _versus() -> Callable[[list[Path]], dict[str, Any]]:
+    versus: Callable[[list[Path]], dict[str, Any]] = _module("versus").versus
     return versus
 
 
@@ -160,3 +166,34 @@ def test_the_study_trains_once_and_keeps_the_scores(tmp_path: Path) -> None:
         assert f"| {name} | {label} | 1 | {got:.3f} |" in first
         for baseline in ("majority", "ngram_lr", "hist_gb"):
             assert f"| {baseline.replace('_', chr(92) + '_')} | {label} |" in first
+
+
+def test_ways_to_a_song_are_all_scored_on_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of each kind is tested, whatever its own; the table has their mean and its interval."""
+    songs = _module("songs")
+    asked = []
+
+    class Task:
+        @staticmethod
+        def test(model: str, data: Any, folder: None, task: dict[str, Any]) -> SimpleNamespace:
+            asked.append((model, task["song"]))
+            score = {"mean": 0.7, "attention": 0.8, "blend": 0.9}[task["song"]] + 0.02 * int(model)
+            song = {"macro_f1": score, "accuracy": 0.5, "calibrated": {"nll": 1.0},
+                    "within_source": {"macro_f1": 0.25}}  # fmt: skip
+            return SimpleNamespace(evaluation={"genre": {"song": song}})
+
+    task = OmegaConf.create({"task": {"song": "blend"}})
+    monkeypatch.setattr(songs, "load_run", lambda run: SimpleNamespace(
+        model=run, config=task, data={}))  # fmt: skip
+    monkeypatch.setattr(songs, "own_shards", lambda *_: SimpleNamespace(folder=""))
+    monkeypatch.setattr(songs, "PhraseDataModule", lambda folder: None)
+    monkeypatch.setattr(songs, "class_of", lambda task: Task)
+    found: dict[str, list[dict[str, float]]] = {}
+    for run in ("0", "1"):
+        for kind, scores in songs.scored(run, ".").items():
+            found.setdefault(kind, []).append(scores)
+    assert asked == [(run, kind) for run in "01" for kind in ("mean", "attention", "blend")]
+    lines = songs.table(found).splitlines()
+    assert len(lines) == 5
+    # Two values 0.02 apart: their mean's standard error is 0.01, t of one degree 12.706.
+    assert "| attention | 0.810 ± 0.127 (0.800, 0.820) |" in lines[3]
