@@ -3,35 +3,35 @@
     python experiments/05_learning/songs.py runs/05_learning/recipe/genre_best/*/1
 
 Fits each way anew for encoders that are trained already, on the songs that their run may use for
-that, and scores the same test songs. ``results/songs.json`` keeps the scores, without song names.
+that, and scores the same test songs; beside them the blend of the baselines alone, to which the
+encoder adds nothing. ``results/songs.json`` keeps the scores, without names of songs, and how far
+the blend and the encoder are from each baseline.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import sem, t
+from versus import ENCODER, MODEL, versus
 
 from midigenre.build import class_of, plain
 from midigenre.commands.run_songs import own_shards
 from midigenre.corpora.base import no_progress
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.evaluation.markdown import markdown_table
-from midigenre.evaluation.songs import KINDS
+from midigenre.evaluation.songs import KINDS, WITHOUT_ENCODER
 from midigenre.files import read_json, write_json
 from midigenre.trained import load_run
 
 KEPT = Path(__file__).parent / "results" / "songs.json"
-SCORES = {
-    "song macro-F1": lambda song: song["macro_f1"],
-    "accuracy": lambda song: song["accuracy"],
-    "NLL, calibrated": lambda song: song["calibrated"]["nll"],
-    "macro-F1 within a source": lambda song: song["within_source"]["macro_f1"],
-}
+SCORES = ("macro_f1", "accuracy", "nll, calibrated", "macro_f1 within a source")
 
 
 def main() -> None:
@@ -42,21 +42,31 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table of what is kept")
     args = parser.parse_args()
     if not args.table:
-        found: dict[str, list[dict[str, float]]] = {}
-        for run in args.runs:
-            for kind, scores in scored(run, args.home).items():
-                found.setdefault(kind, []).append(scores)
-                print(f"{run}: {kind}: {scores}", file=sys.stderr)
-        write_json(KEPT, found)
-    print(table(read_json(KEPT)))
+        ways: dict[str, list[dict[str, float | None]]] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            places = [Path(folder) / str(i) for i in range(len(args.runs))]
+            for run, place in zip(args.runs, places, strict=True):
+                place.mkdir()
+                for way, scores in scored(run, args.home, place).items():
+                    ways.setdefault(way, []).append(scores)
+                    print(f"{run}: {way}: {scores}", file=sys.stderr)
+            (differences,) = versus(places).values()
+        write_json(KEPT, {"ways": ways, "versus": differences})
+    kept = read_json(KEPT)
+    print(table(kept["ways"]))
+    for who in (MODEL, ENCODER):
+        found = kept["versus"][who]
+        print(f"\nmacro-F1, {'blend' if who == MODEL else who} minus {WITHOUT_ENCODER}: "
+              f"{found[WITHOUT_ENCODER]}")  # fmt: skip
 
 
-def scored(run: str, home: str) -> dict[str, dict[str, float]]:
+def scored(run: str, home: str, folder: Path) -> dict[str, dict[str, float | None]]:
     """Scores of the test songs for each way from phrases to songs.
 
     Args:
         run: The run's folder.
         home: Where its shards lie.
+        folder: Where the predictions of the blend go.
     """
     trained = load_run(run)
     assert trained.config is not None, f"{run} has no config.yaml"
@@ -64,26 +74,42 @@ def scored(run: str, home: str) -> dict[str, dict[str, float]]:
     task = plain(trained.config.task)
     found = {}
     for kind in KINDS:
-        outcome = class_of(task).test(trained.model, data, None, task | {"song": kind})
+        there = folder if kind == "blend" else None
+        outcome = class_of(task).test(trained.model, data, there, task | {"song": kind})
         (levels,) = outcome.evaluation.values()
-        found[kind] = {name: float(score(levels["song"])) for name, score in SCORES.items()}
+        found[kind] = _scores(levels["song"])
+        if kind == "blend":
+            found[WITHOUT_ENCODER] = _scores(levels["song"], WITHOUT_ENCODER)
     return found
 
 
-def table(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """The scores as Markdown: each run's, and their mean with its 95 % t interval."""
+def _scores(song: Mapping[str, Any], baseline: str | None = None) -> dict[str, float | None]:
+    """The scores of a way, or of a baseline, of which only the answers are kept."""
+    within = song["within_source"]
+    if baseline is None:
+        nll: float | None = song["calibrated"]["nll"]
+    else:
+        song, within, nll = song["baselines"][baseline], within["baselines"][baseline], None
+    values = (song["macro_f1"], song["accuracy"], nll, within["macro_f1"])
+    return dict(zip(SCORES, values, strict=True))
+
+
+def table(ways: Mapping[str, Sequence[Mapping[str, float | None]]]) -> str:
+    """The scores as Markdown: their mean over the runs with its 95 % t interval, and each."""
     rows = []
-    for kind, runs in found.items():
-        cells = []
-        for name in SCORES:
-            values = [run[name] for run in runs]
-            spread = ""
-            if len(values) > 1:
-                spread = f" ± {float(sem(values) * t.ppf(0.975, len(values) - 1)):.3f}"
-            each = ", ".join(f"{value:.3f}" for value in values)
-            cells.append(f"{np.mean(values):.3f}{spread} ({each})")
-        rows.append([kind, *cells])
+    for way, runs in ways.items():
+        cells = [_spread([run[name] for run in runs]) for name in SCORES]
+        rows.append([way, *cells])
     return markdown_table(["", *SCORES], rows, 1)
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    half = float(sem(known) * t.ppf(0.975, len(known) - 1)) if len(known) > 1 else None
+    spread = "" if half is None else f" ± {half:.3f}"
+    return f"{np.mean(known):.3f}{spread} ({', '.join(f'{value:.3f}' for value in known)})"
 
 
 if __name__ == "__main__":

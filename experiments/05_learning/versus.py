@@ -36,7 +36,8 @@ def versus(runs: Sequence[Path]) -> dict[str, Any]:
 
     Returns:
         For each label, ``model`` and, where there is one, ``encoder``: for each baseline
-        ``overall`` and ``within_source``, the latter None where no source has two classes.
+        ``overall`` and ``within_source``, the latter None where no source has two classes, or the
+        corpus names none.
 
     Raises:
         ValueError: The runs test other songs.
@@ -49,7 +50,8 @@ def versus(runs: Sequence[Path]) -> dict[str, Any]:
             if [row["song_id"] for row in of] != [row["song_id"] for row in rows[0]]:
                 raise ValueError(f"{run} tests other songs than {runs[0]}: compare the same split")
         truth = np.array([row[label] for row in rows[0]])
-        sources = np.array([row.get("source", "") for row in rows[0]])
+        named = [row.get("source", "") for row in rows[0]]
+        sources = np.array(named) if any(named) else None
         said = {
             column.removeprefix(f"{label}_"): [np.array([row[column] for row in of]) for of in rows]
             for column in rows[0][0]
@@ -60,7 +62,9 @@ def versus(runs: Sequence[Path]) -> dict[str, Any]:
             who: {
                 name: {
                     "overall": _difference(truth, said[who], said[name][0], None),
-                    "within_source": _difference(truth, said[who], said[name][0], sources),
+                    "within_source": None
+                    if sources is None
+                    else _difference(truth, said[who], said[name][0], sources),
                 }
                 for name in baselines
             }

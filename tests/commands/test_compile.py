@@ -30,6 +30,7 @@ def settings(**changed: Any) -> DictConfig:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
 
 
 @pytest.mark.usefixtures("gpu")
@@ -63,6 +64,14 @@ def test_takes_an_encoder_in_half_precision_on_a_gpu() -> None:
 def test_refuses_what_its_attention_does_not_run_on(changed: dict[str, Any], why: str) -> None:
     with pytest.raises(UserError, match=why):
         check_compile(settings(**changed))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_refuses_gpus_without_variable_length_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    with pytest.raises(UserError, match=r"Ampere.*Tesla T4 has 7\.5"):
+        check_compile(settings())
 
 
 def test_refused_before_anything_is_prepared(midigenre, home) -> None:

@@ -207,7 +207,7 @@ def test_the_recipe_runs_with_and_without_pretraining(home, midigenre):
         run = home / found.strip()
         decays[bool(start)] = OmegaConf.load(run / "config.yaml").optim.layer_decay
         scores = json.loads((run / "evaluation.json").read_text())["genre"]["song"]
-        assert set(scores["components"]) == {"encoder", "hist_gb", "ngram_lr"}
+        assert set(scores["components"]) == {"encoder", "hist_gb", "ngram_lr", "without_encoder"}
         assert all(scores["baselines"].values())
         now = set((home / "shards").glob("toy-octuple-*/baselines/*.npz"))
         assert now == kept or not start, "the second run fitted its baselines anew"

@@ -41,7 +41,9 @@ def test_evaluation_tells_the_blend_from_the_encoder(blend, home):
         assert set(about["weights"]) == {"encoder", "hist_gb", "ngram_lr"} == set(about["scales"])
         assert sum(about["weights"].values()) == pytest.approx(1)
         assert about["note"] is None
-        assert set(song["components"]) == set(about["weights"])
+        assert set(song["components"]) == {*about["weights"], "without_encoder"}
+        assert set(about["without_encoder"]["weights"]) == {"hist_gb", "ngram_lr"}
+        assert song["baselines"]["without_encoder"] == song["components"]["without_encoder"]
         assert "encoder" not in song["baselines"]
         assert song["components"]["hist_gb"] == song["baselines"]["hist_gb"]
         # An epoch teaches this encoder nothing; what is learnt comes from the baselines.

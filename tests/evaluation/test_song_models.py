@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -272,7 +273,8 @@ def blend():
         rows = made_counts(name, rng, truth)
         experts[name] = export(name, BASELINES[name].estimator(0).fit(rows, truth), 3)
         logs[name] = experts[name].log_probs(made_counts(name, rng, truth))
-    return BlendModel(fit_pool(logs, truth), experts)
+    theirs = {name: logs[name] for name in NAMES}
+    return BlendModel(fit_pool(logs, truth), experts, fit_pool(theirs, truth))
 
 
 @pytest.fixture(scope="module")
@@ -315,8 +317,20 @@ def test_what_is_stored_comes_back_to_the_bit(kind, request, tmp_path):
 def test_a_blend_lists_the_encoder_alone(blend):
     seen = seen_by(blend)
     parts = blend.components(seen)
-    assert list(parts) == ["encoder", *NAMES]
+    assert list(parts) == ["encoder", *NAMES, "without_encoder"]
     assert (parts["encoder"] == song_log_probs(seen.log_probs_NC, seen.song_N)[1]).all()
+
+
+def test_the_baselines_alone_know_nothing_of_the_encoder(blend):
+    seen = seen_by(blend)
+    other = replace(seen, log_probs_NC=np.roll(seen.log_probs_NC, 1, axis=1))
+    assert (blend.log_probs(seen)[1] != blend.log_probs(other)[1]).any()
+    alone, same = (blend.components(x)["without_encoder"] for x in (seen, other))
+    assert alone.tobytes() == same.tobytes()
+    older = BlendModel.of(
+        {k: v for k, v in blend.about().items() if k != "without_encoder"}, blend.arrays(), 3
+    )
+    assert list(older.components(seen)) == ["encoder", *NAMES]
 
 
 class Evil:

@@ -105,6 +105,13 @@ def test_the_mean_over_seeds_is_steadier_than_one(tmp_path: Path) -> None:
         assert np.mean(together[where]) == pytest.approx(np.mean(middles), abs=0.03)
 
 
+def test_a_corpus_without_sources_has_nothing_within_one(tmp_path: Path) -> None:
+    _run(tmp_path / "run", 0, source=[""] * N)
+    found = _versus()([tmp_path / "run"])["genre"]["model"]["hist_gb"]
+    assert found["within_source"] is None
+    assert found["overall"] is not None
+
+
 def test_equal_answers_do_not_differ(tmp_path: Path) -> None:
     table = _run(tmp_path / "a", 0)
     _run(tmp_path / "b", 1, genre_model=table["genre_hist_gb"])
@@ -169,17 +176,20 @@ def test_the_study_trains_once_and_keeps_the_scores(tmp_path: Path) -> None:
 
 
 def test_ways_to_a_song_are_all_scored_on_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run of each kind is tested, whatever its own; the table has their mean and its interval."""
+    """A run is tested in each way, whatever its own, and so are the baselines without it."""
+    monkeypatch.syspath_prepend(STUDY)
     songs = _module("songs")
     asked = []
 
     class Task:
         @staticmethod
-        def test(model: str, data: Any, folder: None, task: dict[str, Any]) -> SimpleNamespace:
-            asked.append((model, task["song"]))
+        def test(model: str, data: Any, folder: Path | None, task: dict[str, Any]) -> Any:
+            asked.append((model, task["song"], folder))
             score = {"mean": 0.7, "attention": 0.8, "blend": 0.9}[task["song"]] + 0.02 * int(model)
+            theirs = {"without_encoder": {"macro_f1": 0.6, "accuracy": 0.4}}
             song = {"macro_f1": score, "accuracy": 0.5, "calibrated": {"nll": 1.0},
-                    "within_source": {"macro_f1": 0.25}}  # fmt: skip
+                    "baselines": theirs,
+                    "within_source": {"macro_f1": 0.25, "baselines": theirs}}  # fmt: skip
             return SimpleNamespace(evaluation={"genre": {"song": song}})
 
     task = OmegaConf.create({"task": {"song": "blend"}})
@@ -190,10 +200,14 @@ def test_ways_to_a_song_are_all_scored_on_the_same_run(monkeypatch: pytest.Monke
     monkeypatch.setattr(songs, "class_of", lambda task: Task)
     found: dict[str, list[dict[str, float]]] = {}
     for run in ("0", "1"):
-        for kind, scores in songs.scored(run, ".").items():
-            found.setdefault(kind, []).append(scores)
-    assert asked == [(run, kind) for run in "01" for kind in ("mean", "attention", "blend")]
+        for way, scores in songs.scored(run, ".", Path(run)).items():
+            found.setdefault(way, []).append(scores)
+    ways = {"mean": False, "attention": False, "blend": True}
+    assert asked == [
+        (r, way, Path(r) if keeps else None) for r in "01" for way, keeps in ways.items()
+    ]
     lines = songs.table(found).splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     # Two values 0.02 apart: their mean's standard error is 0.01, t of one degree 12.706.
     assert "| attention | 0.810 ± 0.127 (0.800, 0.820) |" in lines[3]
+    assert lines[5].startswith("| without\\_encoder | 0.600 ± 0.000 (0.600, 0.600) |")

@@ -253,8 +253,9 @@ def check_compile(cfg: DictConfig) -> None:
         cfg: The run's config.
 
     Raises:
-        UserError: A backbone without layers to compile, no GPU, full precision, attention dropout,
-            a head width that variable-length attention does not take, or sharded weights.
+        UserError: A backbone without layers to compile, no GPU or one before Ampere, full
+            precision, attention dropout, a head width that variable-length attention does not
+            take, or sharded weights.
     """
     if not cfg.get("compile"):  # runs of older versions do not have the key
         return
@@ -270,6 +271,11 @@ def check_compile(cfg: DictConfig) -> None:
             f"{trainer.accelerator}, precision {cfg.precision.precision}"
             f"{'' if on_gpu else ' and no CUDA device'}: give trainer=gpu precision=bf16, or leave "
             "compile out"
+        )
+    if (capability := torch.cuda.get_device_capability()) < (8, 0):
+        raise UserError(
+            f"compile=true needs an NVIDIA Ampere GPU or a later one (compute capability 8.0), and "
+            f"{torch.cuda.get_device_name()} has {'.'.join(map(str, capability))}; leave it out"
         )
     d_head = model.d_model // model.n_heads
     if model.attention_dropout or d_head % 8 or d_head > 256:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,16 @@ class Pool:
     temperature: float
     n_validation: int
     note: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Arguments that make an equal one, as plain data."""
+        return {
+            "scales": dict(self.scales),
+            "weights": dict(self.weights),
+            "temperature": self.temperature,
+            "n_validation": self.n_validation,
+            "note": self.note,
+        }
 
     def log_probs(self, experts: Mapping[str, Floats]) -> Floats:
         """Pools songs.

@@ -38,6 +38,8 @@ Songs = tuple[NDArray[Any], Floats]
 KINDS = ("mean", "attention", "blend")
 ENCODER = "encoder"
 """Name of the encoder's mean log-probability among the experts of a blend."""
+WITHOUT_ENCODER = "without_encoder"
+"""A blend of the baselines alone, fitted on the same songs: what the encoder must add to."""
 POOLED = ("hist_gb", "ngram_lr")
 """The baselines of a blend."""
 FORMAT = 1
@@ -83,10 +85,13 @@ class BlendModel:
     Attributes:
         pool: Weights and temperature.
         experts: Those of the pool but the encoder, by name.
+        without: The pool of the experts alone; None where there are none, and in the files of
+            older versions.
     """
 
     pool: Pool
     experts: Mapping[str, Expert]
+    without: Pool | None = None
 
     def log_probs(self, found: Evidence) -> Songs:
         """See :meth:`SongModel.log_probs`."""
@@ -96,17 +101,14 @@ class BlendModel:
     def components(self, found: Evidence) -> dict[str, Floats]:
         """See :meth:`SongModel.components`."""
         _, encoder_SC = song_log_probs(found.log_probs_NC, found.song_N)
-        return {ENCODER: encoder_SC} | {name: found.experts_SC[name] for name in self.experts}
+        theirs = {name: found.experts_SC[name] for name in self.experts}
+        pooled = {} if self.without is None else {WITHOUT_ENCODER: self.without.log_probs(theirs)}
+        return {ENCODER: encoder_SC} | theirs | pooled
 
     def about(self) -> dict[str, Any]:
         """See :meth:`SongModel.about`."""
-        return {
-            "scales": dict(self.pool.scales),
-            "weights": dict(self.pool.weights),
-            "temperature": self.pool.temperature,
-            "n_validation": self.pool.n_validation,
-            "note": self.pool.note,
-        }
+        without = {} if self.without is None else {WITHOUT_ENCODER: self.without.to_dict()}
+        return self.pool.to_dict() | without
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """See :meth:`SongModel.arrays`."""
@@ -128,7 +130,9 @@ class BlendModel:
         }
         if unknown := set(experts) - set(POOLED):
             raise ValueError(f"no such expert: {', '.join(sorted(unknown))}")
-        return cls(Pool(**about), experts)
+        pool = dict(about)
+        without = pool.pop(WITHOUT_ENCODER, None)
+        return cls(Pool(**pool), experts, None if without is None else Pool(**without))
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,8 @@ def _fit_blend(
     else:
         ours = song_log_probs(found.log_probs[label], found.song)[1]
         truth_S = song_truth(found.truth[label], found.song)[1]
-    return BlendModel(fit_pool({ENCODER: ours} | dict(theirs), truth_S), experts)
+    without = fit_pool(theirs, truth_S) if theirs else None
+    return BlendModel(fit_pool({ENCODER: ours} | dict(theirs), truth_S), experts, without)
 
 
 def _fit_attention(
