@@ -4,8 +4,8 @@
 
 Fits each way anew for encoders that are trained already, on the songs that their run may use for
 that, and scores the same test songs; beside them the blend of the baselines alone, to which the
-encoder adds nothing. ``results/songs.json`` keeps the scores, without names of songs, and how far
-the blend and the encoder are from each baseline.
+encoder adds nothing. ``results/songs.json`` (``--results``) keeps the scores, without names of
+songs, and how far the blend and the encoder are from each baseline.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from midigenre.evaluation.songs import KINDS, WITHOUT_ENCODER
 from midigenre.files import read_json, write_json
 from midigenre.trained import load_run
 
-KEPT = Path(__file__).parent / "results" / "songs.json"
+RESULTS = Path(__file__).parent / "results"
 SCORES = ("macro_f1", "accuracy", "nll, calibrated", "macro_f1 within a source")
 
 
@@ -39,8 +39,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", help="run folders of classifiers of one label")
     parser.add_argument("--home", default=".", help="where shards/ lies")
+    parser.add_argument("--results", default="songs", help="name of the results file")
     parser.add_argument("--table", action="store_true", help="print the table of what is kept")
     args = parser.parse_args()
+    results = RESULTS / f"{args.results}.json"
     if not args.table:
         ways: dict[str, list[dict[str, float | None]]] = {}
         with tempfile.TemporaryDirectory() as folder:
@@ -51,8 +53,8 @@ def main() -> None:
                     ways.setdefault(way, []).append(scores)
                     print(f"{run}: {way}: {scores}", file=sys.stderr)
             (differences,) = versus(places).values()
-        write_json(KEPT, {"ways": ways, "versus": differences})
-    kept = read_json(KEPT)
+        write_json(results, {"ways": ways, "versus": differences})
+    kept = read_json(results)
     print(table(kept["ways"]))
     for who in (MODEL, ENCODER):
         found = kept["versus"][who]
