@@ -17,8 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.stats import sem, t
+from study import spread
 from versus import ENCODER, MODEL, versus
 
 from midigenre.build import class_of, plain
@@ -43,6 +42,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table of what is kept")
     args = parser.parse_args()
     results = RESULTS / f"{args.results}.json"
+    if not args.runs and not args.table:
+        parser.error("give run folders (runs/05_learning/recipe/genre_best/*/1), or --table")
     if not args.table:
         ways: dict[str, list[dict[str, float | None]]] = {}
         with tempfile.TemporaryDirectory() as folder:
@@ -69,6 +70,10 @@ def scored(run: str, home: str, folder: Path) -> dict[str, dict[str, float | Non
         run: The run's folder.
         home: Where its shards lie.
         folder: Where the predictions of the blend go.
+
+    Returns:
+        For each way :data:`SCORES`: macro-F1 and accuracy from 0 to 1, NLL in nats a song; None
+        where there is no such score (no source has two classes).
     """
     trained = load_run(run)
     assert trained.config is not None, f"{run} has no config.yaml"
@@ -91,8 +96,9 @@ def _scores(song: Mapping[str, Any], baseline: str | None = None) -> dict[str, f
     if baseline is None:
         nll: float | None = song["calibrated"]["nll"]
     else:
-        song, within, nll = song["baselines"][baseline], within["baselines"][baseline], None
-    values = (song["macro_f1"], song["accuracy"], nll, within["macro_f1"])
+        song, nll = song["baselines"][baseline], None
+        within = within and within["baselines"][baseline]
+    values = (song["macro_f1"], song["accuracy"], nll, within and within["macro_f1"])
     return dict(zip(SCORES, values, strict=True))
 
 
@@ -100,18 +106,15 @@ def table(ways: Mapping[str, Sequence[Mapping[str, float | None]]]) -> str:
     """The scores as Markdown: their mean over the runs with its 95 % t interval, and each."""
     rows = []
     for way, runs in ways.items():
-        cells = [_spread([run[name] for run in runs]) for name in SCORES]
+        cells = [_cell([run[name] for run in runs]) for name in SCORES]
         rows.append([way, *cells])
     return markdown_table(["", *SCORES], rows, 1)
 
 
-def _spread(values: Sequence[float | None]) -> str:
+def _cell(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    half = float(sem(known) * t.ppf(0.975, len(known) - 1)) if len(known) > 1 else None
-    spread = "" if half is None else f" ± {half:.3f}"
-    return f"{np.mean(known):.3f}{spread} ({', '.join(f'{value:.3f}' for value in known)})"
+    each = ", ".join(f"{value:.3f}" for value in known)
+    return f"{spread(known)} ({each})" if known else ""
 
 
 if __name__ == "__main__":

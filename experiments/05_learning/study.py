@@ -171,7 +171,7 @@ def _kept(scores: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     """Mean and 95 % t interval over seeds."""
     mean = float(np.mean(values))
     if len(values) < 2:
@@ -192,13 +192,13 @@ def table(results: Mapping[str, Any]) -> str:
             rows.append(
                 [
                     name, label, str(len(songs)),
-                    _spread([s["macro_f1"] for s in songs]),
+                    spread([s["macro_f1"] for s in songs]),
                     _ahead(songs[0], differences[MODEL], "overall"),
-                    _spread([s["accuracy"] for s in songs]),
+                    spread([s["accuracy"] for s in songs]),
                     _within(songs, None),
                     _ahead(songs[0]["within_source"], differences[MODEL], "within_source"),
-                    _spread([s["calibrated"]["nll"] for s in songs]),
-                    _spread([s["macro_f1"] for s in phrases]),
+                    spread([s["calibrated"]["nll"] for s in songs]),
+                    spread([s["macro_f1"] for s in phrases]),
                     _alone(songs),
                     _ahead(songs[0], differences.get(ENCODER), "overall"),
                     f"{np.mean([run['nats_per_note'] for run in of['runs']]):.3f}"
@@ -240,7 +240,7 @@ def _within(songs: Sequence[Mapping[str, Any]], baseline: str | None) -> str:
     if any(w is None for w in found):
         return "–"
     if baseline is None:
-        return _spread([w["macro_f1"] for w in found])
+        return spread([w["macro_f1"] for w in found])
     theirs = found[0]["baselines"].get(baseline)
     return "–" if theirs is None else f"{theirs['macro_f1']:.3f}"
 
@@ -250,7 +250,7 @@ def _alone(songs: Sequence[Mapping[str, Any]]) -> str:
     parts = [s.get("components", {}).get("encoder") for s in songs]
     if any(p is None for p in parts):
         return "–"
-    return _spread([p["macro_f1"] for p in parts])
+    return spread([p["macro_f1"] for p in parts])
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from midigenre.models import packed_attention
+from midigenre.models import Encoder, packed_attention
 
 HERE = Path(__file__).resolve().parent
 
@@ -146,6 +146,7 @@ def agreement() -> dict[str, float]:
 
 @contextmanager
 def _preferring_deterministic(wanted: bool) -> Iterator[None]:
+    """Sets ``trainer.deterministic=warn`` for a while."""
     torch.use_deterministic_algorithms(wanted, warn_only=True)
     try:
         yield
@@ -195,7 +196,8 @@ def training(
     found: dict[str, Any] = {}
     with _preferring_deterministic(setting.deterministic):
         if setting.compiled:
-            model.backbone.compile_layers()  # type: ignore[operator, union-attr]
+            assert isinstance(model.backbone, Encoder)
+            model.backbone.compile_layers()
         begin = time.perf_counter()
         run(8)  # Compiles kernels and fills caches.
         found["first_steps_seconds"] = time.perf_counter() - begin
@@ -275,9 +277,8 @@ def commands(names: Sequence[str]) -> dict[str, Any]:
             log = next((Path(folder) / "runs" / f"run{number}").glob("*/csv/metrics.csv"))
             with log.open(encoding="utf-8") as lines:
                 logged = [row.get("train/tokens_per_second") for row in csv.DictReader(lines)]
-            rates = [float(value) for value in logged if value][
-                2 if "compile=true" in command else 1 :
-            ]
+            settling = 2 if "compile=true" in command else 1
+            rates = [float(value) for value in logged if value][settling:]
             profile = next((Path(folder) / "runs" / f"run{number}").glob("*/fit-profile.txt"))
             found[name] = {
                 "tokens_per_second": statistics.median(rates),
@@ -290,7 +291,17 @@ def commands(names: Sequence[str]) -> dict[str, Any]:
 
 
 def loader_share(profile: str) -> float:
-    """Share of waiting for the next batch, from the table of Lightning's ``SimpleProfiler``."""
+    """Seconds of waiting for the next batch, divided by those and the steps' own.
+
+    Args:
+        profile: The table of Lightning's ``SimpleProfiler``.
+
+    Returns:
+        From 0 to 1.
+
+    Raises:
+        KeyError: The table has no training.
+    """
     totals = {}
     for line in profile.splitlines():
         cells = [cell.strip() for cell in line.split("|")]

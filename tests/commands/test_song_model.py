@@ -158,7 +158,7 @@ def test_a_protocol_pools_the_blends_of_its_parts(home):
         for name in ("fold-1-of-2", "fold-2-of-2")
     ]
     assert [part["song_model"] for part in parts] == song["song_model"]["parts"]
-    for name in ("encoder", "hist_gb", "ngram_lr"):
+    for name in ("encoder", "hist_gb", "ngram_lr", "without_encoder"):
         right = [part["components"][name]["accuracy"] * part["n"] for part in parts]
         assert song["components"][name]["accuracy"] == pytest.approx(sum(right) / song["n"])
     right = [part["accuracy"] * part["n"] for part in parts]

@@ -261,6 +261,8 @@ def check_compile(cfg: DictConfig) -> None:
         return
     import torch
 
+    from midigenre.models.attention import no_varlen
+
     model, trainer = cfg.model, cfg.trainer
     if not hasattr(get_class(model._target_), "compile_layers"):
         raise UserError(f"compile=true: model={model.name} has no layers to compile; leave it out")
@@ -272,17 +274,17 @@ def check_compile(cfg: DictConfig) -> None:
             f"{'' if on_gpu else ' and no CUDA device'}: give trainer=gpu precision=bf16, or leave "
             "compile out"
         )
-    if (capability := torch.cuda.get_device_capability()) < (8, 0):
+    if model.attention_dropout:
         raise UserError(
-            f"compile=true needs an NVIDIA Ampere GPU or a later one (compute capability 8.0), and "
-            f"{torch.cuda.get_device_name()} has {'.'.join(map(str, capability))}; leave it out"
+            f"compile=true needs variable-length attention, which has no dropout, and "
+            f"model.attention_dropout={model.attention_dropout}: set it to 0, or leave compile out"
         )
     d_head = model.d_model // model.n_heads
-    if model.attention_dropout or d_head % 8 or d_head > 256:
+    if wanted := no_varlen(d_head, torch.cuda.get_device_capability()):
         raise UserError(
-            f"compile=true needs variable-length attention, which knows no dropout and takes heads "
-            f"of 8, 16, ... 256 numbers: model.attention_dropout={model.attention_dropout}, "
-            f"d_model / n_heads = {d_head}"
+            f"compile=true needs variable-length attention, and that {wanted}, with model.d_model="
+            f"{model.d_model}, model.n_heads={model.n_heads} on {torch.cuda.get_device_name()}: "
+            "change that, or leave compile out"
         )
     if "FSDP" in str(OmegaConf.select(cfg, "trainer.strategy._target_")):
         raise UserError("compile=true does not go with trainer=fsdp; leave it out, or trainer=ddp")

@@ -214,6 +214,4 @@ def check_val_labels(data: PhraseDataModule) -> None:
 def say_val_labels(data: PhraseDataModule) -> None:
     """Tells which labels have no say in what the best epoch is."""
     for label in _without_val(data):
-        message = f"no validation song is labelled with {label}: others choose the best epoch"
-        log.warning(message)
-        console.print(f"[yellow]warning:[/] {escape(message)}", highlight=False)
+        _warn(f"no validation song is labelled with {label}: other labels choose the best epoch")

@@ -53,6 +53,7 @@ from midigenre.data.report import print_report
 from midigenre.data.shards import ShardSet
 from midigenre.errors import StoppedError, UserError
 from midigenre.files import write_json
+from midigenre.models import Encoder
 from midigenre.tasks.base import Outcome, Task
 from midigenre.tasks.callbacks import tensorboard_of
 from midigenre.tasks.cost import peak_memory_bytes
@@ -246,7 +247,9 @@ def _built(
     task.freeze_first(cfg.get("freeze_layers") or 0)  # older runs do not have the key
     loaded = {} if start is None else start.load_into(task.model)
     if cfg.get("compile"):
-        task.model.backbone.compile_layers()  # type: ignore[union-attr, operator]
+        backbone = task.model.backbone
+        assert isinstance(backbone, Encoder)  # Others have been refused by check_compile.
+        backbone.compile_layers()
     return task, data, loaded
 
 

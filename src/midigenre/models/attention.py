@@ -191,15 +191,27 @@ def attend_padded(
     return out_BHLd.transpose(1, 2).reshape(B * L, H, d).index_select(0, slot_N)
 
 
-def _varlen_runs_on(q_NHd: Tensor) -> bool:
-    """Whether flash attention takes this tensor; it knows neither float32 nor GPUs before Ampere.
+def no_varlen(d_head: int, capability: tuple[int, int]) -> str | None:
+    """Why variable-length flash attention cannot run on a GPU; None where it can.
 
-    Its raw kernel wants head widths that are multiples of 8, up to 256 (SDPA pads, varlen not).
+    Its raw kernel takes no other head widths (SDPA pads, varlen does not) and no older GPUs.
+
+    Args:
+        d_head: Width of a head.
+        capability: Compute capability of the GPU, as ``torch.cuda.get_device_capability`` says it.
     """
+    if capability < (8, 0):
+        has = ".".join(map(str, capability))
+        return f"an Ampere GPU or a later one (compute capability 8.0; this one has {has})"
+    if d_head % 8 or d_head > 256:
+        return f"heads of 8, 16, ... 256 numbers (these have {d_head})"
+    return None
+
+
+def _varlen_runs_on(q_NHd: Tensor) -> bool:
+    """Whether flash attention takes this tensor; it knows no float32."""
     return (
         q_NHd.device.type == "cuda"
         and q_NHd.dtype in (torch.bfloat16, torch.float16)
-        and q_NHd.shape[-1] % 8 == 0
-        and q_NHd.shape[-1] <= 256
-        and torch.cuda.get_device_capability(q_NHd.device) >= (8, 0)
+        and no_varlen(q_NHd.shape[-1], torch.cuda.get_device_capability(q_NHd.device)) is None
     )
