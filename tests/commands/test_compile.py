@@ -67,6 +67,12 @@ def test_refuses_what_its_attention_does_not_run_on(changed: dict[str, Any], why
         check_compile(settings(**changed))
 
 
+def test_refuses_a_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no CUDA device here: leave compile out"):
+        check_compile(settings())
+
+
 @pytest.mark.usefixtures("gpu")
 def test_refuses_gpus_without_variable_length_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
@@ -80,7 +86,7 @@ def test_refused_before_anything_is_prepared(midigenre, home) -> None:
     before = sorted(shards.iterdir()) if shards.is_dir() else []
     status, _, err = midigenre("train", "corpus=toy", "corpus.n_songs=31", "compile=true")
     assert status == 2
-    assert "no CUDA device: give trainer=gpu precision=bf16" in " ".join(err.split())
+    assert "precision 32-true: give trainer=gpu precision=bf16" in " ".join(err.split())
     assert (sorted(shards.iterdir()) if shards.is_dir() else []) == before
 
 

@@ -266,13 +266,17 @@ def check_compile(cfg: DictConfig) -> None:
     model, trainer = cfg.model, cfg.trainer
     if not hasattr(get_class(model._target_), "compile_layers"):
         raise UserError(f"compile=true: model={model.name} has no layers to compile; leave it out")
-    on_gpu = trainer.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+    on_gpu = trainer.accelerator in ("gpu", "cuda", "auto")
     if not on_gpu or str(cfg.precision.precision).startswith("32"):
         raise UserError(
             f"compile=true needs a GPU and half precision, and this run has trainer.accelerator="
-            f"{trainer.accelerator}, precision {cfg.precision.precision}"
-            f"{'' if on_gpu else ' and no CUDA device'}: give trainer=gpu precision=bf16, or leave "
-            "compile out"
+            f"{trainer.accelerator}, precision {cfg.precision.precision}: give trainer=gpu "
+            "precision=bf16, or leave compile out"
+        )
+    if not torch.cuda.is_available():
+        raise UserError(
+            "compile=true needs a GPU, and torch sees no CUDA device here: leave compile out, or "
+            "train on a machine that has one"
         )
     if model.attention_dropout:
         raise UserError(
