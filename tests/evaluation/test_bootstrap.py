@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from midigenre.evaluation.bootstrap import paired_bootstrap, resampled
+from midigenre.evaluation.bootstrap import paired_bootstrap, resampled, t_interval
 
 
 def case(seed=0, n=300, songs=40, c=4):
@@ -94,3 +94,11 @@ def test_no_rows_and_wrong_lengths():
     assert paired_bootstrap(["a"], ["a"], ["a"], [0], ["b"])["macro_f1"]["p"] is None
     with pytest.raises(ValueError, match="differ in length: 2, 2, 1, 2"):
         paired_bootstrap([0, 1], [0, 1], [0], [0, 1])
+
+
+def test_a_t_interval_stays_in_the_range_of_the_score():
+    # t(0.975, 1) = 12.706 and s / sqrt(2) = half the distance of two values.
+    assert t_interval([4.0, 4.2]) == pytest.approx([4.1 - 1.2706, 4.1 + 1.2706], rel=1e-4)
+    assert t_interval([1.0, 3.0]) == pytest.approx([0, 2 + 12.706], rel=1e-4)
+    assert t_interval([0.7, 1.0], 1.0) == [0, 1]
+    assert t_interval([0.5]) == [None, None]

@@ -23,7 +23,7 @@ from midigenre.commands.job import check_one_device
 from midigenre.data.prepare import default_workers
 from midigenre.errors import UserError
 from midigenre.evaluation.compare import compare
-from midigenre.evaluation.compare_table import table
+from midigenre.evaluation.compare_table import legend, table
 from midigenre.evaluation.runs import find_runs
 
 
@@ -104,7 +104,10 @@ def report(sweep: Sweep) -> bool:
         # In the order of the jobs, so that equal scores stay in it.
         comparison = compare(runs, shipped=shipped).sorted_by(None)
         header, rows, n_words = table(comparison)
-        shown = Table(title=str(sweep.folder), title_justify="left")
+        shown = Table(
+            title=str(sweep.folder), title_justify="left", caption=escape(legend(comparison)),
+            caption_justify="left",
+        )  # fmt: skip
         # The jobs' folders lie in the one above and tell what the settings tell.
         for i, name in enumerate(header[:-1]):
             shown.add_column(escape(name), justify="left" if i < n_words else "right")

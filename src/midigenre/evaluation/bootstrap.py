@@ -1,4 +1,4 @@
-"""Resampling of songs: intervals of a score, and of the difference of two classifiers.
+"""Intervals of a score, and of the difference of two classifiers: over resampled songs, over seeds.
 
 Phrases of a song resemble each other, so whole *songs* are drawn. Accuracy and F1 need only the
 margins of a confusion matrix (hits, truth, predictions of each class), and those of a resample are
@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
+from scipy.special import stdtrit
+from scipy.stats import sem
 
 Floats = NDArray[np.float64]
 
@@ -143,6 +145,25 @@ def interval(scores_R: Floats) -> list[float | None]:
     if not len(scores_R):
         return [None, None]
     return [plain(value) for value in np.percentile(scores_R, CI_PERCENTILES)]
+
+
+def t_interval(values: Sequence[float], most: float = np.inf) -> list[float | None]:
+    """Student's 95 % t interval of a mean, ``mean ± t(0.975, n - 1) s / sqrt(n)``.
+
+    It is cut to the range of the score, which takes nothing from its coverage: the true mean cannot
+    lie outside.
+
+    Args:
+        values: Scores that are never negative, one for each seed or part.
+        most: The highest that there can be: 1 for a share such as accuracy.
+
+    Returns:
+        Its ends; Nones of fewer than two values.
+    """
+    if len(values) < 2:
+        return [None, None]
+    mean, half = float(np.mean(values)), float(stdtrit(len(values) - 1, 0.975) * sem(values))
+    return [max(0.0, mean - half), min(most, mean + half)]
 
 
 def paired_bootstrap(

@@ -19,7 +19,7 @@ MISSING = "–"
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]], int]:
     """The table as text: names of the columns, rows, and how many columns from the left are words.
 
-    A score reads ``mean [low, high]``; a star marks the interval of a single run, over songs.
+    See :func:`legend` for how a score reads.
     """
     labels = {column.split("/")[1] for column in comparison.columns}
     several = comparison.n_test_sets > 1
@@ -49,12 +49,20 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]], int]:
 def to_markdown(comparison: Comparison) -> str:
     """The table as Markdown with what its marks mean, ending in a newline."""
     text = markdown_table(*table(comparison)) + "\n"
-    over = {score.over for row in comparison.rows for score in row.scores.values()}
+    meaning = legend(comparison).replace("*", "\\*")
+    return f"{text}\n{meaning}.\n" if meaning else text
+
+
+def legend(comparison: Comparison) -> str:
+    """What the marks of :func:`table` mean, on one line."""
+    n_seeds = {len(score.values) for row in comparison.rows for score in row.scores.values()}
     legend = []
-    if "seeds" in over:
-        legend.append("mean and 95 % t interval over the seeds")
-    if "songs" in over:
-        legend.append("\\* one seed: 95 % bootstrap interval over the test songs")
+    if max(n_seeds, default=0) > 2:
+        legend.append("mean [95 % t interval over the seeds, cut to 0 to 1]")
+    if 2 in n_seeds:
+        legend.append("mean (both scores: two seeds say too little for an interval)")
+    if 1 in n_seeds:
+        legend.append("score [95 % bootstrap interval over the test songs]* of one seed")
     if comparison.paired:
         references = ", ".join(sorted({str(path) for path in comparison.paired.values()}))
         legend.append(
@@ -62,7 +70,7 @@ def to_markdown(comparison: Comparison) -> str:
             "with its 95 % paired bootstrap interval over the songs and McNemar's mid-p, not "
             "corrected for the number of comparisons"
         )
-    return f"{text}\n{'; '.join(legend)}.\n" if legend else text
+    return "; ".join(legend)
 
 
 def to_records(comparison: Comparison) -> tuple[list[dict[str, Any]], list[str]]:
@@ -112,6 +120,8 @@ def _score_cells(score: Score | None) -> list[str]:
     if score is None:
         return [MISSING, MISSING]
     interval = "" if score.low is None else f" [{score.low:.3f}, {score.high:.3f}]"
+    if len(score.values) == 2:
+        interval = f" ({', '.join(f'{value:.3f}' for value in score.values)})"
     star = "*" if score.over == "songs" and interval else ""
     baseline = MISSING if score.baseline is None else f"{score.baseline:.3f} {score.baseline_name}"
     return [f"{score.mean:.3f}{interval}{star}", baseline]

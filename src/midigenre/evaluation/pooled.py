@@ -15,12 +15,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
-from scipy.stats import sem
 
 from midigenre.data.protocol import Part
 from midigenre.data.shards import ShardSet
-from midigenre.evaluation.bootstrap import METRICS, Floats
+from midigenre.evaluation.bootstrap import METRICS, Floats, t_interval
 from midigenre.evaluation.calibration import Calibration
 from midigenre.evaluation.predictions import LabelPredictions, songs_path, write_predictions
 from midigenre.evaluation.report import LEVELS
@@ -275,8 +273,8 @@ def _flagged(flags: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def averaged(evaluations: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     """The mean of several evaluations, number by number.
 
-    Counts (``n`` and ``n_...``) are summed. Intervals in ``ci95`` become Student's t intervals over
-    the parts, ``mean ± t(0.975, n - 1) s / sqrt(n)``: rough, since the parts share training songs.
+    Counts (``n`` and ``n_...``) are summed. Intervals in ``ci95`` become those over the parts
+    (:func:`~midigenre.evaluation.bootstrap.t_interval`): rough, since they share training songs.
     What a part lacks, or what is no number, is left out. Each top-level entry gets ``parts``, the
     parts' own numbers.
 
@@ -301,7 +299,7 @@ def _mean(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         of = [value.get(key) for value in values]
         if key == "ci95" and all(isinstance(one, Mapping) for one in of):
             found[key] = {
-                metric: _interval([value[metric] for value in values])
+                metric: t_interval([value[metric] for value in values])
                 for metric in values[0][key]
                 if all(_is_number(value.get(metric)) for value in values)
             }
@@ -311,13 +309,6 @@ def _mean(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             counts = key == "n" or key.startswith("n_")
             found[key] = sum(of) if counts else float(np.mean(of))  # type: ignore[arg-type]
     return found
-
-
-def _interval(values: Sequence[float]) -> list[float | None]:
-    if len(values) < 2:
-        return [None, None]
-    half = float(stdtrit(len(values) - 1, 0.975) * sem(values))
-    return [float(np.mean(values)) - half, float(np.mean(values)) + half]
 
 
 def _is_number(value: Any) -> bool:
