@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midigenre import files
-from midigenre.files import read_csv, read_json, sha256, whole, write_bytes, write_csv, write_json
+from midigenre.files import (
+    NotRegularError,
+    SlowReadError,
+    read_bytes,
+    read_csv,
+    read_json,
+    sha256,
+    whole,
+    write_bytes,
+    write_csv,
+    write_json,
+)
 
 
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
@@ -121,3 +134,56 @@ def test_sha256(tmp_path: Path) -> None:
     assert sha256(tmp_path / "x") == hashlib.sha256(data).hexdigest()
     with pytest.raises(OSError):  # noqa: PT011
         sha256(tmp_path / "none")
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Iterator[dict[str, Path]]:
+    """What may stand in the place of a file, by what is said of it."""
+    found = {
+        "a named pipe": tmp_path / "pipe.mid",
+        "a device": tmp_path / "device.mid",
+        "a socket": tmp_path / "s.mid",
+        "a folder": tmp_path / "folder.mid",
+    }
+    os.mkfifo(found["a named pipe"])
+    found["a device"].symlink_to("/dev/zero")
+    found["a folder"].mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        here = Path.cwd()
+        os.chdir(tmp_path)  # the name of a socket has at most 107 bytes
+        server.bind("s.mid")
+        os.chdir(here)
+        yield found
+
+
+def test_only_regular_files_are_read(odd: dict[str, Path]) -> None:
+    for what, path in odd.items():
+        with pytest.raises(NotRegularError) as caught:
+            read_bytes(path)
+        assert caught.value.strerror == f"{what}, not a regular file"
+
+
+def test_a_pipe_that_takes_the_place_of_a_file(
+    odd: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regular = os.stat(__file__)
+    monkeypatch.setattr(os, "stat", lambda path: regular)  # as it was a moment ago
+    for what in ("a named pipe", "a device"):
+        with pytest.raises(NotRegularError, match=what):
+            read_bytes(odd[what])
+
+
+def test_reading_stops_where_it_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    write_bytes(path, bytes(10))
+    assert [len(read_bytes(path, n)) for n in (1, 9, 10, 11)] == [1, 9, 10, 10]
+    assert len(read_bytes(Path("/proc/self/maps"), 100)) == 100  # its size is 0, they say
+
+    def growing(handle: int, n: int) -> bytes:
+        write_bytes(path, bytes(10))
+        return b"0123456789"
+
+    monkeypatch.setattr(os, "read", growing)
+    assert read_bytes(path, 15) == b"012345678901234"
+    with pytest.raises(SlowReadError):
+        read_bytes(path, max_seconds=0.05)

@@ -165,7 +165,8 @@ def test_a_listing_costs_one_request(bucket: UPath, requests: list[str]) -> None
     assert len(list(entries(bucket, (".mid",)))) == 30
     assert len(requests) == 1, requests
     read_bytes(bucket / "g0/0.mid")
-    assert len(requests) == 2, requests
+    read_bytes(bucket / "g0/0.mid", 100)
+    assert len(requests) == 3, requests
 
 
 def test_a_listing_of_several_pages(bucket: UPath) -> None:
@@ -252,8 +253,13 @@ def test_files_of_a_store(memory: UPath, bucket: UPath) -> None:
         write_csv(root / "x.csv", [{"a": 'say "x",\n'}], ["a", "b"])
         assert read_csv(root / "x.csv") == [{"a": 'say "x",\n', "b": ""}]
         assert sha256(root / "x.csv") == hashlib.sha256(b'a,b\r\n"say ""x"",\n",\r\n').hexdigest()
-        with pytest.raises(FileNotFoundError):
-            read_bytes(root / "none")
+        write_bytes(root / "empty", b"")
+        for name, whole_file in (("x.csv", b'a,b\r\n"say ""x"",\n",\r\n'), ("empty", b"")):
+            for n in (1, 10, 1000):
+                assert read_bytes(root / name, n) == whole_file[:n]
+        for n in (None, 10):
+            with pytest.raises(FileNotFoundError):
+                read_bytes(root / "none", n)
 
 
 def test_bytes_are_on_the_disk_before_the_name(

@@ -8,8 +8,10 @@ import hashlib
 import io
 import json
 import os
+import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,6 +23,12 @@ Location: TypeAlias = Path | UPath
 
 WITHOUT_FOLDERS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oss")
 """Object stores: none is made there, as s3fs would make the bucket, that of a slip too."""
+
+# What stands in the place of a file, by the type in its mode.
+_KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+          stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}  # fmt: skip
+
+_BLOCK = 2**20  # bytes that are read at a time
 
 # What a file system says that cannot sync a folder (NFS, FUSE, CIFS).
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
@@ -82,18 +90,89 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def read_bytes(path: Location) -> bytes:
-    """Content of a file; one request where it is elsewhere.
+class NotRegularError(OSError):
+    """A path names a pipe, a device, a socket or a folder; ``strerror`` says which."""
+
+
+class SlowReadError(OSError):
+    """Reading a file took longer than the caller would wait."""
+
+
+def check_regular(mode: int, path: str | os.PathLike[str]) -> None:
+    """Refuses everything that may never end or never begin when it is read.
+
+    Args:
+        mode: ``st_mode`` of what ``path`` names, links followed.
+        path: For the error.
 
     Raises:
+        NotRegularError: It is no regular file.
+    """
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise NotRegularError(number, f"{kind}, not a regular file", os.fspath(path))
+
+
+def read_bytes(
+    path: Location, at_most: int | None = None, max_seconds: float | None = None
+) -> bytes:
+    """Content of a regular file; one request where it is elsewhere.
+
+    Args:
+        path: The file.
+        at_most: Bytes after which reading stops, whatever the file's size is said to be: a file
+            may grow meanwhile, and those of ``/proc`` have a size of 0.
+        max_seconds: How long reading may take.
+
+    Raises:
+        NotRegularError: It is a pipe, a device, a socket or a folder.
+        SlowReadError: It took longer.
         OSError: It is not there, or cannot be read.
     """
-    if isinstance(path, UPath):
-        # s3fs asks for the size first where it may read in pieces.
-        options = {"max_concurrency": 1} if path.protocol in ("s3", "s3a") else {}
-        data: bytes = path.fs.cat_file(path.path, **options)
-        return data
-    return path.read_bytes()
+    blocks = _store_blocks(path, at_most) if isinstance(path, UPath) else _blocks(path)
+    data = bytearray()
+    began = time.monotonic()
+    for block in blocks:
+        data += block
+        if at_most is not None and len(data) >= at_most:
+            blocks.close()
+            return bytes(data[:at_most])
+        if max_seconds is not None and time.monotonic() - began > max_seconds:
+            blocks.close()
+            raise SlowReadError(errno.ETIMEDOUT, "reading it took too long", str(path))
+    return bytes(data)
+
+
+def _blocks(path: Path) -> Generator[bytes, None, None]:
+    # Before opening: that alone does something to a tape or a terminal. After it: the name may have
+    # gone to another file. A pipe in between does not wait for its other end (O_NONBLOCK).
+    check_regular(os.stat(path).st_mode, path)
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        check_regular(os.fstat(handle).st_mode, path)
+        while block := os.read(handle, _BLOCK):
+            yield block
+    finally:
+        os.close(handle)
+
+
+def _store_blocks(path: UPath, at_most: int | None) -> Generator[bytes, None, None]:
+    if path.protocol in ("http", "https") and at_most is not None:
+        # Its server may ignore a range and send what it likes. A size spares the question for it.
+        with path.fs.open(path.path, "rb", block_size=0, size=1) as file:
+            while block := file.read(_BLOCK):
+                yield block
+        return
+    # s3fs asks for the size first where it may read in pieces.
+    options = {"max_concurrency": 1} if path.protocol in ("s3", "s3a") else {}
+    if at_most is not None:
+        options |= {"start": 0, "end": at_most}
+    try:
+        yield path.fs.cat_file(path.path, **options)
+    except OSError:
+        if at_most is None or path.fs.size(path.path) != 0:  # S3 has no range of an empty file
+            raise
 
 
 def write_bytes(path: Location, data: bytes) -> None:

@@ -43,6 +43,7 @@ REFUSALS = {
     "timed_out": "took longer than prepare.max_seconds",
     "crashed": "the parser died on it",
     "missing": "the file is not there or cannot be opened",
+    "not_regular": "a pipe, a device, a socket or a folder by the name of a file",
     "empty": "no notes",
     "changed": "it was written to while the corpus was being prepared",
     "too_long": "more bars than tokenizer.max_song_bars",

@@ -25,6 +25,7 @@ from upath import UPath
 from midigenre.errors import UserError
 from midigenre.files import (
     WITHOUT_FOLDERS,
+    SlowReadError,
     inside,
     read_bytes,
     read_json,
@@ -140,6 +141,8 @@ def naming(where: Location) -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK:
+            raise
+        if isinstance(error, SlowReadError):
             raise
         cause = error.__cause__ if str(where).startswith("http") else None
         if isinstance(cause, Exception) and getattr(cause, "status", 0) != 404:
@@ -270,16 +273,16 @@ def _store_entries(root: UPath, hidden: bool) -> Iterator[Entry]:
     yield from (entry for _, entry in rows)
 
 
-def read(path: Location) -> bytes:
-    """Content of a file, in one request where it is elsewhere.
+def read(path: Location, at_most: int | None = None, max_seconds: float | None = None) -> bytes:
+    """Content of a file, see :func:`midigenre.files.read_bytes`.
 
     Raises:
-        OSError: It is not there; or, here, it cannot be read.
+        OSError: It is not there, is no regular file or takes too long; or, here, it cannot be read.
         UserError: The store is out of reach, or refuses: no fault of the file.
     """
     try:
         with naming(path):
-            return read_bytes(path)
+            return read_bytes(path, at_most, max_seconds)
     except UserError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise error.__cause__ from None

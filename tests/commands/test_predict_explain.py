@@ -191,6 +191,15 @@ def test_a_large_file_is_refused_before_it_is_read(songs):
         reader.read(songs[0], None)
 
 
+def test_a_pipe_is_refused_before_it_is_read(tmp_path):
+    os.mkfifo(tmp_path / "x.mid")
+    with (
+        FileReader(Limits(), guarded=False) as reader,
+        pytest.raises(RefusedSongError, match="not_regular: a named pipe"),
+    ):
+        reader.read(tmp_path / "x.mid", None)
+
+
 def test_the_reader_leaves_no_process(toy_run, home):
     reader = FileReader(Limits())
     with reader:

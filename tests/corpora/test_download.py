@@ -26,7 +26,8 @@ from midigenre.corpora import download
 from midigenre.corpora.download import fetched, unpack
 from midigenre.corpora.xmidi import XMIDI
 from midigenre.errors import UserError
-from midigenre.files import write_bytes
+from midigenre.files import read_bytes, write_bytes
+from midigenre.storage import location
 from stores import bucket
 
 __all__ = ["bucket"]  # a fixture
@@ -477,3 +478,13 @@ def test_how_to_get_the_files_is_said(tmp_path: Path) -> None:
         XMIDI(download=True)
     with pytest.raises(UserError, match=r"not into s3://music"):
         XMIDI("s3://music/x", download=True, url="https://h.org/x.zip")
+
+
+def test_a_server_is_not_read_beyond_what_is_allowed(server: Server) -> None:
+    server.ranges = server.length = False
+    place = location(server.url)
+    assert read_bytes(place, 100) == server.data[:100]
+    assert read_bytes(place, 10**6) == server.data
+    server.status = 404
+    with pytest.raises(FileNotFoundError):
+        read_bytes(place, 100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -15,9 +16,9 @@ from toysongs import Listed, midi, prepared, songs_in, tokenizer, write
 
 from midigenre.corpora.base import SongRef
 from midigenre.data import encode
-from midigenre.data.guard import Guard, Limits
+from midigenre.data.guard import Guard, Limits, file_bytes
 from midigenre.data.read import encoded_song
-from midigenre.errors import UserError
+from midigenre.errors import RefusedSongError, UserError
 from midigenre.files import read_csv, read_json
 
 LIMITS = Limits(max_seconds=1.0)
@@ -93,7 +94,7 @@ def test_a_hanging_child_does_not_outlive_its_parent() -> None:
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from toysongs import tokenizer
-from midigenre.data.guard import Guard, Limits
+from midigenre.data.guard import Guard, Limits, file_bytes
 guard = Guard("deadly_guard")
 print(guard.encode(b"pid", tokenizer().spec, Limits(max_seconds=2.0))["pid"], flush=True)
 guard.encode(b"hang", tokenizer().spec, Limits(max_seconds=2.0))
@@ -152,3 +153,29 @@ def test_a_file_that_changes_meanwhile(tmp_path: Path) -> None:
 def test_limits_that_let_nothing_through(tmp_path: Path, limit: dict[str, float]) -> None:
     with pytest.raises(UserError, match="above 0"):
         prepared(songs_in(tmp_path, 1), tmp_path, limits=Limits(**limit))
+
+
+def test_only_files_are_read_and_no_more_than_allowed(tmp_path: Path) -> None:
+    limits = Limits(max_file_mb=1e-3)
+    os.mkfifo(tmp_path / "pipe.mid")
+    (tmp_path / "zero.mid").symlink_to("/dev/zero")
+    (tmp_path / "loop.mid").symlink_to("loop.mid")
+    write(tmp_path / "large.mid", bytes(1001))
+    write(tmp_path / "most.mid", bytes(1000))
+    for name, refusal in {
+        "pipe.mid": "not_regular: a named pipe",
+        "zero.mid": "not_regular: a device",
+        "": "not_regular: a folder",
+        "loop.mid": "missing: too many levels of symbolic links",
+        "none.mid": "missing: no such file",
+        "a\0b.mid": "missing: embedded null byte",
+        "large.mid": "too_large: 0.0 MB, more than prepare.max_file_mb=0.001",
+    }.items():
+        with pytest.raises(RefusedSongError, match=refusal):
+            file_bytes(tmp_path / name, limits)
+    assert file_bytes(tmp_path / "most.mid", limits) == bytes(1000)
+    with pytest.raises(RefusedSongError, match="too_large"):  # it grew since it was listed
+        file_bytes(tmp_path / "large.mid", limits, listed=10)
+    # Where the size is a lie.
+    with pytest.raises(RefusedSongError, match="too_large"):
+        file_bytes(Path("/proc/self/smaps"), limits)

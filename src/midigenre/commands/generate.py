@@ -15,8 +15,10 @@ from omegaconf import DictConfig
 from midigenre.build import plain
 from midigenre.commands.console import console, progress_bars
 from midigenre.commands.pieces import check_audio, warnings, write_piece
+from midigenre.commands.predict_reader import FileReader
 from midigenre.commands.sampling import conditions_of, make_sampler, sampling_settings
 from midigenre.corpora.base import Progress
+from midigenre.data.guard import Limits
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.evaluation.music.descriptors import describe
 from midigenre.files import write_json
@@ -118,9 +120,8 @@ def _primer(cfg: DictConfig, tokenizer: Tokenizer) -> tuple[NDArray[np.int64] | 
         raise UserError(f"prime_bars={cfg.prime_bars} must be 1 or more, or null for all")
     path = Path(cfg.prime).expanduser()
     try:
-        song = tokenizer.read(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"prime={cfg.prime}: {(error.strerror or str(error)).lower()}") from error
+        with FileReader(Limits()) as reader:
+            song = reader.read(path, tokenizer.spec).song
     except RefusedSongError as error:
         raise UserError(f"prime={cfg.prime}: {error}; give a MIDI file with notes") from error
     first = int(np.flatnonzero(song.onsets_per_bar())[0])

@@ -11,14 +11,14 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from midigenre.data import guard
-from midigenre.data.guard import Guard, Limits
+from midigenre.data.guard import Guard, Limits, file_bytes
 from midigenre.errors import RefusedSongError
 from midigenre.music import read_score
 from midigenre.song import Song
@@ -94,24 +94,24 @@ class FileReader:
         """
         began = time.perf_counter()
         try:
-            if path.stat().st_size > self._limits.max_bytes:
-                megabytes = self._limits.max_file_mb
-                raise RefusedSongError("too_large", f"more than {megabytes:g} MB (max_file_mb)")
-            data = path.read_bytes()
-        except OSError as error:
-            raise RefusedSongError("missing", (error.strerror or str(error)).lower()) from error
+            data = file_bytes(path, self._limits)
+        except RefusedSongError as error:
+            raise _own_words(error.reason, error.detail) from error
         opened = time.perf_counter()
         if self._guard is None:
             found = read_song(data, from_spec(spec))
         else:
             found = self._guard.encode(data, spec, self._limits)
             if "reason" in found:
-                detail = found["detail"].replace("prepare.max_seconds", "max_seconds")
-                raise RefusedSongError(found["reason"], detail)
+                raise _own_words(found["reason"], found["detail"])
         inside = sum(found["seconds"].values())
         outside = time.perf_counter() - opened - inside
         seconds = {"file": opened - began, **found["seconds"], "guard": max(0.0, outside)}
         return ReadSong(found["song"], found["encoded"], seconds)
+
+
+def _own_words(reason: str, detail: str) -> RefusedSongError:
+    return RefusedSongError(reason, detail.replace("prepare.max_", "max_"))
 
 
 def read_song(data: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -121,9 +121,11 @@ def read_song(data: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
         RefusedSongError: The file cannot be read or used.
     """
     times = [time.perf_counter()]
-    score = read_score(data)
+    repairs: dict[str, int] = {}
+    score = read_score(data, repairs)
     times.append(time.perf_counter())
     song = tokenizer.clean(score)
+    song = replace(song, repairs=repairs | song.repairs)
     times.append(time.perf_counter())
     encoded = tokenizer.encode(song)
     times.append(time.perf_counter())

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midigenre.corpora.base import Progress, SongRef, no_progress
-from midigenre.data.guard import Limits, shared_guard
+from midigenre.data.guard import Limits, file_bytes, shared_guard
 from midigenre.data.read import DIGEST_BYTES, refusal
 from midigenre.data.shards import schema, write_part
 from midigenre.errors import RefusedSongError
 from midigenre.files import read_bytes, read_json, sha256, write_bytes, write_json
 from midigenre.spec import LabelSpec, TokenSpec
-from midigenre.storage import Location, read
+from midigenre.storage import Location
 
 
 @dataclass(frozen=True)
@@ -180,23 +180,6 @@ def _answers(part: Part) -> Iterator[dict[str, Any]]:
 
 
 def song_bytes(ref: SongRef, limits: Limits) -> bytes:
-    """Bytes of a song's file.
-
-    Raises:
-        RefusedSongError: ``missing`` or ``too_large``.
-        UserError: The store that holds it is out of reach.
-    """
-    try:
-        # The listing has told the size already; a request for each file of a bucket would be slow.
-        listed = ref.stamp.partition(":")[0]
-        size = int(listed) if listed.isdigit() else ref.path.stat().st_size
-        data = b"" if size > limits.max_bytes else read(ref.path)
-    except OSError as error:
-        raise RefusedSongError("missing", error.strerror or str(error)) from error
-    size = max(size, len(data))
-    if size > limits.max_bytes:
-        raise RefusedSongError(
-            "too_large",
-            f"{size / 1e6:,.1f} MB, more than prepare.max_file_mb={limits.max_file_mb:g}",
-        )
-    return data
+    """Bytes of a song's file, see :func:`midigenre.data.guard.file_bytes`."""
+    listed = ref.stamp.partition(":")[0]
+    return file_bytes(ref.path, limits, int(listed) if listed.isdigit() else None)

@@ -25,7 +25,9 @@ from typing import Any
 
 from midigenre.data.read import encoded_song, refusal
 from midigenre.errors import RefusedSongError, UserError
+from midigenre.files import NotRegularError, SlowReadError, check_regular
 from midigenre.spec import TokenSpec
+from midigenre.storage import Location, is_remote, read
 from midigenre.tokenizers.base import from_spec
 
 IDLE_SECONDS = 20.0
@@ -58,6 +60,44 @@ class Limits:
     def max_bytes(self) -> int:
         """Size of the largest file."""
         return int(self.max_file_mb * 1e6)
+
+
+def file_bytes(path: Location, limits: Limits, listed: int | None = None) -> bytes:
+    """Bytes of a person's file: the one way to them for whatever reads music.
+
+    The limits hold while it is read, so that a file that grows, or whose size is a lie, ends there.
+
+    Args:
+        path: The file.
+        limits: What it may cost.
+        listed: Its size where a listing told it: a request for each file of a bucket is slow.
+
+    Raises:
+        RefusedSongError: ``missing``, ``not_regular``, ``too_large`` or ``timed_out``.
+        UserError: The store that holds it is out of reach.
+    """
+    most = limits.max_bytes
+    try:
+        size = listed or 0
+        if not is_remote(path):
+            about = path.stat()
+            check_regular(about.st_mode, str(path))
+            size = about.st_size
+        data = b"" if size > most else read(path, most + 1, limits.max_seconds)
+    except NotRegularError as error:
+        raise RefusedSongError("not_regular", str(error.strerror)) from error
+    except SlowReadError as error:
+        raise RefusedSongError(**_too_long(limits)) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+        said = getattr(error, "strerror", None) or str(error)
+        raise RefusedSongError("missing", said.lower()) from error
+    size = max(size, len(data))
+    if size > most:
+        raise RefusedSongError(
+            "too_large",
+            f"{size / 1e6:,.1f} MB, more than prepare.max_file_mb={limits.max_file_mb:g}",
+        )
+    return data
 
 
 class Guard:
