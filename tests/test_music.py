@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import io
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
+import mido
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
@@ -394,6 +396,51 @@ def test_bar_seconds_are_those_of_symusic(score):
     found = song.bar_seconds()
     assert found.shape == (song.n_bars + 1,)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+@some_examples
+@given(
+    tpq=st.sampled_from((96, 480, 10080)),
+    silence=st.integers(0, 11),
+    tempi=st.lists(st.tuples(st.integers(0, 40_000), st.integers(20_000, 4_000_000)), max_size=8),
+    meters=st.lists(st.tuples(st.integers(0, 40), st.sampled_from(METERS)), max_size=3),
+    neutral=st.booleans(),
+)
+def test_file_seconds_are_those_of_mido(tpq, silence, tempi, meters, neutral):
+    """Whatever the tempo map: inside bars, beyond every vocabulary's range, before the music."""
+    events = [(0, 1, mido.Message("note_on", note=60, velocity=0))]
+    for k in range(silence, silence + 24):
+        events.append((k * tpq, 2, mido.Message("note_on", note=60, velocity=80)))
+        events.append(((k + 1) * tpq, 1, mido.Message("note_off", note=60)))
+    events += [(at * tpq // 960, 0, mido.MetaMessage("set_tempo", tempo=t)) for at, t in tempi]
+    for at, (n, d) in meters:
+        meta = mido.MetaMessage("time_signature", numerator=n, denominator=d)
+        events.append((at * tpq, 0, meta))
+
+    def written(events):
+        track, before = mido.MidiTrack(), 0
+        for at, _, message in sorted(events, key=lambda e: e[:2]):
+            track.append(message.copy(time=at - before))
+            before = at
+        return mido.MidiFile(type=0, ticks_per_beat=tpq, tracks=[track])
+
+    data = io.BytesIO()
+    written(events).save(file=data)
+    song = clean(read_score(data.getvalue()), GRID, neutral=neutral)
+    ticks = [int(tick) * tpq // GRID.tpq for tick in song.bar_ticks]
+    assert [Fraction(int(tick) * tpq, GRID.tpq) for tick in song.bar_ticks] == ticks
+    marks = [(tick, 3, mido.MetaMessage("marker", text="bar")) for tick in ticks]
+    expected, now = [], 0.0
+    for message in written(events + marks):
+        now += message.time
+        if message.type == "marker":
+            expected.append(now)
+    np.testing.assert_allclose(song.file_seconds, expected, rtol=1e-5, atol=1e-3)
+    middle = song.n_bars // 2
+    np.testing.assert_allclose(
+        song.bars(middle, song.n_bars).file_seconds, np.array(expected[middle:]) - expected[middle],
+        rtol=1e-5, atol=2e-3,
+    )  # fmt: skip
 
 
 def test_an_infinite_tempo_is_left_out():

@@ -32,6 +32,7 @@ from midigenre.song import (
     Meter,
     NoteTable,
     Song,
+    seconds_at,
 )
 
 Longs = NDArray[np.int64]
@@ -137,13 +138,16 @@ def clean(score: ScoreTick, grid: Grid, *, tracks: str = "all", neutral: bool = 
         notes = replace(notes, duration=np.minimum(notes.duration, room))
     if grid.cut_overlaps:
         notes = _without_overlaps(notes, repairs)
+    raw_ticks, raw_qpm = _tempo_map(score)
+    # The grid stretches no time: a barline lies at the same beat of the file.
+    seconds = seconds_at(bar_ticks / scale, raw_ticks, raw_qpm, score.ticks_per_quarter)
     if neutral:
         tempo_ticks, tempo_qpm = np.zeros(1, np.int32), np.array([DEFAULT_TEMPO])
     else:
-        tempo_ticks, tempo_qpm = _tempos(score, scale, section_ticks, section_steps)
+        tempo_ticks, tempo_qpm = _tempos(raw_ticks * scale, raw_qpm, section_ticks, section_steps)
         inside = tempo_ticks <= last_onset
         tempo_ticks, tempo_qpm = tempo_ticks[inside], tempo_qpm[inside]
-    return Song(notes, tpq, bar_ticks, meters, tempo_ticks, tempo_qpm, repairs)
+    return Song(notes, tpq, bar_ticks, meters, tempo_ticks, tempo_qpm, repairs, seconds)
 
 
 def skyline(onset: Longs, end: Longs, pitch: Longs) -> NDArray[np.bool_]:
@@ -351,17 +355,24 @@ def _without_overlaps(notes: NoteTable, repairs: dict[str, int]) -> NoteTable:
     return NoteTable.of(notes.onset, duration[back], notes.pitch, notes.velocity, notes.program)
 
 
-def _tempos(
-    score: ScoreTick, scale: float, section_ticks: Ints, section_steps: Longs
-) -> tuple[Ints, NDArray[np.float64]]:
-    """Tempo changes on the grid: finite, one a tick (the last), the first at tick 0."""
+def _tempo_map(score: ScoreTick) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ticks and tempi of a file: finite, in order, the first at tick 0."""
     pairs = [(max(0, e.time), e.qpm) for e in sorted(score.tempos, key=lambda e: e.time)]
     usable = [(time, qpm) for time, qpm in pairs if math.isfinite(qpm) and qpm > 0]
-    times = np.array([time for time, _ in usable], np.float64) * scale
+    if not usable or usable[0][0] > 0:
+        usable.insert(0, (0, DEFAULT_TEMPO))
+    ticks, qpm = np.array(usable, np.float64).T
+    return ticks, qpm
+
+
+def _tempos(
+    times: NDArray[np.float64],
+    qpm: NDArray[np.float64],
+    section_ticks: Ints,
+    section_steps: Longs,
+) -> tuple[Ints, NDArray[np.float64]]:
+    """A tempo map on the grid: one tempo a tick (the last), each other than the one before."""
     ticks, _ = _snap(times, section_ticks, section_steps)
-    qpm = np.array([qpm for _, qpm in usable], np.float64)
-    if len(ticks) == 0 or ticks[0] > 0:
-        ticks, qpm = np.r_[0, ticks], np.r_[DEFAULT_TEMPO, qpm]
     if len(ticks) > 1:
         last_of_tick = np.r_[np.diff(ticks) != 0, True]
         ticks, qpm = ticks[last_of_tick], qpm[last_of_tick]

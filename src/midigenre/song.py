@@ -166,6 +166,9 @@ class Song:
         tempo_ticks: Where the tempo changes; the first is 0.
         tempo_qpm: Tempo from there on, quarter notes a minute.
         repairs: How often each repair was made (for the report).
+        file_seconds: As :meth:`bar_seconds`, but by the tempo map of the file, before its tempi
+            were neutralised, rounded to the vocabulary or moved to the grid; empty for music that
+            comes from tokens.
     """
 
     notes: NoteTable
@@ -175,6 +178,7 @@ class Song:
     tempo_ticks: Ints
     tempo_qpm: NDArray[np.float64]
     repairs: dict[str, int] = field(default_factory=dict)
+    file_seconds: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     @property
     def n_bars(self) -> int:
@@ -187,7 +191,10 @@ class Song:
         return np.diff(edges).astype(np.int32)
 
     def bar_seconds(self) -> NDArray[np.float64]:
-        """Start of each bar and, last, the end of the last one in seconds, shape (bars + 1,)."""
+        """Start of each bar and, last, the end of the last one in seconds, shape (bars + 1,).
+
+        By the song's own tempi, as its tokenizer keeps them.
+        """
         return seconds_at(self.bar_ticks, self.tempo_ticks, self.tempo_qpm, self.tpq)
 
     def bars(self, first: int, end: int) -> Song:
@@ -211,6 +218,7 @@ class Song:
             meters=self.meters[first:end],
             tempo_ticks=np.maximum(self.tempo_ticks[inside] - start, 0),
             tempo_qpm=self.tempo_qpm[inside],
+            file_seconds=self.file_seconds[first : end + 1] - self.file_seconds[first : first + 1],
         )
 
     def time_signatures(self) -> list[tuple[int, int, int]]:

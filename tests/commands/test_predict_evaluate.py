@@ -3,13 +3,16 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from mido import MidiFile
 
+from midi import make_score, melody, to_bytes
 from midigenre.corpora.toy import Toy
 
 
@@ -40,6 +43,22 @@ def test_predict_names_genre_emotion_and_a_timeline(midigenre, toy_run, songs):
         for before, after in itertools.pairwise(phrases):
             assert before["bars"][1] == after["bars"][0]
             assert before["seconds"][1] == after["seconds"][0] > before["seconds"][0]
+
+
+def test_seconds_are_those_of_the_file(midigenre, toy_run, tmp_path):
+    """Slower than any vocabulary's tempi, after two bars of silence, with a change in a bar."""
+    score = make_score(melody(8, start=8), tempi=[(0, 30.0), (14, 300.0)])
+    path = tmp_path / "a.mid"
+    path.write_bytes(to_bytes(score))
+    slow, fast = 2.0, 0.2  # seconds a quarter
+    at_bar = {0: 0.0, 4: 14 * slow + 2 * fast, 8: 14 * slow + 18 * fast, 10: 14 * slow + 26 * fast}
+    assert MidiFile(path).length == pytest.approx(at_bar[10], abs=0.01)
+    status, out, err = midigenre("predict", f"run={toy_run}", "--", str(path))
+    assert status == 0, err
+    found = answers(out)[0]["phrases"]
+    assert [p["bars"] for p in found] == [[0, 4], [4, 8], [8, 10]]
+    for phrase in found:
+        assert phrase["seconds"] == pytest.approx([at_bar[b] for b in phrase["bars"]], abs=0.01)
 
 
 def test_a_checkpoint_alone_predicts_the_same_elsewhere(midigenre, toy_run, songs, home, tmp_path):
@@ -163,7 +182,8 @@ def test_inspect_shows_tokens_and_writes_files(midigenre, songs, tmp_path):
     assert status == 0
     first = out.splitlines()[0].split()
     assert [word.split("_")[0] for word in first][1:3] == ["Position", "Bar"]
-    assert "phrase 1: bars 4 to" in err
+    assert re.search(r"phrase 1: bars 5 to 8, \d+\.\d\d to \d+\.\d\d s, \d+ steps", err)
+    assert "steps of 8 fields" in err
     (midi,) = tmp_path.glob("*.mid")
     (png,) = tmp_path.glob("*.png")
     assert midi.read_bytes().startswith(b"MThd")
@@ -179,6 +199,7 @@ def test_inspect_finds_a_song_in_shards(midigenre, toy_run):
         status, out, err = midigenre("inspect", f"path={shards}", f"song={name}", "phrase=1")
     assert status == 0, err
     assert out.startswith("Bar_None")
+    assert "steps of 1 field," in err
     status, _, err = midigenre("inspect", f"path={shards}", "song=nothing like it")
     assert status == 2
     assert "nothing like it" in err

@@ -61,7 +61,7 @@ print(json.dumps([
     assert labels == toy.labels.to_dict()
     assert columns == [
         "song_id", "tpq", "genre", "emotion", "ids", "bar_steps", "bar_tempo", "bar_ticks",
-        "bar_onsets", "meters", "tempo_ticks", "tempo_qpm", *NOTE_COLUMNS,
+        "bar_onsets", "meters", "tempo_ticks", "tempo_qpm", "file_seconds", *NOTE_COLUMNS,
     ]  # fmt: skip
     assert ids == toy.encoded(0).ids_TF.reshape(-1).tolist()
 
@@ -87,6 +87,7 @@ def test_rows_are_what_the_tokenizer_gives(toy: ShardSet) -> None:
         for name in ("bar_ticks", "meters", "tempo_ticks", "tempo_qpm"):
             np.testing.assert_array_equal(getattr(read, name), getattr(song, name), name)
         assert read.tpq == song.tpq
+        np.testing.assert_allclose(read.file_seconds, song.file_seconds, atol=1e-3)
         np.testing.assert_array_equal(toy.bar_onsets(i), song.onsets_per_bar())
         for label, names in toy.labels.classes.items():
             assert names[indices[label][i]] == row[label]

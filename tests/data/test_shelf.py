@@ -25,7 +25,7 @@ from toysongs import prepared
 from midigenre.commands import shelf as command
 from midigenre.corpora.toy import Toy
 from midigenre.data import shelf
-from midigenre.data.shards import READABLE, ShardSet
+from midigenre.data.shards import FORMAT, ShardSet
 from midigenre.errors import UserError
 from midigenre.files import read_json, write_json
 
@@ -130,7 +130,7 @@ def test_states(root: Path, put: Callable[[str], Path]) -> None:
     put("toy-remi-00000000")
     (put("toy-remi-00000001") / "report.json").unlink()
     old = put("toy-remi-00000002") / "spec.json"
-    write_json(old, read_json(old) | {"format": READABLE[0] - 1})
+    write_json(old, read_json(old) | {"format": FORMAT - 1})
     (put("toy-remi-00000003") / "spec.json").write_text('{"format": 2, "cor', encoding="utf-8")
     (put("toy-remi-00000004") / "spec.json").unlink()
     (put("toy-remi-00000005") / "part-00002.arrow").unlink()
@@ -144,7 +144,7 @@ def test_states(root: Path, put: Callable[[str], Path]) -> None:
         "0": "finished", "1": "unfinished", "2": "other format", "3": "damaged", "4": "damaged",
         "5": "damaged", "6": "damaged", "7": "damaged", "8": "unfinished", "9": "unfinished",
     }  # fmt: skip
-    assert found["2"].detail == f"format {READABLE[0] - 1}, this version reads 2 and 3"
+    assert found["2"].detail == f"format {FORMAT - 1}, this version reads {FORMAT}"
     assert "spec.json cannot be read" in found["3"].detail
     assert found["5"].detail == "part-00002.arrow is missing"
     assert found["6"].detail == "part-00001.arrow is not whole"

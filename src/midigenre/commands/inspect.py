@@ -21,6 +21,7 @@ from midigenre.files import write_bytes
 from midigenre.song import Song
 from midigenre.spec import TokenSpec
 from midigenre.tokenizers.base import Tokenizer, from_spec
+from midigenre.wording import plural
 
 
 def run(cfg: DictConfig, paths: Sequence[str]) -> None:
@@ -61,8 +62,10 @@ def _show(songs: Songs, index: int, title: str, tokenizer: Tokenizer, cfg: DictC
     meters = ", ".join(f"{n}/{d} at tick {t}" for t, n, d in song.time_signatures())
     console.print(title, style="bold", markup=False, highlight=False)
     console.print(
-        f"{song.n_bars} bars, {len(song.notes)} notes, {len(songs.encoded(index).ids_TF)} "
-        f"{spec.name} steps of {len(spec.fields)} field(s), {song.tpq} ticks a quarter\n"
+        f"{plural(song.n_bars, 'bar')}, {plural(len(song.notes), 'note')}, "
+        f"{song.file_seconds[-1]:.2f} s, "
+        f"{plural(len(songs.encoded(index).ids_TF), f'{spec.name} step')} of "
+        f"{plural(len(spec.fields), 'field')}, {song.tpq} ticks a quarter\n"
         f"meter {meters}\n"
         f"tempo {', '.join(f'{q:g} at tick {t}' for t, q in _tempi(song)[:8])}"
         f"{' ...' if len(song.tempo_ticks) > 8 else ''}",
@@ -70,9 +73,11 @@ def _show(songs: Songs, index: int, title: str, tokenizer: Tokenizer, cfg: DictC
     )  # fmt: skip
     if song.repairs:
         console.print(", ".join(f"{n} {what}" for what, n in song.repairs.items()))
-    for i in range(len(phrases)):
+    at = song.file_seconds
+    for i, (first, end) in enumerate(zip(phrases.first, phrases.end, strict=True)):
         console.print(
-            f"phrase {i}: bars {phrases.first[i]} to {phrases.end[i] - 1}, {lengths[i]} steps"
+            f"phrase {i}: bars {first + 1} to {end}, {at[first]:.2f} to {at[end]:.2f} s, "
+            f"{plural(int(lengths[i]), 'step')}"
             + (", cut by data.max_tokens" if lengths[i] >= cfg.data.max_tokens else ""),
             markup=False, highlight=False,
         )  # fmt: skip
@@ -88,7 +93,14 @@ def _show(songs: Songs, index: int, title: str, tokenizer: Tokenizer, cfg: DictC
         name = f"{safe_name(title.split(' (')[0])}-phrase{cfg.phrase}"
         write_bytes(out / f"{name}.mid", tokenizer.decode(ids).dumps_midi())
         music = song.bars(first, end)
-        figure = piano_roll_figure(music.notes, music.bar_ticks, music.tpq, title)
+        figure = piano_roll_figure(
+            music.notes,
+            music.bar_ticks,
+            music.tpq,
+            title,
+            song.file_seconds[first : end + 1],
+            first_bar=first,
+        )
         save(figure, out / f"{name}.png")
         console.print(f"wrote {out / name}.mid and {out / name}.png", markup=False, highlight=False)
 

@@ -66,12 +66,12 @@ def write_piece(
     about: dict[str, Any] = {"midi": f"{name}.mid", "notes": n_notes}
     if song is None:
         return about
-    figure = piano_roll_figure(song.notes, song.bar_ticks, song.tpq, title)
+    figure = piano_roll_figure(song.notes, song.bar_ticks, song.tpq, title, song.file_seconds)
     save(figure, folder / f"{name}.png")
     about |= {
         "piano_roll": f"{name}.png",
         "bars": song.n_bars,
-        "seconds": round(float(song.bar_seconds()[-1]), 2),
+        "seconds": round(float(song.file_seconds[-1]), 2),
         "programs": sorted({int(p) for p in song.notes.program}),
     }
     if audio is None:

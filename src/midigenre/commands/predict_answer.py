@@ -124,7 +124,7 @@ def describe(
     """
     mine = np.flatnonzero(found.song == index)
     mine = mine[np.argsort(found.start[mine], kind="stable")]
-    seconds = song.bar_seconds()
+    seconds = song.file_seconds
     answers: dict[str, Any] = {}
     probabilities: dict[str, dict[str, float]] = {}
     doubts: dict[str, dict[str, Any]] = {}

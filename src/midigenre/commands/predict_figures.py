@@ -41,7 +41,9 @@ class FigureFolder:
             )
             for label, found in attributions.items()
         ]  # fmt: skip
-        figure = attribution_figure(song.notes, song.bar_ticks, song.tpq, path.name, labels)
+        figure = attribution_figure(
+            song.notes, song.bar_ticks, song.tpq, path.name, labels, song.file_seconds
+        )
         return save(figure, self._folder / f"{self._name(path)}.png")
 
     def _name(self, path: Path) -> str:

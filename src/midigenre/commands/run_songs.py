@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from midigenre.build import plain, prepared
 from midigenre.data.datamodule import PhraseDataModule
-from midigenre.data.shards import FORMAT, ShardSet
+from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
 from midigenre.files import read_json
 from midigenre.tokenizers.base import from_spec
@@ -35,9 +35,6 @@ def own_shards(trained: Run, home: str, n_workers: int | None, progress: Any) ->
         )
     assert trained.folder is not None
     then = Path(read_json(trained.folder / "spec.json")["shards"]).name
-    earlier = Path(home) / "shards" / then
-    if (earlier / "report.json").is_file() and (shards := ShardSet(earlier)).format < FORMAT:
-        return shards  # prepared by an earlier version: its name cannot come out again
     config = OmegaConf.merge(trained.config, {"home": home, "n_workers": n_workers})
     if "prepare" in config:  # the cluster of then is no longer there
         config.prepare.backend, config.prepare.scheduler = "loky", None

@@ -34,11 +34,8 @@ from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.storage import Location, exists, local_copy, naming
 from midigenre.tokenizers.base import Encoded
 
-FORMAT = 3
-"""Version of what is written."""
-
-READABLE = (2, 3)
-"""Versions that can be read; 2 has no checksums of its tables. Others are refused."""
+FORMAT = 4
+"""Version of what is written and read."""
 
 _NO_SHARDS = (
     "{} holds no prepared shards (no spec.json); make them with `midigenre prepare corpus=... "
@@ -56,6 +53,7 @@ _LISTS: Mapping[str, pa.DataType] = {
     "meters": pa.uint8(),  # bars * 2
     "tempo_ticks": pa.int32(),
     "tempo_qpm": pa.float64(),
+    "file_seconds": pa.float32(),  # bars + 1
     "onset": pa.int32(),
     "duration": pa.int32(),
     "pitch": pa.uint8(),
@@ -79,7 +77,7 @@ class Songs(Protocol):
         """Note onsets in each bar of a song."""
 
     def bar_seconds(self, index: int) -> NDArray[np.float64]:
-        """Start of each bar of a song and, last, the end of its last one in seconds."""
+        """See :meth:`midigenre.song.Song.bar_seconds`."""
 
 
 class MemorySongs:
@@ -132,6 +130,7 @@ def song_columns(song: Song, encoded: Encoded) -> dict[str, Any]:
         "meters": song.meters.reshape(-1),
         "tempo_ticks": song.tempo_ticks,
         "tempo_qpm": song.tempo_qpm,
+        "file_seconds": song.file_seconds,
         **song.notes.columns(),
     }
     row: dict[str, Any] = {
@@ -227,7 +226,6 @@ class ShardSet:
 
     Attributes:
         folder: The folder ``shards/<corpus>-<tokenizer>-<hash>``.
-        format: Version of what was written, one of :data:`READABLE`.
         tokens: Vocabulary and tokenizer settings.
         labels: Class names of each label.
         manifest: Rows of ``manifest.csv``, in the order of the song indices.
@@ -242,13 +240,12 @@ class ShardSet:
         if not (self.folder / "spec.json").is_file():
             raise UserError(_NO_SHARDS.format(self.folder))
         spec = read_json(self.folder / "spec.json")
-        if spec.get("format") not in READABLE:
+        if spec.get("format") != FORMAT:
             raise UserError(
                 f"{self.folder} has shard format {spec.get('format')}, this version reads "
-                f"{' and '.join(map(str, READABLE))}; run `midigenre prepare` again (and "
+                f"{FORMAT}; run `midigenre prepare` again (and "
                 "`midigenre prepare clean=old` to remove what cannot be read)"
             )
-        self.format: int = spec["format"]
         self.tokens = TokenSpec.from_dict(spec["tokens"])
         self.labels = LabelSpec.from_dict(spec["labels"])
         self.parts: list[dict[str, Any]] = spec["parts"]
@@ -309,8 +306,8 @@ class ShardSet:
     def song(self, index: int) -> Song:
         """See :class:`Songs`."""
         notes = NoteTable(*(c.astype(np.int32) for c in self._get(index, *NOTE_COLUMNS)))
-        bar_ticks, meters, ticks, qpm = self._get(
-            index, "bar_ticks", "meters", "tempo_ticks", "tempo_qpm"
+        bar_ticks, meters, ticks, qpm, seconds = self._get(
+            index, "bar_ticks", "meters", "tempo_ticks", "tempo_qpm", "file_seconds"
         )
         return Song(
             notes=notes,
@@ -319,6 +316,7 @@ class ShardSet:
             meters=meters.reshape(-1, 2).astype(np.int32),
             tempo_ticks=ticks,
             tempo_qpm=qpm,
+            file_seconds=seconds.astype(np.float64),
         )
 
     def label_indices(self) -> dict[str, NDArray[np.int64]]:

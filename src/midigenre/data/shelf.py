@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from midigenre.data.shards import READABLE
+from midigenre.data.shards import FORMAT
 from midigenre.errors import UserError
 from midigenre.files import read_json
 
@@ -215,9 +215,8 @@ def _state(
         return UNFINISHED, "its removal was stopped"
     if problem:
         return DAMAGED, problem
-    if spec and spec.get("format") not in READABLE:
-        readable = " and ".join(map(str, READABLE))
-        return OTHER_FORMAT, f"format {spec.get('format')}, this version reads {readable}"
+    if spec and spec.get("format") != FORMAT:
+        return OTHER_FORMAT, f"format {spec.get('format')}, this version reads {FORMAT}"
     if not (folder / "report.json").is_file():
         return UNFINISHED, "no report.json"
     if not spec:

@@ -25,6 +25,7 @@ from midigenre.evaluation.figures import (
     _titles,
 )
 from midigenre.evaluation.instruments import program_name
+from midigenre.wording import plural
 
 FOR, AGAINST, UNSEEN = "#0072B2", "#D55E00", "#ebebeb"
 """Blue and vermilion, which people with any colour vision tell apart (Okabe and Ito 2008)."""
@@ -58,7 +59,12 @@ class LabelAttribution:
 
 
 def attribution_figure(
-    notes: Notes, bar_ticks: ArrayLike, tpq: int, title: str, labels: Sequence[LabelAttribution]
+    notes: Notes,
+    bar_ticks: ArrayLike,
+    tpq: int,
+    title: str,
+    labels: Sequence[LabelAttribution],
+    bar_seconds: ArrayLike = (),
 ) -> Figure:
     """The piano roll, shaded by what each bar said for the first label's class.
 
@@ -70,6 +76,7 @@ def attribution_figure(
         tpq: Ticks per quarter note.
         title: Title; taken literally.
         labels: What decided each label, at least one.
+        bar_seconds: Time of each of ``bar_ticks``, for the axis; empty for none.
 
     Raises:
         ValueError: No label, or one whose bars are not those of ``bar_ticks``.
@@ -113,16 +120,14 @@ def attribution_figure(
     for axes, found in zip(panels[n_rolls:], labels, strict=True):
         _strip(axes, bars, found)
     for axes in panels:
-        _bar_lines(axes, bars, left, right, width)
+        _bar_lines(axes, bars, left, right, width, bar_seconds)
     for axes in panels[:-1]:
         axes.tick_params(labelbottom=False)
-    panels[-1].set_xlabel("Bar", color=INK)
     figure.align_ylabels(panels)
     first = labels[0]
-    n_bars = len(bars) - 1
     subtitle = (
-        f"{len(drums_n):,} notes in {n_bars:,} bar{'s' * (n_bars != 1)}   ·   shaded by what each "
-        f"bar said for {first.label} {first.name}"
+        f"{plural(len(drums_n), 'note')} in {plural(len(bars) - 1, 'bar')}   ·   shaded by what "
+        f"each bar said for {first.label} {first.name}"
     )
     _titles(panels[0], title, subtitle)
     if beside:

@@ -22,9 +22,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from midigenre.evaluation.scores import accuracy, as_array, macro_f1
 from midigenre.files import whole
+from midigenre.wording import plural
 
 DPI = 150
 INK, FAINT, GRID = "#222222", "#767676", "#d9d9d9"
+PRIMER = "#D55E00"  # the line where a primer ends
 DRUMS = -1  # the program of drum notes in a note table
 
 FAMILIES: tuple[tuple[str, str, bool], ...] = (
@@ -198,7 +200,15 @@ def _titles(axes: Axes, title: str, subtitle: str) -> None:
     )  # fmt: skip
 
 
-def piano_roll_figure(notes: Notes, bar_ticks: ArrayLike, tpq: int, title: str) -> Figure:
+def piano_roll_figure(
+    notes: Notes,
+    bar_ticks: ArrayLike,
+    tpq: int,
+    title: str,
+    bar_seconds: ArrayLike = (),
+    primer_bars: int = 0,
+    first_bar: int = 0,
+) -> Figure:
     """Pitch against bars; colour is the instrument family, opacity the velocity, drums below.
 
     Args:
@@ -207,6 +217,11 @@ def piano_roll_figure(notes: Notes, bar_ticks: ArrayLike, tpq: int, title: str) 
             means bars of four quarters.
         tpq: Ticks per quarter note.
         title: Title; taken literally.
+        bar_seconds: Time of each of ``bar_ticks``, which then stands below the bars' numbers; empty
+            for none.
+        primer_bars: Bars that were given to the generator: a line stands behind them, and the title
+            says it.
+        first_bar: Bars of the song that lie before these; numbers count from its first, 1.
 
     Returns:
         The figure; without drums it has no drum panel, without notes it says so.
@@ -235,8 +250,9 @@ def piano_roll_figure(notes: Notes, bar_ticks: ArrayLike, tpq: int, title: str) 
     if len(used_drums):
         _drum_panel(panels[-1], notes, drums_n, used_drums, tpq)
     for axes in panels:
-        _bar_lines(axes, bars, left, right, width)
-    panels[-1].set_xlabel("Bar", color=INK)
+        _bar_lines(axes, bars, left, right, width, bar_seconds, first_bar)
+        if primer_bars:
+            axes.axvline(float(bars[primer_bars]), color=PRIMER, lw=2, ls=(0, (4, 2)), zorder=3)
     figure.align_ylabels(panels)
     count = len(drums_n)
     if not count:
@@ -244,8 +260,10 @@ def piano_roll_figure(notes: Notes, bar_ticks: ArrayLike, tpq: int, title: str) 
         panels[0].text(
             0.5, 0.5, "no notes", transform=panels[0].transAxes, ha="center", color=FAINT
         )
-    n_bars = max(1, len(bars) - 1)
-    subtitle = f"{count:,} note{'s' * (count != 1)} in {n_bars:,} bar{'s' * (n_bars != 1)}"
+    if primer_bars:
+        given = "bar 1 is" if primer_bars == 1 else f"bars 1 to {primer_bars} are"
+        title = f"{title} ({given} the primer)"
+    subtitle = f"{plural(count, 'note')} in {plural(max(1, len(bars) - 1), 'bar')}"
     _titles(panels[0], title, f"{subtitle}   ·   opacity shows velocity" if count else subtitle)
 
     present = np.unique(np.asarray(notes.program)[~drums_n] // 8)
@@ -329,8 +347,18 @@ def _drum_panel(
     axes.set_ylabel("Drums", color=INK)
 
 
-def _bar_lines(axes: Axes, bars: NDArray[Any], left: int, right: int, width: float) -> None:
-    """Bar lines and as many bar numbers as fit."""
+def _bar_lines(
+    axes: Axes,
+    bars: NDArray[Any],
+    left: int,
+    right: int,
+    width: float,
+    bar_seconds: ArrayLike = (),
+    first_bar: int = 0,
+) -> None:
+    """Bar lines and as many bar numbers, from 1, as fit; below these the time if it is known."""
+    times = [f"\n{int(s) // 60}:{int(s) % 60:02d}" for s in np.asarray(bar_seconds)]
+    axes.set_xlabel("Bar and time (min:s)" if times else "Bar", color=INK)
     starts = bars[:-1] if len(bars) > 1 else bars
     step = next(s for s in (1, 2, 4, 8, 16, 32, 64, 10**9) if len(starts) / s <= width * 2.2)
     drawn = bars[:: step if len(bars) > 120 else 1]
@@ -348,7 +376,8 @@ def _bar_lines(axes: Axes, bars: NDArray[Any], left: int, right: int, width: flo
     numbered = np.arange(0, len(starts), step)
     axes.xaxis.set_major_locator(FixedLocator([float(starts[i]) for i in numbered]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks([float(starts[i]) for i in numbered], [str(i + 1) for i in numbered])
+    labels = [f"{first_bar + i + 1}{times[i] if times else ''}" for i in numbered]
+    axes.set_xticks([float(starts[i]) for i in numbered], labels)
     axes.tick_params(length=0, colors=INK, labelsize=9)
     axes.label_outer()
     axes.spines[["top", "right"]].set_visible(False)

@@ -173,16 +173,8 @@ class MidiTokTokenizer(Tokenizer):
             if len(tempo_ticks) > 1:
                 changed = np.r_[True, np.diff(tempo_qpm) != 0]
                 tempo_ticks, tempo_qpm = tempo_ticks[changed], tempo_qpm[changed]
-        columns = song.notes.columns() | {"velocity": velocity}
-        return Song(
-            NoteTable(**columns),
-            song.tpq,
-            song.bar_ticks,
-            song.meters,
-            tempo_ticks,
-            tempo_qpm,
-            song.repairs,
-        )
+        notes = replace(song.notes, velocity=velocity)
+        return replace(song, notes=notes, tempo_ticks=tempo_ticks, tempo_qpm=tempo_qpm)
 
     def encode(self, song: Song) -> Encoded:
         """See :meth:`Tokenizer.encode`.
@@ -388,12 +380,13 @@ def _keep(song: Song, known: NDArray[np.bool_]) -> Song:
     n_bars = int(np.searchsorted(song.bar_ticks, last, side="right"))
     inside = song.tempo_ticks <= last
     repairs = song.repairs | {"notes outside the vocabulary": int((~known).sum())}
-    return Song(
-        notes,
-        song.tpq,
-        song.bar_ticks[: n_bars + 1],
-        song.meters[:n_bars],
-        song.tempo_ticks[inside],
-        song.tempo_qpm[inside],
-        repairs,
+    return replace(
+        song,
+        notes=notes,
+        bar_ticks=song.bar_ticks[: n_bars + 1],
+        meters=song.meters[:n_bars],
+        tempo_ticks=song.tempo_ticks[inside],
+        tempo_qpm=song.tempo_qpm[inside],
+        repairs=repairs,
+        file_seconds=song.file_seconds[: n_bars + 1],
     )
