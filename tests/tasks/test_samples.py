@@ -11,6 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from boards import Board
 from midigenre.build import make_data, make_task, make_trainer, prepared
 from midigenre.cli import conf_dir
 from midigenre.errors import UserError
@@ -93,12 +94,12 @@ def with_samples(home, _one_thread):
 
 def test_each_class_is_seen_and_heard(with_samples, home):
     found = events(home / "with")
-    tags = {f"samples/{label}/{name}" for label, names in CLASSES.items() for name in names}
-    assert set(found.Tags()["images"]) == tags
-    silent = {tag.split("/text_summary")[0] for tag in found.Tags()["tensors"]}
-    assert set(found.Tags()["audio"]) | silent == tags
+    tags = {f"val/samples/{label}/{name}" for label, names in CLASSES.items() for name in names}
+    assert set(found.Tags()["images"]) == {f"{tag}/piano_roll" for tag in tags}
+    silent = {tag.removesuffix("/text_summary") for tag in found.Tags()["tensors"]}
+    assert {tag.removesuffix("/audio") for tag in found.Tags()["audio"]} | silent == tags
     assert len(found.Tags()["audio"]) >= 6
-    for tag in tags:
+    for tag in found.Tags()["images"]:
         assert [image.step for image in found.Images(tag)] == [3, 6]
         assert found.Images(tag)[0].encoded_image_string.startswith(b"\x89PNG")
     for tag in found.Tags()["audio"]:
@@ -107,6 +108,25 @@ def test_each_class_is_seen_and_heard(with_samples, home):
             assert rate == AUDIO_RATE
             assert 0.3 < np.abs(audio).max() <= 1
             assert 0.1 < len(audio) / rate < 40
+
+
+def test_tensorboard_serves_every_picture_and_every_sound(with_samples, home):
+    """It serves neither where a tag holds both."""
+    board = Board(home / "with")
+    (run,) = board.tags["scalars"]
+    pictures, sounds = board.tags["images"][run], board.tags["audio"][run]
+    assert set(pictures) == set(events(home / "with").Tags()["images"])
+    assert set(sounds) == set(events(home / "with").Tags()["audio"])
+    assert len(sounds) >= 6
+    kinds = [set(board.tags[plugin].get(run, ())) for plugin in board.tags]
+    assert sum(map(len, kinds)) == len(set.union(*kinds))
+    for tag in sounds:
+        audio, rate = soundfile.read(io.BytesIO(board.sound(run, tag)), dtype="int16")
+        assert rate == AUDIO_RATE
+        loud = np.abs(audio.astype(int))
+        assert np.sqrt((loud**2).mean()) / 2**15 > 0.01  # not silence around one click
+        # Full scale is not reached: what would be cut off there crackles.
+        assert 0.3 < loud.max() / 2**15 < 0.999
 
 
 def test_training_does_not_notice(with_samples, home):
@@ -119,7 +139,7 @@ def test_training_does_not_notice(with_samples, home):
     }
     for (name, ours), theirs in zip(task.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
-    assert "samples/genre/waltz" not in events(home / "without").Tags()["images"]
+    assert events(home / "without").Tags()["images"] == []
 
 
 def test_they_come_every_few_steps_and_not_more_than_asked_for(home):
@@ -127,9 +147,11 @@ def test_they_come_every_few_steps_and_not_more_than_asked_for(home):
     train(home, home / "few", callback, "trainer.max_epochs=4")
     found = events(home / "few")
     # Validations are at 3, 6, 9 and 12; the classes of the two conditions come in turn.
-    shown = {"samples/genre/waltz", "samples/emotion/happy", "samples/genre/rock"}
-    assert set(found.Tags()["images"]) == shown
-    assert [image.step for image in found.Images("samples/genre/rock")] == [6, 12]
+    shown = [
+        f"val/samples/{of}/piano_roll" for of in ("genre/waltz", "emotion/happy", "genre/rock")
+    ]
+    assert set(found.Tags()["images"]) == set(shown)
+    assert [image.step for image in found.Images(shown[2])] == [6, 12]
     assert found.Tags()["audio"] == []
     again = GeneratedSamples()
     again.load_state_dict(callback.state_dict())
@@ -153,7 +175,7 @@ def test_each_piece_is_told_its_class_alone(home, monkeypatch):
 def test_without_conditions_there_is_one(home):
     callback = GeneratedSamples(every_steps=6, bars=1, tokens=100, audio=False)
     train(home, home / "untold", callback, "task.conditions=[]")
-    assert events(home / "untold").Tags()["images"] == ["samples/unconditioned"]
+    assert events(home / "untold").Tags()["images"] == ["val/samples/unconditioned/piano_roll"]
 
 
 def test_without_a_logger_nothing_is_drawn(home, monkeypatch):

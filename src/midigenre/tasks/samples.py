@@ -48,9 +48,10 @@ def context_for(data: Mapping[str, Any], tokens: TokenSpec) -> Context:
 class GeneratedSamples(Callback):
     """Writes a piece for each class of each condition and shows it in TensorBoard.
 
-    Each piece is told one class and nothing of the other conditions. It stands as piano roll and as
-    audio under ``samples/<label>/<class>``, or ``samples/unconditioned``, and is drawn with the
-    same numbers every time, so that only the training makes the difference.
+    Each piece is told one class and nothing of the other conditions. It stands as ``piano_roll``
+    and as ``audio`` under ``val/samples/<label>/<class>``, or ``val/samples/unconditioned``
+    (TensorBoard shows nothing of a tag that holds both), and is drawn with the same numbers every
+    time, so that only the training makes the difference.
 
     They are written at the end of a validation, at the first one ``every_steps`` or more after the
     last: a step within an epoch is no place to stop, because a checkpoint may be written there.
@@ -139,8 +140,8 @@ class GeneratedSamples(Callback):
             rank_zero_warn(f"no samples in TensorBoard at step {step}: {error}")
             return
         for (label, name, _), piece in zip(told, pieces, strict=True):
-            tag = f"samples/{label}/{name}" if label else "samples/unconditioned"
-            self._show(writer, tag, step, tokenizer, piece)
+            of = f"{label}/{name}" if label else "unconditioned"
+            self._show(writer, of, step, tokenizer, piece)
 
     def _told(
         self, model: PhraseGenerator, classes: Mapping[str, Sequence[str]]
@@ -155,15 +156,16 @@ class GeneratedSamples(Callback):
         in_turn = chain.from_iterable(zip_longest(*of_each))
         return [one for one in in_turn if one is not None][: self.n_samples]
 
-    def _show(self, writer: Any, tag: str, step: int, tokenizer: Tokenizer, piece: Sample) -> None:
+    def _show(self, writer: Any, of: str, step: int, tokenizer: Tokenizer, piece: Sample) -> None:
+        tag = f"val/samples/{of}"
         score = tokenizer.decode(piece.ids_TF)
         if not score.note_num():
             writer.add_text(tag, f"not a note in {self.settings.bars} bars", step)
             return
         song = tokenizer.clean(score)
-        title = f"{tag.removeprefix('samples/').replace('/', ' ')}, step {step}"
+        title = f"{of.replace('/', ' ')}, step {step}"
         figure = piano_roll_figure(song.notes, song.bar_ticks, song.tpq, title)
-        writer.add_figure(tag, figure, step)
+        writer.add_figure(f"{tag}/piano_roll", figure, step)
         if not self.audio:
             return
         if length_seconds(score) > MAX_SECONDS:
@@ -171,7 +173,7 @@ class GeneratedSamples(Callback):
         elif (played := render(score, self.soundfont)).silent:
             writer.add_text(tag, "silent: the soundfont lacks its pitches", step)
         else:
-            writer.add_audio(tag, torch.from_numpy(_mono(played))[None], step, AUDIO_RATE)
+            writer.add_audio(f"{tag}/audio", torch.from_numpy(_mono(played)), step, AUDIO_RATE)
 
 
 def _mono(audio: Audio) -> NDArray[np.float32]:
@@ -180,5 +182,5 @@ def _mono(audio: Audio) -> NDArray[np.float32]:
     from scipy.signal import resample_poly  # type: ignore[attr-defined]
 
     mono = resample_poly(audio.samples.mean(1), AUDIO_RATE, audio.rate)
-    # The filter overshoots where the peak was.
-    return np.asarray(np.clip(mono, -1, 1), np.float32)
+    # The filter may overshoot where the peak was: quieter, for what is cut off crackles.
+    return np.asarray(mono / max(1.0, np.abs(mono).max()), np.float32)
