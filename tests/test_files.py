@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from midigenre.files import (
     read_bytes,
     read_csv,
     read_json,
+    remove_parts,
     sha256,
     whole,
     write_bytes,
@@ -68,6 +70,22 @@ def test_a_failing_rename_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError):  # noqa: PT011
         write_bytes(tmp_path / "x", b"data")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    below = tmp_path / "checkpoints"
+    below.mkdir()
+    # A container gives every training the same number.
+    for pid in (process.pid, os.getpid()):
+        (below / f".last.ckpt.{pid}.part").touch()
+        (tmp_path / f".metrics.json.{pid}.part").touch()
+    kept = [below / f".best.ckpt.{os.getppid()}.part", below / "x.part", below / ".x.part"]
+    for path in kept:
+        path.touch()
+    remove_parts(tmp_path)
+    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)
 
 
 JSON = st.recursive(

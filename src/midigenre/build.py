@@ -32,6 +32,7 @@ from midigenre.errors import UserError
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.storage import location
 from midigenre.tasks.base import Task
+from midigenre.tasks.callbacks import WholeCheckpoints
 from midigenre.tasks.optim import OptimSettings
 from midigenre.tokenizers.base import Tokenizer
 
@@ -386,6 +387,7 @@ def make_trainer(cfg: DictConfig, folder: Path) -> L.Trainer:
         precision=cfg.precision.precision,
         callbacks=callbacks,
         logger=loggers or False,
+        plugins=[WholeCheckpoints()],
         default_root_dir=str(folder),
         enable_model_summary=False,
         num_sanity_val_steps=0,

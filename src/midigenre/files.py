@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import stat
 import tempfile
 import time
@@ -30,6 +31,11 @@ _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: 
 
 _BLOCK = 2**20  # bytes that are read at a time
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk without room says: no space left, or the quota is used up."""
+
+_PART = re.compile(r"\..*\.(\d+)\.part")
+
 # What a file system says that cannot sync a folder (NFS, FUSE, CIFS).
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
 
@@ -47,7 +53,8 @@ def whole(path: Location | str) -> Iterator[Path]:
         The path to write to; the folder is made if needed.
 
     Raises:
-        OSError: The folder cannot be written, or the disk is full; nothing is left then.
+        OSError: The folder cannot be written, or the disk is full; it names ``path``, and nothing
+            is left then.
     """
     if isinstance(path, UPath):
         with tempfile.TemporaryDirectory(prefix="midigenre-") as folder:
@@ -64,8 +71,32 @@ def whole(path: Location | str) -> Iterator[Path]:
         _sync(part)
         os.replace(part, path)
         _sync(path.parent)
+    except OSError as error:
+        # Python's `write` does not say to which file.
+        if error.errno in FULL:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes what processes that were killed while they wrote have left in and below a folder."""
+    for path in folder.rglob(".*.part"):
+        found = _PART.fullmatch(path.name)
+        if found is not None and not _writes(int(found[1])):
+            path.unlink(missing_ok=True)
+
+
+def _writes(pid: int) -> bool:
+    """Whether another process of that number is there; in a container all have the same one."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
 
 
 def make_folder(path: Location) -> None:
@@ -175,7 +206,7 @@ def _store_blocks(path: UPath, at_most: int | None) -> Generator[bytes, None, No
             raise
 
 
-def write_bytes(path: Location, data: bytes) -> None:
+def write_bytes(path: Location, data: bytes | memoryview) -> None:
     """Writes bytes."""
     with whole(path) as part:
         part.write_bytes(data)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -16,6 +17,31 @@ class SignalAt(Callback):
         number, _, at = os.environ.get("SIGNAL_AT", "0:-1").partition(":")
         if trainer.fit_loop.epoch_loop.total_batch_idx == int(at):
             os.kill(os.getpid(), signal.Signals(int(number)))
+
+
+class KillInSave(Callback):
+    """Kills this process when half of the ``KILL_IN_SAVE``-th ``last.ckpt`` has been written."""
+
+    def setup(self, trainer, pl_module, stage):
+        self.left = int(os.environ.get("KILL_IN_SAVE", "0"))
+        write, copy = Path.write_bytes, shutil.copyfile
+
+        def write_bytes(path, data):
+            self.kill_at(path, data)
+            return write(path, data)
+
+        def copyfile(source, path, **options):  # what moves to another file system
+            self.kill_at(Path(path), Path(source).read_bytes())
+            return copy(source, path, **options)
+
+        Path.write_bytes, shutil.copyfile = write_bytes, copyfile
+
+    def kill_at(self, path, data):
+        self.left -= "last.ckpt" in path.name
+        if self.left == 0 and "last.ckpt" in path.name:
+            with path.open("wb") as file:
+                file.write(bytes(data[: len(data) // 2]))
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class WriteBatches(Callback):

@@ -91,7 +91,7 @@ def test_sigterm_in_mid_epoch(variant, at, midigenre, home, monkeypatch):
 
 
 def test_ctrl_c_ends_the_step_and_can_be_resumed(midigenre, home, monkeypatch):
-    assert midigenre("train", *SMALL, "name=calm")[0] == 0
+    whole = whole_run(midigenre, home)
     monkeypatch.setenv("SIGNAL_AT", f"{signal.SIGINT.value}:5")
     status, _, err = midigenre("train", *SMALL, "name=hasty")
     assert status == 130, err
@@ -100,7 +100,7 @@ def test_ctrl_c_ends_the_step_and_can_be_resumed(midigenre, home, monkeypatch):
     assert last(run)["global_step"] == 6
     monkeypatch.delenv("SIGNAL_AT")
     assert midigenre("train", f"resume={run}")[0] == 0
-    assert_same_end(only(home / "runs" / "calm"), run)
+    assert_same_end(whole, run)
 
 
 MEASURED = ("memory_mb", "per_second", "fit_seconds")
@@ -149,11 +149,11 @@ def test_a_resumed_run_keeps_its_weights_and_biases_id(midigenre, home, monkeypa
     assert wandb_id(other) not in ids
 
 
-def killed(home, *settings, at):
+def killed(home, *settings, **environment):
     command = [sys.executable, "-m", "midigenre", "train", *SMALL, *settings]
     here = str(Path(__file__).parent)
     paths = os.pathsep.join([here, *sys.path])
-    environment = os.environ | {"SIGNAL_AT": f"9:{at}", "PYTHONPATH": paths}
+    environment = os.environ | environment | {"PYTHONPATH": paths}
     environment.pop("MIDIGENRE_HOME", None)
     found = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
     assert found.returncode == -9, found.stderr
@@ -163,17 +163,73 @@ def killed(home, *settings, at):
 def test_kill_9_in_mid_epoch(workers, midigenre, home):
     settings = (f"data.num_workers={workers}", "callbacks.last.every_minutes=0")
     assert midigenre("train", *SMALL, *settings, f"name=alive{workers}")[0] == 0
-    killed(home, *settings, f"name=killed{workers}", at=17)
+    killed(home, *settings, f"name=killed{workers}", SIGNAL_AT="9:17")
     run = only(home / "runs" / f"killed{workers}")
     assert last(run)["global_step"] == 17
     assert midigenre("train", f"resume={run}")[0] == 0
     assert_same_end(only(home / "runs" / f"alive{workers}"), run)
 
 
+def whole_run(midigenre, home):
+    """A run that nothing has stopped."""
+    if not (home / "runs" / "calm").exists():
+        assert midigenre("train", *SMALL, "name=calm")[0] == 0
+    return only(home / "runs" / "calm")
+
+
+def test_kill_9_in_the_middle_of_a_save(midigenre, home):
+    other = Path("/dev/shm")  # a file system other than that of the run, where there is one
+    killed(
+        home, "name=half", "+callbacks.kill._target_=spies.KillInSave", KILL_IN_SAVE="2",
+        **({"TMPDIR": str(other)} if other.is_dir() else {}),
+    )  # fmt: skip
+    run = only(home / "runs" / "half")
+    assert last(run)["global_step"] == 17  # the one before
+    assert {p.suffix for p in (run / "checkpoints").iterdir()} == {".ckpt", ".part"}
+    assert midigenre("train", f"resume={run}")[0] == 0
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert_same_end(whole_run(midigenre, home), run)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """``size -> folder``: a file system of that size; a second call changes it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size):
+        options = f"{'remount,' if os.path.ismount(folder) else ''}size={size}"
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+        if os.geteuid() or subprocess.run(command, check=False, capture_output=True).returncode:
+            pytest.skip("only root may mount a file system")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", folder], check=False, capture_output=True)
+
+
+def test_a_full_disk_leaves_the_checkpoints_before(midigenre, home, small_disk):
+    whole = whole_run(midigenre, home)
+    shards = json.loads((whole / "spec.json").read_text())["shards"]
+    of_one = (whole / "checkpoints" / "last.ckpt").stat().st_size
+    disk = small_disk(of_one * 5 // 2)  # best and last, and no third beside them
+    status, _, err = midigenre("train", *SMALL, "name=full", f"home={disk}", f"shards={shards}")
+    assert status == 2
+    run = only(disk / "runs" / "full")
+    line = err.strip().splitlines()[-1]
+    assert line.startswith(f"midigenre: {run / 'checkpoints'}/"), line
+    assert "No space left on device; make room there, then go on with: " in line
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert last(run)["global_step"] == 17
+    small_disk("10m")
+    assert midigenre("train", f"resume={run}")[0] == 0
+    assert_same_end(whole, run)
+
+
 @pytest.mark.slow
 def test_killed_before_the_first_checkpoint_starts_over(midigenre, home):
     assert midigenre("train", *SMALL, "name=unharmed")[0] == 0
-    killed(home, "name=early", at=2)
+    killed(home, "name=early", SIGNAL_AT="9:2")
     run = only(home / "runs" / "early")
     assert not (run / "checkpoints").exists()
     assert midigenre("train", f"resume={run}")[0] == 0

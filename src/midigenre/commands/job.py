@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from midigenre.commands.label_names import plain_names
 from midigenre.errors import StoppedError, UserError
-from midigenre.files import whole
+from midigenre.files import FULL, whole
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +162,8 @@ def reason(error: BaseException) -> str:
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return f"{text}; make room there and try again" if error.errno in FULL else text
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

@@ -52,7 +52,7 @@ from midigenre.data.prepare import refresh_report
 from midigenre.data.report import print_report
 from midigenre.data.shards import ShardSet
 from midigenre.errors import StoppedError, UserError
-from midigenre.files import write_json
+from midigenre.files import FULL, remove_parts, write_json
 from midigenre.models import Encoder
 from midigenre.tasks.base import Outcome, Task
 from midigenre.tasks.callbacks import tensorboard_of
@@ -111,6 +111,8 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
         task, data, _ = _built(cfg, shards, start)
         fit(trainer, task, data, ckpt, lambda: None)
         return _best_score(trainer)
+    if resumed:
+        remove_parts(folder)
     _describe(cfg, folder, shards)
     print_report(
         refresh_report(shards, phrase_length(cfg.data, shards.tokens), cfg.data.max_tokens), console
@@ -192,6 +194,13 @@ def _trained(
     except StoppedError as error:
         raise StoppedError(
             f"{error}; go on with: midigenre train resume={resume}", error.signal
+        ) from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(
+            f"{error.filename or folder}: {error.strerror}; make room there, then go on with: "
+            f"midigenre train resume={resume}"
         ) from error
     cost = _cost(task, trainer, n_parameters)
     score = _best_score(trainer)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import TorchCheckpointIO
 
 from midigenre.evaluation.figures import confusion_figure
+from midigenre.files import write_bytes
 from midigenre.spec import UNKNOWN, Batch
 from midigenre.tasks.classify import ClassifyTask
 
@@ -20,6 +26,27 @@ def tensorboard_of(trainer: L.Trainer) -> Any:
         if isinstance(logger, TensorBoardLogger):
             return logger.experiment
     return None
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes every checkpoint beside the one that it replaces, which stands until then.
+
+    Lightning writes into the temporary folder and moves: to another file system that is a copy over
+    the old file, and a kill or a full disk in the middle leaves neither.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None
+    ) -> None:
+        """Writes one.
+
+        Raises:
+            OSError: The disk is full or cannot be written; the former checkpoint is as it was.
+        """
+        # To memory first: `torch.save` turns the file's OSError into one that has no reason.
+        data = io.BytesIO()
+        torch.save(checkpoint, data)
+        write_bytes(Path(path), data.getbuffer())
 
 
 class ValidateLastStep(Callback):
