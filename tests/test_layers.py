@@ -11,8 +11,8 @@ import midigenre
 
 SRC = Path(midigenre.__file__).parent
 LAYERS = {
-    "": 0, "spec": 0, "files": 0, "errors": 0, "storage": 0, "wording": 0,
-    "rescue_track": 1, "rescue": 1, "song": 1, "music": 1, "tokenizers": 1,
+    "": 0, "spec": 0, "files": 0, "errors": 0, "storage": 0, "registry": 0, "wording": 0,
+    "run": 1, "rescue_track": 1, "rescue": 1, "song": 1, "music": 1, "tokenizers": 1,
     "corpora": 2, "models": 2,
     "data": 3, "generation": 3,
     "evaluation": 4,
@@ -24,7 +24,8 @@ LAYERS = {
 # Imports within a layer, from one part to another: song lies below music, both below tokenizers.
 BESIDE = {("rescue", "rescue_track"), ("music", "rescue"), ("music", "song"),
           ("tokenizers", "song"), ("tokenizers", "music"), ("cli", "commands"),
-          ("trained", "build"), ("storage", "files"), ("storage", "errors")}  # fmt: skip
+          ("trained", "build"), ("storage", "files"), ("storage", "errors"),
+          ("registry", "errors"), ("spec", "registry")}  # fmt: skip
 
 
 def module_name(path: Path) -> str:
@@ -115,8 +116,9 @@ def test_data_and_models_know_only_the_spec() -> None:
 
 
 def test_the_lowest_layer_stands_alone() -> None:
-    for module in ("spec", "files", "errors", "wording"):
-        assert imports(module) == set()
+    for module, below in (("files", ""), ("errors", ""), ("wording", ""), 
+                          ("registry", "errors"), ("spec", "registry")):  # fmt: skip
+        assert imports(module) <= {below, ""}
 
 
 def test_no_cycles() -> None:

@@ -5,9 +5,9 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from midigenre.build import describe, make_model, make_tokenizer, plain
-from midigenre.cli import conf_dir
 from midigenre.errors import UserError
 from midigenre.models import MaskedHead
+from midigenre.registry import conf_dir
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.tasks.base import CHECKPOINT_KEY
 from midigenre.trained import load_run, start_from

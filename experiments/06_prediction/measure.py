@@ -25,12 +25,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from midigenre.cli import conf_dir
 from midigenre.commands.predict import answer_files
 from midigenre.commands.predict_timing import STAGES, Stopwatch
 from midigenre.corpora.folder import midi_files
 from midigenre.data.shards import MemorySongs
 from midigenre.files import write_json
+from midigenre.registry import conf_dir
 from midigenre.spec import Batch
 from midigenre.tasks.predict import song_phrases
 from midigenre.tokenizers.base import from_spec

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import Profiler
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from midigenre import registry
 from midigenre.corpora.base import Corpus, Progress, no_progress
 from midigenre.data.augment import AugmentSettings
 from midigenre.data.datamodule import PhraseDataModule
@@ -29,6 +31,7 @@ from midigenre.data.shards import ShardSet, open_shards
 from midigenre.data.split import check_fractions
 from midigenre.data.workers import Workers
 from midigenre.errors import UserError
+from midigenre.run import literal
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.storage import location
 from midigenre.tasks.base import Task
@@ -36,7 +39,12 @@ from midigenre.tasks.callbacks import WholeCheckpoints
 from midigenre.tasks.optim import OptimSettings
 from midigenre.tokenizers.base import Tokenizer
 
+T = TypeVar("T")
+
 CHECKPOINT_FORMAT = 2
+
+DATA_KEYS = ("phrase_bars", "phrase_seconds", "max_tokens", "marks", "fold")
+"""What a checkpoint says of its phrases, besides a protocol."""
 
 # Keys of conf/model that do not belong to the backbone's own constructor.
 _MODEL_KEYS = ("name", "lr", "combine", "d_field", "pooling")
@@ -47,14 +55,25 @@ def plain(cfg: Any) -> Any:
     return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
 
 
-def make(cfg: DictConfig | Mapping[str, Any], what: str, **arguments: Any) -> Any:
+def make(cfg: DictConfig | Mapping[str, Any], what: str, kind: type[T], **arguments: Any) -> T:
     """Instantiates a node; what its constructor refuses becomes a user's error.
 
+    The node may come from a file of anybody: all that it names is looked up before it is called.
+
+    Args:
+        cfg: The node.
+        what: Its place in a config, which begins with its group: ``callbacks.checkpoint``.
+        kind: What it must be.
+        arguments: Given to its class beside its settings.
+
     Raises:
-        UserError: The target refuses a value or does not know a setting.
+        UserError: It names no class of its group, or the class refuses a value or does not know a
+            setting.
     """
+    node = plain(cfg)
+    registry.check(node, what.partition(".")[0])
     try:
-        return instantiate(cfg, _convert_="all", **arguments)
+        made = instantiate(literal(node), _convert_="all", **arguments)
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, UserError):
@@ -66,13 +85,16 @@ def make(cfg: DictConfig | Mapping[str, Any], what: str, **arguments: Any) -> An
         if cause is None or isinstance(cause, (ImportError, AttributeError)):
             raise UserError(f"{what}: {str(error).splitlines()[0]}") from error
         raise
+    if not isinstance(made, kind):
+        raise UserError(
+            f"{what}: {registry.TARGET}={node.get(registry.TARGET)!r} makes no {kind.__name__}"
+        )
+    return made
 
 
 def make_corpus(cfg: DictConfig) -> Corpus:
     """The corpus of ``cfg.corpus``."""
-    corpus = make(cfg.corpus, "corpus")
-    assert isinstance(corpus, Corpus)
-    return corpus
+    return make(cfg.corpus, "corpus", Corpus)
 
 
 def make_tokenizer(cfg: DictConfig, corpus: Corpus | None = None) -> Tokenizer:
@@ -91,9 +113,7 @@ def make_tokenizer(cfg: DictConfig, corpus: Corpus | None = None) -> Tokenizer:
         settings["tracks"] = corpus.tracks
     if corpus is not None and corpus.neutral:
         settings["neutral"] = True
-    tokenizer = make(OmegaConf.create(settings), "tokenizer")
-    assert isinstance(tokenizer, Tokenizer)
-    return tokenizer
+    return make(settings, "tokenizer", Tokenizer)
 
 
 def prepared(
@@ -239,11 +259,8 @@ def class_of(task: Mapping[str, Any]) -> type[Task]:
     Raises:
         UserError: There is no such class, or it is no task.
     """
-    try:
-        found = get_class(task["_target_"])
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"task._target_={task['_target_']}: {error}") from error
-    if not issubclass(found, Task):
+    found = registry.find("task", task["_target_"])
+    if not (isinstance(found, type) and issubclass(found, Task)):
         raise UserError(f"task._target_={task['_target_']} is no midigenre.tasks.base.Task")
     return found
 
@@ -261,7 +278,7 @@ def backbone_settings(model: Mapping[str, Any], causal: bool) -> dict[str, Any]:
 
 def make_backbone(model: Mapping[str, Any], causal: bool) -> Any:
     """The backbone of ``cfg.model``."""
-    return make(OmegaConf.create(backbone_settings(model, causal)), "model")
+    return make(backbone_settings(model, causal), "model", nn.Module)
 
 
 def make_optim(cfg: DictConfig) -> OptimSettings:
@@ -269,9 +286,7 @@ def make_optim(cfg: DictConfig) -> OptimSettings:
     optim = plain(cfg.optim)
     if optim["lr"] is None:
         optim["lr"] = cfg.model.lr
-    settings = make(OmegaConf.create(optim), "optim")
-    assert isinstance(settings, OptimSettings)
-    return settings
+    return make(optim, "optim", OptimSettings)
 
 
 def _check_labels(task: Mapping[str, Any], labels: Iterable[str]) -> None:
@@ -299,7 +314,7 @@ def make_data(cfg: DictConfig, shards: ShardSet) -> PhraseDataModule:
 
 def make_augment(cfg: DictConfig) -> AugmentSettings | None:
     """What is done to training phrases; None for runs of earlier versions, which lack it."""
-    return None if cfg.get("augment") is None else make(cfg.augment, "augment")
+    return None if cfg.get("augment") is None else make(cfg.augment, "augment", AugmentSettings)
 
 
 def make_model(
@@ -354,9 +369,9 @@ def describe(
         "format": CHECKPOINT_FORMAT,
         "model": dict(model),
         "task": dict(task),
-        "data": {k: data[k] for k in ("phrase_bars", "phrase_seconds", "max_tokens")}
         # A run from before there were marks may go on.
-        | {"marks": data.get("marks", False), "fold": fold}
+        "data": {k: data.get(k, False) if k == "marks" else data[k] for k in DATA_KEYS[:-1]}
+        | {"fold": fold}
         | ({} if protocol is None else {"protocol": dict(protocol)}),
         "tokens": tokens.to_dict(),
         "labels": labels.to_dict(),
@@ -371,18 +386,21 @@ def make_trainer(cfg: DictConfig, folder: Path) -> L.Trainer:
             continue
         saves = str(node.get("_target_")).endswith("Checkpoint")
         extra = {"dirpath": str(folder / "checkpoints")} if saves else {}
-        callbacks.append(make(node, f"callbacks.{name}", **extra))
+        callbacks.append(make(node, f"callbacks.{name}", Callback, **extra))
     loggers: list[Logger] = [
-        make(node, f"logger.{name}", save_dir=str(folder))
+        make(node, f"logger.{name}", Logger, save_dir=str(folder))
         for name, node in (cfg.logger or {}).items()
         if node is not None
     ]
     profiler = (
-        None if cfg.get("profiler") is None else make(cfg.profiler, "profiler", dirpath=str(folder))
+        None
+        if cfg.get("profiler") is None
+        else make(cfg.profiler, "profiler", Profiler, dirpath=str(folder))
     )
-    trainer = make(
+    return make(
         cfg.trainer,
         "trainer",
+        L.Trainer,
         profiler=profiler,
         precision=cfg.precision.precision,
         callbacks=callbacks,
@@ -394,5 +412,3 @@ def make_trainer(cfg: DictConfig, folder: Path) -> L.Trainer:
         # The batch sampler deals the batches to the processes itself.
         use_distributed_sampler=False,
     )
-    assert isinstance(trainer, L.Trainer)
-    return trainer

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midigenre.commands.label_names import hydra_key
+from midigenre.registry import conf_dir
 
 if TYPE_CHECKING:
     from midigenre.commands.sweep import Sweep
@@ -91,12 +92,6 @@ def _usage() -> str:
             "-m runs a sweep over comma-separated values. midigenre --version tells the version.",
         ]
     )
-
-
-def conf_dir() -> Path:
-    """The config tree: inside the installed package, or beside ``src`` in a checkout."""
-    inside = Path(__file__).parent / "conf"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
 
 
 def quoted(text: str) -> str:

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from midigenre import registry
+
 if TYPE_CHECKING:  # processes that prepare never need it: a second and 200 MB each
     import torch
     from torch import Tensor
@@ -128,6 +130,17 @@ class TokenSpec:
         """Inverse of :meth:`to_dict`."""
         fields = tuple(Field(f["name"], tuple(f["tokens"])) for f in data["fields"])
         return cls(data["name"], fields, data["bars"], data["max_bars"], dict(data["tokenizer"]))
+
+    # What a file may name is asked in each process. Pickles come from our own processes alone: what
+    # one of them lets a file name, the person at the keyboard gave.
+    def __getstate__(self) -> tuple[dict[str, Any], bool]:
+        named = self.tokenizer.get(registry.TARGET)
+        return self.__dict__.copy(), registry.is_known("tokenizer", named)
+
+    def __setstate__(self, state: tuple[dict[str, Any], bool]) -> None:
+        self.__dict__.update(state[0])
+        if state[1]:
+            registry.trust_class("tokenizer", self.tokenizer[registry.TARGET])
 
     def fingerprint(self) -> str:
         """Hash of the vocabulary and the settings; equal specs read each other's shards."""

@@ -11,16 +11,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from midigenre.build import CHECKPOINT_FORMAT, backbone_settings, class_of, make_model
+from midigenre import registry
+from midigenre.build import (
+    CHECKPOINT_FORMAT,
+    DATA_KEYS,
+    backbone_settings,
+    class_of,
+    make_model,
+    plain,
+)
 from midigenre.errors import UserError
 from midigenre.models import MaskedHead, PhraseClassifier
+from midigenre.registry import reading
+from midigenre.run import RunFolder
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.tasks.base import CHECKPOINT_KEY
 from midigenre.tasks.groups import check_frozen
+
+_OTHER = "give another checkpoint, for instance ckpt=best or ckpt=last of its run"
+
+_TRAINING = (
+    "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch", "global_step",
+    "pytorch-lightning_version",
+)  # fmt: skip
+"""What a checkpoint of Lightning holds besides the model."""
 
 SHARED = ("embedding", "backbone")
 """The parts that every task's model has under these names."""
@@ -131,14 +148,12 @@ def load_run(
             f"{key}={run or path} is a {found} (task={about['task']['name']}), and this needs a "
             f"{kind}; {hint}"
         )
-    tokens, labels = TokenSpec.from_dict(about["tokens"]), LabelSpec.from_dict(about["labels"])
-    model = make_model(about["model"], about["task"], tokens, labels)
-    model.load_state_dict(weights)
-    config = None
-    if folder is not None and (folder / "config.yaml").is_file():
-        loaded = OmegaConf.load(folder / "config.yaml")
-        assert isinstance(loaded, DictConfig)
-        config = loaded
+    with reading(path, _OTHER):
+        tokens, labels = TokenSpec.from_dict(about["tokens"]), LabelSpec.from_dict(about["labels"])
+        model = make_model(about["model"], about["task"], tokens, labels)
+        model.load_state_dict(weights)
+    run_folder = None if folder is None else RunFolder(folder)
+    config = run_folder.as_config() if run_folder is not None and run_folder.has_config else None
     return Run(folder, path, model.eval(), tokens, labels, about["data"], config, about["task"])
 
 
@@ -149,8 +164,7 @@ def _runs_of(kind: str, folder: Path | None) -> list[str]:
     for path in sorted(beside, key=lambda p: p.stat().st_mtime, reverse=True):
         # A damaged config is somebody else's trouble.
         with contextlib.suppress(Exception):
-            target = OmegaConf.select(OmegaConf.load(path), "task._target_")
-            is_kind = class_of({"_target_": target}).kind == kind
+            is_kind = class_of(RunFolder(path.parent).config["task"]).kind == kind
             if is_kind and (path.parent / "checkpoints" / "best.ckpt").is_file():
                 found.append(str(path.parent))
         if len(found) == 5:
@@ -160,17 +174,59 @@ def _runs_of(kind: str, folder: Path | None) -> list[str]:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a checkpoint says about its model, and the model's weights."""
+    about, content = _content(path)
+    return about, _below(content["state_dict"], "model")
+
+
+def _content(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a checkpoint, which may be anybody's, says about its model, and all that it holds."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         about = content[CHECKPOINT_KEY]
     except Exception as error:
-        raise UserError(f"{path} is no checkpoint of midigenre ({type(error).__name__})") from error
-    if about["format"] != CHECKPOINT_FORMAT:
         raise UserError(
-            f"{path} has checkpoint format {about['format']}, this version reads "
-            f"{CHECKPOINT_FORMAT}; train again or install the version that wrote it"
-        )
-    return about, _below(content["state_dict"], "model")
+            f"{path} is no checkpoint of midigenre, or is damaged ({type(error).__name__}); "
+            f"{_OTHER}"
+        ) from error
+    with reading(path, _OTHER):
+        if about["format"] != CHECKPOINT_FORMAT:
+            raise UserError(
+                f"{path} has checkpoint format {about['format']}, this version reads "
+                f"{CHECKPOINT_FORMAT}; train again or install the version that wrote it"
+            )
+        for group, node in (
+            ("model", about["model"]), ("task", about["task"]),
+            ("tokenizer", about["tokens"]["tokenizer"]),
+        ):  # fmt: skip
+            registry.check(node, group)
+            if not isinstance(node.get("name"), str):
+                raise ValueError(f"its {group} has no name")
+        if not set(DATA_KEYS) <= about["data"].keys() <= {*DATA_KEYS, "protocol"}:
+            raise ValueError(f"its data is {about['data']}")
+        if not all(isinstance(value, Tensor) for value in content["state_dict"].values()):
+            raise ValueError("its state_dict holds more than weights")
+    return about, content
+
+
+def check_last(path: Path, cfg: DictConfig) -> None:
+    """Refuses to go on from what is no whole checkpoint of a run.
+
+    Args:
+        path: Its ``last.ckpt``.
+        cfg: Its config.
+
+    Raises:
+        UserError: The file is damaged, or another run's.
+    """
+    remedy = "delete it to start the run over, or train a new one with init_from="
+    about, content = _content(path)
+    for group in ("model", "task"):
+        if about[group] != plain(cfg[group]):
+            differing = ", ".join(_differing(about[group], plain(cfg[group])))
+            raise UserError(f"{path} is of another run ({group}: {differing}); {remedy}")
+    missing = [key for key in _TRAINING if key not in content]
+    if missing:
+        raise UserError(f"{path} has no {missing[0]}, so no training can go on from it; {remedy}")
 
 
 def _below(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -204,8 +260,9 @@ class Start:
         head = _masked_head_of(model)
         if head is not None and self.masked_head.keys() == head.state_dict().keys():
             parts.append(("masked head", head, self.masked_head))
-        for _, module, weights in parts:
-            module.load_state_dict(weights)
+        with reading(self.checkpoint, _OTHER):
+            for _, module, weights in parts:
+                module.load_state_dict(weights)
         return {part: sum(p.numel() for p in module.parameters()) for part, module, _ in parts}
 
 
@@ -233,8 +290,9 @@ def start_from(
     named = Path(source).expanduser()
     path = named if named.is_file() else checkpoint_path(source, "best", "init_from")[1]
     about, weights = _read(path)
-    _check_vocabulary(path, TokenSpec.from_dict(about["tokens"]), tokens)
-    _check_backbone(path, about, model, task)
+    with reading(path, _OTHER):
+        _check_vocabulary(path, TokenSpec.from_dict(about["tokens"]), tokens)
+        _check_backbone(path, about, model, task)
     # Where it lies in a classifier, else in a masked model; other heads have no norm.
     head = _below(weights, "masked.head") or _below(weights, "head")
     masked_head = head if "norm.weight" in head else {}
@@ -285,17 +343,18 @@ def finetuned(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 def _with_model_of(source: str, cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     given = [override.lstrip("+~").partition("=")[0] for override in overrides]
     parts = [part for part in ("model", "tokenizer") if part not in given]
-    named = Path(source).expanduser()
-    folder = named.parent.parent if named.is_file() else named
-    if not (folder / "config.yaml").is_file():
-        if not named.is_file():
+    run = RunFolder.of(source)
+    if not run.has_config:
+        if not Path(source).expanduser().is_file():
             checkpoint_path(source, "best", "init_from")  # says what is missing
         raise UserError(
-            f"init_from={source}: there is no {folder / 'config.yaml'} to say its model and "
-            "tokenizer; add init_model=false model=X tokenizer=Y"
+            f"init_from={source}: there is no {run.config_path} to say its model and tokenizer; "
+            "add init_model=false model=X tokenizer=Y"
         )
-    theirs = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(theirs, DictConfig)
+    with reading(run.config_path):
+        for part in parts:
+            registry.check(run.config[part], part)
+    theirs = run.as_config()
     changed = copy.deepcopy(cfg)
     OmegaConf.set_struct(changed, False)
     for part in parts:
@@ -359,7 +418,7 @@ def _check_backbone(
 def _shared_settings(model: Mapping[str, Any], causal: bool) -> dict[str, Any]:
     """Settings of a model that the shared weights depend on."""
     # A setting that is younger than a checkpoint had its default there.
-    parameters = inspect.signature(get_class(model["_target_"])).parameters.values()
+    parameters = inspect.signature(registry.find("model", model["_target_"])).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     given = defaults | dict(model) | backbone_settings(model, causal)
     found = {k: v for k, v in given.items() if k not in _NOT_SHARED}

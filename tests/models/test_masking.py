@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packing import boundaries
 
-from midigenre.cli import conf_dir
 from midigenre.errors import UserError
 from midigenre.models import Encoder, FieldEmbedding, MaskedHead, MaskedModel, Masking
 from midigenre.models.masking import NEVER, NOTE_TYPES, STRATEGIES, mix
+from midigenre.registry import conf_dir
 from midigenre.spec import Batch, Field, TokenSpec
 
 NAMES = ("remi", "cp", "octuple", "midilike", "tsd", "mumidi")

@@ -13,9 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from boards import Board
 from midigenre.build import make_data, make_task, make_trainer, prepared
-from midigenre.cli import conf_dir
 from midigenre.errors import UserError
 from midigenre.generation.sampling import Sampler
+from midigenre.registry import conf_dir
 from midigenre.spec import UNKNOWN
 from midigenre.tasks import samples
 from midigenre.tasks.samples import AUDIO_RATE, GeneratedSamples

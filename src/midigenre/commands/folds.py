@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.markup import escape
 
 from midigenre.build import class_of, make_data, plain
@@ -25,6 +25,7 @@ from midigenre.evaluation.pooled import PartRun, mean_and_sd, pool, tested
 from midigenre.evaluation.report import LEVELS
 from midigenre.evaluation.score_figures import evaluation_figures
 from midigenre.files import read_json, write_json
+from midigenre.run import RunFolder, as_config
 from midigenre.spec import UNKNOWN
 
 log = logging.getLogger(__name__)
@@ -195,7 +196,7 @@ def run_parts(
             say_part(part, number)
             _say(f"{part.name} is finished")
         else:
-            goes_on = (below / "config.yaml").is_file()
+            goes_on = RunFolder(below).has_config
             below.mkdir(exist_ok=True)
             train_part(given, below, goes_on)
         train = part.rows["train"] if cfg.fold is None else make_data(given, shards).rows("train")
@@ -214,10 +215,8 @@ def part_config(cfg: DictConfig, number: int, name: str) -> DictConfig:
     for logger in (own.get("logger") or {}).values():
         if logger is not None and "id" in logger:  # Weights & Biases: one run a part
             logger["id"], logger["name"] = f"{logger['id']}-{number}", f"{logger['name']}/{name}"
-    found = OmegaConf.create(own)
-    assert isinstance(found, DictConfig)
+    found = as_config(own)
     found.init_from = source_of(found, name)
-    OmegaConf.set_struct(found, True)
     return found
 
 
@@ -227,9 +226,9 @@ def _check_bounds(given: DictConfig, folder: Path) -> None:
     Raises:
         UserError: They would not.
     """
-    saved = OmegaConf.load(folder / "config.yaml")
+    saved = RunFolder(folder).config.get("trainer") or {}
     for key, value in plain(given.trainer).items():
-        then = OmegaConf.select(saved, f"trainer.{key}")
+        then = saved.get(key)
         if key.startswith("max_") and value != then:
             raise UserError(
                 f"trainer.{key}={value}, but {folder} was finished with {then}: the parts must "

@@ -20,9 +20,9 @@ from typing import Any
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from midigenre import registry
 from midigenre.commands.label_names import plain_names
 from midigenre.errors import StoppedError, UserError
 from midigenre.files import FULL, whole
@@ -97,6 +97,7 @@ class Job:
         Raises:
             UserError: An override of the wrong type, or what the command refuses.
         """
+        trust_typed(cfg)
         check_types(cfg, self.command)
         plain_names(cfg)
         module = importlib.import_module(f"midigenre.commands.{self.command}")
@@ -110,6 +111,13 @@ class Job:
             if (wandb := sys.modules.get("wandb")) is not None and wandb.run is not None:
                 wandb.finish(exit_code=status)
         return result
+
+
+def trust_typed(cfg: DictConfig) -> None:
+    """Lets files name the classes that the command line gives, itself or by a ``--config-dir``."""
+    sources = HydraConfig.get().runtime.config_sources
+    folders = [Path(s.path) for s in sources if s.schema == "file"]
+    registry.trust(OmegaConf.to_container(cfg, resolve=True), folders)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -265,7 +273,7 @@ def check_compile(cfg: DictConfig) -> None:
     from midigenre.models.attention import no_varlen
 
     model, trainer = cfg.model, cfg.trainer
-    if not hasattr(get_class(model._target_), "compile_layers"):
+    if not hasattr(registry.find("model", model._target_), "compile_layers"):
         raise UserError(f"compile=true: model={model.name} has no layers to compile; leave it out")
     on_gpu = trainer.accelerator in ("gpu", "cuda", "auto")
     if not on_gpu or str(cfg.precision.precision).startswith("32"):

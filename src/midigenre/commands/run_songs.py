@@ -11,7 +11,8 @@ from midigenre.build import plain, prepared
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
-from midigenre.files import read_json
+from midigenre.registry import reading
+from midigenre.run import RunFolder
 from midigenre.tokenizers.base import from_spec
 from midigenre.trained import Run
 
@@ -34,12 +35,14 @@ def own_shards(trained: Run, home: str, n_workers: int | None, progress: Any) ->
             "known; give run=runs/<name>/<when>"
         )
     assert trained.folder is not None
-    then = Path(read_json(trained.folder / "spec.json")["shards"]).name
+    run = RunFolder(trained.folder)
+    then = run.shards.name
     config = OmegaConf.merge(trained.config, {"home": home, "n_workers": n_workers})
     if "prepare" in config:  # the cluster of then is no longer there
         config.prepare.backend, config.prepare.scheduler = "loky", None
     assert isinstance(config, DictConfig)
-    shards = prepared(config, progress, from_spec(trained.tokens), plain(config.data))
+    with reading(run.config_path):
+        shards = prepared(config, progress, from_spec(trained.tokens), plain(config.data))
     if shards.folder.name != then:
         raise UserError(
             f"the corpus of {trained.folder} has changed since it was trained (its songs were "

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.markup import escape
 
 from midigenre.build import class_of, plain
@@ -19,6 +19,7 @@ from midigenre.data.shards import ShardSet
 from midigenre.data.table import ManifestTable
 from midigenre.errors import UserError
 from midigenre.files import read_json
+from midigenre.run import RunFolder
 from midigenre.spec import UNKNOWN
 
 log = logging.getLogger(__name__)
@@ -40,12 +41,12 @@ def warn_of_shared_songs(cfg: DictConfig, shards: ShardSet) -> None:
         shards: Its songs.
     """
     source = cfg.get("init_from")
-    folder = None if source is None else _run_of(Path(source).expanduser())
-    if folder is None:
+    run = None if source is None else RunFolder.of(source)
+    if run is None or not run.has_config:  # a checkpoint alone
         return
-    saved = _saved(folder)
+    saved = run.config
     protocol = saved.get("protocol") or {"name": HOLDOUT}
-    there = _shards_of(folder)
+    there = _shards_of(run)
     if protocol["name"] == HOLDOUT and there is not None:
         if there.name == shards.folder.name:
             return
@@ -78,11 +79,12 @@ def source_of(cfg: DictConfig, name: str) -> str | None:
     if source is None:
         return None
     folder = Path(source).expanduser()
-    if not (folder / "config.yaml").is_file():
+    run = RunFolder(folder)
+    if not run.has_config:
         _warn(f"init_from={source}: it is not known which songs it was trained on; it may have "
               f"seen the test songs of {name}")  # fmt: skip
         return str(source)
-    saved = _saved(folder)
+    saved = run.config
     theirs = saved.get("protocol") or {"name": HOLDOUT}
     differing = _differing(saved, plain(cfg))
     if theirs["name"] != HOLDOUT and theirs.get("part") is None:
@@ -114,23 +116,9 @@ def finished(folder: Path) -> bool:
     return all((folder / f"{name}.json").is_file() for name in ("evaluation", "metrics", "cost"))
 
 
-def _run_of(named: Path) -> Path | None:
-    """The run of a folder or of ``RUN/checkpoints/NAME.ckpt``; None for a checkpoint alone."""
-    folder = named.parent.parent if named.is_file() else named
-    return folder if (folder / "config.yaml").is_file() else None
-
-
-def _saved(folder: Path) -> dict[str, Any]:
-    found: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
-    assert isinstance(found, dict)
-    return found
-
-
-def _shards_of(folder: Path) -> Path | None:
+def _shards_of(run: RunFolder) -> Path | None:
     """The shards of a run, where they are still there."""
-    spec = folder / "spec.json"
-    named = read_json(spec).get("shards") if spec.is_file() else None
-    found = None if named is None else Path(named)
+    found = run.shards if (run.path / "spec.json").is_file() else None
     return found if found is not None and (found / "manifest.csv").is_file() else None
 
 

@@ -18,7 +18,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 
-from midigenre import __version__
+from midigenre import __version__, registry
 from midigenre.build import (
     check,
     class_of,
@@ -54,12 +54,14 @@ from midigenre.data.shards import ShardSet
 from midigenre.errors import StoppedError, UserError
 from midigenre.files import FULL, remove_parts, write_json
 from midigenre.models import Encoder
+from midigenre.registry import reading
+from midigenre.run import RunFolder
 from midigenre.tasks.base import Outcome, Task
 from midigenre.tasks.callbacks import tensorboard_of
 from midigenre.tasks.cost import peak_memory_bytes
 from midigenre.tasks.fit import fit
 from midigenre.tasks.hparams import finish_hparams, start_hparams
-from midigenre.trained import Start, finetuned, load_run, start_from
+from midigenre.trained import Start, check_last, finetuned, load_run, start_from
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +124,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
     else:
 
         def train_part(given: DictConfig, below: Path, goes_on: bool) -> float:
-            last = below / "checkpoints" / "last.ckpt"
-            ckpt = str(last) if last.is_file() else None
+            ckpt = _last(below, given)
             began = time.perf_counter()
             start, trainer = _start(given, ckpt), make_trainer(given, below)
             _describe(given, below, shards)
@@ -187,7 +188,7 @@ def _trained(
             f"{n_parameters:,} weights"
         )
     if resumed:
-        _say(_goes_on(ckpt))
+        _say(_goes_on(ckpt, task))
     start_hparams(trainer, type(task), plain(cfg), swept_settings())
     try:
         fit(trainer, task, data, ckpt, _say_stopping)
@@ -288,12 +289,14 @@ def _say_stopping() -> None:
     console.print("[yellow]stopping after this step; Ctrl-C again stops at once[/]")
 
 
-def _goes_on(ckpt: str | None) -> str:
+def _goes_on(ckpt: str | None, task: Task) -> str:
     """Where a resumed run goes on, in words."""
     if ckpt is None:
         return "stopped before its first checkpoint: it starts over, with the same result"
-    saved = torch.load(ckpt, map_location="cpu", weights_only=True)
-    return f"goes on after {saved['global_step']} steps"
+    with reading(ckpt, "delete it to start the run over"):
+        saved = torch.load(ckpt, map_location="cpu", weights_only=True)
+        task.load_state_dict(saved["state_dict"])
+        return f"goes on after {saved['global_step']} steps"
 
 
 def _devices(trainer: L.Trainer) -> str:
@@ -344,26 +347,38 @@ def _remove_empty(folder: Path) -> None:
 def _resumed(cfg: DictConfig) -> tuple[DictConfig, str | None]:
     """The saved config with the new bounds of the trainer, and the last checkpoint if any."""
     folder = Path(cfg.resume)
-    if not (folder / "config.yaml").is_file():
+    run = RunFolder(folder)
+    if not run.has_config:
         raise UserError(f"resume={cfg.resume} is no run (no config.yaml); give runs/<name>/<when>")
-    ckpt = folder / "checkpoints" / "last.ckpt"
     changed = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
+    # A class of one's own is named again: that lets the saved config name it.
     wrong = [
-        o for o in changed if not o.lstrip("+").startswith(("trainer.max_", "debug=", "home="))
-    ]
+        o for o in changed
+        if not o.lstrip("+").startswith(("trainer.max_", "debug=", "home="))
+        and not o.partition("=")[0].endswith(registry.TARGET)
+    ]  # fmt: skip
     if wrong:
         raise UserError(
             f"{wrong[0]} cannot change on resume: the saved config wins; only trainer.max_* may"
         )
-    saved = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(saved, DictConfig)
+    with reading(run.config_path):
+        for group, node in run.config.items():
+            registry.check(node, group)
+    saved = run.as_config()
     for override in changed:
         key = override.split("=", 1)[0].lstrip("+")
         if key.startswith("trainer.max_"):
-            OmegaConf.update(saved, key, OmegaConf.select(cfg, key))
-    OmegaConf.set_struct(saved, True)
-    # A run that was stopped before its first checkpoint starts over, which gives the same.
-    return saved, str(ckpt) if ckpt.is_file() else None
+            OmegaConf.update(saved, key, OmegaConf.select(cfg, key), force_add=True)
+    return saved, _last(folder, saved)
+
+
+def _last(folder: Path, cfg: DictConfig) -> str | None:
+    """The checkpoint that a run goes on from; without one it starts over, which gives the same."""
+    path = folder / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        return None
+    check_last(path, cfg)
+    return str(path)
 
 
 def _best_score(trainer: L.Trainer) -> float:

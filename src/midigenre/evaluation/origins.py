@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from midigenre.evaluation.settings import settings_of
+from midigenre.run import RunFolder
 
 _CHAIN = 8  # no recipe has so many stages; a folder that starts from itself ends here
 
@@ -47,7 +46,7 @@ def origin_of(config: Mapping[str, Any], chain: int = _CHAIN) -> Origin | None:
     # A run's folder, whose best checkpoint it was, or RUN/checkpoints/NAME.ckpt.
     folder, checkpoint = (named.parent.parent, named.name) if named.is_file() else (named, "")
     try:
-        before: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+        before = RunFolder(folder).config
         settings = settings_of(before)
     except Exception:  # moved, deleted, damaged or not ours: the path alone tells it from others
         return None

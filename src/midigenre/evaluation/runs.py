@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from midigenre.data.protocol import HOLDOUT
 from midigenre.errors import UserError
 from midigenre.evaluation.origins import Origin, origin_of
 from midigenre.evaluation.settings import flatten, settings_of
 from midigenre.files import read_json
+from midigenre.run import RunFolder
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def _read(folder: Path) -> RunRecord:
     if not (metrics_path.is_file() and evaluation_path.is_file()):
         raise _UnfinishedError(_why(folder))
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+        config = RunFolder(folder).config
         evaluation, metrics = read_json(evaluation_path), read_json(metrics_path)
         if "tokens" in evaluation:
             scores = evaluation["tokens"]
@@ -150,6 +149,8 @@ def _read(folder: Path) -> RunRecord:
         )
     except _UnfinishedError:
         raise
+    except UserError as error:
+        raise _UnfinishedError(str(error)) from error
     except Exception as error:  # whatever a damaged file makes of it: told, not hidden
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise _UnfinishedError(f"cannot be read ({what})") from error

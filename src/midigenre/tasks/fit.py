@@ -11,11 +11,24 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.errors import StoppedError, UserError
+from midigenre.models.encoder_layer import EncoderLayer
 from midigenre.tasks.base import Task
+
+
+class EncoderFSDPStrategy(FSDPStrategy):
+    """Lightning's sharding of parameters, one unit for each layer of the encoder.
+
+    Args:
+        settings: Those of Lightning's ``FSDPStrategy``.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(auto_wrap_policy={EncoderLayer}, **settings)
 
 
 def fit(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from symusic.core import ScoreTick
 
+from midigenre import registry
 from midigenre.errors import UserError
 from midigenre.music import read_score
 from midigenre.song import Grid, Song
@@ -84,7 +84,8 @@ def from_spec(spec: TokenSpec) -> Tokenizer:
     """The tokenizer that made a spec, for instance on a machine that has only the checkpoint.
 
     Raises:
-        UserError: This version of midigenre makes another vocabulary from the same settings.
+        UserError: The spec names no tokenizer of midigenre; or this version makes another
+            vocabulary from the same settings.
     """
     tokenizer = _from_settings(json.dumps(dict(spec.tokenizer), sort_keys=True))
     if tokenizer.spec.fields != spec.fields:
@@ -98,8 +99,11 @@ def from_spec(spec: TokenSpec) -> Tokenizer:
 @lru_cache(maxsize=8)
 def _from_settings(settings_json: str) -> Tokenizer:
     settings = json.loads(settings_json)
-    module, _, name = settings.pop("_target_").rpartition(".")
-    made = getattr(importlib.import_module(module), name)(**settings)
-    if not isinstance(made, Tokenizer):
-        raise TypeError(f"{module}.{name} is not a Tokenizer")
-    return made
+    name = settings.pop(registry.TARGET, None)
+    found = registry.find("tokenizer", name)
+    if not (isinstance(found, type) and issubclass(found, Tokenizer)):
+        raise UserError(f"tokenizer.{registry.TARGET}={name} is no Tokenizer")
+    try:
+        return found(**settings)
+    except TypeError as error:
+        raise UserError(f"tokenizer {settings.get('name')!r}: {error}") from error

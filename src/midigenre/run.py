@@ -1,0 +1,117 @@
+"""A run's folder as it lies on disk: the one place where its ``config.yaml`` is opened."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_yaml_loader
+
+from midigenre.errors import UserError
+from midigenre.files import read_json
+from midigenre.registry import reading
+
+GROUPS = ("corpus", "tokenizer", "model", "task")
+"""Groups that the config of every run has."""
+
+
+def literal(data: Any) -> Any:
+    """Plain data as OmegaConf must be given it, so that it takes no text for an interpolation.
+
+    A ``${...}`` in a file, say of an environment variable, is text like any other.
+    """
+    if isinstance(data, Mapping):
+        return {key: literal(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [literal(value) for value in data]
+    # OmegaConf's rule: a backslash before ${ keeps it, and those before that one double.
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", data) if isinstance(data, str) else data
+
+
+def as_config(data: Mapping[str, Any]) -> DictConfig:
+    """Plain data as a config in which every text stands for itself; no keys can be added."""
+    config = OmegaConf.create(literal(data))
+    assert isinstance(config, DictConfig)
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a training run.
+
+    Attributes:
+        path: Where it lies.
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, named: str | Path) -> RunFolder:
+        """The run that a person names, by its folder or by ``RUN/checkpoints/NAME.ckpt``."""
+        path = Path(named).expanduser()
+        return cls(path.parent.parent if path.is_file() else path)
+
+    @property
+    def config_path(self) -> Path:
+        """Its ``config.yaml``."""
+        return self.path / "config.yaml"
+
+    @property
+    def has_config(self) -> bool:
+        """Whether it is a run at all, and not a folder with a checkpoint alone."""
+        return self.config_path.is_file()
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Its resolved config as plain data, which may be anybody's.
+
+        Texts stand for themselves: nothing is interpolated. The classes that it names are looked
+        up where they are used (:mod:`midigenre.registry`).
+
+        Raises:
+            UserError: It is empty, cut, or no config of a run.
+        """
+        path = self.config_path
+        remedy = "bring back the file that the run was trained with, or train again"
+        try:
+            text = path.read_text(encoding="utf-8")
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+                raise ValueError("it has aliases, which could stand for any amount of data")
+            # OmegaConf's own, which reads 1e-3 as a number.
+            data: Any = yaml.load(text, get_yaml_loader())
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            what = " ".join(str(error).split())
+            raise UserError(f"{path} cannot be read ({what[:300]}); {remedy}") from error
+        missing = [
+            group for group in GROUPS
+            if not (isinstance(data, dict) and isinstance(data.get(group), dict))
+        ]  # fmt: skip
+        if missing:
+            what = "empty" if not data else f"cut or no config of a run: it has no {missing[0]}"
+            raise UserError(f"{path} is {what}; {remedy}")
+        config: dict[str, Any] = data
+        return config
+
+    def as_config(self) -> DictConfig:
+        """The same as a config; see :func:`as_config`."""
+        return as_config(self.config)
+
+    @property
+    def shards(self) -> Path:
+        """The shards that it was trained on, where they lay then.
+
+        Raises:
+            UserError: Its ``spec.json`` is missing or damaged.
+        """
+        path = self.path / "spec.json"
+        if not path.is_file():
+            raise UserError(f"{path} is missing, so the songs of this run are not known")
+        with reading(path, "bring back the file of the run, or train again"):
+            return Path(read_json(path)["shards"])
