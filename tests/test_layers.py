@@ -116,7 +116,7 @@ def test_data_and_models_know_only_the_spec() -> None:
 
 
 def test_the_lowest_layer_stands_alone() -> None:
-    for module, below in (("files", ""), ("errors", ""), ("wording", ""), 
+    for module, below in (("files", ""), ("errors", ""), ("wording", ""),
                           ("registry", "errors"), ("spec", "registry")):  # fmt: skip
         assert imports(module) <= {below, ""}
 

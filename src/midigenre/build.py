@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
@@ -31,7 +29,6 @@ from midigenre.data.shards import ShardSet, open_shards
 from midigenre.data.split import check_fractions
 from midigenre.data.workers import Workers
 from midigenre.errors import UserError
-from midigenre.run import literal
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.storage import location
 from midigenre.tasks.base import Task
@@ -70,26 +67,38 @@ def make(cfg: DictConfig | Mapping[str, Any], what: str, kind: type[T], **argume
         UserError: It names no class of its group, or the class refuses a value or does not know a
             setting.
     """
-    node = plain(cfg)
-    registry.check(node, what.partition(".")[0])
+    node: Any = cfg
+    if OmegaConf.is_config(cfg):
+        node = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    group = what.partition(".")[0]
+    registry.check(node, group)
     try:
-        made = instantiate(literal(node), _convert_="all", **arguments)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from error
-        if isinstance(cause, MisconfigurationException):
-            raise UserError(f"{what}: {cause}; trainer=cpu works everywhere") from error
-        if isinstance(cause, (ValueError, TypeError)):
-            raise UserError(f"{what}: {cause}") from error
-        if cause is None or isinstance(cause, (ImportError, AttributeError)):
-            raise UserError(f"{what}: {str(error).splitlines()[0]}") from error
-        raise
+        made = _made({**node, **arguments}, group)
+    except MisconfigurationException as error:
+        raise UserError(f"{what}: {error}; trainer=cpu works everywhere") from error
+    except (ValueError, TypeError, LookupError, ImportError, AttributeError) as error:
+        raise UserError(f"{what}: {error}") from error
     if not isinstance(made, kind):
         raise UserError(
             f"{what}: {registry.TARGET}={node.get(registry.TARGET)!r} makes no {kind.__name__}"
         )
     return made
+
+
+def _made(node: Any, group: str) -> Any:
+    """A node with objects in place of all that names a class.
+
+    Not by Hydra's ``instantiate``, which takes text of the form ``${...}`` for an interpolation
+    wherever it is from.
+    """
+    if isinstance(node, list):
+        return [_made(value, group) for value in node]
+    if not isinstance(node, Mapping):
+        return node
+    settings = {key: _made(value, group) for key, value in node.items()}
+    if registry.TARGET not in settings:
+        return settings
+    return registry.find(group, settings.pop(registry.TARGET))(**settings)
 
 
 def make_corpus(cfg: DictConfig) -> Corpus:

@@ -100,8 +100,9 @@ def quoted(text: str) -> str:
     Backslashes double before a quote (Hydra's rule) and before ``${`` (OmegaConf's, which then
     does not take it for an interpolation).
     """
-    text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", text)
-    text = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
+    from midigenre.run import literal
+
+    text = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), literal(text))
     return f"'{text}'"
 
 
@@ -156,6 +157,8 @@ def _dispatch(command: str, arguments: Sequence[str], paths: Sequence[str]) -> i
         args = parser.parse_args(overrides)
     except SystemExit as error:
         return int(error.code or 0)
+    if args.experimental_rerun is not None:  # a pickled config, whose reading runs what it says
+        return _fail("--experimental-rerun is not taken; go on with a run by train resume=RUN")
     failure: list[BaseException] = []
     job = Job(command, tuple(paths))
 

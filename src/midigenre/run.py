@@ -13,9 +13,13 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 
+from midigenre import registry
 from midigenre.errors import UserError
-from midigenre.files import read_json
+from midigenre.files import inside, read_json
 from midigenre.registry import reading
+
+# Settings of callbacks and loggers that say where they write.
+_PLACES = ("dirpath", "dir", "filename", "name", "version", "sub_dir")
 
 GROUPS = ("corpus", "tokenizer", "model", "task")
 """Groups that the config of every run has."""
@@ -102,6 +106,31 @@ class RunFolder:
     def as_config(self) -> DictConfig:
         """The same as a config; see :func:`as_config`."""
         return as_config(self.config)
+
+    def check_for_training(self) -> None:
+        """Refuses to train by a config that names foreign classes or writes elsewhere.
+
+        Raises:
+            UserError: It does; or a logger has settings of several values, such as the server that
+                Weights & Biases would send its key to.
+        """
+        with reading(self.config_path):
+            for group, node in self.config.items():
+                registry.check(node, group)
+        writers = {"profiler": self.config.get("profiler")} | {
+            f"{group}.{name}": node
+            for group in ("callbacks", "logger")
+            for name, node in (self.config.get(group) or {}).items()
+        }
+        for name, node in writers.items():
+            for key, value in (node or {}).items():
+                outside = key in _PLACES and isinstance(value, str) and value and not inside(value)
+                if outside or (name.startswith("logger.") and isinstance(value, Mapping)):
+                    why = "lies outside of the run" if outside else "must be one value"
+                    raise UserError(
+                        f"{self.config_path}: {name}.{key}={value} {why}; mend it there if the "
+                        "run is yours"
+                    )
 
     @property
     def shards(self) -> Path:

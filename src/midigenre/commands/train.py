@@ -361,9 +361,7 @@ def _resumed(cfg: DictConfig) -> tuple[DictConfig, str | None]:
         raise UserError(
             f"{wrong[0]} cannot change on resume: the saved config wins; only trainer.max_* may"
         )
-    with reading(run.config_path):
-        for group, node in run.config.items():
-            registry.check(node, group)
+    run.check_for_training()
     saved = run.as_config()
     for override in changed:
         key = override.split("=", 1)[0].lstrip("+")

@@ -115,7 +115,7 @@ def made(folder: Location, index: int) -> Made:
     """What :func:`make_part` noted of a part."""
     name = f"part-{index:05d}"
     done = read_json(folder / f"{name}.done.json")
-    with np.load(io.BytesIO(read_bytes(folder / f"{name}.npz"))) as arrays:
+    with np.load(io.BytesIO(read_bytes(folder / f"{name}.npz")), allow_pickle=False) as arrays:
         return Made(
             done["part"], done["kept"], done["refused"], arrays["digests"], arrays["sketches"]
         )

@@ -1,0 +1,364 @@
+"""Nothing that a stranger's checkpoint, shards or run names is ever called, and no secret leaks."""
+
+import json
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+import yaml
+from toy_runs import SMALL
+
+from midi import four_four
+from midigenre.tasks.base import CHECKPOINT_KEY
+
+SECRET = "the-secret-of-this-machine"
+
+
+class Touch:
+    """What a pickle runs when it is loaded."""
+
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.canary}'",)
+
+
+def payloads(canary, bomb):
+    """Targets that leave ``canary``, which must not appear."""
+    touch = {"_target_": "os.system", "command": f"touch '{canary}'"}
+    alias = {"_target_": "midigenre.cli.os.system", "command": f"touch '{canary}'"}
+    shell = {"args": ["touch", str(canary)]}
+    python = f"__import__('pathlib').Path({str(canary)!r}).touch()"
+    return {
+        "system": touch,
+        "an alias": alias,
+        "Popen": {"_target_": "subprocess.Popen", **shell},
+        "run": {"_target_": "subprocess.run", **shell},
+        "eval": {"_target_": "builtins.eval", "_args_": [python]},
+        "exec": {"_target_": "builtins.exec", "_args_": [python]},
+        "open": {"_target_": "builtins.open", "file": str(canary), "mode": "w"},
+        "torch.load": {"_target_": "torch.load", "f": str(bomb), "weights_only": False},
+        "joblib.load": {"_target_": "joblib.load", "filename": str(bomb)},
+        "numpy.load": {"_target_": "numpy.load", "file": str(bomb), "allow_pickle": True},
+        "our own function": {
+            "_target_": "midigenre.files.write_json", "path": str(canary), "data": 1},
+        "makedirs": {"_target_": "os.makedirs", "name": str(canary)},
+        "instantiate": {"_target_": "hydra.utils.instantiate", "config": touch},
+        "an import": {"_target_": "hydra.utils.get_class", "path": "bomb_module.Class"},
+        "a partial": {**touch, "_partial_": True},
+        "a class of another group": {
+            "_target_": "lightning.pytorch.loggers.TensorBoardLogger", "save_dir": str(canary)},
+        "not recursive": {**touch, "_recursive_": False},
+        "no name": {"_target_": ["os.system"], "command": f"touch '{canary}'"},
+    }  # fmt: skip
+
+
+PAYLOADS = tuple(payloads("", ""))
+
+
+@pytest.fixture
+def danger(tmp_path, monkeypatch):
+    """``danger(name)`` gives a payload; at the end nothing must have run."""
+    canary, bomb = tmp_path / "canary", tmp_path / "bomb.pkl"
+    bomb.write_bytes(pickle.dumps(Touch(canary)))
+    (tmp_path / "bomb_module.py").write_text(f"open({str(canary)!r}, 'w')\nclass Class: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("SECRET", SECRET)
+    yield payloads(canary, bomb).__getitem__
+    assert not canary.exists()
+
+
+def nested(payload):
+    return {"settings": [{"deep": payload}]}
+
+
+def changed_config(run, change):
+    path = run / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    change(config)
+    path.write_text(yaml.safe_dump(config))
+
+
+def changed_checkpoint(path, change):
+    content = torch.load(path, weights_only=True)
+    change(content[CHECKPOINT_KEY])
+    torch.save(content, path)
+
+
+def put(group):
+    """Replaces a group."""
+    return lambda payload: lambda config: config.__setitem__(group, payload)
+
+
+def add(group, name="evil"):
+    """Adds to a group."""
+    return lambda payload: lambda config: config[group].__setitem__(name, payload)
+
+
+def put_tokenizer(payload):
+    return lambda about: about["tokens"].__setitem__("tokenizer", payload)
+
+
+CHECKPOINTS = {
+    "tokenizer": put_tokenizer,
+    "a setting of the tokenizer": lambda payload: lambda about: about["tokens"]["tokenizer"][
+        "params"].__setitem__("pitch_range", payload),
+    "model": put("model"),
+    "a setting of the model": add("model", "dropout"),
+    "task": put("task"),
+    "a setting of the task": add("task"),
+}  # fmt: skip
+
+CONFIGS = {
+    "evaluate": {"corpus": put("corpus"), "a setting of the corpus": add("corpus", "n_songs"),
+                 "a dictionary of the corpus": lambda p: add("corpus", "n_songs")(nested(p))},
+    "train resume": {
+        **{group: put(group) for group in ("corpus", "tokenizer", "model", "task", "optim",
+                                           "trainer", "augment", "profiler")},
+        **{f"one of {group}": add(group) for group in ("callbacks", "logger")},
+        "a setting of the trainer": add("trainer", "strategy"),
+        "a setting of a callback": lambda p: lambda config: config["callbacks"][
+            "checkpoint"].__setitem__("filename", p),
+    },
+    "train init_model": {"model": put("model"), "tokenizer": put("tokenizer")},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def song(tmp_path_factory):
+    path = tmp_path_factory.mktemp("song") / "x.mid"
+    path.write_bytes(four_four(bars=8).dumps_midi())
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def spec(home, toy_run):
+    return json.loads((home / toy_run / "spec.json").read_text())
+
+
+@pytest.fixture
+def copy(home, toy_run, tmp_path):
+    """A run to be doctored."""
+    return shutil.copytree(home / toy_run, tmp_path / "run")
+
+
+@pytest.fixture
+def command(copy, song, toy_generator, home):
+    """The arguments of each command that reads a run or a checkpoint."""
+    best = copy / "checkpoints" / "best.ckpt"
+    return {
+        "predict": ["predict", f"run={copy}", "guard=false", "--", song],
+        "predict ckpt": ["predict", f"ckpt={best}", "guard=false", "--", song],
+        "predict explain": ["predict", f"run={copy}", "explain=true", "--", song],
+        "evaluate": ["evaluate", f"run={copy}"],
+        "evaluate corpus": ["evaluate", f"ckpt={best}", "corpus=toy", "corpus.n_songs=8"],
+        "generate": ["generate", f"run={copy}", "n=1"],
+        "judge": ["judge", f"run={home / toy_generator}", f"judge={copy}", "n=1"],
+        "judge run": ["judge", f"run={copy}", f"judge={copy}", "n=1"],
+        "train resume": ["train", f"resume={copy}", "trainer.max_epochs=7"],
+        "train init_from": ["train", *SMALL, f"init_from={best}", "trainer.max_steps=1"],
+        "train init_model": ["train", *SMALL, f"init_from={copy}", "init_model=true"],
+        "compare": ["compare", "--", str(copy)],
+    }
+
+
+def refused(answer, *words):
+    """One line on stderr, status 2, nothing on stdout."""
+    status, out, err = answer
+    assert status == 2, err
+    assert "Traceback" not in err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("midigenre: "), err
+    for word in words:
+        assert word in last, err
+    assert SECRET not in out + err
+
+
+ALL_PLACES = [(name, place) for name in CONFIGS for place in CONFIGS[name]]
+"""Where a config can name something, for each command that builds something of it."""
+
+READ_CHECKPOINTS = ("predict", "predict ckpt", "predict explain", "evaluate", "evaluate corpus",
+                    "generate", "judge", "judge run", "train init_from")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [n for n in READ_CHECKPOINTS if n != "generate"])
+def test_a_checkpoint_names_no_tokenizer(name, copy, command, midigenre, danger):
+    changed_checkpoint(copy / "checkpoints" / "best.ckpt", put_tokenizer(danger("system")))
+    refused(midigenre(*command[name]), "tokenizer", "os.system", "best.ckpt")
+
+
+@pytest.mark.parametrize("place", CHECKPOINTS)
+def test_no_place_of_a_checkpoint(place, copy, command, midigenre, danger):
+    payload = danger("system")
+    changed_checkpoint(copy / "checkpoints" / "best.ckpt", CHECKPOINTS[place](payload))
+    for name in ("predict ckpt", "generate"):
+        refused(midigenre(*command[name]), "os.system", "best.ckpt")
+
+
+@pytest.mark.parametrize(("name", "place"), ALL_PLACES)
+def test_a_config_names_no_code(name, place, copy, command, midigenre, danger):
+    changed_config(copy, CONFIGS[name][place](danger("system")))
+    refused(midigenre(*command[name]), "os.system", "config.yaml")
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_no_payload_runs_by_any_way(payload, copy, command, midigenre, danger):
+    what = danger(payload)
+    changed_config(copy, put("corpus")(what))
+    refused(midigenre(*command["evaluate"]), "corpus")
+    changed_checkpoint(copy / "checkpoints" / "best.ckpt", put_tokenizer(what))
+    refused(midigenre(*command["predict ckpt"]), "tokenizer")
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_shards_name_no_tokenizer(payload, spec, home, midigenre, danger, tmp_path):
+    shards = shutil.copytree(home / spec["shards"], tmp_path / "toy-remi-0123")
+    path = shards / "spec.json"
+    content = json.loads(path.read_text())
+    content["tokens"]["tokenizer"] = danger(payload)
+    path.write_text(json.dumps(content))
+    for arguments in (["inspect", f"path={shards}"], ["train", *SMALL, f"shards={shards}"]):
+        status, _, err = midigenre(*arguments)
+        assert status == 2, err
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", ["compare", "evaluate", "predict", "train resume"])
+def test_no_environment_in_a_file(name, copy, command, midigenre, danger):
+    """``${oc.env:SECRET}`` is text."""
+
+    def change(config):
+        for group in ("corpus", "tokenizer", "model", "task", "split", "callbacks", "data"):
+            config[group]["told"] = "${oc.env:SECRET}"
+        config["name"] = "${oc.env:SECRET}"
+        config["optim"]["weight_decay"] = "${oc.env:SECRET}"
+
+    changed_config(copy, change)
+    _, out, err = midigenre(*command[name])
+    assert SECRET not in out + err
+    assert "Traceback" not in err
+    for path in copy.rglob("*"):
+        if path.is_file():
+            assert SECRET.encode() not in path.read_bytes(), path
+
+
+def test_no_environment_in_a_checkpoint(copy, command, midigenre, danger):
+    path = copy / "checkpoints" / "best.ckpt"
+    changed_checkpoint(path, lambda about: about["model"].update(positions="${oc.env:SECRET}"))
+    refused(midigenre(*command["predict ckpt"]), "${oc.env:SECRET}")
+
+
+@pytest.mark.parametrize("key", ["filename", "dirpath"])
+def test_a_resumed_run_writes_below_its_folder(key, copy, command, midigenre):
+    def change(config):
+        config["callbacks"]["checkpoint"][key] = "../../../elsewhere"
+
+    changed_config(copy, change)
+    refused(midigenre(*command["train resume"]), key, "elsewhere")
+
+
+def test_a_resumed_run_logs_below_its_folder(copy, command, midigenre):
+    changed_config(copy, lambda config: config["logger"]["tensorboard"].update(name="../../x"))
+    refused(midigenre(*command["train resume"]), "name", "../../x")
+
+
+def test_a_resumed_run_does_not_say_where_its_log_is_sent(copy, command, midigenre):
+    evil = {"_target_": "lightning.pytorch.loggers.WandbLogger",
+            "settings": {"base_url": "https://stranger.example"}}  # fmt: skip
+    changed_config(copy, add("logger", "wandb")(evil))
+    refused(midigenre(*command["train resume"]), "settings")
+
+
+def test_a_pickled_config_is_not_read(midigenre, danger, tmp_path):
+    danger("system")
+    status, _, err = midigenre("train", f"--experimental-rerun={tmp_path / 'bomb.pkl'}")
+    assert status == 2
+    assert "resume=" in err
+
+
+CUTS = {"empty": b"", "cut": None, "a list": b"- 1\n", "a word": b"word", "no YAML": b"task: [",
+        "binary": bytes(range(256)), "aliases": b"a: &a {b: 1}\nc: *a\n"}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CUTS)
+def test_a_damaged_config_is_one_line(what, copy, command, midigenre):
+    path = copy / "config.yaml"
+    content = CUTS[what]
+    path.write_bytes(path.read_bytes()[:300] if content is None else content)
+    for name in ("predict", "evaluate", "judge", "train resume", "train init_model"):
+        refused(midigenre(*command[name]), "config.yaml")
+    _, _, err = midigenre(*command["compare"])
+    assert "config.yaml" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}"])
+def test_a_damaged_spec_is_one_line(content, copy, command, midigenre):
+    (copy / "spec.json").write_bytes(content)
+    refused(midigenre(*command["evaluate"]), "spec.json")
+
+
+def spoilt(path):
+    """Damages of a checkpoint, by name."""
+    whole = torch.load(path, weights_only=True)
+
+    def with_about(**about):
+        return whole | {CHECKPOINT_KEY: whole[CHECKPOINT_KEY] | about}
+
+    some = dict(whole["state_dict"])
+    key = next(k for k, v in some.items() if v.ndim == 2)
+    return {
+        "empty": b"", "cut": path.read_bytes()[:5000], "text": b"no checkpoint",
+        "a number": 1, "a list": [1, 2], "nothing in it": {},
+        "about is a list": whole | {CHECKPOINT_KEY: [1]},
+        "about is empty": whole | {CHECKPOINT_KEY: {}},
+        "no model": whole | {CHECKPOINT_KEY: {
+            k: v for k, v in whole[CHECKPOINT_KEY].items() if k != "model"}},
+        "a model of no settings": with_about(model={}),
+        "a model of text": with_about(model="tiny"),
+        "other sizes": whole | {"state_dict": some | {key: torch.zeros(3, 3)}},
+        "no weights": whole | {"state_dict": {}},
+        "weights of text": whole | {"state_dict": dict.fromkeys(some, "x")},
+        "no fields": with_about(tokens=whole[CHECKPOINT_KEY]["tokens"] | {"fields": 3}),
+        "labels of numbers": with_about(labels={"genre": 3}),
+        "data of text": with_about(data="x"),
+        "stray data": with_about(data=whole[CHECKPOINT_KEY]["data"] | {"stray": 1}),
+        "another format": with_about(format=99),
+    }  # fmt: skip
+
+
+DAMAGES = ("empty", "cut", "text", "a number", "a list", "nothing in it", "about is a list",
+           "about is empty", "no model", "a model of no settings", "a model of text", "other sizes",
+           "no weights", "weights of text", "no fields", "labels of numbers", "data of text",
+           "stray data", "another format")  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_one_line(damage, copy, command, midigenre):
+    for name, file in (("predict ckpt", "best"), ("train init_from", "best"),
+                       ("train resume", "last")):  # fmt: skip
+        path = copy / "checkpoints" / f"{file}.ckpt"
+        content = spoilt(path)[damage]
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+        harmless = name == "train init_from" and damage in ("labels of numbers",)
+        if not harmless:  # it takes no labels over
+            refused(midigenre(*command[name]), f"{file}.ckpt")
+
+
+def test_resume_refuses_the_checkpoint_of_another_run(
+    copy, command, midigenre, home, toy_generator
+):
+    last = copy / "checkpoints" / "last.ckpt"
+    shutil.copy(home / toy_generator / "checkpoints" / "last.ckpt", last)
+    refused(midigenre(*command["train resume"]), "last.ckpt", "another run")
+
+
+def test_resume_refuses_a_checkpoint_of_weights_alone(copy, command, midigenre):
+    last = copy / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    del content["optimizer_states"]
+    torch.save(content, last)
+    refused(midigenre(*command["train resume"]), "last.ckpt", "optimizer_states")
