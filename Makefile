@@ -43,8 +43,8 @@ ci: lint test ## what .ci/run runs
 sweep: setup ## three tokenizers over three seeds (ARGS="corpus=toy")
 	$(BIN)/midigenre train -m sweep=tokenizers $(ARGS)
 
-tensorboard: setup ## look at the runs in the browser
-	$(BIN)/tensorboard --logdir "$${MIDIGENRE_HOME:-.}/runs"
+tensorboard: setup ## look at the runs in the browser (RUNS=runs/sweep/WHEN: at one sweep)
+	$(BIN)/tensorboard --logdir "$(or $(RUNS),$${MIDIGENRE_HOME:-.}/runs)"
 
 # The extra is installed on every call: pip finds it in seconds, and only this target wants it.
 bench: setup ## time a training step beside Hugging Face's (experiments/speed; ARGS="--repeats 3")

@@ -1,9 +1,12 @@
 """What TensorBoard's own backend makes of event files."""
 
+from urllib.parse import parse_qs
+
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 from tensorboard.plugins import base_plugin
+from tensorboard.plugins.audio import audio_plugin
 from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_groups
 from tensorboard.plugins.hparams.backend_context import Context
 
@@ -33,11 +36,11 @@ class Board:
         }  # fmt: skip
 
     def sound(self, run, tag):
-        """The first file that an <audio> element of this tag gets."""
-        found = self.provider.read_blob_sequences(
-            CONTEXT, experiment_id="", plugin_name="audio", downsample=1000,
-        )[run][tag]  # fmt: skip
-        return self.provider.read_blob(CONTEXT, blob_key=found[0].values[0].blob_key)
+        """The last file that an <audio> element of this tag gets, as (type, bytes)."""
+        plugin = audio_plugin.AudioPlugin(base_plugin.TBContext(data_provider=self.provider))
+        last = plugin._audio_response_for_run(CONTEXT, "", run, tag, 0)[-1]
+        key = parse_qs(last["query"])["blob_key"][0]
+        return last["contentType"], self.provider.read_blob(CONTEXT, blob_key=key)
 
     def hparams(self):
         """Columns of settings, columns of metrics, rows: ``{trial: (settings, metrics)}``."""

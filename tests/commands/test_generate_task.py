@@ -42,11 +42,12 @@ def test_a_generator_leaves_a_complete_run(midigenre, home, name, more):
     content = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     assert content[CHECKPOINT_KEY]["task"]["name"] == "generate"
     assert content[CHECKPOINT_KEY]["data"]["marks"] is True
-    events = EventAccumulator(str(folder / "tensorboard"))
+    events = EventAccumulator(str(folder))
     events.Reload()
     shown = set(events.Tags()["scalars"])
-    assert {"train/loss", "val/loss", "val/nats_per_note", "hparam/test_nats_per_note"} <= shown
-    losses = [event.value for event in events.Scalars("val/loss")]
+    assert {"train/loss", "compare/val/loss", "compare/val/nats_per_note",
+            "trained/test_nats_per_note"} <= shown  # fmt: skip
+    losses = [event.value for event in events.Scalars("compare/val/loss")]
     assert losses[-1] < losses[0]
 
 

@@ -43,12 +43,13 @@ def test_a_masked_model_leaves_a_complete_run(midigenre, home, name, more):
     assert metrics["test"]["test/loss"] == found["loss"]
     assert metrics["test"]["test/Pitch/accuracy"] == found["fields"]["Pitch"]["accuracy"]
     assert {"Bar", "Position", "Tempo"} <= set(found["fields"]) or "octuple" not in name
-    events = EventAccumulator(str(folder / "tensorboard"))
+    events = EventAccumulator(str(folder))
     events.Reload()
     shown = set(events.Tags()["scalars"])
-    assert {"train/loss", "val/loss", "val/perplexity", "val/accuracy", "val/Pitch/accuracy",
-            "val/Velocity/perplexity", "hparam/test_loss"} <= shown  # fmt: skip
-    losses = [event.value for event in events.Scalars("val/loss")]
+    assert {"train/loss", "compare/val/loss", "val/perplexity", "val/accuracy",
+            "val/Pitch/accuracy", "val/Velocity/perplexity",
+            "trained/test_loss"} <= shown  # fmt: skip
+    losses = [event.value for event in events.Scalars("compare/val/loss")]
     assert losses[-1] < losses[0]
 
 

@@ -2,50 +2,32 @@
 
 import csv
 import json
+import re
 
 import pytest
 import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams import metadata
 from toy_runs import SMALL
 
+from boards import Board
 from midigenre.commands.job import take_share
 
 METRICS = (
-    "hparam/val_macro_f1",
-    "hparam/test_phrase_macro_f1",
-    "hparam/test_song_macro_f1",
-    "hparam/test_phrase_accuracy",
-    "hparam/test_song_accuracy",
-    "hparam/parameters",
-    "hparam/fit_seconds",
-    "hparam/train_tokens",
+    "test_phrase_macro_f1",  # the first: what runs are compared by
+    "test_song_macro_f1",
+    "test_phrase_accuracy",
+    "test_song_accuracy",
+    "val_macro_f1",
+    "parameters",
+    "fit_seconds",
+    "train_tokens",
 )
 
 QUICK = (*SMALL, "trainer.max_epochs=1", "trainer.max_steps=2")
 COMPLETE = {"config.yaml", "spec.json", "metrics.json", "evaluation.json", "cost.json",
-            "checkpoints", "tensorboard", "train.log"}  # fmt: skip
-
-
-def hparams_of(run):
-    """What the HPARAMS plugin reads of a run: settings, metric tags, values, whether it ended."""
-    events = EventAccumulator(str(run / "tensorboard"))
-    events.Reload()
-    content = events.summary_metadata
-    found = {
-        tag: content[tag].plugin_data.content for tag in content if tag.startswith("_hparams_/")
-    }
-    start = metadata.parse_session_start_info_plugin_data(found[metadata.SESSION_START_INFO_TAG])
-    experiment = metadata.parse_experiment_plugin_data(found[metadata.EXPERIMENT_TAG])
-    settings = {k: v.string_value or v.number_value for k, v in start.hparams.items()}
-    tags = [info.name.tag for info in experiment.metric_infos]
-    shown = {info.name for info in experiment.hparam_infos if info.differs}
-    values = {tag: events.Scalars(tag)[-1].value for tag in tags if tag in events.Tags()["scalars"]}
-    ended = metadata.SESSION_END_INFO_TAG in found
-    return start.group_name, settings, shown, tags, values, ended
+            "checkpoints", "train.log"}  # fmt: skip
 
 
 def test_six_jobs_leave_six_complete_folders_and_hparams_rows(midigenre, home):
@@ -62,27 +44,26 @@ def test_six_jobs_leave_six_complete_folders_and_hparams_rows(midigenre, home):
             (t, m) for t in ("remi", "cp", "octuple") for m in ("tiny", "small")
         )
     ]
-    titles = set()
+    board = Board(home / "runs")
+    columns, metrics, trials = Board(folder).hparams()
+    assert columns == {"model": True, "tokenizer": True}
+    assert metrics == [name.replace("_", " ") for name in METRICS]
     for job in jobs:
         assert {path.name for path in job.iterdir()} >= COMPLETE
-        title, settings, shown, tags, values, ended = hparams_of(job)
-        titles.add(title)
-        assert title.startswith(job.name)
+        assert str(job.relative_to(home / "runs")) in board.tags["scalars"]
+        # Short, for the column is narrow; other sweeps' jobs of this name are other rows.
+        title = f"{re.sub('[a-z]+=', '', job.name)} six {folder.name.partition('-')[2]}"
+        settings, values = trials.pop(title)
         assert f"model={settings['model']},tokenizer={settings['tokenizer']}" in job.name
         assert settings["optim.lr"] == {"tiny": 2e-3, "small": 5e-4}[settings["model"]]
         assert settings["corpus"] == "toy"
-        assert shown == {"corpus", "model", "optim.lr", "seed", "tokenizer"}
-        assert tuple(tags) == METRICS
+        values = {tag.removeprefix("trained/"): value for tag, value in values.items()}
         assert set(values) == set(METRICS)
         evaluation = json.loads((job / "evaluation.json").read_text())["genre"]
         cost = json.loads((job / "cost.json").read_text())
-        assert values["hparam/test_song_macro_f1"] == pytest.approx(evaluation["song"]["macro_f1"])
-        assert values["hparam/test_phrase_accuracy"] == pytest.approx(
-            evaluation["phrase"]["accuracy"]
-        )
-        assert values["hparam/parameters"] == cost["parameters"]
-        assert ended
-    assert len(titles) == 6
+        assert values["test_song_macro_f1"] == pytest.approx(evaluation["song"]["macro_f1"])
+        assert values["test_phrase_accuracy"] == pytest.approx(evaluation["phrase"]["accuracy"])
+        assert values["parameters"] == cost["parameters"]
     assert all(word in err for word in ("tokenizer", "octuple", "best baseline", "parameters"))
 
 
@@ -136,9 +117,10 @@ def test_a_defect_in_a_job_keeps_its_traceback(midigenre, home, monkeypatch):
     assert any("in broken" in line for line in lines)
     assert "RuntimeError: a defect" in (job / "train.log").read_text()
     # It did not finish: a row without scores, which does not break the table.
-    *_, tags, values, ended = hparams_of(job)
-    assert tuple(tags) == METRICS
-    assert (values, ended) == ({}, False)
+    _, metrics, trials = Board(job.parent).hparams()
+    assert len(metrics) == len(METRICS)
+    ((settings, values),) = trials.values()
+    assert (settings["seed"], values) == ("1", {})
 
 
 def test_a_named_sweep_needs_no_flag_and_brings_its_name(midigenre, home):
@@ -211,12 +193,17 @@ def test_gpus_are_dealt_in_turn(number, monkeypatch):
 def test_a_resumed_run_keeps_one_row(midigenre, home):
     assert midigenre("train", *SMALL, "trainer.max_epochs=1", "name=again")[0] == 0
     (run,) = (home / "runs" / "again").iterdir()
-    before = hparams_of(run)
+    _, _, before = Board(run).hparams()
     status, _, err = midigenre("train", f"resume={run}", "trainer.max_epochs=2")
     assert status == 0, err
-    after = hparams_of(run)
-    assert after[0] == before[0]  # the row's title
-    assert after[4]["hparam/train_tokens"] > before[4]["hparam/train_tokens"]
+    columns, _, after = Board(run).hparams()
+    assert len(columns) > 20  # alone: all settings to choose from
+    assert {name for name, shown in columns.items() if shown} == {
+        "corpus", "model", "optim.lr", "seed", "tokenizer",
+    }  # fmt: skip
+    ((title, (_, values)),) = after.items()
+    assert title == f"again {run.name.partition('-')[2]}"
+    assert values["trained/train_tokens"] > before[title][1]["trained/train_tokens"]
 
 
 @pytest.mark.slow
@@ -267,9 +254,10 @@ def test_csv_beside_tensorboard(midigenre, home):
     final = [row for row in rows if row["hparam/test_song_macro_f1"]]
     evaluation = json.loads((run / "evaluation.json").read_text())["genre"]
     assert float(final[-1]["hparam/test_song_macro_f1"]) == evaluation["song"]["macro_f1"]
-    for kind in ("csv", "tensorboard"):
-        assert OmegaConf.load(run / kind / "hparams.yaml").tokenizer == "remi"
-    assert hparams_of(run)[-1]
+    assert OmegaConf.load(run / "csv" / "hparams.yaml").tokenizer == "remi"
+    ((settings, values),) = Board(run).hparams()[2].values()
+    assert settings["tokenizer"] == "remi"
+    assert values["trained/test_song_macro_f1"] == pytest.approx(evaluation["song"]["macro_f1"])
 
 
 @pytest.mark.slow
@@ -288,7 +276,10 @@ def test_weights_and_biases_offline(midigenre, home, monkeypatch):
         assert wandb_value(content, "model") == model
         score = wandb_value(content, "hparam/test_song_macro_f1")
         assert score == evaluation["song"]["macro_f1"]
-        assert all(wandb_value(content, tag) >= 0 for tag in (*METRICS, "val/macro_f1"))
+        assert all(
+            wandb_value(content, tag) >= 0
+            for tag in (*(f"hparam/{name}" for name in METRICS), "val/macro_f1")
+        )
         assert f"offline/{job.name}".encode() in content
 
 

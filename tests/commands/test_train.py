@@ -7,6 +7,8 @@ import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from boards import Board
+
 SMALL = ("corpus=toy", "corpus.n_songs=48", "model.d_model=32", "model.n_heads=2",
          "model.n_layers=1", "model.d_ff=32", "data.batch_phrases=16")  # fmt: skip
 
@@ -53,17 +55,17 @@ def test_evaluation_json_keeps_its_contract(toy_run, home):
 
 
 def test_tensorboard_shows_what_a_person_asks_for(toy_run, home):
-    events = EventAccumulator(str(home / toy_run / "tensorboard"), {"images": 0, "tensors": 0})
+    events = EventAccumulator(str(home / toy_run), {"images": 0, "tensors": 0})
     events.Reload()
     tags = events.Tags()
     scalars = set(tags["scalars"])
     assert scalars >= {
         "train/loss", "train/lr", "train/grad_norm", "train/tokens_per_second",
-        "val/loss", "val/macro_f1", "val/genre/macro_f1", "val/emotion/macro_f1",
-        "val/genre/loss", "test/genre/song/macro_f1",
+        "compare/val/loss", "compare/val/macro_f1", "val/genre/macro_f1", "val/emotion/macro_f1",
+        "val/genre/loss", "trained/test_song_macro_f1",
     }  # fmt: skip
     assert set(tags["images"]) >= {
-        "val/genre/confusion", "val/emotion/confusion", "test/genre/phrase/confusion",
+        "val/genre/confusion", "val/emotion/confusion", "trained/test/genre/phrase/confusion",
     }  # fmt: skip
     assert "val/phrases/text_summary" in tags["tensors"]
     text = events.Tensors("val/phrases/text_summary")[-1].tensor_proto.string_val[0].decode()
@@ -73,6 +75,26 @@ def test_tensorboard_shows_what_a_person_asks_for(toy_run, home):
     rates = [e.value for e in events.Scalars("train/lr")]
     assert max(rates) == pytest.approx(0.003, rel=0.05)
     assert rates[-1] < rates[len(rates) // 3]
+
+
+def test_tensorboard_leads_with_what_is_compared_and_draws_no_dots(toy_run, home):
+    board = Board(home / "runs")
+    run = str(toy_run.relative_to("runs"))  # the run's folder, with nothing behind it
+    assert run in board.tags["scalars"]
+    scalars = board.tags["scalars"][run]
+    # Sorted as TensorBoard sorts them; it opens the first two groups.
+    groups = list(dict.fromkeys(tag.partition("/")[0] for tag in sorted(scalars)))
+    assert groups == ["compare", "train", "trained", "val"]
+    assert [tag for tag in sorted(scalars) if tag.startswith("compare/")] == [
+        "compare/val/loss", "compare/val/macro_f1",
+    ]  # fmt: skip
+    assert {tag: n for tag, n in scalars.items() if n < 2} == {}
+    for plugin in ("images", "text"):
+        first = min(board.tags[plugin][run])
+        assert first > "train/~"
+    kinds = [set(board.tags[plugin].get(run, ())) for plugin in board.tags]
+    assert sum(map(len, kinds)) == len(set.union(*kinds))
+    assert not (home / toy_run / "hparams.yaml").exists()  # config.yaml has them
 
 
 @pytest.mark.parametrize("tokenizer", ["cp", "octuple", "midilike291", "mumidi"])

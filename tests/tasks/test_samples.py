@@ -80,7 +80,7 @@ def train(home, folder, callback, *overrides):
 
 
 def events(folder):
-    found = EventAccumulator(str(folder / "tensorboard"), {"images": 0, "audio": 0, "tensors": 0})
+    found = EventAccumulator(str(folder), {"images": 0, "audio": 0, "tensors": 0})
     found.Reload()
     return found
 
@@ -121,7 +121,9 @@ def test_tensorboard_serves_every_picture_and_every_sound(with_samples, home):
     kinds = [set(board.tags[plugin].get(run, ())) for plugin in board.tags]
     assert sum(map(len, kinds)) == len(set.union(*kinds))
     for tag in sounds:
-        audio, rate = soundfile.read(io.BytesIO(board.sound(run, tag)), dtype="int16")
+        kind, content = board.sound(run, tag)
+        assert kind == "audio/wav"
+        audio, rate = soundfile.read(io.BytesIO(content), dtype="int16")
         assert rate == AUDIO_RATE
         loud = np.abs(audio.astype(int))
         assert np.sqrt((loud**2).mean()) / 2**15 > 0.01  # not silence around one click

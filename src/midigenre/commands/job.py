@@ -70,13 +70,14 @@ OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 OmegaConf.register_new_resolver("new_id", new_id, use_cache=True, replace=True)
 
 
-def swept_settings() -> tuple[str, ...]:
-    """The settings that differ between the jobs of this sweep; none in a single run."""
+def swept_settings() -> dict[str, str]:
+    """What differs between the jobs of this sweep and this job's value; none in a single run."""
     hydra = HydraConfig.get()
     if hydra.mode != RunMode.MULTIRUN:
-        return ()
-    keys = [o.partition("=")[0].lstrip("+") for o in hydra.overrides.task]
-    return tuple(k for k in keys if k not in hydra.job.config.override_dirname.exclude_keys)
+        return {}
+    given = (o.lstrip("+").partition("=") for o in hydra.overrides.task)
+    fixed = hydra.job.config.override_dirname.exclude_keys
+    return {key: value for key, _, value in given if key not in fixed}
 
 
 @dataclass(frozen=True)

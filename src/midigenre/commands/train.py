@@ -61,6 +61,7 @@ from midigenre.tasks.callbacks import tensorboard_of
 from midigenre.tasks.cost import peak_memory_bytes
 from midigenre.tasks.fit import fit
 from midigenre.tasks.hparams import finish_hparams, start_hparams
+from midigenre.tasks.loggers import final_tag
 from midigenre.trained import Start, check_last, finetuned, load_run, start_from
 
 log = logging.getLogger(__name__)
@@ -397,7 +398,7 @@ def _log_test(trainer: L.Trainer, outcome: Outcome) -> None:
     writer = tensorboard_of(trainer)
     if writer is not None:
         for tag, figure in outcome.figures.items():
-            writer.add_figure(tag, figure, trainer.global_step)
+            writer.add_figure(final_tag(tag), figure, trainer.global_step)
         writer.flush()
     for logger in trainer.loggers:
         logger.finalize("success")

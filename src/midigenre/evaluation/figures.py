@@ -208,6 +208,7 @@ def piano_roll_figure(
     bar_seconds: ArrayLike = (),
     primer_bars: int = 0,
     first_bar: int = 0,
+    widest: float = 22,
 ) -> Figure:
     """Pitch against bars; colour is the instrument family, opacity the velocity, drums below.
 
@@ -222,6 +223,7 @@ def piano_roll_figure(
         primer_bars: Bars that were given to the generator: a line stands behind them, and the title
             says it.
         first_bar: Bars of the song that lie before these; numbers count from its first, 1.
+        widest: Bound of its width, inches.
 
     Returns:
         The figure; without drums it has no drum panel, without notes it says so.
@@ -238,7 +240,7 @@ def piano_roll_figure(
     roll_height = float(np.clip(0.075 * np.ptp(pitches), 2.2, 4.6)) if len(pitches) else 0.0
     drum_height = 0.3 + 0.19 * len(used_drums) if len(used_drums) else 0.0
     heights = [h for h in (roll_height, drum_height) if h] or [1.6]
-    width = float(np.clip(0.42 * (right - left) / (4 * tpq) + 3, 8, 22))
+    width = float(np.clip(0.42 * (right - left) / (4 * tpq) + 3, min(8, widest), widest))
     figure = _figure(width, sum(heights) + 1.6)
     panels = figure.subplots(
         len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}

@@ -53,8 +53,8 @@ class ClassifyTask(Task):
 
     kind = "classifier"
     final = (
-        "val_macro_f1",
         *(f"test_{level}_{metric}" for metric in METRICS for level in LEVELS),
+        "val_macro_f1",
     )
     model: PhraseClassifier
 

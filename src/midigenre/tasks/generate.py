@@ -41,7 +41,7 @@ class GenerateTask(Task):
     """
 
     kind = "generator"
-    final = ("val_loss", "test_loss", "test_nats_per_note", "test_accuracy")
+    final = ("test_nats_per_note", "test_loss", "test_accuracy", "val_loss")
     causal = True
     model: PhraseGenerator
 

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import summary
 
 from midigenre.evaluation.settings import settings_of
 from midigenre.tasks.base import Task
+from midigenre.tasks.loggers import FINAL, TensorBoardLogger, final_tag
 
 COSTS = ("parameters", "fit_seconds", "train_tokens")
 
 
 def tags(task: type[Task]) -> tuple[str, ...]:
-    """Tags of a task's final scores and of what the run has cost, the same in every run."""
-    return tuple(f"hparam/{name}" for name in (*task.final, *COSTS))
+    """Names of a task's final scores and of what the run has cost, the same in every run."""
+    return tuple(f"{FINAL}{name}" for name in (*task.final, *COSTS))
 
+
+_DATE = re.compile(r"\d{4}-(?=\d\d-\d\d_)")  # the year of %Y-%m-%d_%H-%M-%S
+
+_KEY = re.compile(r"(?<=[-,])[^,=]+=")  # in 0-seed=1,tokenizer=remi
 
 _SHOWN = ("corpus", "model", "optim.lr", "seed", "tokenizer")
 
@@ -31,7 +36,7 @@ _LEFT_OUT = ("tokenizer.", "callbacks.", "split.", "labels.", "corpus.root")
 
 
 def start_hparams(
-    trainer: L.Trainer, task: type[Task], config: Mapping[str, Any], swept: Sequence[str] = ()
+    trainer: L.Trainer, task: type[Task], config: Mapping[str, Any], swept: Mapping[str, str]
 ) -> None:
     """Logs the settings: a run shows its row from its first step on, though without scores.
 
@@ -41,25 +46,35 @@ def start_hparams(
         trainer: Its loggers get them.
         task: Says which scores there will be.
         config: The run's resolved config as plain data.
-        swept: Settings that TensorBoard shows as columns unasked: it has room for five.
+        swept: What a sweep tries, as the command line has it: HPARAMS has these settings alone as
+            columns. Of a run that stands alone it offers all and shows the main five.
     """
     settings = _settings(config)
     for logger in trainer.loggers if trainer.is_global_zero else ():
         if not isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(settings)
             continue
+        # A group such as `augment` stands for settings of several names; a seed is a name, which
+        # would be 1.0000 as a number.
+        shown = {**swept, **settings, "seed": str(settings["seed"])}
         experiment, start, _ = summary.hparams(  # type: ignore[no-untyped-call]
-            settings, dict.fromkeys(tags(task))
+            shown, dict.fromkeys(map(final_tag, tags(task)))
         )
-        shown = _SHOWN if set(swept) <= set(_SHOWN) else swept
         with _plugin_data(experiment) as data:
-            for info in data.experiment.hparam_infos:
-                info.differs = info.name in shown
+            columns = [
+                info for info in data.experiment.hparam_infos if not swept or info.name in swept
+            ]
+            for info in columns:
+                info.differs = info.name in (swept or _SHOWN)
+            del data.experiment.hparam_infos[:]
+            data.experiment.hparam_infos.extend(columns)
+            for metric in data.experiment.metric_infos:
+                # Words, between which the head of a narrow column is broken.
+                metric.display_name = metric.name.tag.removeprefix(final_tag("")).replace("_", " ")
         with _plugin_data(start) as data:
             data.session_start_info.group_name = _title(Path(trainer.default_root_dir))
         for part in (experiment, start):
             logger.experiment.file_writer.add_summary(part)
-        logger.hparams.update(settings)
         logger.save()
 
 
@@ -73,13 +88,15 @@ def _plugin_data(part: Any) -> Iterator[Any]:
 
 
 def _title(folder: Path) -> str:
-    """Name of a run's row, what tells runs apart first: the column is narrow.
+    """Name of a run's row, what tells runs apart first: the column shows some 15 letters.
 
-    Runs of one title would share a row, so it has all of ``<name>/<when>`` and a sweep's job.
+    A job of a sweep has its number and what it tries, whose names are columns. Runs of one title
+    would share a row, so name and date of ``runs/<name>/<when>/<job>`` follow.
     """
     parts = folder.resolve().parts
-    job = parts[-1][:1].isdigit() and "=" in parts[-1]
-    return " ".join((parts[-1], *parts[-3:-1]) if job else parts[-2:])
+    dated = max((i for i, part in enumerate(parts) if _DATE.match(part)), default=len(parts) - 1)
+    below = (_KEY.sub("", part) for part in parts[:dated:-1])
+    return " ".join((*below, parts[dated - 1], _DATE.sub("", parts[dated])))
 
 
 def finish_hparams(
@@ -96,8 +113,8 @@ def finish_hparams(
         final: Scores by their short name; one that no label has is missing.
         cost: Content of ``cost.json``.
     """
-    found = {f"hparam/{name}": value for name, value in final.items()}
-    found |= {f"hparam/{name}": float(cost[name]) for name in COSTS}
+    found = {f"{FINAL}{name}": value for name, value in final.items()}
+    found |= {f"{FINAL}{name}": float(cost[name]) for name in COSTS}
     values = {tag: found[tag] for tag in tags(task) if tag in found}
     for logger in trainer.loggers if trainer.is_global_zero else ():
         logger.log_metrics(values, step=trainer.global_step)

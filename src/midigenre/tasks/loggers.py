@@ -1,15 +1,64 @@
-"""A CSV log that outlives an interruption."""
+"""Logs of a run: charts in the order in which runs are compared; a CSV that is kept on resume."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 
 import lightning.pytorch.loggers.csv_logs as lightning_csv
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
+from lightning.pytorch.loggers import TensorBoardLogger as LightningTensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from midigenre.files import read_csv, write_csv
+
+FINAL = "hparam/"
+"""What the names of scores begin with that a run has once, at its end."""
+
+COMPARED = ("val/loss", "val/macro_f1", "val/nats_per_note")
+"""What runs are compared by while they train."""
+
+
+class TensorBoardLogger(LightningTensorBoardLogger):
+    """Lightning's, with event files in the run's folder, whose name is then the run's.
+
+    TensorBoard sorts charts by their tags, in groups by the first part of it, and opens the first
+    two. So :data:`COMPARED` lead, as ``compare/val/loss``; ``train/...`` follows, then
+    ``trained/...``, the final scores and figures of the test songs, and at last the other
+    ``val/...`` and generated pieces.
+
+    What there is once would be a dot. A final score, which HPARAMS reads from a chart, is a level
+    line; the test scores, of which those are the means, and ``epoch`` have none.
+
+    Args:
+        save_dir: The run's folder.
+    """
+
+    def __init__(self, save_dir: str | Path) -> None:
+        super().__init__(save_dir, name="", version="", default_hp_metric=False)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Writes the metrics under the tags of TensorBoard."""
+        for name, value in metrics.items():
+            if name.startswith(FINAL):
+                super().log_metrics({final_tag(name): value}, 0)
+                super().log_metrics({final_tag(name): value}, step)
+            elif name != "epoch" and not name.startswith("test/"):
+                tag = f"compare/{name}" if name in COMPARED else name
+                super().log_metrics({tag: value}, step)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Writes what is held back; the settings stand in the run's ``config.yaml``."""
+        self.experiment.flush()
+
+
+def final_tag(name: str) -> str:
+    """TensorBoard's tag of a final score, or of a figure of the test songs."""
+    return f"trained/{name.removeprefix(FINAL)}"
 
 
 class CSVLogger(LightningCSVLogger):

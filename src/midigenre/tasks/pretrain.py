@@ -41,7 +41,7 @@ class PretrainTask(Task):
     """
 
     kind = "masked model"
-    final = ("val_loss", "test_nats_per_note", *(f"test_{name}" for name in SHOWN))
+    final = ("test_nats_per_note", *(f"test_{name}" for name in SHOWN), "val_loss")
     model: MaskedModel
 
     def __init__(

@@ -13,6 +13,8 @@ from lightning.fabric.utilities import rank_zero_warn
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import FSDPStrategy
 from numpy.typing import NDArray
+from tensorboard.plugins.audio import metadata
+from torch.utils.tensorboard import summary
 
 from midigenre.data.phrases import Seconds, phrase_length
 from midigenre.data.shards import ShardSet
@@ -31,6 +33,10 @@ from midigenre.tokenizers.base import Tokenizer, from_spec
 
 AUDIO_RATE = 24_000
 """Frames a second in the event files, mono: a quarter of the bytes, and enough to judge by ear."""
+
+
+CARD_INCHES = 5.0
+"""Width of a picture: TensorBoard's cards are narrow, and a wider one would be shrunk to them."""
 
 
 def context_for(data: Mapping[str, Any], tokens: TokenSpec) -> Context:
@@ -164,7 +170,7 @@ class GeneratedSamples(Callback):
             return
         song = tokenizer.clean(score)
         title = f"{of.replace('/', ' ')}, step {step}"
-        figure = piano_roll_figure(song.notes, song.bar_ticks, song.tpq, title)
+        figure = piano_roll_figure(song.notes, song.bar_ticks, song.tpq, title, widest=CARD_INCHES)
         writer.add_figure(f"{tag}/piano_roll", figure, step)
         if not self.audio:
             return
@@ -173,7 +179,12 @@ class GeneratedSamples(Callback):
         elif (played := render(score, self.soundfont)).silent:
             writer.add_text(tag, "silent: the soundfont lacks its pitches", step)
         else:
-            writer.add_audio(f"{tag}/audio", torch.from_numpy(_mono(played)), step, AUDIO_RATE)
+            sound = summary.audio(f"{tag}/audio", torch.from_numpy(_mono(played)), AUDIO_RATE)  # type: ignore[no-untyped-call]
+            # PyTorch does not say it, and TensorBoard then serves bytes of no type.
+            sound.value[0].metadata.CopyFrom(
+                metadata.create_summary_metadata("", "", encoding=metadata.Encoding.WAV)
+            )
+            writer.file_writer.add_summary(sound, step)
 
 
 def _mono(audio: Audio) -> NDArray[np.float32]:
