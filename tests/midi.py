@@ -94,6 +94,15 @@ def midi_file(
     return header + b"MTrk" + struct.pack(">I", len(track) if length is None else length) + track
 
 
+def smf(
+    *tracks: bytes, format_: int = 1, n_tracks: int | None = None, division: int = 480
+) -> bytes:
+    """A MIDI file of these track bodies; ``n_tracks`` is a false number of them."""
+    n = len(tracks) if n_tracks is None else n_tracks
+    header = b"MThd" + struct.pack(">IHHH", 6, format_, n, division)
+    return header + b"".join(b"MTrk" + len(t).to_bytes(4, "big") + t for t in tracks)
+
+
 def _ticks(quarters: Quarters, tpq: int) -> int:
     return round(Fraction(quarters) * tpq)
 

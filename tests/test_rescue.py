@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import random
-import struct
 import zlib
 from pathlib import Path
 
@@ -15,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from symusic.core import ScoreTick
 
-from midi import make_score, melody, midi_file, scores, to_bytes
+from midi import make_score, melody, midi_file, scores, smf, to_bytes
 from midigenre.build import make_tokenizer
 from midigenre.errors import RefusedSongError
 from midigenre.music import REFUSALS, read_score
 from midigenre.rescue import MAX_TRACKS, well_formed
-from midigenre.rescue_track import Walk, is_clean
+from midigenre.rescue_track import Walk, scan
 
 END = b"\x00\xff\x2f\x00"
 SCALE = b"".join(bytes((0, 0x90, 60 + i, 80 + i, 96, 0x80, 60 + i, 64)) for i in range(8))
@@ -33,14 +32,6 @@ some_examples = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-
-
-def smf(
-    *tracks: bytes, format_: int = 1, n_tracks: int | None = None, division: int = 480
-) -> bytes:
-    n = len(tracks) if n_tracks is None else n_tracks
-    header = b"MThd" + struct.pack(">IHHH", 6, format_, n, division)
-    return header + b"".join(b"MTrk" + len(t).to_bytes(4, "big") + t for t in tracks)
 
 
 def riff(data: bytes) -> bytes:
@@ -110,6 +101,52 @@ RESCUED = {
     "status F8 in running status": (
         midi_file(SCALE + b"\x00\xb0\x07\x01\x00\xf8\x00\x07\x02"), {"system messages left out": 1},
     ),
+    "status F1 in running status": (
+        midi_file(SCALE + b"\x00\xb0\x07\x01\x00\xf1\x05\x00\x07\x02"),
+        {"system messages left out": 1},
+    ),
+    "status F1 before F3": (
+        events(GOOD, 0, b"\x00\xf1\x7f\x00\xf3\x7f"), {"system messages left out": 2},
+    ),
+    "every system message": (
+        events(
+            GOOD, 0, b"\x00\xf1\x7f\x00\xf2\x7f\x7f\x00\xf3\x7f"
+            + b"".join(bytes((0, status)) for status in range(0xF4, 0xFF) if status != 0xF7),
+        ),
+        {"system messages left out": 13},
+    ),
+    "status F4 before a long sysex": (
+        events(GOOD, 0, b"\x00\xf4\x00\xf0\x81\x48" + b"\x01" * 199 + b"\xf7"),
+        {"system messages left out": 1},
+    ),
+    "status F3 before a long text": (
+        events(GOOD, 0, b"\x00\xf3\x01\x00\xff\x01\x82\x00" + b"x" * 256),
+        {"system messages left out": 1},
+    ),
+    "status F4 before a damaged event": (
+        events(GOOD, 0, b"\x00\xf4\x00\xb0\x40\xa8"),
+        {"system messages left out": 1, "values over 127 clamped": 1},
+    ),
+    "status F5 before a program": (
+        events(GOOD, 0, b"\x00\xf5\x00\xc0\x05"), {"system messages left out": 1},
+    ),
+    "status F4 before the end": (midi_file(SCALE + b"\x00\xf4"), {"system messages left out": 1}),
+    "early end of track": (events(GOOD, 16, END), {"early ends of tracks passed over": 1}),
+    "early end of track with a damaged event behind": (
+        events(GOOD, 16, END + b"\x00\xb0\x40\xa8"),
+        {"early ends of tracks passed over": 1, "values over 127 clamped": 1},
+    ),
+    "early end of track in a file that is cut off": (
+        smf(SCALE[:16] + END + SCALE[16:] + b"\x00\x90"),
+        {"early ends of tracks passed over": 1, "tracks cut at their last whole event": 1},
+    ),
+    "padding behind the end": (
+        smf(SCALE + END + bytes(7)), {"bytes behind the end of a track left out": 7},
+    ),
+    "text behind the end": (
+        smf(SCALE + END + b"\x00\x90\x3c\x40Thank you!", TEXT + END),
+        {"bytes behind the end of a track left out": 14},
+    ),
     "escaped sysex": (events(GOOD, 0, b"\x00\xf7\x03\x90\x3c\x40"), {}),
     "program 255": (events(GOOD, 0, b"\x00\xc0\xff"), {"programs over 127 left out": 1}),
     "control value 168": (events(GOOD, 0, b"\x00\xb0\x40\xa8"), {"values over 127 clamped": 1}),
@@ -136,9 +173,11 @@ def test_the_rescued_file_has_the_notes_that_it_always_had(kind):
     assert read(data) == (NOTES, repairs)
 
 
-def test_a_good_file_is_returned_as_it_is():
+def test_a_good_file_stays_as_it_is():
     for data in (GOOD, RESCUED["long text"][0], to_bytes(make_score(melody(8)))):
-        assert well_formed(data)[0] is data
+        file = well_formed(data)
+        assert file.data == data
+        assert file.far_reaching is not None, "no track needed a walk"
 
 
 REFUSED = {
@@ -179,7 +218,7 @@ def test_wherever_a_file_is_cut_its_whole_events_are_kept():
         whole, rest = divmod(length - 22, 4)  # events of four bytes
         notes, repairs = read(data[:length])
         assert len(notes) == (whole + 1) // 2
-        assert repairs.pop("notes ended at the cut", 0) == whole % 2
+        assert repairs.pop("notes ended with their track", 0) == whole % 2
         what = "tracks cut at their last whole event" if rest else "ends of tracks added"
         assert repairs == {what: 1}
 
@@ -188,7 +227,7 @@ def test_a_note_that_sounds_at_the_cut_ends_there():
     held = b"\x00\x90\x30\x40" + SCALE
     notes, repairs = read(midi_file(held)[:-3])
     assert sorted(notes) == sorted([(0, 8 * 96, 48, 64), *NOTES])
-    assert repairs["notes ended at the cut"] == 1
+    assert repairs["notes ended with their track"] == 1
 
 
 def test_nothing_is_made_of_what_follows_a_byte_that_cannot_be_understood():
@@ -325,12 +364,12 @@ def test_any_bytes_give_a_score_or_a_reason(data):
 def test_what_is_well_formed_needs_no_repair(score, seed):
     """The quick check, the walk and symusic agree on what a file says."""
     try:
-        data, _ = well_formed(damaged(to_bytes(score), seed))
+        data = well_formed(damaged(to_bytes(score), seed)).data
     except RefusedSongError:
         return
-    again, repairs = well_formed(data)
-    assert again == data
-    assert repairs == {}
+    again = well_formed(data)
+    assert again.data == data
+    assert again.repairs == {}
     start = 14
     while start < len(data):
         body = start + 8
@@ -340,7 +379,7 @@ def test_what_is_well_formed_needs_no_repair(score, seed):
         walk = Walk(data, body, end, found, keep_tempo=True)
         walk.run()
         assert (walk.pos, walk.ended, found) == (end, True, {})
-        assert is_clean(data, body, end) or b"\xff" in data[body:end]
+        assert scan(data, body, end) is not None or b"\xff" in data[body:end]
         start = end
     assert start == len(data)
 
@@ -349,6 +388,6 @@ def test_what_is_well_formed_needs_no_repair(score, seed):
 @given(scores())
 def test_a_file_that_symusic_wrote_is_well_formed(score):
     data = to_bytes(score)
-    read_back, repairs = well_formed(data)
-    assert repairs == {}
-    assert ScoreTick.from_midi(read_back) == ScoreTick.from_midi(data)
+    file = well_formed(data)
+    assert file.repairs == {}
+    assert file.data == data

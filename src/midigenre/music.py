@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from symusic.core import ScoreTick, TimeSignatureTick
 
+from midigenre.channels import played
 from midigenre.errors import RefusedSongError
 from midigenre.rescue import MAX_BYTES, well_formed
 from midigenre.song import (
@@ -65,6 +66,9 @@ def read_score(
 ) -> ScoreTick:
     """Parses the bytes of a MIDI file, damaged ones as far as they can be understood.
 
+    Notes end, and have the programs, as the channels of the file play them
+    (:mod:`midigenre.channels`).
+
     Args:
         data: Bytes of a file, of any kind (:func:`midigenre.rescue.well_formed`).
         repairs: How often each repair was made is added to it.
@@ -74,17 +78,11 @@ def read_score(
         RefusedSongError: ``unreadable``, ``too_large`` or ``several_songs``; the detail says what
             was seen.
     """
-    data, found = well_formed(data, max_bytes)
-    for what, n in found.items():
-        _count({} if repairs is None else repairs, what, n)
-    try:
-        # No value is over 127 any more; sanitising is the second lock on a door that leads out of
-        # the parser's memory.
-        return ScoreTick.from_midi(data, sanitize_data=True)
-    except MemoryError as error:
-        raise RefusedSongError("too_large", "symusic needs more memory than there is") from error
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise RefusedSongError("unreadable", f"symusic: {error}".splitlines()[0]) from error
+    repairs = {} if repairs is None else repairs
+    file = well_formed(data, max_bytes)
+    for what, n in file.repairs.items():
+        _count(repairs, what, n)
+    return played(file, repairs)
 
 
 def clean(score: ScoreTick, grid: Grid, *, tracks: str = "all", neutral: bool = False) -> Song:

@@ -11,12 +11,13 @@ that cannot be understood. Nothing is guessed beyond that byte.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from midigenre.errors import RefusedSongError
-from midigenre.rescue_track import MAX_TICK, Walk, count, is_clean
+from midigenre.rescue_track import FAR, MAX_TICK, Walk, count, joined, scan
 
 MAX_BYTES = 64 * 2**20
 """Size of the largest file that is read, after unpacking: no music is as long as that."""
@@ -33,19 +34,52 @@ FRAME_RATES = {24: 24.0, 25: 25.0, 29: 30000 / 1001, 30: 30.0}
 _MICROSECONDS = 500_000  # of a quarter note at 120 a minute, where a file has no tempo (SMF 1.0)
 
 
-def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> tuple[bytes, dict[str, int]]:
-    """A MIDI file that symusic reads as it was meant, and what had to be repaired for that.
+@dataclass(frozen=True)
+class WellFormed:
+    """A MIDI file that symusic can parse.
+
+    Attributes:
+        header: Its header chunk, 14 bytes.
+        bodies: What is in its track chunks.
+        far_reaching: What :func:`midigenre.rescue_track.scan` found in each track; None if one of
+            them was mended.
+        repairs: How often each repair was made.
+    """
+
+    header: bytes
+    bodies: list[bytes]
+    far_reaching: list[list[tuple[int, bytes]]] | None
+    repairs: dict[str, int]
+
+    @property
+    def data(self) -> bytes:
+        """The file."""
+        return with_tracks(self.header, self.bodies)
+
+
+def with_tracks(header: bytes, bodies: Iterable[bytes]) -> bytes:
+    """A file of a header chunk and the contents of track chunks."""
+    parts = [header]
+    for body in bodies:
+        parts += [b"MTrk", len(body).to_bytes(4, "big"), body]
+    return b"".join(parts)
+
+
+def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> WellFormed:
+    """A MIDI file that symusic can parse, and what had to be repaired for that.
 
     In what is returned all sizes and counts are true, each track ends with its end-of-track event,
-    channel messages have data bytes under 128, and no track is longer than 2**31 - 1 ticks. A file
-    that is so already is returned as it is.
+    channel messages have data bytes under 128, and no track is longer than 2**31 - 1 ticks. The
+    tracks of a file that is so already stay as they are.
 
     * Unpacked: gzip and zlib, also where they are cut off; RIFF, MacBinary and any other up to
       8,192 bytes before the header.
     * Skipped: chunks that are no tracks, bytes outside of chunks, undefined status bytes.
     * Mended: a false length of the header or of a track, a false number of tracks, an unknown
       format, a missing end of track. A track that breaks off, or in which a byte cannot be
-      understood, keeps its events up to there, and its sounding notes end there.
+      understood, keeps its events up to there and ends there.
+    * Behind an end of track that is not the last event of its chunk all events are read, or none
+      and the bytes are counted.
     * Data bytes over 127: velocities, controls and pitch bends become 127; a note of such a pitch
       and such a program (mostly 255, "none") are left out rather than invented.
     * SMPTE time is read at 120 quarter notes a minute: it has no beats, and 120 is what a file
@@ -54,9 +88,6 @@ def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> tuple[bytes, dict[st
     Args:
         data: Bytes of a file.
         max_bytes: Largest size, before and after unpacking.
-
-    Returns:
-        The file, and how often each repair was made.
 
     Raises:
         RefusedSongError: ``unreadable``, also where more than half of it cannot be understood;
@@ -77,8 +108,9 @@ def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> tuple[bytes, dict[st
     reader = _Tracks(data, repairs, keep_tempo, keep_tempo and format_ != 2 and _is_short(data))
     reader.read(_header_end(data, repairs))
     true_header = data[4:8] == b"\x00\x00\x00\x06" and n_tracks == len(reader.bodies)
-    if reader.untouched and true_header and format_ < 2:
-        return data, repairs
+    seen = reader.far_reaching if len(reader.far_reaching) == len(reader.bodies) else None
+    if true_header and format_ < 2 and ticks_per_second is None:
+        return WellFormed(data[:14], reader.bodies, seen, repairs)
 
     if n_tracks != len(reader.bodies):
         count(repairs, "track counts corrected")
@@ -99,10 +131,7 @@ def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> tuple[bytes, dict[st
         division = tpq.to_bytes(2, "big")
         bodies = [first + body if i == 0 else body for i, body in enumerate(bodies)]
     numbers = format_.to_bytes(2, "big") + len(bodies).to_bytes(2, "big") + division
-    parts = [b"MThd\x00\x00\x00\x06", numbers]
-    for body in bodies:
-        parts += [b"MTrk", len(body).to_bytes(4, "big"), body]
-    return b"".join(parts), repairs
+    return WellFormed(b"MThd\x00\x00\x00\x06" + numbers, bodies, seen, repairs)
 
 
 def _unwrapped(data: bytes, max_bytes: int, repairs: dict[str, int]) -> bytes:
@@ -218,12 +247,12 @@ def _is_short(data: bytes) -> bool:
     """
     values = np.frombuffer(data, np.uint8)
     high = values > 127
-    if len(data) < 2**18 and np.count_nonzero(high[1:] & high[:-1]) < 2**9:
-        return True  # less than 2**9 of 2**21 ticks and 2**16 of 2**14
+    if len(data) < 2**18 and np.count_nonzero(high[1:] & high[:-1]) < 2**8:
+        return True  # less than 2**8 of 2**21 ticks and 2**16 of 2**14
     units = np.where(high, (values & 127) + np.uint8(1), np.uint8(0))
     firsts = units[:-1][high[1:]]
     total = 2**14 * int(firsts.sum(dtype=np.int64)) + 2**7 * int(units.sum(dtype=np.int64))
-    return total + 2**7 * len(data) <= MAX_TICK
+    return total + 2**7 * len(data) <= MAX_TICK - FAR
 
 
 def _header_end(data: bytes, repairs: dict[str, int]) -> int:
@@ -249,7 +278,7 @@ class _Tracks:
         quick: Whether a track that the grammar accepts is taken without a walk.
         bodies: What is in the track chunks.
         n_notes: How many note-ons each has; -1 where it was not counted.
-        untouched: Whether the file is nothing but these tracks, as they are.
+        far_reaching: What the grammar found in each track that was taken without a walk.
     """
 
     data: bytes
@@ -258,7 +287,7 @@ class _Tracks:
     quick: bool
     bodies: list[bytes] = field(default_factory=list)
     n_notes: list[int] = field(default_factory=list)
-    untouched: bool = True
+    far_reaching: list[list[tuple[int, bytes]]] = field(default_factory=list)
 
     def read(self, pos: int) -> None:
         """Reads all chunks from ``pos`` on.
@@ -278,13 +307,13 @@ class _Tracks:
                 )
             start = pos + 8
             end = start + int.from_bytes(data[pos + 4 : start], "big")
-            if self.quick and end <= size and is_clean(data, start, end):
+            if self.quick and end <= size and (seen := scan(data, start, end)) is not None:
                 self.bodies.append(data[start:end])
+                self.far_reaching.append(seen)
                 self.n_notes.append(-1)
                 total += end - start
                 pos = end
                 continue
-            self.untouched = False
             exact = end == size or (end < size and self._is_chunk(end))
             if exact:
                 limit = end
@@ -293,13 +322,15 @@ class _Tracks:
                 limit = following if following >= 0 else size
             walk = Walk(data, start, limit, self.repairs, self.keep_tempo)
             walk.run()
+            # Its length says nothing of where it ends, or swallowed the next track.
+            swallowed = data[walk.pos : min(walk.pos + 4, limit)] == b"MTrk"
+            if walk.ended and exact and not swallowed and walk.pos < limit:
+                walk.read_on()
             total += limit - start
-            self.bodies.append(bytes(walk.out))
+            self.bodies.append(joined(walk.events, walk.tick))
             self.n_notes.append(walk.n_notes)
             if walk.damage:
                 lost, damage = lost + limit - walk.pos, damage or walk.damage
-            # Its length says nothing of where it ends, or swallowed the next track.
-            swallowed = data[walk.pos : min(walk.pos + 4, limit)] == b"MTrk"
             if walk.ended and (swallowed or not exact):
                 count(self.repairs, "track lengths corrected")
                 pos = walk.pos
@@ -310,7 +341,6 @@ class _Tracks:
 
     def _skip(self, pos: int) -> int:
         """Where to go on after something that is no track."""
-        self.untouched = False
         data, size = self.data, len(self.data)
         if self._is_chunk(pos):
             count(self.repairs, "unknown chunks skipped")

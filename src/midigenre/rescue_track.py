@@ -1,4 +1,4 @@
-"""The events of one track: a quick check of their grammar, and a walk that mends them.
+"""The events of one track: a quick check of their grammar, and a walk that reads and mends them.
 
 The format is Standard MIDI Files 1.0 (SMF, MIDI Association RP-001): each event has a delta time as
 a variable-length quantity, then a status byte (or that of the last channel message, which then is
@@ -8,19 +8,26 @@ left out: running status) and its data.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 MAX_TICK = 2**31 - 1  # symusic counts ticks in 32 bits, with a sign
+FAR = 2**27  # so far behind a track's end nothing is played: see `midigenre.channels`
+ALL_OFF = (120, 123)  # All Sound Off and All Notes Off (MIDI 1.0, channel mode messages)
 
-_END = b"\x00\xff\x2f\x00"
-_NOTHING = b"\xff\x01\x00"  # an empty text stands for an event left out, so that its delta stays
+END = b"\xff\x2f\x00"  # an end of track, without its delta
+NOTHING = b"\xff\x01\x00"  # an empty text stands for an event left out, so that its delta stays
+
+Event = tuple[int, bytes]
+"""A tick and a message with its status byte."""
 
 
-def _grammar() -> tuple[re.Pattern[bytes], re.Pattern[bytes], re.Pattern[bytes]]:
-    """Events that need no repair, the end of a track, and the head of a long text or sysex.
+def _grammar() -> tuple[re.Pattern[bytes], ...]:
+    """Events that need no repair; one that may concern other notes; an end; a long text or sysex.
 
-    A delta of 2**21 ticks or more counts as unusual, and so do the texts over 127 bytes, whose
-    length an expression cannot read. Quantifiers are possessive: there is never a second reading,
-    and memory stays flat however long the track is.
+    A change of program, All Notes Off and All Sound Off are matched one by one: they may concern
+    notes of other tracks. A delta of 2**21 ticks or more counts as unusual, and so do the texts
+    over 127 bytes, whose length an expression cannot read. Quantifiers are possessive: there is
+    never a second reading, and memory stays flat however long the track is.
     """
     delta, value, low2 = rb"[\x80-\xff]{0,2}+[\x00-\x7f]", rb"[\x00-\x7f]", rb"[\x00-\x7f]{2}"
     body = b"|".join(re.escape(bytes([n])) + (b".{%d}" % n if n else b"") for n in range(128))
@@ -28,38 +35,60 @@ def _grammar() -> tuple[re.Pattern[bytes], re.Pattern[bytes], re.Pattern[bytes]]
         rb"\xff(?:\x51\x03...|\x58\x04[\x01-\xff][\x00-\x07]..|\x59\x02..|"
         rb"[\x00-\x2e\x30-\x50\x52-\x57\x5a-\x7f](?:" + body + b"))"
     )
-    status2, status1 = rb"[\x80-\xbf\xe0-\xef]", rb"[\xc0-\xdf]"
-    running2 = b"(?:%b(?:%b|%b%b|%b))*+" % (delta, low2, status2, low2, meta)
+    note, control = rb"[\x80-\xaf\xe0-\xef]", rb"[\xb0-\xbf]"
+    setting = rb"[\x00-\x77\x79\x7a\x7c-\x7f]" + value
+    running2 = b"(?:%b(?:%b|%b%b|%b))*+" % (delta, low2, note, low2, meta)
+    running_control = b"(?:%b(?:%b|%b%b|%b))*+" % (delta, setting, control, setting, meta)
     running1 = b"(?:%b(?:%b|%b))*+" % (delta, value, meta)
     event = b"|".join((
-        status2 + low2 + running2,
-        status1 + value + running1,
+        note + low2 + running2,
+        control + setting + running_control,
+        rb"[\xd0-\xdf]" + value + running1,
         meta,
         rb"\xf0(?:" + body + b")",
     ))  # fmt: skip
+    far_reaching = b"%b[\x78\x7b]%b|[\xc0-\xcf]%b" % (control, value, value)
     return (
         re.compile(b"(?:%b(?:%b))*+" % (delta, event), re.DOTALL),
-        re.compile(delta + rb"\xff\x2f\x00", re.DOTALL),
+        re.compile(b"%b(%b)" % (delta, far_reaching), re.DOTALL),
+        re.compile(delta + END, re.DOTALL),
         re.compile(delta + rb"(?:\xf0|\xff[\x01-\x1f\x7f])(?=[\x80-\xff])", re.DOTALL),
     )
 
 
-_EVENTS, _END_OF_TRACK, _LONG = _grammar()
+_EVENTS, _FAR_REACHING, _END_OF_TRACK, _LONG = _grammar()
 
 
-def is_clean(data: bytes, start: int, end: int) -> bool:
-    """Whether the grammar accepts a whole track."""
+def scan(data: bytes, start: int, end: int) -> list[tuple[int, bytes]] | None:
+    """A whole track's changes of program, All Notes Off and All Sound Off.
+
+    Returns:
+        Where each one ends, counted from ``start``, and its message; None for a track that the
+        grammar does not accept.
+    """
+    found, pos = [], start
     while True:
-        events = _EVENTS.match(data, start, end)
-        start = events.end() if events else start
-        long = _LONG.match(data, start, end)
-        if long is None:
-            return _END_OF_TRACK.fullmatch(data, start, end) is not None
-        try:
-            length, start = _vlq(data, long.end(), end)
-        except _DamagedError:
-            return False
-        start += length
+        events = _EVENTS.match(data, pos, end)
+        pos = events.end() if events else pos
+        if message := _FAR_REACHING.match(data, pos, end):
+            pos = message.end()
+            found.append((pos - start, message[1]))
+        elif (after := _after_long(data, pos, end)) is not None:
+            pos = after
+        else:
+            return found if _END_OF_TRACK.fullmatch(data, pos, end) else None
+
+
+def _after_long(data: bytes, pos: int, end: int) -> int | None:
+    """Where a long text or sysex ends that starts here; None where there is none that fits."""
+    long = _LONG.match(data, pos, end)
+    if long is None:
+        return None
+    try:
+        length, pos = _vlq(data, long.end(), end)
+    except _DamagedError:
+        return None
+    return pos + length if pos + length <= end else None
 
 
 class _DamagedError(Exception):
@@ -67,12 +96,13 @@ class _DamagedError(Exception):
 
 
 class Walk:
-    """One damaged track, event by event, written anew.
+    """One track, event by event, with what symusic would misread mended or left out.
 
     Attributes:
         pos: Where reading stopped: behind the end of the track, or at what is lost.
-        out: Whole events up to there, with an end of track.
-        n_notes: Note-ons among them.
+        events: The events up to there, without the end of track.
+        tick: Where the track ends.
+        n_notes: Note-ons among the events.
         ended: Whether it has an end-of-track event.
         damage: What could not be understood, "" for nothing.
     """
@@ -82,10 +112,9 @@ class Walk:
     ) -> None:
         self.data, self.pos, self.limit = data, pos, limit
         self.repairs, self.keep_tempo = repairs, keep_tempo
-        self.out = bytearray()
-        self.n_notes, self.ended, self.damage = 0, False, ""
-        self._running, self._tick = 0, 0
-        self._sounding: dict[tuple[int, int], int] = {}  # (channel, pitch) to note-ons
+        self.events: list[Event] = []
+        self.tick, self.n_notes, self.ended, self.damage = 0, 0, False, ""
+        self._running = 0
 
     def run(self) -> None:
         """Walks up to the end of the track, the limit or the first damage."""
@@ -93,23 +122,36 @@ class Walk:
             while self.pos < self.limit:
                 self._event()
                 if self.ended:
-                    self.out += _END
                     return
             what = "ends of tracks added"
         except _DamagedError as error:
             self.damage = str(error)
             what = "tracks cut at damage" if self.damage else "tracks cut at their last whole event"
         count(self.repairs, what)
-        count(self.repairs, "notes ended at the cut", sum(self._sounding.values()))
-        for (channel, pitch), n in self._sounding.items():
-            self.out += bytes((0, 0x80 | channel, pitch, 64)) * n
-        self.out += _END
+
+    def read_on(self) -> None:
+        """Reads what stands behind an early end of track, if all of it can be understood."""
+        behind = Walk(self.data, self.pos, self.limit, {}, self.keep_tempo)
+        behind.tick, behind.ended = self.tick, True
+        while behind.ended and behind.pos < behind.limit:
+            behind.ended = False
+            behind.run()
+        if behind.damage:
+            count(self.repairs, "bytes behind the end of a track left out", self.limit - self.pos)
+            return
+        behind.repairs.pop("ends of tracks added", None)
+        count(self.repairs, "early ends of tracks passed over")
+        for what, n in behind.repairs.items():
+            count(self.repairs, what, n)
+        self.events += behind.events
+        self.pos, self.tick = behind.pos, behind.tick
+        self.n_notes += behind.n_notes
 
     def _event(self) -> None:
-        """Reads one event and writes it."""
+        """Reads one event."""
         data = self.data
         delta, pos = _vlq(data, self.pos, self.limit)
-        if self._tick + delta > MAX_TICK:
+        if self.tick + delta > MAX_TICK:
             raise _DamagedError(f"a delta of {delta:,} ticks leads beyond tick {MAX_TICK:,}")
         status = self._byte(pos)
         if status >= 0x80:
@@ -123,20 +165,21 @@ class Walk:
             length, pos = _vlq(data, pos + 1, self.limit)
             if kind == 0x2F:
                 self.pos, self.ended = min(pos + length, self.limit), True
+                self.tick += delta
                 return
             end = self._fits(pos + length)
             event = self._meta(kind, data[pos:end])
         elif status in (0xF0, 0xF7):  # a message of the manufacturer, or a part of one
             length, pos = _vlq(data, pos, self.limit)
-            end, event = self._fits(pos + length), _NOTHING
+            end, event = self._fits(pos + length), NOTHING
         elif status > 0xF0:
-            end, event = self._system(status, pos), _NOTHING
+            end, event = self._system(status, pos), NOTHING
         else:
             self._running = status
             end = self._fits(pos + (1 if 0xC0 <= status < 0xE0 else 2))
             event = self._channel(status, data[pos:end])
-        self._tick += delta
-        self.out += _to_vlq(delta) + event
+        self.tick += delta
+        self.events.append((self.tick, event))
         self.pos = end
 
     def _byte(self, pos: int) -> int:
@@ -157,7 +200,7 @@ class Walk:
         broken = kind > 0x7F
         if kind == 0x51:
             if not self.keep_tempo:
-                return _NOTHING
+                return NOTHING
             broken = len(value) != 3
         elif kind == 0x58:  # numerator, and denominator as a power of two that fits a byte
             broken = len(value) < 2 or value[0] == 0 or value[1] > 7
@@ -165,7 +208,7 @@ class Walk:
             broken = len(value) < 2
         if broken:
             count(self.repairs, "broken meta events left out")
-            return _NOTHING
+            return NOTHING
         return bytes((0xFF, kind)) + _to_vlq(len(value)) + value
 
     def _channel(self, status: int, values: bytes) -> bytes:
@@ -174,42 +217,72 @@ class Walk:
         if max(values) > 0x7F:
             if kind == 0xC0:
                 count(self.repairs, "programs over 127 left out")
-                return _NOTHING
+                return NOTHING
             if values[0] > 0x7F and kind in (0x80, 0x90, 0xA0, 0xB0):
                 what = "controls" if kind == 0xB0 else "pitches"
                 count(self.repairs, f"{what} over 127 left out")
-                return _NOTHING
+                return NOTHING
             what = "velocities" if kind in (0x80, 0x90) else "values"
             count(self.repairs, f"{what} over 127 clamped")
             values = bytes(min(v, 0x7F) for v in values)
-        key = (status & 0x0F, values[0])
-        if kind == 0x90 and values[1]:
-            self.n_notes += 1
-            self._sounding[key] = self._sounding.get(key, 0) + 1
-        elif kind in (0x80, 0x90) and key in self._sounding:
-            self._sounding[key] -= 1
-            if self._sounding[key] == 0:
-                del self._sounding[key]
+        self.n_notes += kind == 0x90 and values[1] > 0
         return bytes((status,)) + values
 
     def _system(self, status: int, pos: int) -> int:
         """Where a system message ends, which has no place in a file.
 
         From F6 on it has no data (MIDI 1.0). F1 to F3 have one or two bytes, F4 and F5 are not
-        defined: these have as many as leave a whole event to follow.
+        defined: these have as many as leave an event to follow, best one that needs no repair.
         """
+        count(self.repairs, "system messages left out")
         if status >= 0xF6:
-            count(self.repairs, "system messages left out")
             return pos
         known = {0xF1: 1, 0xF2: 2, 0xF3: 1}.get(status, 0)
-        for n in (known, 0, 1, 2):
-            following = _EVENTS.match(self.data, pos + n, self.limit)
-            if (following and following.end() > pos + n) or _END_OF_TRACK.match(
-                self.data, pos + n, self.limit
-            ):
-                count(self.repairs, "system messages left out")
-                return pos + n
+        for follows in (self._is_clean, self._is_event):
+            for n in (known, 0, 1, 2):
+                if follows(pos + n):
+                    return pos + n
         raise _DamagedError(f"byte {self.pos:,}: nothing can be read after the status {status:02X}")
+
+    def _is_clean(self, pos: int) -> bool:
+        """Whether an event that needs no repair starts here."""
+        here = self.data, pos, self.limit
+        events = _EVENTS.match(*here)
+        return (
+            (events is not None and events.end() > pos)
+            or _FAR_REACHING.match(*here) is not None
+            or _END_OF_TRACK.match(*here) is not None
+            or _after_long(*here) is not None
+        )
+
+    def _is_event(self, pos: int) -> bool:
+        """Whether an event starts here that can be mended, or another system message."""
+        try:
+            _, pos = _vlq(self.data, pos, self.limit)
+            status = self._byte(pos)
+            if status >= 0x80:
+                pos += 1
+            if status in (0xF0, 0xF7, 0xFF):
+                length, pos = _vlq(self.data, pos + (status == 0xFF), self.limit)
+                self._fits(pos + length)
+            elif status < 0xF0:
+                status = status if status >= 0x80 else self._running
+                self._fits(pos + (1 if 0xC0 <= status < 0xE0 else 2))
+        except _DamagedError:
+            return False
+        return status > 0
+
+
+def joined(events: Iterable[Event], end: int) -> bytes:
+    """The events, in order, as the bytes of a track that ends at a tick."""
+    out, last = bytearray(), 0
+    for tick, message in (*events, (end, END)):
+        while tick - last >= 2**28:  # a delta has four bytes at most
+            last += 2**28 - 1
+            out += _to_vlq(2**28 - 1) + NOTHING
+        out += _to_vlq(tick - last) + message
+        last = tick
+    return bytes(out)
 
 
 def _vlq(data: bytes, pos: int, limit: int) -> tuple[int, int]:
