@@ -98,8 +98,8 @@ def test_unreadable_files_are_refused_with_what_was_seen(data, says):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("data", [midi_file(b""), GOOD[:14], midi_file(b"\x00\x90\x3c\x40")])
-def test_a_file_without_a_whole_note_is_empty(data):
+@pytest.mark.parametrize("data", [midi_file(b""), GOOD[:14], midi_file(b"\x00\x80\x3c\x40")])
+def test_a_file_without_a_note_is_empty(data):
     with pytest.raises(RefusedSongError, match=r"empty: .*none with a note"):
         clean(read_score(data), GRID)
 

@@ -66,7 +66,9 @@ def played(file: WellFormed, repairs: dict[str, int]) -> ScoreTick:
     if probed is not None:
         data, unused = probed
         score = _parsed(data)
-        lent = any(track.program == unused and len(track.notes) for track in score.tracks)
+        lent = unused >= 0 and any(
+            track.program == unused and len(track.notes) for track in score.tracks
+        )
         if not lent and _end_notes(score, repairs):
             return score
     return _parsed(_written(file, repairs))
@@ -133,30 +135,30 @@ def _end_notes(score: ScoreTick, repairs: dict[str, int]) -> bool:
         False if there is a note without a note-off of its own; nothing is changed then.
     """
     parts = [track.notes.numpy() for track in score.tracks]
-    if sum(len(part["time"]) for part in parts) == 0:
+    lengths = [len(part["time"]) for part in parts]
+    if not any(lengths):
         return True
     onset, duration, pitch = (
         np.concatenate([part[name] for part in parts]) for name in ("time", "duration", "pitch")
     )
     if duration.max() >= FAR:
         return False
-    # 16 bits, which numpy sorts by radix, are enough for 512 tracks; symusic has notes by onset.
-    kind = np.uint16 if len(parts) <= 512 else np.uint32
-    lengths = [len(part["time"]) for part in parts]
-    key = np.repeat(np.arange(len(parts), dtype=kind) << 7, lengths) | pitch.view(np.uint8)
-    order = np.argsort(key, kind="stable")
-    key, onset, end = key[order], onset[order], (onset + duration)[order]
-    overlap = (onset[1:] < end[:-1]) & (key[1:] == key[:-1])
-    if not (overlap & ((onset[1:] != onset[:-1]) | (end[1:] != end[:-1]))).any():
+    begins = np.repeat(np.arange(len(parts)) << 7, lengths)
+    begins |= pitch
+    begins <<= 32
+    begins += onset
+    ends = begins + duration
+    order = begins
+    # Of each pitch the first end is that of the first note, and so on: first in, first out.
+    begins, ends = np.sort(begins), np.sort(ends)
+    if not (begins[1:] < ends[:-1]).any():
         return True
-    high = key.astype(np.int64) << 32
-    begins, ends = high + onset, high + end  # both sorted: first in, first out
     next_end = ends.take(np.searchsorted(ends, begins, side="right"), mode="clip")
     next_begin = np.append(begins, 2**62)[np.searchsorted(begins, begins, side="right")]
     again = (next_begin < next_end) & (ends > begins)
     count(repairs, _AGAIN, int(again.sum()))
     ends = np.where(ends > begins, np.minimum(next_begin, next_end), ends)
-    duration[order] = ends - begins
+    duration[np.argsort(order, kind="stable")] = ends - begins
     for track, part, new in zip(
         score.tracks, parts, np.split(duration, np.cumsum(lengths)[:-1]), strict=True
     ):
