@@ -117,20 +117,39 @@ class RunFolder:
         with reading(self.config_path):
             for group, node in self.config.items():
                 registry.check(node, group)
-        writers = {"profiler": self.config.get("profiler")} | {
-            f"{group}.{name}": node
-            for group in ("callbacks", "logger")
-            for name, node in (self.config.get(group) or {}).items()
-        }
-        for name, node in writers.items():
-            for key, value in (node or {}).items():
-                outside = key in _PLACES and isinstance(value, str) and value and not inside(value)
-                if outside or (name.startswith("logger.") and isinstance(value, Mapping)):
-                    why = "lies outside of the run" if outside else "must be one value"
-                    raise UserError(
-                        f"{self.config_path}: {name}.{key}={value} {why}; mend it there if the "
-                        "run is yours"
-                    )
+            writers = {"profiler": self.config.get("profiler")} | {
+                f"{group}.{name}": node
+                for group in ("callbacks", "logger")
+                for name, node in (self.config.get(group) or {}).items()
+            }
+            places = [(n, *item) for n, node in writers.items() for item in (node or {}).items()]
+        for name, key, value in places:
+            outside = key in _PLACES and isinstance(value, str) and value and not inside(value)
+            if outside or (name.startswith("logger.") and isinstance(value, Mapping)):
+                why = "lies outside of the run" if outside else "must be one value"
+                raise UserError(
+                    f"{self.config_path}: {name}.{key}={value} {why}; mend it there if the run is "
+                    "yours"
+                )
+
+    @property
+    def spec_path(self) -> Path:
+        """Its ``spec.json``."""
+        return self.path / "spec.json"
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """Its vocabulary, its class names and where its shards lay, as plain data.
+
+        Raises:
+            UserError: Its ``spec.json`` is missing or damaged.
+        """
+        path = self.spec_path
+        if not path.is_file():
+            raise UserError(f"{path} is missing, so the songs of this run are not known")
+        with reading(path, "bring back the file of the run, or train again"):
+            found = read_json(path)
+            return {"tokens": found["tokens"], "labels": found["labels"], "shards": found["shards"]}
 
     @property
     def shards(self) -> Path:
@@ -139,8 +158,5 @@ class RunFolder:
         Raises:
             UserError: Its ``spec.json`` is missing or damaged.
         """
-        path = self.path / "spec.json"
-        if not path.is_file():
-            raise UserError(f"{path} is missing, so the songs of this run are not known")
-        with reading(path, "bring back the file of the run, or train again"):
-            return Path(read_json(path)["shards"])
+        with reading(self.spec_path):
+            return Path(self.spec["shards"])

@@ -208,22 +208,29 @@ def _content(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return about, content
 
 
-def check_last(path: Path, cfg: DictConfig) -> None:
+def check_last(path: Path, cfg: DictConfig, run: RunFolder) -> None:
     """Refuses to go on from what is no whole checkpoint of a run.
 
     Args:
         path: Its ``last.ckpt``.
         cfg: Its config.
+        run: Its folder.
 
     Raises:
         UserError: The file is damaged, or another run's.
     """
     remedy = "delete it to start the run over, or train a new one with init_from="
     about, content = _content(path)
-    for group in ("model", "task"):
-        if about[group] != plain(cfg[group]):
-            differing = ", ".join(_differing(about[group], plain(cfg[group])))
-            raise UserError(f"{path} is of another run ({group}: {differing}); {remedy}")
+    with reading(path, remedy):
+        for what, expected in (
+            ("model", plain(cfg.model)), ("task", plain(cfg.task)), ("tokens", run.spec["tokens"]),
+            ("labels", run.spec["labels"]),
+        ):  # fmt: skip
+            if about[what] != expected:
+                differing = "" if what == "tokens" else _differing(about[what], expected)
+                raise UserError(
+                    f"{path} is of another run: other {what} {', '.join(differing)}; {remedy}"
+                )
     missing = [key for key in _TRAINING if key not in content]
     if missing:
         raise UserError(f"{path} has no {missing[0]}, so no training can go on from it; {remedy}")

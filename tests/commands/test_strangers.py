@@ -10,8 +10,15 @@ import torch
 import yaml
 from toy_runs import SMALL
 
-from midi import four_four
+from midi import make_score, melody, to_bytes
+from midigenre import registry
+from midigenre.build import make, plain
+from midigenre.errors import UserError
+from midigenre.run import RunFolder
+from midigenre.spec import TokenSpec
 from midigenre.tasks.base import CHECKPOINT_KEY
+from midigenre.tokenizers.base import from_spec
+from midigenre.trained import check_last, load_run, start_from
 
 SECRET = "the-secret-of-this-machine"
 
@@ -57,6 +64,9 @@ def payloads(canary, bomb):
 
 
 PAYLOADS = tuple(payloads("", ""))
+FEW = ("system", "our own function", "an import")
+SOME = [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in PAYLOADS]
+"""The rest is tried without commands, below."""
 
 
 @pytest.fixture
@@ -69,6 +79,11 @@ def danger(tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET", SECRET)
     yield payloads(canary, bomb).__getitem__
     assert not canary.exists()
+
+
+def own_class(group):
+    """The first class of a group that the config tree names."""
+    return {"_target_": min(n for g, n in registry._of_tree(registry.conf_dir()) if g == group)}
 
 
 def nested(payload):
@@ -130,7 +145,7 @@ CONFIGS = {
 @pytest.fixture(scope="module")
 def song(tmp_path_factory):
     path = tmp_path_factory.mktemp("song") / "x.mid"
-    path.write_bytes(four_four(bars=8).dumps_midi())
+    path.write_bytes(to_bytes(make_score(melody(8))))
     return str(path)
 
 
@@ -204,7 +219,7 @@ def test_a_config_names_no_code(name, place, copy, command, midigenre, danger):
     refused(midigenre(*command[name]), "os.system", "config.yaml")
 
 
-@pytest.mark.parametrize("payload", PAYLOADS)
+@pytest.mark.parametrize("payload", SOME)
 def test_no_payload_runs_by_any_way(payload, copy, command, midigenre, danger):
     what = danger(payload)
     changed_config(copy, put("corpus")(what))
@@ -214,6 +229,24 @@ def test_no_payload_runs_by_any_way(payload, copy, command, midigenre, danger):
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
+def test_no_payload_runs_where_objects_are_made(payload, danger):
+    what = danger(payload)
+    for group in ("corpus", "tokenizer", "model", "optim", "augment", "callbacks", "logger"):
+        for node in (
+            what,
+            own_class(group) | {"deep": nested(what)},
+            own_class(group) | {"a": what},
+        ):
+            if group == "logger" and payload == "a class of another group":
+                continue  # there it is a class of the group
+            with pytest.raises(UserError, match="of midigenre"):
+                make(node, group, object)
+    for settings in (what, own_class("tokenizer") | {"name": "x", "cls": "REMI", "params": what}):
+        with pytest.raises(UserError):
+            from_spec(TokenSpec("x", (), "none", 1, settings))
+
+
+@pytest.mark.parametrize("payload", SOME)
 def test_shards_name_no_tokenizer(payload, spec, home, midigenre, danger, tmp_path):
     shards = shutil.copytree(home / spec["shards"], tmp_path / "toy-remi-0123")
     path = shards / "spec.json"
@@ -284,10 +317,18 @@ CUTS = {"empty": b"", "cut": None, "a list": b"- 1\n", "a word": b"word", "no YA
 
 
 @pytest.mark.parametrize("what", CUTS)
-def test_a_damaged_config_is_one_line(what, copy, command, midigenre):
+def test_a_damaged_config_is_one_line(what, copy):
     path = copy / "config.yaml"
-    content = CUTS[what]
-    path.write_bytes(path.read_bytes()[:300] if content is None else content)
+    path.write_bytes(path.read_bytes()[:300] if CUTS[what] is None else CUTS[what])
+    with pytest.raises(UserError, match=r"config\.yaml") as error:
+        RunFolder(copy).as_config()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("what", ["empty", "cut"])
+def test_commands_refuse_a_damaged_config(what, copy, command, midigenre):
+    path = copy / "config.yaml"
+    path.write_bytes(path.read_bytes()[:300] if CUTS[what] is None else CUTS[what])
     for name in ("predict", "evaluate", "judge", "train resume", "train init_model"):
         refused(midigenre(*command[name]), "config.yaml")
     _, _, err = midigenre(*command["compare"])
@@ -295,10 +336,17 @@ def test_a_damaged_config_is_one_line(what, copy, command, midigenre):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}"])
-def test_a_damaged_spec_is_one_line(content, copy, command, midigenre):
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"3"])
+def test_a_damaged_spec_is_one_line(content, copy):
     (copy / "spec.json").write_bytes(content)
-    refused(midigenre(*command["evaluate"]), "spec.json")
+    with pytest.raises(UserError, match=r"spec\.json"):
+        _ = RunFolder(copy).shards
+
+
+def test_commands_refuse_a_damaged_spec(copy, command, midigenre):
+    (copy / "spec.json").write_bytes(b"")
+    for name in ("evaluate", "train resume"):
+        refused(midigenre(*command[name]), "spec.json")
 
 
 def spoilt(path):
@@ -336,16 +384,46 @@ DAMAGES = ("empty", "cut", "text", "a number", "a list", "nothing in it", "about
            "stray data", "another format")  # fmt: skip
 
 
+def spoil(path, damage):
+    content = spoilt(path)[damage]
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_one_line(damage, copy, command, midigenre):
-    for name, file in (("predict ckpt", "best"), ("train init_from", "best"),
-                       ("train resume", "last")):  # fmt: skip
-        path = copy / "checkpoints" / f"{file}.ckpt"
-        content = spoilt(path)[damage]
-        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-        harmless = name == "train init_from" and damage in ("labels of numbers",)
-        if not harmless:  # it takes no labels over
-            refused(midigenre(*command[name]), f"{file}.ckpt")
+def test_a_damaged_checkpoint_is_one_line(damage, copy, home, toy_run):
+    """Wherever it is opened: to predict, to go on, to start from."""
+    path, run = copy / "checkpoints" / "last.ckpt", RunFolder(copy)
+    spoil(path, damage)
+    cfg = run.as_config()
+    tokens = TokenSpec.from_dict(run.spec["tokens"])
+
+    def start():
+        model = load_run(str(home / toy_run)).model
+        start_from(str(path), plain(cfg.model), plain(cfg.task), tokens).load_into(model)
+
+    opened = {
+        "predict": lambda: load_run(None, str(path)),
+        "resume": lambda: check_last(path, cfg, run),
+        "init_from": start,
+    }
+    if damage in ("other sizes", "no weights"):
+        del opened["resume"]  # it is noticed when there is a model
+    if damage == "labels of numbers":
+        del opened["init_from"]  # which takes none over
+    for way in opened.values():
+        with pytest.raises(UserError, match=r"last\.ckpt") as error:
+            way()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["empty", "about is a list", "other sizes"])
+def test_commands_refuse_a_damaged_checkpoint(damage, copy, command, midigenre):
+    for name, file in (("predict ckpt", "best"), ("train resume", "last")):
+        spoil(copy / "checkpoints" / f"{file}.ckpt", damage)
+        refused(midigenre(*command[name]), f"{file}.ckpt")
 
 
 def test_resume_refuses_the_checkpoint_of_another_run(
@@ -362,3 +440,12 @@ def test_resume_refuses_a_checkpoint_of_weights_alone(copy, command, midigenre):
     del content["optimizer_states"]
     torch.save(content, last)
     refused(midigenre(*command["train resume"]), "last.ckpt", "optimizer_states")
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.98])
+def test_a_cut_config_is_noticed_wherever_it_is_cut(share, copy, command, midigenre):
+    path = copy / "config.yaml"
+    text = path.read_bytes()
+    end = text.index(b"\ntask:") + 20 if share == 0.98 else int(share * len(text))
+    path.write_bytes(text[:end])
+    refused(midigenre(*command["train resume"]), "config.yaml")

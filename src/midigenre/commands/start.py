@@ -118,7 +118,7 @@ def finished(folder: Path) -> bool:
 
 def _shards_of(run: RunFolder) -> Path | None:
     """The shards of a run, where they are still there."""
-    found = run.shards if (run.path / "spec.json").is_file() else None
+    found = run.shards if run.spec_path.is_file() else None
     return found if found is not None and (found / "manifest.csv").is_file() else None
 
 

@@ -368,6 +368,8 @@ def _resumed(cfg: DictConfig) -> tuple[DictConfig, str | None]:
         key = override.split("=", 1)[0].lstrip("+")
         if key.startswith("trainer.max_"):
             OmegaConf.update(saved, key, OmegaConf.select(cfg, key), force_add=True)
+    with reading(run.config_path, "bring back the file that the run was trained with"):
+        check(saved)
     return saved, _last(folder, saved)
 
 
@@ -376,7 +378,7 @@ def _last(folder: Path, cfg: DictConfig) -> str | None:
     path = folder / "checkpoints" / "last.ckpt"
     if not path.is_file():
         return None
-    check_last(path, cfg)
+    check_last(path, cfg, RunFolder(folder))
     return str(path)
 
 
