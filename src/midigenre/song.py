@@ -6,7 +6,7 @@ files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -219,6 +219,18 @@ class Song:
             tempo_ticks=np.maximum(self.tempo_ticks[inside] - start, 0),
             tempo_qpm=self.tempo_qpm[inside],
             file_seconds=self.file_seconds[first : end + 1] - self.file_seconds[first : first + 1],
+        )
+
+    def with_rests(self, n_bars: int) -> Song:
+        """The song with empty bars like its last one behind it, so that it has ``n_bars``."""
+        more = np.arange(1, n_bars - self.n_bars + 1)
+        last = int(self.bar_ticks[-1] - self.bar_ticks[-2])
+        at = self.file_seconds
+        return replace(
+            self,
+            bar_ticks=np.r_[self.bar_ticks, self.bar_ticks[-1] + last * more].astype(np.int32),
+            meters=np.concatenate([self.meters, self.meters[-1:].repeat(len(more), axis=0)]),
+            file_seconds=np.r_[at, at[-1] + (at[-1] - at[-2]) * more] if len(at) else at,
         )
 
     def time_signatures(self) -> list[tuple[int, int, int]]:

@@ -1,14 +1,18 @@
 """``midigenre generate``: pieces from a trained run, and clear words where it cannot."""
 
+import errno
 import json
 
 import numpy as np
 import pytest
 import soundfile
+from mido import MidiFile
 from symusic import Score
 
 from midi import make_score, melody, note
 from midigenre.commands.pieces import warnings, write_piece
+from midigenre.evaluation.figures import piano_roll_figure
+from midigenre.files import write_bytes
 from midigenre.generation.audio import loudness_db
 from midigenre.music import clean
 from midigenre.song import Grid
@@ -29,11 +33,14 @@ def test_pieces_and_their_account(midigenre, toy_generator, home):
         score = Score(folder / piece["midi"])
         assert score.note_num() == piece["notes"] > 0
         assert (folder / piece["piano_roll"]).stat().st_size > 5000
-        assert piece["bars"] <= 4
+        assert piece["bars"] == piece["bars_asked"] == 4
+        assert MidiFile(folder / piece["midi"]).length >= piece["seconds"] - 0.01
+        assert piece["short"] is None
         audio, rate = soundfile.read(folder / piece["audio"])
         assert audio.shape[1] == 2
         assert len(audio) / rate > score.to("second").end() - 0.01
         assert -60 < piece["loudness_db"] < -3
+        assert piece["peak_db"] == pytest.approx(20 * np.log10(np.abs(audio).max()), abs=0.06)
         assert piece["silent"] is False
         # It sounds where there are notes: loudness over time, not only somewhere.
         loud = loudness_db(audio.astype("float32"), rate, 0.5)
@@ -63,6 +70,7 @@ def test_a_file_is_continued(midigenre, toy_generator, home, tmp_path):
     about = json.loads((folder / "samples.json").read_text())
     assert about["primer_bars"] == 2
     for piece in about["pieces"]:
+        assert piece["bars"] == piece["bars_asked"] == 4
         notes = Score(folder / piece["midi"]).to("quarter").tracks[0].notes.numpy()
         assert soundfile.info(folder / piece["audio"]).format == "MP3"
         given = np.sort(notes["pitch"][notes["time"] < 8])
@@ -123,6 +131,77 @@ def test_silent_pieces_are_named(tmp_path):
     lines = warnings(listed)
     assert len(lines) == 3
     assert [line.rpartition(": ")[2] for line in lines] == ["above", "long", "empty"]
+
+
+def test_bars_of_rest_at_the_end_are_bars(tmp_path):
+    """Files, account and picture agree; the console says how much of a piece is silent."""
+    grid = Grid()
+    listed = []
+    for name, n_bars, more in (
+        ("full", 2, {}), ("rests", 5, {}), ("primer", 3, {"drawn_steps": 0}),
+        ("cut", 2, {"short": "ended at the most tokens (tokens=9)", "bars_asked": 4}),
+        ("soon", 2, {"short": "ended by the end token before seconds=60", "bars_asked": None}),
+    ):  # fmt: skip
+        score = clean(make_score(melody(2), tempi=[(0, 90)]), grid).to_score()
+        song = clean(score, grid)
+        about = write_piece(tmp_path, name, score, song, name, None, None, n_bars, 1)
+        listed.append(about | more)
+        assert (about["bars"], about["rest_bars"]) == (n_bars, n_bars - 2)
+        assert about["seconds"] == round(n_bars * 4 * 60 / 90, 2)
+        length = MidiFile(tmp_path / f"{name}.mid").length
+        assert length == pytest.approx(about["seconds"], abs=0.09)  # a tick
+    assert warnings(listed) == [
+        "1 with rests at the end: rests (3 bars)",
+        "1 nothing but rests behind the primer: primer",
+        "1 shorter than asked, ended at the most tokens (tokens=9): cut (2 of 4 bars)",
+        "1 shorter than asked, ended by the end token before seconds=60: soon (5.33 s)",
+    ]
+    song = clean(make_score(melody(4)), grid)
+    figure = piano_roll_figure(
+        song.notes, song.bar_ticks, song.tpq, "of rock", song.file_seconds, primer_bars=2
+    )
+    (axes,) = figure.axes
+    assert axes.get_title(loc="left") == "of rock (bars 1 to 2 are the primer)"
+    assert [line.get_xdata()[0] for line in axes.lines] == [song.bar_ticks[2]]
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == ["1\n0:00", "2\n0:02", "3\n0:04", "4\n0:06"]
+
+
+def test_a_piece_that_is_cut_is_told(midigenre, toy_generator, home):
+    args = ("generate", f"run={toy_generator}", "n=1", "audio=null")
+    status, out, err = midigenre(*args, "bars=4", "tokens=100")
+    assert status == 0, err
+    (piece,) = json.loads((home / out.strip() / "samples.json").read_text())["pieces"]
+    assert piece["bars"] < piece["bars_asked"] == 4
+    assert piece["short"] == "ended at the most tokens (tokens=100)"
+    assert f"{piece['short']}: piece-seed0-000 ({piece['bars']} of 4 bars)" in err
+    assert "1 piece," in err
+    status, out, err = midigenre(*args, "bars=null", "tokens=100")  # that was asked for
+    (piece,) = json.loads((home / out.strip() / "samples.json").read_text())["pieces"]
+    assert piece["short"] is None
+
+
+def test_a_folder_that_cannot_be_written_is_named(midigenre, toy_generator, tmp_path, monkeypatch):
+    args = ("generate", f"run={toy_generator}", "n=2", "bars=2", "audio=null")
+    (tmp_path / "a file").write_text("")
+    status, _, err = midigenre(*args, f"out={tmp_path / 'a file' / 'x'}")
+    assert (status, err.count("\n")) == (2, 1), err
+    assert f"{tmp_path / 'a file' / 'x'}: not a directory" in err
+    assert "give out=FOLDER" in err
+    written = []
+
+    def full(path, data):
+        if len(written) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        written.append(path)
+        write_bytes(path, data)
+
+    monkeypatch.setattr("midigenre.commands.pieces.write_bytes", full)
+    status, _, err = midigenre(*args, f"out={tmp_path / 'x'}")
+    assert status == 2
+    assert f"{tmp_path / 'x'}: no space left on device; what was written stays" in err
+    assert "Traceback" not in err
+    assert sorted(p.suffix for p in (tmp_path / "x").iterdir()) == [".mid", ".png"]
 
 
 def test_a_primer_without_notes_is_refused(midigenre, toy_generator, tmp_path):

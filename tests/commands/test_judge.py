@@ -65,6 +65,7 @@ def test_a_judgement(midigenre, half_generator, toy_judge, home):
     assert report["compared"]["pieces"] == 12
     assert report["structure"]["real"]["n"] == report["compared"]["excerpts"] > 0
     assert report["cut_short"] == 0
+    assert 0 <= report["end_early"]["generated"] <= 12
     page = (path.parent / "judgement.html").read_text()
     assert len(re.findall("<audio", page)) == 8  # a generated and a real one of each genre
     assert 'src="http' not in page  # one file, without anything from elsewhere

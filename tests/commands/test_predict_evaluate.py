@@ -1,5 +1,7 @@
 """``predict``, ``evaluate``, ``inspect`` and ``prepare`` on a trained run."""
 
+import csv
+import io
 import itertools
 import json
 import os
@@ -7,13 +9,21 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mido import MidiFile
 
-from midi import make_score, melody, to_bytes
+from midi import make_score, melody, midi_file, note, to_bytes
+from midigenre.commands.evaluate import class_maps
 from midigenre.corpora.toy import Toy
+from midigenre.errors import UserError
+from midigenre.spec import UNKNOWN, LabelSpec
+
+NOTE = b"\x00\x90\x3c\x40\x83\x60\x80\x3c\x40"  # a quarter
 
 
 @pytest.fixture
@@ -97,6 +107,46 @@ def test_predict_goes_on_past_bad_files(midigenre, toy_run, songs, tmp_path):
     assert "empty.mid" in err
 
 
+def test_what_was_mended_or_cut_is_said(midigenre, toy_run, songs, tmp_path):
+    """In the words of the manifest; the table for spreadsheets says the same."""
+    broken = midi_file(NOTE * 8, length=10_000)[:-7]  # in the middle of a note-off, without an end
+    notes = [note(k / 64, 1 / 8, 30 + k % 90) for k in range(2_000)]
+    for name, data in {"a cut.mid": broken, "b long.mid": to_bytes(make_score(notes))}.items():
+        (tmp_path / name).write_bytes(data)
+    shutil.copy(songs[0], tmp_path / "c.mid")
+    (tmp_path / "d.mid").write_text("no music")
+    (tmp_path / "one").mkdir()
+    shutil.copy(tmp_path / "a cut.mid", tmp_path / "one")
+    _, out, _ = midigenre("prepare", "corpus=folder", f"corpus.root={tmp_path}")
+    with open(Path(out.strip()) / "manifest.csv") as file:
+        (row,) = [r for r in csv.DictReader(file) if r["path"].endswith("cut.mid")]
+    call = ("predict", f"run={toy_run}", "threshold=0.999999")
+    status, out, err = midigenre(*call, "--", str(tmp_path))
+    assert status == 0, err
+    found = answers(out)
+    cut, long, good, bad = found[:4]
+    assert cut["repairs"] == json.loads(row["repairs"])
+    assert "tracks cut at their last whole event" in cut["repairs"]
+    assert (good["repairs"], good["phrases_cut"]) == ({}, 0)
+    assert long["phrases_cut"] == len(long["phrases"]) > 0
+    status, out, err = midigenre(*call, "format=csv", "--", str(tmp_path))
+    assert status == 0, err
+    table = list(csv.DictReader(io.StringIO(out, newline="")))
+    assert [r["path"] for r in table] == [a["path"] for a in found]
+    for r, a in zip(table[:3], found, strict=False):
+        assert r["genre"] == (a["genre"] or "")
+        assert float(r["genre_probability"]) == max(a["probabilities"]["genre"].values())
+        assert float(r["emotion_probability_calm"]) == a["probabilities"]["emotion"]["calm"]
+        assert int(r["phrases"]) == len(a["phrases"])
+        assert int(r["phrases_cut"]) == a["phrases_cut"]
+        assert json.loads(r["repairs"] or "{}") == a["repairs"]
+        assert r["abstained"] == str(a["abstained"])
+    assert (table[3]["error"], table[3]["detail"]) == (bad["error"], bad["detail"])
+    assert table[3]["genre"] == ""
+    status, _, err = midigenre(*call, "format=xls", "--", str(tmp_path))
+    assert (status, "choose json, csv" in err) == (2, True)
+
+
 def test_predict_refuses_a_text_file_in_one_line(midigenre, toy_run, tmp_path):
     (tmp_path / "a.mid").write_text("this is no MIDI file at all")
     status, out, err = midigenre("predict", f"run={toy_run}", "--", str(tmp_path / "a.mid"))
@@ -171,8 +221,30 @@ def test_evaluate_on_a_folder_with_some_of_the_labels(midigenre, toy_run, songs,
     (tmp_path / "rock").rename(tmp_path / "polka")
     status, _, err = midigenre("evaluate", f"run={toy_run}", *foreign)
     assert status == 2
-    assert "'polka'" in err
-    assert "waltz, rock, ballad, swing" in err
+    assert "labels.map.genre.polka=null" in err
+    assert "genre waltz, rock, ballad, swing" in err
+
+
+def test_all_unknown_classes_are_named_at_once(tmp_path):
+    """With what to add to the command line; classes of no song do not count."""
+    classes = {"genre": ("Waltz", "rock", "R&B", "polka", "none"), "emotion": ("hapy", "calm")}
+    indices = {"genre": [0, 1, 2, 3, UNKNOWN], "emotion": [0, 1, 1, 1, UNKNOWN]}
+    shards = SimpleNamespace(
+        folder=tmp_path, labels=LabelSpec(classes),
+        label_indices=lambda: {k: np.array(v) for k, v in indices.items()},
+    )  # fmt: skip
+    known = {"genre": ("waltz", "rock"), "emotion": ("calm", "happy")}
+    run = SimpleNamespace(labels=LabelSpec(known), classifier=SimpleNamespace(heads=dict(known)))
+    with pytest.raises(UserError) as error:
+        class_maps(shards, run)
+    assert str(error.value).endswith(
+        "(genre waltz, rock; emotion calm, happy), or leave it out with =null: "
+        "labels.map.genre.Waltz=waltz 'labels.map.genre.R&B=null' labels.map.genre.polka=null "
+        "labels.map.emotion.hapy=happy"
+    )
+    indices |= {"genre": [1, 1, UNKNOWN], "emotion": [1, UNKNOWN, 1]}
+    found = {label: values.tolist() for label, values in class_maps(shards, run).items()}
+    assert found == {"genre": [UNKNOWN, 1, *[UNKNOWN] * 3], "emotion": [UNKNOWN, 0]}
 
 
 def test_inspect_shows_tokens_and_writes_files(midigenre, songs, tmp_path):

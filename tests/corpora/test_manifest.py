@@ -220,7 +220,7 @@ ROWS: dict[str, tuple[str | bytes, list[str]]] = {
     "no such split": ("path,genre,split\na.mid,x,dev\n", ["line 2", "'dev'", "train, val or test"]),
     "a group in two splits": (
         "path,genre,group,split\na.mid,x,G,train\nb.mid,x,H,test\nc.mid,x,G,test\nd.mid,x,H,val\n",
-        ["group 'G'", "train (line 2)", "test (line 4)", "1 more groups"],
+        ["group 'G'", "train (line 2)", "test (line 4)", "1 more group is split"],
     ),
 }  # fmt: skip
 

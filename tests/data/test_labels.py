@@ -165,7 +165,7 @@ def test_small_classes_go_with_the_reason() -> None:
     assert rare(songs, 1) == (["a", "b", "c", "d"], {})
     kept, out = rare(songs, 2)
     assert kept == ["a", "b", "d"]
-    assert out == {"c": "genre 'y' has 1 songs that can be used, fewer than 2 (labels.min_songs)"}
+    assert out == {"c": "genre 'y' has 1 song that can be used, fewer than 2 (labels.min_songs)"}
 
 
 def test_songs_that_cannot_be_read_and_copies_do_not_count() -> None:

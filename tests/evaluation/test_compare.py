@@ -154,7 +154,7 @@ def test_the_best_baseline_stands_beside_each_score(tmp_path):
     by_accuracy = table_of(tmp_path, metric="accuracy")
     assert by_accuracy.rows[0].scores["test/genre/phrase/accuracy"].baseline_name == "majority"
     assert comparison.notes == (
-        f"{PHRASE}: a baseline (hist_gb) is at or above 1 of 1 configuration(s)",
+        f"{PHRASE}: a baseline (hist_gb) is at or above 1 of 1 configuration",
     )
 
 
@@ -176,7 +176,7 @@ def test_a_repeated_seed_counts_once(tmp_path):
     write_run(tmp_path / "c", 0.9, seed=1)
     comparison = table_of(tmp_path)
     assert comparison.rows[0].scores[PHRASE].mean == pytest.approx(0.7)  # of 0.5 and 0.9
-    assert any("repeat a seed" in note for note in comparison.notes)
+    assert any("1 run repeats a seed" in note for note in comparison.notes)
 
 
 def test_sorting(tmp_path):

@@ -178,7 +178,7 @@ def test_songs_of_real_notes_end_in_json():
 
 
 def test_too_few_songs():
-    with pytest.raises(UserError, match=r"9 generated songs are too few .*n=10"):
+    with pytest.raises(UserError, match=r"9 generated songs: too few .*n=10"):
         compare_sets(table(np.zeros(9)), table(np.zeros(30)))
     with pytest.raises(UserError, match="9 held-out songs"):
         compare_sets(table(np.zeros(30)), table(np.zeros(9)))

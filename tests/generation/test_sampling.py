@@ -82,6 +82,7 @@ def test_an_untrained_model_writes_valid_music(name):
     ):
         for piece in made.sample(labels, settings, n=28):
             assert piece.stop in ("end", "bars")
+            assert piece.n_bars == bars  # empty ones at the end too
             check(made, piece, bars)
 
 
@@ -91,6 +92,7 @@ def test_pieces_longer_than_the_context_are_music_too(name, backbone):
     made = sampler(name, max_tokens=260, bars=4, backbone=backbone)
     for piece in made.sample({"genre": [0, 1, 2]}, SamplingSettings(bars=11), n=3):
         assert piece.stop in ("end", "bars", "context")
+        assert piece.n_bars == 11 or (piece.stop, piece.n_bars < 11) == ("context", True)
         check(made, piece, 11)
 
 
@@ -179,6 +181,8 @@ def test_pieces_end_where_they_were_told_to(name):
         at = song.bar_seconds()
         assert piece.stop in ("seconds", "end", "tokens")
         if piece.stop == "seconds":
+            assert piece.n_bars >= song.n_bars
+            assert song.with_rests(piece.n_bars).file_seconds[-1] > 5.9
             assert at[-2] < 6.1  # the last bar begins before; tempi are rounded
 
 
@@ -196,7 +200,7 @@ def test_a_primer_is_kept_and_its_bars_come_on_top(name):
         assert np.array_equal(piece.ids_TF[1 : len(primer) + 1], primer)
         assert piece.n_drawn == len(piece.ids_TF) - len(primer) - 1
         made_song = tok.clean(tok.decode(piece.ids_TF))
-        assert made_song.n_bars <= phrase.n_bars + 2
+        assert made_song.n_bars <= piece.n_bars == phrase.n_bars + 2
         start = made_song.notes.select(made_song.notes.onset < made_song.bar_ticks[phrase.n_bars])
         assert len(start) == len(phrase.notes)
 

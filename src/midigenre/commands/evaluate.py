@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from midigenre.evaluation.figures import save
 from midigenre.evaluation.report import print_scores
 from midigenre.evaluation.score_figures import evaluation_figures
 from midigenre.files import write_json
+from midigenre.spec import UNKNOWN
 from midigenre.tasks.evaluate import evaluate_split, fit_calibration
 from midigenre.tasks.songs import SongAggregate, load_song_models
 from midigenre.tokenizers.base import from_spec
@@ -69,7 +72,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         _data(shards, trained, own=not foreign),
         None if cfg.subset == "all" else cfg.subset,
         device=device,
-        class_maps=_class_maps(shards, trained),
+        class_maps=class_maps(shards, trained),
         train=own_data,
         predictions=folder / f"{name}-{cfg.subset}-predictions.csv",
         calibration=_calibration(trained, own_data, device, aggregate),
@@ -130,23 +133,37 @@ def _data(shards: ShardSet, trained: Run, *, own: bool) -> PhraseDataModule:
     )
 
 
-def _class_maps(shards: ShardSet, trained: Run) -> dict[str, NDArray[np.int64]]:
-    """The run's class index for each class of the songs.
+def class_maps(shards: ShardSet, trained: Run) -> dict[str, NDArray[np.int64]]:
+    """The run's class index for each class of the songs; UNKNOWN for one without a song.
 
     Raises:
-        UserError: The songs have a class that the run does not know.
+        UserError: Songs have classes that the run does not know; the message names all of them.
     """
-    maps = {}
+    maps, remedies, knows = {}, [], []
+    indices = shards.label_indices()
     for label, names in shards.labels.classes.items():
         known = trained.labels.classes.get(label)
         if known is None or label not in trained.classifier.heads:
             continue
-        unknown = [name for name in names if name not in known]
+        unknown = [
+            names[i] for i in np.unique(indices[label]) if i != UNKNOWN and names[i] not in known
+        ]
         if unknown:
-            raise UserError(
-                f"{label} {unknown[0]!r} of {shards.folder} is unknown to this run, which has "
-                f"{', '.join(known)}; name it with labels.map.{label}.{unknown[0]}=CLASS, or leave "
-                f"it out with =null"
-            )
-        maps[label] = np.array([known.index(name) for name in names], np.int64)
+            knows.append(f"{label} {', '.join(known)}")
+            remedies += [
+                shlex.quote(f"labels.map.{label}.{n}={_likely(n, known)}") for n in unknown
+            ]
+        maps[label] = np.array([known.index(n) if n in known else UNKNOWN for n in names], np.int64)
+    if remedies:
+        raise UserError(
+            f"{shards.folder}: classes that this run does not know. Name each as one that it does "
+            f"({'; '.join(knows)}), or leave it out with =null: {' '.join(remedies)}"
+        )
     return maps
+
+
+def _likely(name: str, known: Sequence[str]) -> str:
+    """A class that the name may mean, else null."""
+    spelt = {k.casefold(): k for k in known}
+    near = difflib.get_close_matches(name.casefold(), spelt, 1)
+    return spelt[near[0]] if near else "null"

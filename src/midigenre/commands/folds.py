@@ -27,6 +27,7 @@ from midigenre.evaluation.score_figures import evaluation_figures
 from midigenre.files import read_json, write_json
 from midigenre.run import RunFolder, as_config
 from midigenre.spec import UNKNOWN
+from midigenre.wording import plural
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def say_part(part: Part, number: int) -> None:
     _say(f"part {number}, {part.name}: {songs} songs")
     if part.left_out:
         _warn(
-            f"{part.name}: {part.left_out:,} songs of other sources are in no split, since they "
+            f"{part.name}: {plural(part.left_out, 'song')} of other sources left out, for they "
             "belong to a group of it"
         )
     say_untestable(part)
@@ -116,7 +117,7 @@ def say_untestable(part: Part) -> None:
     for label, counts in part.untestable.items():
         named = ", ".join(f"{name} {n:,}" for name, n in counts.items())
         _warn(
-            f"{part.name}: {sum(counts.values()):,} songs cannot be tested, since no other "
+            f"{part.name}: {plural(sum(counts.values()), 'song')} cannot be tested, since no other "
             f"source has their {label} ({named})"
         )
 
@@ -179,8 +180,8 @@ def run_parts(
     """
     if cfg.protocol.name == CROSSVAL:
         _say(
-            f"{len(plan)} folds of {len(shards):,} songs by split.seed={cfg.split.seed}; the "
-            "prepared split is not used"
+            f"{len(plan)} folds of {plural(len(shards), 'song')} by split.seed={cfg.split.seed}; "
+            "the prepared split is not used"
         )
     runs: list[PartRun] = []
     skipped: list[Part] = []
@@ -291,8 +292,8 @@ def _pooled(
                 found = levels[level]["over_parts"]["macro_f1"]
                 _say(f"{label}, {level} level: macro-F1 of the parts {_shown(found)}")
     _say(
-        f"{len(runs)} parts, {n_tested:,} songs tested once each; {monitor} {_shown(best)}; "
-        f"{seconds:.0f} s since this command"
+        f"{plural(len(runs), 'part')}, {plural(n_tested, 'song')} tested once each; "
+        f"{monitor} {_shown(best)}; {seconds:.0f} s since this command"
     )
     return best["mean"]
 

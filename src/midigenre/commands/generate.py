@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from midigenre.generation.sampling import Sample, Sampler, SamplingSettings
 from midigenre.spec import UNKNOWN
 from midigenre.tokenizers.base import Tokenizer, from_spec
 from midigenre.trained import Run, device_of, load_run
+from midigenre.wording import plural
 
 COMMON = ("genre", "emotion")
 """Labels that have a setting of their own."""
@@ -53,25 +56,31 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     sampler = make_sampler(trained, device, cfg.quantize)
     names = {label: name for label, (name, _) in told.items()}
     out = Path(cfg.out).expanduser() if cfg.out else _new_folder(trained)
+    with _writing(out):  # before the work, as far as one can know
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
     with progress_bars() as progress:
         labels = {label: index for label, (_, index) in told.items()}
         pieces = _drawn(cfg, sampler, settings, labels, primer, primer_bars, progress)
-        listed = _write(cfg, out, tokenizer, pieces, names, progress)
-    kept = {k: v for k, v in plain(cfg).items() if k not in ("debug", "batch", "out")}
-    about_all = {
-        "checkpoint": str(trained.checkpoint),
-        "conditions": names,
-        "primer_bars": primer_bars,
-        "settings": kept,
-        "pieces": listed,
-    }
-    write_json(out / "samples.json", about_all)
+        with _writing(out):
+            listed = _write(cfg, out, tokenizer, pieces, primer_bars, names, progress)
+            kept = {k: v for k, v in plain(cfg).items() if k not in ("debug", "batch", "out")}
+            about_all = {
+                "checkpoint": str(trained.checkpoint),
+                "conditions": names,
+                "primer_bars": primer_bars,
+                "settings": kept,
+                "pieces": listed,
+            }
+            write_json(out / "samples.json", about_all)
     for line in warnings(listed):
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     notes = sum(about["notes"] for about in listed)
     what = "MIDI, piano rolls" + (", audio" if cfg.audio else "")
     console.print(
-        f"{len(listed)} pieces, {notes:,} notes; {what} and {out / 'samples.json'}",
+        f"{plural(len(listed), 'piece')}, {plural(notes, 'note')}; {what} and "
+        f"{out / 'samples.json'}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
     print(out)
@@ -128,7 +137,7 @@ def _primer(cfg: DictConfig, tokenizer: Tokenizer) -> tuple[NDArray[np.int64] | 
     end = song.n_bars if cfg.prime_bars is None else min(song.n_bars, first + cfg.prime_bars)
     if cfg.prime_bars is not None and end < first + cfg.prime_bars:
         console.print(
-            f"{path} has {end - first} bars of music, not prime_bars={cfg.prime_bars}",
+            f"{path} has {plural(end - first, 'bar')} of music, not prime_bars={cfg.prime_bars}",
             style="yellow", markup=False, highlight=False,
         )  # fmt: skip
     phrase = song.bars(first, end)
@@ -173,16 +182,40 @@ def _new_folder(trained: Run) -> Path:
     return folder
 
 
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Says of a folder that cannot be written, or is full, what to do."""
+    try:
+        yield
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise UserError(
+            f"{out}: {why}; what was written stays; make room there, or give out=FOLDER elsewhere "
+            "(the same seed draws the same pieces)"
+        ) from error
+
+
+def _short(cfg: DictConfig, piece: Sample, seconds: float) -> str | None:
+    """Why a piece is shorter than was asked, None for one that is not."""
+    if piece.stop == "tokens" and (cfg.bars or cfg.seconds):
+        return f"ended at the most tokens (tokens={cfg.tokens})"
+    if piece.stop == "context":
+        return "ended where a bar passed the model's context"
+    if piece.stop == "end" and cfg.bars is None and (cfg.seconds or 0) > seconds:
+        return f"ended by the end token before seconds={cfg.seconds:g}"
+    return None
+
+
 def _write(
     cfg: DictConfig,
     out: Path,
     tokenizer: Tokenizer,
     pieces: Sequence[Sample],
+    primer_bars: int,
     told: Mapping[str, str | None],
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """Writes the pieces; what ``samples.json`` says about each."""
-    out.mkdir(parents=True, exist_ok=True)
     named = [name for name in told.values() if name]
     stem = "-".join(name.replace("/", "_") for name in named) or "piece"
     listed: list[dict[str, Any]] = []
@@ -191,11 +224,14 @@ def _write(
         song = tokenizer.clean(score) if score.note_num() else None
         title = f"{' '.join(named) or 'unconditioned'}, seed {cfg.seed}, piece {i}"
         about = write_piece(
-            out, f"{stem}-seed{cfg.seed}-{i:03d}", score, song, title, cfg.audio, cfg.soundfont
-        )
+            out, f"{stem}-seed{cfg.seed}-{i:03d}", score, song, title, cfg.audio, cfg.soundfont,
+            piece.n_bars, primer_bars,
+        )  # fmt: skip
         about |= {
             "index": i,
+            "bars_asked": None if cfg.bars is None else cfg.bars + primer_bars,
             "stop": piece.stop,
+            "short": _short(cfg, piece, about.get("seconds", 0.0)),
             "steps": len(piece.ids_TF),
             "drawn_steps": piece.n_drawn,
             "scores": {} if song is None else describe(song).scalars,

@@ -52,6 +52,7 @@ from midigenre.spec import UNKNOWN
 from midigenre.tasks.listen import Heard, listen
 from midigenre.tokenizers.base import from_spec
 from midigenre.trained import Run, device_of, load_run
+from midigenre.wording import plural
 
 Longs = NDArray[np.int64]
 
@@ -123,6 +124,10 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
             "n_real": len(excerpts),
             "silent": sum(piece is None for piece in sets["told"]),
             "cut_short": pieces.cut_short["told"],
+            "end_early": {
+                what: sum(song is not None and song.n_bars < settings.bars for song in music)
+                for what, music in (("generated", sets["told"]), ("real", excerpts))
+            },
             "control": _control(generator, judge, labels, told, heard, indices, real, {}),
         }
         if cfg.over:
@@ -345,9 +350,11 @@ def _show(report: Mapping[str, Any]) -> None:
             )  # fmt: skip
     copied = report["novelty"]["generated"]["copied"]
     console.print(
-        f"{copied['n']} of {report['novelty']['generated']['n']} pieces share more than "
+        f"{copied['n']} of {plural(report['novelty']['generated']['n'], 'piece')} share more than "
         f"{report['novelty']['settings']['copied_above_bars']} bars in a row with a training song; "
-        f"{report['silent']} are silent, {report['cut_short']} were cut short of their bars",
+        f"{report['silent']} are silent, {report['cut_short']} were cut short of their bars, "
+        f"{report['end_early']['generated']} have no note in their last one (of "
+        f"{plural(report['n_real'], 'real excerpt')} {report['end_early']['real']})",
         highlight=False,
     )
     for what in ("distance", "frechet"):

@@ -18,6 +18,7 @@ from midigenre.evaluation.music.figures import overlap_figure, repetition_figure
 from midigenre.evaluation.music.structure import self_similarity
 from midigenre.files import write_bytes
 from midigenre.song import Song
+from midigenre.wording import plural
 
 SOUND = {"mp3": "audio/mpeg", "wav": "audio/wav"}
 
@@ -102,6 +103,7 @@ def write_page(
     )
     environment.filters["percent"] = _percent
     environment.filters["number"] = _number
+    environment.filters["plural"] = plural
     html = environment.get_template("judgement.html").render(
         report=report, figures=figures, shown=shown
     )

@@ -1,10 +1,12 @@
-"""``midigenre predict``: labels of MIDI files as JSON lines."""
+"""``midigenre predict``: labels of MIDI files as JSON lines or as a table."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from midigenre.commands.predict_answer import (
     describe,
     describe_attribution,
     mean_scores,
+    table_columns,
+    table_row,
 )
 from midigenre.commands.predict_figures import FigureFolder
 from midigenre.commands.predict_reader import FileReader, ReadSong
@@ -37,12 +41,14 @@ from midigenre.tasks.explain import Explainer, check_method
 from midigenre.tasks.predict import Predictions, predict_phrases
 from midigenre.tasks.songs import load_song_models, score_songs
 from midigenre.trained import Run, device_of, load_run
+from midigenre.wording import plural
 
+FORMATS = ("json", "csv")
 FILES_AT_ONCE = 64  # bounds the memory; phrases of these files share batches
 
 
 def run(cfg: DictConfig, paths: Sequence[str]) -> None:
-    """Prints one JSON object a file on stdout; a bad file gives one with ``error``.
+    """Prints one JSON object, or row of a CSV table, a file on stdout; a bad file's has ``error``.
 
     Raises:
         UserError: No path is given, no file could be read, or a setting is wrong.
@@ -68,6 +74,7 @@ def answer_files(cfg: DictConfig, paths: Sequence[str], watch: Stopwatch) -> int
         with watch("load"):
             answerer = _Answerer(cfg, load_run(cfg.run, cfg.ckpt), device, watch)
             reader.wait(answerer.trained.tokens)
+        say = answerer.table(bool(cfg.out)) if cfg.format == "csv" else _say_json
         for begin in range(0, len(files), FILES_AT_ONCE):
             read: list[tuple[Path, ReadSong]] = []
             answers: dict[Path, dict[str, Any]] = {}
@@ -89,10 +96,10 @@ def answer_files(cfg: DictConfig, paths: Sequence[str], watch: Stopwatch) -> int
                 answers |= answerer(read)
             with watch("answer"):
                 for path in files[begin : begin + FILES_AT_ONCE]:
-                    _say({"path": str(path)} | answers[path])
+                    say({"path": str(path)} | answers[path])
     if len(failed) == len(files):
         path, refusal = failed[0]
-        more = f" (and {len(failed) - 1} more files)" if len(failed) > 1 else ""
+        more = f" (and {plural(len(failed) - 1, 'more file')})" if len(failed) > 1 else ""
         hint = "" if refusal.reason == "missing" else "; a MIDI file starts with MThd"
         raise UserError(f"{path}: {refusal}{more}{hint}")
     return len(files) - len(failed)
@@ -106,6 +113,8 @@ def _check(cfg: DictConfig) -> None:
     for name in ("max_file_mb", "max_seconds"):
         if not cfg[name] > 0:
             raise UserError(f"{name} must be above 0, got {cfg[name]}")
+    if cfg.format not in FORMATS:
+        raise UserError(f"format={cfg.format}; choose {', '.join(FORMATS)}")
     check_method(cfg.explain_method)
     if cfg.out is not None and not cfg.explain:
         raise UserError(f"out={cfg.out}: figures are of explanations; set explain=true, too")
@@ -164,12 +173,12 @@ class _Answerer:
     def __call__(self, read: Sequence[tuple[Path, ReadSong]]) -> dict[Path, dict[str, Any]]:
         """The answer for each file."""
         songs = MemorySongs([(found.song, found.encoded) for _, found in read])
-        phrases, found = self._predict(songs)
+        phrases, found, cut = self._predict(songs)
         scores = self._scores(found, songs, phrases)
         with self._watch("answer"):
             answers = {
                 path: describe(
-                    read_song.song, i, found, phrases.end, scores, self._classes, self._doubt
+                    read_song.song, i, found, phrases.end, scores, self._classes, self._doubt, cut
                 )
                 for i, (path, read_song) in enumerate(read)
             }
@@ -206,8 +215,19 @@ class _Answerer:
             songs, self.trained.tokens, data["max_tokens"], data.get("marks", False)
         )
 
-    def _predict(self, songs: MemorySongs) -> tuple[Phrases, Predictions]:
-        """All phrases of the songs, in order, and what the model says of them."""
+    def table(self, figures: bool) -> Callable[[Mapping[str, Any]], None]:
+        """Prints the head of a CSV table; what it returns prints a row for an answer."""
+        columns = table_columns(self._classes, bool(self._doubt.thresholds), figures)
+        _print_csv(columns)
+
+        def say(answer: Mapping[str, Any]) -> None:
+            row = table_row(answer)
+            _print_csv([row.get(column) for column in columns])
+
+        return say
+
+    def _predict(self, songs: MemorySongs) -> tuple[Phrases, Predictions, NDArray[np.bool_]]:
+        """All phrases of the songs, in order, what the model says of them, and which were cut."""
         data, tokens = self.trained.data, self.trained.tokens
         with self._watch("cut"):
             phrases = consecutive(songs, np.arange(len(songs)), phrase_length(data, tokens))
@@ -216,6 +236,7 @@ class _Answerer:
             # Neighbours of one length share a call of attention.
             order = np.argsort(lengths, kind="stable")
             groups = group_by_budget(lengths[order], self._batch_phrases, self._batch_tokens)
+        cut = np.zeros(len(phrases), bool)
 
         def batches() -> Iterator[Batch]:
             for group in groups:
@@ -225,7 +246,12 @@ class _Answerer:
                         chosen.song.tolist(), chosen.first.tolist(), chosen.end.tolist(),
                         strict=True,
                     )  # fmt: skip
-                    batch = collate([reader(*column)[0] for column in columns], {}, chosen)
+                    read = [reader(*column) for column in columns]
+                    batch = collate([ids for ids, _ in read], {}, chosen)
+                    cut[order[group]] = [
+                        stop < end or len(ids) == data["max_tokens"]  # within its only bar
+                        for (ids, stop), end in zip(read, chosen.end, strict=True)
+                    ]
                 self._watch.tokens += batch.n_tokens
                 yield batch
 
@@ -236,7 +262,7 @@ class _Answerer:
                 self._device,
                 vectors=self._songs is not None and self._songs.needs_vectors,
             )
-        return phrases, _reordered(found, np.argsort(order))
+        return phrases, _reordered(found, np.argsort(order)), cut
 
 
 def _reordered(found: Predictions, order: NDArray[np.int64]) -> Predictions:
@@ -251,7 +277,16 @@ def _reordered(found: Predictions, order: NDArray[np.int64]) -> Predictions:
     )
 
 
-def _say(answer: dict[str, Any]) -> None:
+def _say_json(answer: Mapping[str, Any]) -> None:
     # Paths may hold bytes that are no UTF-8; JSON escapes the surrogates that stand for them.
     sys.stdout.write(json.dumps(answer, ensure_ascii=True) + "\n")
     sys.stdout.flush()
+
+
+def _print_csv(cells: Sequence[Any]) -> None:
+    line = io.StringIO()
+    csv.writer(line).writerow(cells)
+    # A path may hold bytes that are no UTF-8: they stay what they are.
+    sys.stdout.flush()
+    sys.stdout.buffer.write(line.getvalue().encode("utf-8", "surrogateescape"))
+    sys.stdout.buffer.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,6 +111,7 @@ def describe(
     scores: Mapping[str, SongScores],
     classes: Classes,
     doubt: Doubt,
+    cut: NDArray[np.bool_],
 ) -> dict[str, Any]:
     """One file's answer but for its path: labels, probabilities, and the same for each phrase.
 
@@ -121,6 +123,7 @@ def describe(
         scores: For each label what it says of the songs.
         classes: Class names of each label.
         doubt: When to answer.
+        cut: Whether each phrase had more steps than the model takes, shape (phrases,).
     """
     mine = np.flatnonzero(found.song == index)
     mine = mine[np.argsort(found.start[mine], kind="stable")]
@@ -155,8 +158,48 @@ def describe(
         "calibrated": all(label in doubt.levels for label in classes),
         "out_of_domain": None if None in flags else any(flags),
         "doubts": doubts,
+        "repairs": song.repairs,
+        "phrases_cut": int(cut[mine].sum()),
         "phrases": timeline,
     }
+
+
+def table_columns(classes: Classes, abstains: bool, figures: bool) -> list[str]:
+    """Columns of :func:`table_row`, in order.
+
+    Args:
+        classes: Class names of each label.
+        abstains: Whether there is a threshold.
+        figures: Whether figures are drawn.
+    """
+    return [
+        "path",
+        *(column for label in classes for column in (label, f"{label}_probability")),
+        *(["abstained"] if abstains else []),
+        "out_of_domain", "calibrated", "phrases", "phrases_cut", "seconds", "repairs",
+        *(["figure"] if figures else []),
+        "error", "detail",
+        *(f"{label}_probability_{name}" for label, names in classes.items() for name in names),
+    ]  # fmt: skip
+
+
+def table_row(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's answer as cells; of its phrases only their number and the seconds that they span."""
+    if "error" in answer:
+        return dict(answer)
+    phrases = answer["phrases"]
+    row = {key: value for key, value in answer.items() if key not in _NOT_IN_TABLE} | {
+        "phrases": len(phrases),
+        "seconds": round(phrases[-1]["seconds"][1] - phrases[0]["seconds"][0], 2),
+        "repairs": json.dumps(answer["repairs"]) if answer["repairs"] else "",
+    }
+    for label, probabilities in answer["probabilities"].items():
+        row[f"{label}_probability"] = max(probabilities.values())
+        row |= {f"{label}_probability_{name}": p for name, p in probabilities.items()}
+    return row
+
+
+_NOT_IN_TABLE = ("probabilities", "doubts", "explanation")
 
 
 def _doubts(label: str, raw_C: Floats, energy: float, doubt: Doubt) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from rich.table import Table
 
+from midigenre.wording import plural
+
 STAGES = {
     "load": "open the run, start the reader",
     "file": "read the bytes",
@@ -75,7 +77,7 @@ class Stopwatch:
             n_files: Files that were read.
         """
         seconds = self.seconds()
-        table = Table(title=f"{n_files:,} files", title_justify="left")
+        table = Table(title=plural(n_files, "file"), title_justify="left")
         table.add_column("stage")
         for heading in ("seconds", "ms a file"):
             table.add_column(heading, justify="right")

@@ -17,6 +17,7 @@ from midigenre.errors import UserError
 from midigenre.evaluation.figures import save
 from midigenre.evaluation.label_figures import label_figure
 from midigenre.storage import location
+from midigenre.wording import plural
 
 
 def run(cfg: DictConfig, paths: Sequence[str]) -> None:
@@ -35,10 +36,11 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         settings = prepare_settings(cfg)
         about = estimate(corpus, make_tokenizer(cfg, corpus), Path(cfg.home), settings)
         console.print(
-            f"{about['songs']:,} songs: about {about['seconds']:,} s with {settings.workers.n} "
-            f"processes and {about['megabytes']:,} MB on disk "
-            f"({about['free_megabytes']:,} MB are free); {about['refused_in_sample']} of "
-            f"{about['sampled']} sampled songs would be refused"
+            f"{plural(about['songs'], 'song')}: about {about['seconds']:,} s with "
+            f"{plural(settings.workers.n, 'process', 'processes')} and "
+            f"{about['megabytes']:,} MB on disk ({about['free_megabytes']:,} MB are free); "
+            f"{about['refused_in_sample']} of {plural(about['sampled'], 'sampled song')} would be "
+            "refused"
         )
         return
     with progress_bars() as progress:

@@ -63,6 +63,7 @@ from midigenre.tasks.fit import fit
 from midigenre.tasks.hparams import finish_hparams, start_hparams
 from midigenre.tasks.loggers import final_tag
 from midigenre.trained import Start, check_last, finetuned, load_run, start_from
+from midigenre.wording import plural
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ def _trained(
     n_parameters = sum(p.numel() for p in task.model.parameters())
     _say(
         f"run {folder}: {n_parameters:,} parameters, {shards.tokens.n_tokens} tokens in "
-        f"{len(shards.tokens.fields)} field(s), {_devices(trainer)}"
+        f"{plural(len(shards.tokens.fields), 'field')}, {_devices(trainer)}"
     )
     if start is not None:
         _say(
@@ -231,8 +232,9 @@ def _trained(
     _log_test(trainer, outcome)
     task.show(outcome.evaluation, console)
     _say(
-        f"trained {trainer.current_epoch} epochs, {trainer.global_step} steps in "
-        f"{cost['fit_seconds']:.0f} s ({cost['tokens_per_second']:,.0f} tokens/s, at most "
+        f"trained {plural(trainer.current_epoch, 'epoch')}, "
+        f"{plural(trainer.global_step, 'step')} in {cost['fit_seconds']:.0f} s "
+        f"({cost['tokens_per_second']:,.0f} tokens/s, at most "
         f"{cost['peak_memory_bytes'] / 2**20:,.0f} MB); {cost['seconds']:.0f} s since this command"
     )
     console.print(task.next_command(folder), highlight=False, soft_wrap=True)
@@ -297,7 +299,7 @@ def _goes_on(ckpt: str | None, task: Task) -> str:
     with reading(ckpt, "delete it to start the run over"):
         saved = torch.load(ckpt, map_location="cpu", weights_only=True)
         task.load_state_dict(saved["state_dict"])
-        return f"goes on after {saved['global_step']} steps"
+        return f"goes on after {plural(saved['global_step'], 'step')}"
 
 
 def _devices(trainer: L.Trainer) -> str:

@@ -24,6 +24,7 @@ from midigenre.corpora.base import (
 from midigenre.errors import UserError
 from midigenre.files import read_bytes
 from midigenre.storage import Location, entries, is_remote, location, naming, stamp
+from midigenre.wording import plural
 
 LABELS = ("genre", "emotion")
 """Columns that are labels where ``corpus.labels`` names none."""
@@ -295,7 +296,8 @@ class Manifest(Corpus):
                 bad.setdefault(group, f"in {held} (line {where}) and in {split} (line {line})")
         if bad:
             group, where_text = next(iter(bad.items()))
-            more = f" ({len(bad) - 1} more groups are split)" if len(bad) > 1 else ""
+            others = plural(len(bad) - 1, "more group is split", "more groups are split")
+            more = f" ({others})" if len(bad) > 1 else ""
             raise UserError(
                 f"{self.path}: group {group!r} stands {where_text}{more}; put a group into one "
                 "split, or take the split column out to have the songs dealt by group"

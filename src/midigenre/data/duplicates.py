@@ -13,6 +13,7 @@ from midigenre.data.encode import song_bytes
 from midigenre.data.guard import Limits
 from midigenre.data.split import SPLITS
 from midigenre.errors import RefusedSongError
+from midigenre.wording import plural
 
 _BATCH = 64  # files that a thread hashes at a time
 NAMED = 3  # copies of a song, or pairs of classes, that a message names
@@ -86,7 +87,7 @@ def without_conflicts(
             refused.append(Unusable(song.song_id, song.path, "label_conflict", detail, song.labels))
     bad = {song.song_id for song in refused}
     remarks = [
-        f"{n:,} {'song stands' if n == 1 else 'songs stand'} under {label} {' and '.join(names)}: "
+        f"{plural(n, 'song stands', 'songs stand')} under {label} {' and '.join(names)}: "
         "every copy is refused (label_conflict in refused.csv)"
         for (label, names), n in classes.most_common(NAMED)
     ]
@@ -127,8 +128,8 @@ def without_leaks(
     if not refused:
         return kept, refused, []
     remark = (
-        f"{len(refused):,} songs have a byte-identical copy in a later one of the given splits and "
-        f"are refused; the first: {refused[0].song_id} (split_conflict in refused.csv)"
+        f"{plural(len(refused), 'song')} with a byte-identical copy in a later one of the given "
+        f"splits refused; the first: {refused[0].song_id} (split_conflict in refused.csv)"
     )
     return kept, refused, [remark]
 

@@ -10,6 +10,7 @@ from typing import Any
 from midigenre.corpora.base import Corpus, Listing, SongRef, Unusable
 from midigenre.errors import UserError
 from midigenre.spec import LabelSpec
+from midigenre.wording import plural
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,9 @@ def without_rare(
                 if n >= least:
                     continue
                 changed = True
-                detail = f"{label} {name!r} has {n} songs that can be used, fewer than {least}"
+                detail = (
+                    f"{label} {name!r} has {plural(n, 'song')} that can be used, fewer than {least}"
+                )
                 out = [song for song in left if song.labels.get(label) == name]
                 left = [song for song in left if song.labels.get(label) != name]
                 rare += [

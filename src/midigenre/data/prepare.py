@@ -37,6 +37,7 @@ from midigenre.errors import RefusedSongError, UserError
 from midigenre.files import make_folder, read_json, write_json
 from midigenre.storage import Location, exists, location, stamp
 from midigenre.tokenizers.base import Tokenizer
+from midigenre.wording import plural
 
 SONGS_PER_PART = (64, 512)
 """Least and most songs of a part: a stop costs one part a worker, a file costs opening it."""
@@ -243,8 +244,8 @@ def _prepare(
     left_out = about["duplicates"].get("left_out_of_given_splits")
     if left_out:
         remarks.append(
-            f"{left_out:,} songs have a duplicate in a later one of the given splits and are in no "
-            "split (duplicates.csv)"
+            f"{plural(left_out, 'song')} with a duplicate in a later one of the given splits left "
+            "out of every split (duplicates.csv)"
         )
     report["warnings"] = [*listing.remarks, *remarks, *warnings(report)]
     write_json(folder / "report.json", report)

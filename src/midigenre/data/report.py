@@ -18,6 +18,7 @@ from midigenre.data.split import SPLITS
 from midigenre.files import write_csv
 from midigenre.spec import UNKNOWN
 from midigenre.storage import Location
+from midigenre.wording import plural
 
 PERCENTILES = (1, 25, 50, 75, 90, 99, 100)
 NONE = "(none)"
@@ -191,8 +192,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     cut = report["cut_by_max_tokens"]
     share = 0.0 if cut["share"] is None else cut["share"]
     console.print(
-        f"{cut['phrases']:,} phrases ({share:.1%}) are longer than data.max_tokens="
-        f"{report['max_tokens']} and end at the last whole bar that fits"
+        f"{plural(cut['phrases'], 'phrase')} ({share:.1%}) of more than data.max_tokens="
+        f"{report['max_tokens']} steps: cut at the last whole bar that fits"
     )
     refused = report.get("refused", {})
     if refused:
@@ -202,7 +203,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     by_miditok = sum(report.get("encoded_by_miditok", {}).values())
     if by_miditok:
         console.print(
-            f"{by_miditok:,} songs were encoded by MidiTok's own, slow encoder: "
+            f"{plural(by_miditok, 'song')} encoded by MidiTok's own, slow encoder: "
             + escape("; ".join(f"{n:,} {why}" for why, n in report["encoded_by_miditok"].items()))
         )
     for text in report.get("warnings", ()):
@@ -215,9 +216,9 @@ def _print_duplicates(about: Mapping[str, Any] | None, console: Console) -> None
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in about["by_kind"].items() if n)
     leaks = about["naive_split_leaks"]
     console.print(
-        f"duplicates: {about['songs']:,} songs in {about['groups']:,} groups ({kinds}), the "
-        f"largest of {about['largest'][0]['songs']:,}; each stays in one split. A split by song "
-        f"would leak {leaks['songs']:,} songs of validation and test"
+        f"duplicates: {plural(about['songs'], 'song')} in {plural(about['groups'], 'group')} "
+        f"({kinds}), the largest of {about['largest'][0]['songs']:,}; each stays in one split. A "
+        f"split by song would leak {plural(leaks['songs'], 'song')} of validation and test"
         + (f" ({leaks['share']:.1%})" if leaks["share"] else "")
         + " (see duplicates.csv)"
     )
@@ -250,4 +251,4 @@ def _print_label_table(label_table: Mapping[str, Any], console: Console) -> None
 def _length(report: dict[str, Any]) -> str:
     if report["phrase_seconds"] is not None:
         return f"about {report['phrase_seconds']:g} seconds"
-    return f"{report['phrase_bars']} bars"
+    return plural(report["phrase_bars"], "bar")

@@ -16,6 +16,7 @@ from midigenre.evaluation.paired import Paired, pair_up
 from midigenre.evaluation.report import LEVELS, METRICS
 from midigenre.evaluation.runs import RunRecord
 from midigenre.evaluation.settings import NAMED
+from midigenre.wording import plural
 
 Shipped = Callable[[str, str], Mapping[str, Any]]
 """From a config group and a choice to that choice's own settings, flat; empty if unknown."""
@@ -277,15 +278,16 @@ def _notes(comparison: Comparison, repeated: int) -> Iterator[str]:
             "compare scores within one only"
         )
     if repeated:
-        yield f"{repeated} run(s) repeat a seed of the same settings: only the newest counts"
+        repeats = plural(repeated, "run repeats", "runs repeat")
+        yield f"{repeats} a seed of the same settings: only the newest counts"
     for column in comparison.columns:
         scores = [row.scores[column] for row in comparison.rows if column in row.scores]
         beaten = [s for s in scores if s.baseline is not None and s.mean <= s.baseline]
         if beaten:
             names = ", ".join(dict.fromkeys(score.baseline_name for score in beaten))
             yield (
-                f"{column}: a baseline ({names}) is at or above {len(beaten)} of {len(scores)} "
-                "configuration(s)"
+                f"{column}: a baseline ({names}) is at or above {len(beaten)} of "
+                f"{plural(len(scores), 'configuration')}"
             )
     yield from _pair_notes(comparison)
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from midigenre.evaluation.scores import as_array
+from midigenre.wording import plural
 
 INK, FAINT = "#222222", "#767676"
 
@@ -87,7 +88,7 @@ def label_figure(
         wrap=True,
     )  # fmt: skip
     axes.annotate(
-        f"{total:,} songs   ·   percent of each {row_label}",
+        f"{plural(total, 'song')}   ·   percent of each {row_label}",
         (0, 1), (0, 10), xycoords="axes fraction", textcoords="offset points", fontsize=9.5,
         color=FAINT, annotation_clip=False,
     )  # fmt: skip

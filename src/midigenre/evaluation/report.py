@@ -11,6 +11,7 @@ from rich.table import Table
 
 from midigenre.evaluation.markdown import cell, markdown_table
 from midigenre.evaluation.within import SOURCE_MAJORITY
+from midigenre.wording import plural
 
 Evaluation = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """The content of ``evaluation.json``: scores by label and level."""
@@ -181,7 +182,7 @@ def _notes(label: str, levels: Mapping[str, Mapping[str, Any]]) -> Iterator[str]
         yield from _unbeaten(f"{label}, songs within a source", within)
     if weights := (pool := levels["song"].get("song_model", {})).get("weights"):
         shares = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
-        how = pool["note"] or f"weighed on {pool['n_validation']:,} validation songs"
+        how = pool["note"] or f"weighed on {plural(pool['n_validation'], 'validation song')}"
         yield f"{label}, song level: the model is a blend of {shares}; {how}"
     reasons: dict[str, list[str]] = {}
     for level in LEVELS:

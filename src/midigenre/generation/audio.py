@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midigenre.errors import UserError
-from midigenre.files import whole
+from midigenre.files import write_bytes
 
 Samples = NDArray[np.float32]
 
@@ -104,5 +105,7 @@ def write_audio(path: Path | str, samples: Samples, rate: int) -> None:
     if suffix not in FORMATS:
         raise UserError(f"{path}: audio is written as .wav or .mp3")
     kind, subtype = FORMATS[suffix]
-    with whole(path) as part:
-        soundfile.write(str(part), samples, rate, format=kind, subtype=subtype)
+    # Not to the disk itself: where that is full, libsndfile says only "system error".
+    sound = io.BytesIO()
+    soundfile.write(sound, samples, rate, format=kind, subtype=subtype)
+    write_bytes(Path(path), sound.getvalue())

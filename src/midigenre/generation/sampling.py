@@ -73,11 +73,14 @@ class Sample:
         stop: ``end`` (the end token), ``bars``, ``seconds``, ``tokens``, or ``context`` (a bar
             became longer than the model's window).
         n_drawn: Steps that were drawn; the others are the primer's.
+        n_bars: Its finished bars, the primer's and empty ones at its end too; one that was cut
+            (``tokens``, ``context``) has begun another one.
     """
 
     ids_TF: Ids
     stop: str
     n_drawn: int
+    n_bars: int
 
 
 class Sampler:
@@ -204,8 +207,10 @@ class _Draw:
             self._tell()
             self._advance(chosen_BF, self._stop())
         return [
-            Sample(np.array(ids, np.int64), stop, drawn)
-            for ids, stop, drawn in zip(self.ids, self.stops, self.drawn, strict=True)
+            Sample(np.array(ids, np.int64), stop, drawn, bars)
+            for ids, stop, drawn, bars in zip(
+                self.ids, self.stops, self.drawn, self.bars_done, strict=True
+            )
         ]
 
     def _choose(self) -> Tensor:
@@ -298,6 +303,7 @@ class _Draw:
         given = len(self.ids[i]) - self.drawn[i]
         self.ids[i] = ids.tolist()
         self.drawn[i] = max(0, len(ids) - given)
+        self.bars_done[i] = reached
         self.stops[i] = "seconds"
         return True
 

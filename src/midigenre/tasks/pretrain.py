@@ -18,6 +18,7 @@ from midigenre.models.masking import check_share
 from midigenre.spec import Batch, LabelSpec, TokenSpec
 from midigenre.tasks.base import Outcome, Task
 from midigenre.tasks.optim import OptimSettings
+from midigenre.wording import plural
 
 SHOWN = ("loss", "perplexity", "accuracy")
 
@@ -159,7 +160,7 @@ class PretrainTask(Task):
         )
         console.print(
             f"{found['nats_per_note']:.3f} nats a note (95 % {low:.3f}–{high:.3f}) over "
-            f"{found['n_notes']:,} hidden notes: {parts}",
+            f"{plural(found['n_notes'], 'hidden note')}: {parts}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
 

@@ -30,6 +30,7 @@ from midigenre.spec import UNKNOWN, TokenSpec
 from midigenre.tasks.base import Task
 from midigenre.tasks.callbacks import tensorboard_of
 from midigenre.tokenizers.base import Tokenizer, from_spec
+from midigenre.wording import plural
 
 AUDIO_RATE = 24_000
 """Frames a second in the event files, mono: a quarter of the bytes, and enough to judge by ear."""
@@ -166,9 +167,9 @@ class GeneratedSamples(Callback):
         tag = f"val/samples/{of}"
         score = tokenizer.decode(piece.ids_TF)
         if not score.note_num():
-            writer.add_text(tag, f"not a note in {self.settings.bars} bars", step)
+            writer.add_text(tag, f"not a note in {plural(piece.n_bars, 'bar')}", step)
             return
-        song = tokenizer.clean(score)
+        song = tokenizer.clean(score).with_rests(piece.n_bars)
         title = f"{of.replace('/', ' ')}, step {step}"
         figure = piano_roll_figure(song.notes, song.bar_ticks, song.tpq, title, widest=CARD_INCHES)
         writer.add_figure(f"{tag}/piano_roll", figure, step)

@@ -36,6 +36,7 @@ from midigenre.errors import UserError
 from midigenre.evaluation.bootstrap import N_BOOTSTRAP, interval, plain, ratio
 from midigenre.evaluation.music.bars import Floats, Longs
 from midigenre.evaluation.music.descriptors import HISTOGRAMS, SCALARS, DescriptorTable
+from midigenre.wording import plural
 
 MIN_SONGS = 10
 """Fewer songs in a set are refused: their distribution is hardly known."""
@@ -155,7 +156,7 @@ def compare_sets(
     for what, table in (("generated", generated), ("held-out", real)):
         if len(table) < MIN_SONGS:
             raise UserError(
-                f"{len(table)} {what} songs are too few to compare distributions; "
+                f"{plural(len(table), f'{what} song')}: too few to compare distributions; "
                 f"give {MIN_SONGS} or more (n={MIN_SONGS})"
             )
     found: dict[str, dict[str, Any]] = {}
@@ -193,7 +194,8 @@ def _too_few(ours: Floats, theirs: Floats) -> str | None:
     if min(len(ours), len(theirs)) >= MIN_SONGS:
         return None
     return (
-        f"defined in {len(ours)} generated and {len(theirs)} real songs; {MIN_SONGS} of each needed"
+        f"defined in {len(ours)} generated and {plural(len(theirs), 'real song')}; "
+        f"{MIN_SONGS} of each needed"
     )
 
 
