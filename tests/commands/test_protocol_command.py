@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from toy_runs import SMALL, working_in
 
+from boards import Board
 from midigenre.cli import main
 from midigenre.evaluation.runs import find_runs
 from midigenre.evaluation.scores import accuracy, confusion_matrix, macro_f1
@@ -279,4 +280,6 @@ def test_a_generator_has_the_mean_over_its_parts(home, midigenre):
         of["nats_per_note"] for of in own
     ]
     low, high = tokens["ci95"]["nats_per_note"]
-    assert low < tokens["nats_per_note"] < high
+    assert 0 <= low < tokens["nats_per_note"] < high
+    # Each part is a run of TensorBoard.
+    assert set(Board(run).tags["scalars"]) == {"fold-1-of-2", "fold-2-of-2"}

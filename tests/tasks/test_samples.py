@@ -10,6 +10,9 @@ import soundfile
 import torch
 from hydra import compose, initialize_config_dir
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.plugins.audio import metadata
 
 from boards import Board
 from midigenre.build import make_data, make_task, make_trainer, prepared
@@ -129,6 +132,22 @@ def test_tensorboard_serves_every_picture_and_every_sound(with_samples, home):
         assert np.sqrt((loud**2).mean()) / 2**15 > 0.01  # not silence around one click
         # Full scale is not reached: what would be cut off there crackles.
         assert 0.3 < loud.max() / 2**15 < 0.999
+
+
+def test_a_sound_says_what_it_is(with_samples, home):
+    """TensorBoard's fast loader, which the test above has not, looks it up and adds nothing."""
+    values = [
+        value
+        for path in (home / "with").glob("events.*")
+        for raw in RawEventFileLoader(str(path)).Load()
+        for value in event_pb2.Event.FromString(raw).summary.value
+        if value.HasField("audio")
+    ]
+    assert len(values) >= 12
+    for value in values:
+        assert value.metadata.data_class == summary_pb2.DATA_CLASS_BLOB_SEQUENCE
+        said = metadata.parse_plugin_metadata(value.metadata.plugin_data.content)
+        assert said.encoding == metadata.Encoding.WAV
 
 
 def test_training_does_not_notice(with_samples, home):

@@ -13,6 +13,7 @@ from lightning.fabric.utilities import rank_zero_warn
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import FSDPStrategy
 from numpy.typing import NDArray
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_BLOB_SEQUENCE
 from tensorboard.plugins.audio import metadata
 from torch.utils.tensorboard import summary
 
@@ -181,10 +182,11 @@ class GeneratedSamples(Callback):
             writer.add_text(tag, "silent: the soundfont lacks its pitches", step)
         else:
             sound = summary.audio(f"{tag}/audio", torch.from_numpy(_mono(played)), AUDIO_RATE)  # type: ignore[no-untyped-call]
-            # PyTorch does not say it, and TensorBoard then serves bytes of no type.
-            sound.value[0].metadata.CopyFrom(
-                metadata.create_summary_metadata("", "", encoding=metadata.Encoding.WAV)
-            )
+            # PyTorch does not say it, and TensorBoard would serve bytes of no type; its fast loader
+            # reads that only beside a data class.
+            kind = metadata.create_summary_metadata("", "", encoding=metadata.Encoding.WAV)
+            kind.data_class = DATA_CLASS_BLOB_SEQUENCE
+            sound.value[0].metadata.CopyFrom(kind)
             writer.file_writer.add_summary(sound, step)
 
 
