@@ -24,8 +24,8 @@ LAYERS = {
 }  # fmt: skip
 # Imports within a layer, from one part to another: song lies below music, both below tokenizers.
 BESIDE = {("rescue", "rescue_track"), ("channels", "rescue"),
-          ("channels", "rescue_track"), ("music", "channels"), ("music", "rescue"),
-          ("music", "song"),
+          ("channels", "rescue_track"), ("channels", "song"),
+          ("music", "channels"), ("music", "rescue"), ("music", "song"),
           ("tokenizers", "song"), ("tokenizers", "music"), ("cli", "commands"),
           ("trained", "build"), ("storage", "files"), ("storage", "errors"),
           ("registry", "errors"), ("spec", "registry")}  # fmt: skip

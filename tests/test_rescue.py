@@ -130,6 +130,10 @@ RESCUED = {
     "status F5 before a program": (
         events(GOOD, 0, b"\x00\xf5\x00\xc0\x05"), {"system messages left out": 1},
     ),
+    "status F4 with two bytes": (
+        events(GOOD, 0, b"\x00\xf4\x01\x02"), {"system messages left out": 1},
+    ),
+    "status F5 with a byte": (events(GOOD, 0, b"\x00\xf5\x7f"), {"system messages left out": 1}),
     "status F4 before the end": (midi_file(SCALE + b"\x00\xf4"), {"system messages left out": 1}),
     "early end of track": (events(GOOD, 16, END), {"early ends of tracks passed over": 1}),
     "early end of track with a damaged event behind": (
@@ -171,6 +175,31 @@ RESCUED = {
 def test_the_rescued_file_has_the_notes_that_it_always_had(kind):
     data, repairs = RESCUED[kind]
     assert read(data) == (NOTES, repairs)
+
+
+SYSTEM = [
+    b"\xf1\x7f",
+    b"\xf2\x7f\x7f",
+    b"\xf3\x01",
+    *(bytes([n]) for n in (*range(0xF4, 0xF7), 0xF8, 0xFE)),
+]
+FOLLOWING = [
+    *SYSTEM,
+    b"\xb0\x07\x01", b"\xc0\x05", b"\xb0\x7b\x00", b"\xff\x03\x02Hi", b"\xf7\x03\x90\x3c\x40",
+    b"\xf0\x81\x48" + b"\x01" * 199 + b"\xf7", b"\xff\x01\x82\x00" + b"x" * 256,
+    b"\xf0\x05\x90\x3c\x40\x00\xf7", b"\xb0\x40\xa8", b"\xc0\xff", b"\xff\x58\x00",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("message", SYSTEM, ids=lambda m: m[:1].hex())
+def test_whatever_follows_a_system_message_is_read_in_time(message):
+    for following in FOLLOWING:
+        for third in (b"", b"\x00\xf5", b"\x00\xf1\x05"):
+            put_in = b"\x00" + message + b"\x00" + following + third
+            notes, repairs = read(events(GOOD, 0, put_in))
+            assert notes == NOTES, following
+            expected = 1 + (following in SYSTEM) + bool(third)
+            assert repairs["system messages left out"] == expected, following
 
 
 def test_a_good_file_stays_as_it_is():

@@ -112,16 +112,13 @@ def compared(data: bytes, score: ScoreTick) -> Counter[str]:
         counts["lost"] += max(0, len(notes) - len(read[key]))
         if len(notes) != len(read[key]):
             continue
-        ends = sorted(end for end, _ in read[key])
-        for (latest, last, _), end in zip(sorted(notes), ends, strict=True):
-            ended = (
-                "as mido has it"
-                if end == latest
-                else "no length"
-                if end == key[0]
-                else ("earlier" if end < latest else "later")
-            )
-            counts[f"end: {ended}" if end <= max(latest, last) else "end: behind the track"] += 1
+        ends = Counter(end for end, _ in read[key])
+        latest = Counter(end for end, _, _ in notes)
+        counts["end: as mido has it"] += (ends & latest).total()
+        last = max(end for _, end, _ in notes)
+        for end in (ends - latest).elements():
+            how = "no length" if end == key[0] else "in time" if end <= last else "too late"
+            counts[f"end: {how}"] += 1
         if not key[2]:
             counts["other program"] += sorted(p for *_, p in notes) != sorted(
                 p for _, p in read[key]

@@ -24,7 +24,7 @@ show in symusic's answer where they took effect.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +33,7 @@ from symusic.core import NoteTickList, ScoreTick
 from midigenre.errors import RefusedSongError
 from midigenre.rescue import WellFormed, with_tracks
 from midigenre.rescue_track import ALL_OFF, END, FAR, NOTHING, Event, Walk, count, joined
+from midigenre.song import note_columns
 
 _DRUM_CHANNEL = 9
 
@@ -93,20 +94,34 @@ def _probed(file: WellFormed) -> tuple[bytes, int] | None:
     """
     if file.far_reaching is None:
         return None
-    programs = [m for seen in file.far_reaching for _, m in seen if m[0] >= 0xC0]
-    unused = next((n for n in range(1, 128) if all(m[1] != n for m in programs)), None)
-    noted = [[c for c in range(16) if 0x90 | c in body] for body in file.bodies]
+    noted = [
+        {c: body.find(0x90 | c) for c in range(16) if 0x90 | c in body} for body in file.bodies
+    ]
+    n_tracks = Counter(channel for firsts in noted for channel in firsts)
+    used: set[int] = set()
+    setting: dict[int, set[int]] = defaultdict(set)  # channel to tracks that set a program
+    for i, seen in enumerate(file.far_reaching):
+        for _, message in seen:
+            if message[0] >= 0xC0 and message[1]:
+                used.add(message[1])
+                setting[message[0] & 0x0F].add(i)
+    unused = next((program for program in range(1, 128) if program not in used), None)
     bodies, lent = [], False
-    for body, seen, channels in zip(file.bodies, file.far_reaching, noted, strict=True):
+    for i, (body, seen, firsts) in enumerate(
+        zip(file.bodies, file.far_reaching, noted, strict=True)
+    ):
+        lasts: dict[int, int] = {}
         own: dict[int, int] = {}
         late = set()  # channels that may have notes before their first program
         for pos, message in seen:
             channel = message[0] & 0x0F
-            before = body.find(0x90 | channel, 0, pos) >= 0
+            before = firsts.get(channel, pos) < pos
             if message[0] < 0xC0:
-                elsewhere = sum(channel in other for other in noted) > (channel in channels)
-                after = any(body.find(kind | channel, pos) >= 0 for kind in (0x80, 0x90))
-                if elsewhere or (before and after):
+                if n_tracks[channel] > (channel in firsts):
+                    return None
+                if before and channel not in lasts:
+                    lasts[channel] = max(body.rfind(0x80 | channel), body.rfind(0x90 | channel))
+                if before and lasts[channel] >= pos:
                     return None
             elif channel != _DRUM_CHANNEL:
                 # symusic parts the notes of two programs: one might end where the other begins.
@@ -116,14 +131,13 @@ def _probed(file: WellFormed) -> tuple[bytes, int] | None:
                     late.add(channel)
                 own[channel] = message[1]
         start = b""
-        for channel in set(channels) - (set(own) - late) - {_DRUM_CHANNEL}:
-            its = [m for m in programs if m[0] & 0x0F == channel and m[1]]
-            if len(its) > sum(m in its for _, m in seen):  # another track sets it
+        for channel in firsts.keys() - (own.keys() - late) - {_DRUM_CHANNEL}:
+            if setting[channel] - {i}:
                 if unused is None:
                     return None
                 start += bytes((0, 0xC0 | channel, unused))
         lent |= bool(start)
-        probes = b"".join([_PROBES[channel] for channel in channels])
+        probes = b"".join([_PROBES[channel] for channel in firsts])
         bodies.append(start + body[: -len(END)] + _FAR_BEHIND + probes + b"\x00" + END)
     return with_tracks(file.header, bodies), unused if lent and unused else -1
 
@@ -134,17 +148,14 @@ def _end_notes(score: ScoreTick, repairs: dict[str, int]) -> bool:
     Returns:
         False if there is a note without a note-off of its own; nothing is changed then.
     """
-    parts = [track.notes.numpy() for track in score.tracks]
-    lengths = [len(part["time"]) for part in parts]
-    if not any(lengths):
+    columns, lengths = note_columns(score.tracks)
+    onset, duration = columns["time"], columns["duration"]
+    if len(onset) == 0:
         return True
-    onset, duration, pitch = (
-        np.concatenate([part[name] for part in parts]) for name in ("time", "duration", "pitch")
-    )
     if duration.max() >= FAR:
         return False
-    begins = np.repeat(np.arange(len(parts)) << 7, lengths)
-    begins |= pitch
+    begins = np.repeat(np.arange(len(lengths)) << 7, lengths)
+    begins |= columns["pitch"]
     begins <<= 32
     begins += onset
     ends = begins + duration
@@ -159,13 +170,11 @@ def _end_notes(score: ScoreTick, repairs: dict[str, int]) -> bool:
     count(repairs, _AGAIN, int(again.sum()))
     ends = np.where(ends > begins, np.minimum(next_begin, next_end), ends)
     duration[np.argsort(order, kind="stable")] = ends - begins
-    for track, part, new in zip(
-        score.tracks, parts, np.split(duration, np.cumsum(lengths)[:-1]), strict=True
-    ):
-        if (new != part["duration"]).any():
-            track.notes = NoteTickList.from_numpy(
-                part["time"], new, part["pitch"], part["velocity"]
-            )
+    stop = 0
+    for track, length in zip(score.tracks, lengths, strict=True):
+        its = slice(stop, stop := stop + length)
+        pitch, velocity = columns["pitch"][its], columns["velocity"][its]
+        track.notes = NoteTickList.from_numpy(onset[its], duration[its], pitch, velocity)
     return True
 
 

@@ -33,6 +33,7 @@ from midigenre.song import (
     Meter,
     NoteTable,
     Song,
+    note_columns,
     seconds_at,
 )
 
@@ -193,20 +194,13 @@ def _gather(
     score: ScoreTick, tracks: str, neutral: bool, repairs: dict[str, int]
 ) -> dict[str, Longs]:
     """The notes of all tracks as columns in the score's own ticks."""
-    parts: list[dict[str, NDArray[Any]]] = []
-    programs: list[int] = []
-    for track in score.tracks:
-        if track.is_drum and tracks == "melody":
-            continue
-        parts.append(track.notes.numpy())
-        programs.append(DRUMS if track.is_drum else int(track.program))
-    if not parts:
-        return {name: np.zeros(0, np.int64) for name in NOTE_COLUMNS}
+    chosen = [t for t in score.tracks if not (t.is_drum and tracks == "melody")]
+    columns, lengths = note_columns(chosen)
     raw: dict[str, Longs] = {
-        name: np.concatenate([part[theirs] for part in parts], dtype=np.int64)
-        for name, theirs in _THEIR_NAMES.items()
+        name: columns[theirs].astype(np.int64) for name, theirs in _THEIR_NAMES.items()
     }
-    raw["program"] = np.repeat(np.array(programs, np.int64), [len(part["time"]) for part in parts])
+    programs = [DRUMS if track.is_drum else int(track.program) for track in chosen]
+    raw["program"] = np.repeat(np.array(programs, np.int64), lengths)
     # Bytes over 127 wrap to negative numbers in scores that did not come through `read_score`.
     usable = (raw["pitch"] >= 0) & (raw["onset"] >= 0)
     if not usable.all():

@@ -57,6 +57,7 @@ def _grammar() -> tuple[re.Pattern[bytes], ...]:
 
 
 _EVENTS, _FAR_REACHING, _END_OF_TRACK, _LONG = _grammar()
+_SYSTEM = re.compile(rb"[\x00-\x7f][\xf1-\xfe]")
 
 
 def scan(data: bytes, start: int, end: int) -> list[tuple[int, bytes]] | None:
@@ -245,11 +246,17 @@ class Walk:
         raise _DamagedError(f"byte {self.pos:,}: nothing can be read after the status {status:02X}")
 
     def _is_clean(self, pos: int) -> bool:
-        """Whether an event that needs no repair starts here."""
+        """Whether an event that needs no repair starts here, or another system message.
+
+        What would be a delta of 14,336 ticks and more may be a status and a damaged value.
+        """
         here = self.data, pos, self.limit
+        if self.data[pos : pos + 1] >= b"\xf0" or min(self.data[pos : pos + 2], default=0) > 0x7F:
+            return False
         events = _EVENTS.match(*here)
         return (
             (events is not None and events.end() > pos)
+            or _SYSTEM.match(*here) is not None
             or _FAR_REACHING.match(*here) is not None
             or _END_OF_TRACK.match(*here) is not None
             or _after_long(*here) is not None

@@ -6,6 +6,7 @@ files.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -133,6 +134,24 @@ class NoteTable:
 
 
 NOTE_COLUMNS = ("onset", "duration", "pitch", "velocity", "program")
+
+
+def note_columns(
+    tracks: Iterable[TrackTick],
+) -> tuple[dict[str, NDArray[np.integer[Any]]], list[int]]:
+    """Columns of the notes of several tracks, end to end.
+
+    Returns:
+        ``time``, ``duration``, ``pitch`` and ``velocity``, and how many notes each track has.
+    """
+    # symusic takes 6 us to make arrays of a track, however few its notes are, but 1 us to add it to
+    # a list.
+    notes, lengths = NoteTickList(), []
+    for track in tracks:
+        its = track.notes
+        lengths.append(len(its))
+        notes.extend(its)
+    return notes.numpy(), lengths
 
 
 def seconds_at(
