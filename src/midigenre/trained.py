@@ -234,6 +234,16 @@ def check_last(path: Path, cfg: DictConfig, run: RunFolder) -> None:
     missing = [key for key in _TRAINING if key not in content]
     if missing:
         raise UserError(f"{path} has no {missing[0]}, so no training can go on from it; {remedy}")
+    with reading(path, remedy):
+        own = path.parent.resolve()
+        for state in content["callbacks"].values():
+            # Lightning deletes what these name once a better checkpoint is there, if it seems to
+            # lie in the folder of the checkpoints.
+            named = [v for k, v in state.items() if k.endswith("_model_path")]
+            for name in map(Path, (*named, *state.get("best_k_models", ()))):
+                deeper = own in name.parents and name.parent != own
+                if deeper or ".." in name.parts or (name.parts[:1] and name.parts[0].endswith(":")):
+                    raise ValueError(f"it names {name} as a checkpoint of its own")
 
 
 def _below(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -449,3 +449,59 @@ def test_a_cut_config_is_noticed_wherever_it_is_cut(share, copy, command, midige
     end = text.index(b"\ntask:") + 20 if share == 0.98 else int(share * len(text))
     path.write_bytes(text[:end])
     refused(midigenre(*command["train resume"]), "config.yaml")
+
+
+def test_a_tokenizer_of_ones_own_is_known_by_its_config_dir(midigenre, tmp_path, monkeypatch, home):
+    """In the processes that encode, too; and elsewhere only by the same ``--config-dir``."""
+    conf = tmp_path / "conf" / "tokenizer"
+    conf.mkdir(parents=True)
+    (conf / "mine.yaml").write_text(
+        "defaults: [remi, _self_]\n_target_: my_tokens.Mine\nname: mine\n"
+    )
+    (tmp_path / "my_tokens.py").write_text(
+        "from midigenre.tokenizers.miditok import MidiTokTokenizer\n\n"
+        "class Mine(MidiTokTokenizer):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    given = f"--config-dir={conf.parent}"
+    status, out, err = midigenre(
+        "prepare", given, "corpus=toy", "corpus.n_songs=8", "tokenizer=mine", "n_workers=2"
+    )
+    assert status == 0, err
+    shards = out.strip()
+    refused(midigenre("inspect", f"path={shards}"), "my_tokens.Mine", "--config-dir")
+    status, out, err = midigenre("inspect", given, f"path={shards}")
+    assert status == 0, err
+    assert out
+
+
+def test_a_checkpoint_has_no_other_folder_deleted(copy, command, midigenre, tmp_path):
+    """Lightning removes the checkpoint before the new best one, by the name in the file."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    last = copy / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    for state in content["callbacks"].values():
+        if "best_k_models" in state:
+            state["dirpath"] = str(last.parent)
+            evil = f"{last.parent}/../../precious"
+            state |= {"best_k_models": {evil: torch.tensor(-1.0)}, "kth_best_model_path": evil,
+                      "kth_value": torch.tensor(-1.0)}  # fmt: skip
+    torch.save(content, last)
+    answer = midigenre(*command["train resume"])
+    assert precious.is_dir()
+    refused(answer, "last.ckpt", "precious")
+
+
+@pytest.mark.parametrize("name", ["{}/deeper/best.ckpt", "{}/../best.ckpt", "s3://bucket/best.ckpt",
+                                  "../best.ckpt"])  # fmt: skip
+def test_a_checkpoint_names_only_its_own(name, copy):
+    run, last = RunFolder(copy), copy / "checkpoints" / "last.ckpt"
+    check_last(last, run.as_config(), run)  # a run that was moved here: its names lie elsewhere
+    content = torch.load(last, weights_only=True)
+    for state in content["callbacks"].values():
+        if "best_model_path" in state:
+            state["best_model_path"] = name.format(last.parent)
+    torch.save(content, last)
+    with pytest.raises(UserError, match="as a checkpoint of its own"):
+        check_last(last, run.as_config(), run)
