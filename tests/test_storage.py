@@ -55,6 +55,11 @@ def test_a_path_stays_a_path(text: str) -> None:
     assert not is_remote(location(text))
 
 
+def test_a_nul_is_in_no_name() -> None:
+    with pytest.raises(UserError, match=r"'a\\x00b' is no path: it holds a NUL"):
+        location("a\0b")
+
+
 def test_home_and_file_urls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/h")
     assert location("~/x") == Path("/h/x")
@@ -138,12 +143,12 @@ def fill(root: Any, *names: str) -> None:
 def test_one_order_everywhere(tmp_path: Path, memory: UPath, bucket: UPath) -> None:
     for root in (tmp_path, memory / "deep", bucket / "deep"):
         fill(root, *NAMES)
-        found = list(entries(root, (".mid", ".midi")))
+        assert len(list(entries(root))) == len(LISTED) + 1
+        found = [entry for entry in entries(root) if entry.is_midi]
         assert [e.name for e in found] == LISTED
         assert [e.size for e in found] == [len(name.encode()) for name in LISTED]
         assert [e.stamp for e in found] == [stamp(place(f"{root}/{e.name}")) for e in found]
         assert [read_bytes(place(f"{root}/{e.name}")).decode() for e in found] == LISTED
-        assert len(list(entries(root))) == len(LISTED) + 1
 
 
 def test_a_stamp_changes_with_the_file(tmp_path: Path, memory: UPath, bucket: UPath) -> None:
@@ -162,7 +167,7 @@ def test_a_stamp_changes_with_the_file(tmp_path: Path, memory: UPath, bucket: UP
 def test_a_listing_costs_one_request(bucket: UPath, requests: list[str]) -> None:
     fill(bucket, *(f"g{i % 3}/{i}.mid" for i in range(30)))
     requests.clear()
-    assert len(list(entries(bucket, (".mid",)))) == 30
+    assert len(list(entries(bucket))) == 30
     assert len(requests) == 1, requests
     read_bytes(bucket / "g0/0.mid")
     read_bytes(bucket / "g0/0.mid", 100)
@@ -187,13 +192,36 @@ def test_placeholders_of_folders_are_no_files(bucket: UPath) -> None:
 def test_links_that_lead_nowhere_and_folders_that_are_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "a.mid").symlink_to(tmp_path / "none")
-    assert list(entries(tmp_path)) == [("a.mid", "", -1)]
+    fill(tmp_path, "b/c.mid", "b/no/d.mid", "file")
+    for name, target in {
+        "a.mid": "none", "l": "l", "l.mid": "m.mid", "m.mid": "l.mid", "n.mid": "x" * 300,
+        "f.mid": "file/x", "z.mid": "/dev/zero",
+    }.items():  # fmt: skip
+        (tmp_path / name).symlink_to(target)
+    os.mkfifo(tmp_path / "p")
+    scandir, shut = os.scandir, ["no"]
 
-    def closed(path: str) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
+    def closed(path: str) -> Any:
+        if Path(path).name in shut:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
 
     monkeypatch.setattr(storage.os, "scandir", closed)
+    found = list(entries(tmp_path))
+    assert {e.name: str(e.refusal) for e in found if e.refusal} == {
+        "a.mid": "missing: no such file or directory",
+        "l": "missing: too many levels of symbolic links",
+        "l.mid": "missing: too many levels of symbolic links",
+        "m.mid": "missing: too many levels of symbolic links",
+        "n.mid": "missing: file name too long",
+        "f.mid": "missing: not a directory",
+        "z.mid": "not_regular: a device, not a regular file",
+        "p": "not_regular: a named pipe, not a regular file",
+        "b/no": "missing: permission denied",
+    }
+    assert {e.name for e in found if not e.refusal} == {"file", "b/c.mid"}
+    assert all((e.stamp, e.size) == ("", -1) for e in found if e.refusal)
+    shut.append(tmp_path.name)
     with pytest.raises(UserError, match=r"cannot read the folder .*: Permission denied"):
         list(entries(tmp_path))
 

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat as modes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -22,10 +23,12 @@ import fsspec  # type: ignore[import-untyped]
 from filelock import FileLock
 from upath import UPath
 
-from midigenre.errors import UserError
+from midigenre.errors import RefusedSongError, UserError
 from midigenre.files import (
     WITHOUT_FOLDERS,
+    NotRegularError,
     SlowReadError,
+    check_regular,
     inside,
     read_bytes,
     read_json,
@@ -64,18 +67,30 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of the disk here while some
 _RECORD = ".copied.json"
 
 
+MIDI_SUFFIXES = tuple(f"{name}{packed}" for packed in ("", ".gz")
+                      for name in (".mid", ".midi", ".kar", ".rmi", ".smf"))  # fmt: skip
+"""Endings, in lower case, of the files that are looked for in folders."""
+
+
 class Entry(NamedTuple):
-    """A file that a listing found.
+    """A file that a listing found, or what cannot be read: a pipe, a link that leads nowhere.
 
     Attributes:
         name: Its path below the listed folder, with ``/``.
-        stamp: See :func:`stamp`; empty for a link that leads nowhere.
-        size: In bytes; -1 for such a link.
+        stamp: See :func:`stamp`; empty for what cannot be read.
+        size: In bytes; -1 for what cannot be read.
+        refusal: Why it cannot be read.
     """
 
     name: str
     stamp: str
     size: int
+    refusal: RefusedSongError | None = None
+
+    @property
+    def is_midi(self) -> bool:
+        """Whether it is named like a MIDI file."""
+        return self.name.lower().endswith(MIDI_SUFFIXES)
 
 
 def location(text: str | os.PathLike[str] | UPath) -> Location:
@@ -86,11 +101,13 @@ def location(text: str | os.PathLike[str] | UPath) -> Location:
 
     Raises:
         UserError: fsspec knows no such protocol, or the package for it is missing, or the URL is
-            written with one slash or joins several protocols.
+            written with one slash, joins several protocols or holds a NUL.
     """
     if isinstance(text, (Path, UPath)):
         return text
     text = os.fspath(text)
+    if "\0" in text:
+        raise UserError(f"{text!r} is no path: it holds a NUL character")
     if "::" in text and "://" in text:
         raise UserError(f"{text}: one protocol only; unpack the archive first")
     found = _URL.match(text)
@@ -168,19 +185,28 @@ def _cause(where: UPath, error: Exception) -> str:
     return f"{said}; run the command again if the network failed, else {setting}"
 
 
+def unopened(error: OSError | ValueError) -> RefusedSongError:
+    """Why a file cannot be opened, as a reason of :data:`midigenre.music.REFUSALS`."""
+    reason = "not_regular" if isinstance(error, NotRegularError) else "missing"
+    return RefusedSongError(reason, (getattr(error, "strerror", None) or str(error)).lower())
+
+
 def stamp(path: Location) -> str:
     """Size and version of a file as text: the same as long as its content is.
 
     The version is the time of the last change in nanoseconds here, the ETag or the like elsewhere.
 
     Raises:
-        OSError: There is no such file here.
+        OSError: There is no such regular file here.
+        ValueError: The name holds a NUL.
         UserError: There is none in the store, or it is out of reach.
     """
     if isinstance(path, UPath):
         with naming(path):
             return _store_stamp(path.fs.info(path.path))
-    return _stat_stamp(os.stat(path))
+    about = os.stat(path)
+    check_regular(about.st_mode, path)
+    return _stat_stamp(about)
 
 
 def _stat_stamp(stat: os.stat_result) -> str:
@@ -199,26 +225,21 @@ def _store_stamp(info: Mapping[str, Any]) -> str:
     return f"{size}:{hashlib.sha256(str(dict(info)).encode()).hexdigest()[:32]}"
 
 
-def entries(
-    root: Location, suffixes: tuple[str, ...] = (), hidden: bool = False
-) -> Iterator[Entry]:
+def entries(root: Location, hidden: bool = False) -> Iterator[Entry]:
     """Files below a folder, in one order for all kinds of places, with sizes and versions.
 
     Files of a folder come before its subfolders, in the order of their names; hidden names (``.x``)
-    are passed over. Here links to folders are followed once; a store is listed in one request.
+    are passed over. Here links to folders are followed once, and what cannot be read (a folder,
+    too) is an entry with the reason; a store is listed in one request.
 
     Args:
         root: The folder.
-        suffixes: Endings to keep, in lower case; all if empty.
         hidden: Keep hidden names too, of a store.
 
     Raises:
-        UserError: A folder cannot be read, or the store refuses.
+        UserError: The folder cannot be read, or the store refuses.
     """
-    found = _store_entries(root, hidden) if isinstance(root, UPath) else _local_entries(root)
-    for entry in found:
-        if not suffixes or entry.name.lower().endswith(suffixes):
-            yield entry
+    return _store_entries(root, hidden) if isinstance(root, UPath) else _local_entries(root)
 
 
 def _local_entries(root: Path) -> Iterator[Entry]:
@@ -227,24 +248,30 @@ def _local_entries(root: Path) -> Iterator[Entry]:
     while folders:
         below, folder = folders.pop()
         try:
-            stat = os.stat(folder)
-            if (stat.st_dev, stat.st_ino) in seen:
+            about = os.stat(folder)
+            if (about.st_dev, about.st_ino) in seen:
                 continue
-            seen.add((stat.st_dev, stat.st_ino))
+            seen.add((about.st_dev, about.st_ino))
             with os.scandir(folder) as scan:
                 inside = sorted((e for e in scan if e.name[0] != "."), key=lambda e: e.name)
         except OSError as error:
-            raise UserError(f"cannot read the folder {folder}: {error.strerror}") from error
-        deeper = [(f"{below}{e.name}/", e.path) for e in inside if e.is_dir()]
-        folders += reversed(deeper)
+            if not below:
+                raise UserError(f"cannot read the folder {folder}: {error.strerror}") from error
+            yield Entry(below.rstrip("/"), "", -1, unopened(error))
+            continue
+        deeper = []
         for item in inside:
-            if not item.is_dir():
-                try:
-                    about = item.stat()
-                except OSError:  # a link that leads nowhere: refused later, with the reason
-                    yield Entry(below + item.name, "", -1)
+            try:
+                about = item.stat()
+                if modes.S_ISDIR(about.st_mode):
+                    deeper.append((f"{below}{item.name}/", item.path))
                     continue
+                check_regular(about.st_mode, item.path)
+            except OSError as error:
+                yield Entry(below + item.name, "", -1, unopened(error))
+            else:
                 yield Entry(below + item.name, _stat_stamp(about), about.st_size)
+        folders += reversed(deeper)
 
 
 def _store_entries(root: UPath, hidden: bool) -> Iterator[Entry]:

@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from test_predict_evaluate import answers
 
+from midigenre.commands import predict
 from midigenre.commands.predict_reader import FileReader
 from midigenre.commands.predict_timing import Stopwatch
 from midigenre.corpora.toy import Toy
@@ -198,6 +200,18 @@ def test_a_pipe_is_refused_before_it_is_read(tmp_path):
         pytest.raises(RefusedSongError, match="not_regular: a named pipe"),
     ):
         reader.read(tmp_path / "x.mid", None)
+
+
+def test_what_a_folder_holds_besides_is_counted(tmp_path, capsys):
+    for name in ("a.KAR", "b.mid.gz", "x.txt", "y.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "old").symlink_to("old")
+    (tmp_path / "c.mid").symlink_to("c.mid")  # refused when its turn comes
+    assert [p.name for p in predict._files([str(tmp_path)])] == ["a.KAR", "b.mid.gz", "c.mid"]
+    assert "2 .txt, 1 unreadable passed over" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert list(predict._files([str(tmp_path / "empty"), "x" * 300])) == [Path("x" * 300)]
+    assert capsys.readouterr().err == ""
 
 
 def test_the_reader_leaves_no_process(toy_run, home):

@@ -44,11 +44,48 @@ def test_the_first_folder_is_the_genre(tmp_path: Path) -> None:
 
 def test_other_and_hidden_files_are_passed_over(tmp_path: Path) -> None:
     touch(tmp_path, "jazz/a.mid", "jazz/.b.mid", "jazz/._a.mid", ".git/c.mid", "jazz/.x/d.mid",
-          "jazz/notes.txt", "jazz/e.mid.gz", "jazz/mid", "jazz/f.midi~")  # fmt: skip
+          "jazz/notes.txt", "jazz/N.TXT", "x.xml", "jazz/mid", "jazz/f.midi~", "jazz/1. one two",
+          "jazz/g.gz")  # fmt: skip
     (tmp_path / "jazz" / "folder.mid").mkdir()
+    (tmp_path / "jazz" / "loop").symlink_to("loop")
+    (tmp_path / "jazz" / "more").symlink_to("none")
     listing = Folder(str(tmp_path)).songs(tmp_path)
     assert [s.song_id for s in listing.songs] == ["jazz/a.mid"]
     assert listing.unusable == []
+    assert listing.left_out == {
+        ".txt": 2, "no ending": 2, "unreadable": 2, ".midi~": 1, ".gz": 1, ".xml": 1,
+    }  # fmt: skip
+    assert listing.remarks == [
+        "jazz/loop: too many levels of symbolic links; passed over, and 1 more"
+    ]
+
+
+def test_every_ending_of_a_midi_file(tmp_path: Path) -> None:
+    names = [f"jazz/{i}{ending}{gz}" for gz in ("", ".gz", ".GZ")
+             for i, ending in enumerate((".mid", ".MIDI", ".kar", ".rmi", ".Smf"))]  # fmt: skip
+    touch(tmp_path, *names)
+    assert set(found(tmp_path)) == set(names)
+    assert {str(p.relative_to(tmp_path)) for p in midi_files(tmp_path)} == set(names)
+
+
+def test_a_class_that_vanishes_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "rock/a.mid", "pop/1.xml", "pop/2.xml", "pop/b/3.txt", ".git/x")
+    (tmp_path / "metal").mkdir()
+    (tmp_path / "blues").mkdir()
+    (tmp_path / "blues" / "a.mid").symlink_to("a.mid")
+    listing = Folder(str(tmp_path)).songs(tmp_path)
+    assert [remark.split(":")[0] for remark in listing.remarks] == [
+        "folder 'blues' gave no song",
+        "folder 'metal' gave no song",
+        "folder 'pop' gave no song (2 .xml, 1 .txt)",
+    ]
+    assert ".mid, .midi, .kar" in listing.remarks[0]
+    assert [(u.song_id, u.reason, u.labels) for u in listing.unusable] == [
+        ("blues/a.mid", "missing", {"genre": "blues"})
+    ]
+    (tmp_path / "rock" / "a.mid").unlink()
+    with pytest.raises(UserError, match=r"has no MIDI file, only 2 \.xml, 1 \.txt; give"):
+        Folder(str(tmp_path)).songs(tmp_path)
 
 
 def test_files_beside_the_genres_are_unlabelled(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def test_files_that_are_not_there_and_rows_without_a_label(tmp_path: Path) -> No
         ("line 4", "missing", "rock"),
         ("b.mid", "unlabelled", None),
     ]
-    assert listing.unusable[0].detail == "line 3 of songs.csv: no such file"
+    assert listing.unusable[0].detail == "line 3 of songs.csv: no such file or directory"
     assert "line 5" in listing.unusable[2].detail
     assert listing.unusable[0].path == tmp_path / "gone.mid"
 
@@ -188,7 +189,8 @@ HEADERS = {
     "no path": ("file,genre\n", ["songs.csv", "no column path", "file, genre"]),
     "no label": ("path,style\n", ["no column genre or emotion", "path, style", "corpus.labels"]),
     "twice": ("path,genre,Genre\n", ["two columns", "'genre'"]),
-    "empty": ("", ["no column path"]),
+    "empty": ("", ["songs.csv is empty", "path,genre"]),
+    "blank": ("\ufeff\n \n".replace(" ", ""), ["songs.csv is empty", "path,genre"]),
     "a header only": ("path,genre\n", ["no row"]),
     "all gone": ("path,genre\nx.mid,jazz\n", ["none of its 1 songs", "x.mid", "missing"]),
 }
@@ -208,6 +210,10 @@ ROWS: dict[str, tuple[str | bytes, list[str]]] = {
     "text behind a quote": ('path,genre\n"a"b.mid,jazz\n', ["line 2", "quotes"]),
     "Latin-1": ("path,genre\na.mid,jazz\nb.mid,Música\n".encode("latin-1"),
                 ["line 3", "UTF-8", "0xfa"]),
+    "a NUL in a path": ("path,genre\na.mid,x\nm/\0.mid,x\n", ["line 3", "NUL", "UTF-8"]),
+    "a NUL in a name": ("path,ge\0nre\n", ["line 1", "NUL"]),
+    "UTF-16 without a mark": ("path,genre\n".encode("utf-16-le"), ["line 1", "NUL", "UTF-8"]),
+    "a cell without an end": (f"path,genre\na.mid,{'x' * 140_000}\n", ["line 2", "131072"]),
     "UTF-16": ("path,genre\na.mid,jazz\n".encode("utf-16"), ["line 1", "UTF-8"]),
     "the same path": ("path,genre\na.mid,x\nb.mid,x\n./a.mid,y\n", ["lines 2 and 4", "a.mid"]),
     "a path as an id": ("path,genre,song_id\na.mid,x,b.mid\nb.mid,x,\n",
@@ -252,8 +258,9 @@ def test_labels_that_cannot_be(tmp_path: Path, labels: list[str], words: list[st
     ("path", "root", "words"),
     [
         (None, None, ["corpus.path=FILE.csv", "path and genre"]),
+        ("x" * 300, None, ["xxx: file name too long", "CSV"]),
         ("none.csv", None, ["none.csv does not exist"]),
-        (".", None, ["is a folder, not a file"]),
+        (".", None, [": a folder, not a regular file"]),
         ("songs.csv", "none", ["corpus.root=", "none is no folder"]),
     ],
 )
@@ -291,3 +298,28 @@ def test_songs_without_a_group_are_counted(tmp_path: Path) -> None:
     assert "2 of 3 songs have no group" in remark
     assert "b.mid" in remark
     assert listed(table(tmp_path, "path,genre\na.mid,x\n")).remarks == []
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("comma", [",", ";", "\t"])
+def test_tables_of_other_programs(tmp_path: Path, ends: str, mark: str, comma: str) -> None:
+    lines = ["path,genre", "a.mid,rock", '"b.mid",x']
+    text = mark + "".join(line.replace(",", comma) + ends for line in lines)
+    songs = listed(table(tmp_path, text, "a.mid", "b.mid")).songs
+    assert [(s.song_id, s.labels["genre"]) for s in songs] == [("a.mid", "rock"), ("b.mid", "x")]
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mid")
+    (tmp_path / "loop.mid").symlink_to("loop.mid")
+    (tmp_path / "zero.mid").symlink_to("/dev/zero")
+    names = ["a.mid", "pipe.mid", "loop.mid", "zero.mid", ".", "x" * 300]
+    listing = listed(table(tmp_path, "path,genre\n" + "".join(f"{n},x\n" for n in names), "a.mid"))
+    assert [(u.reason, u.detail) for u in listing.unusable] == [
+        ("not_regular", "line 3 of songs.csv: a named pipe, not a regular file"),
+        ("missing", "line 4 of songs.csv: too many levels of symbolic links"),
+        ("not_regular", "line 5 of songs.csv: a device, not a regular file"),
+        ("not_regular", "line 6 of songs.csv: a folder, not a regular file"),
+        ("missing", "line 7 of songs.csv: file name too long"),
+    ]

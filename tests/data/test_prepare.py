@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,24 @@ def test_labels_that_a_song_lacks_and_extra_columns(tmp_path: Path) -> None:
     assert [r["group"] for r in shards.manifest] == ["", "", "g"]
 
 
+def test_what_is_left_out_is_told_and_moves_nothing(tmp_path: Path) -> None:
+    """Neither a file of another kind nor an empty folder costs a preparation."""
+    corpus = songs_in(tmp_path, 4)
+    first = prepared(corpus, tmp_path)
+    listing = corpus.songs(tmp_path)
+    corpus.listing = replace(listing, left_out={".xml": 2}, remarks=["folder 'pop' gave no song"])
+    second = prepared(corpus, tmp_path)
+    assert second.folder == first.folder
+    report = read_json(second.folder / "report.json")
+    assert report["left_out"] == {".xml": 2}
+    assert report["warnings"][0] == "folder 'pop' gave no song"
+    assert len(report["warnings"]) > 1
+    corpus.listing = listing
+    third = read_json(prepared(corpus, tmp_path).folder / "report.json")
+    assert third["warnings"] == report["warnings"][1:]
+    assert third["left_out"] == {}
+
+
 def test_classes_of_the_corpus_keep_their_order(tmp_path: Path) -> None:
     songs = songs_in(tmp_path, 4, ("x", "y")).songs(tmp_path).songs
     shards = prepared(Listed(songs, classes={"genre": ("y", "z", "x")}), tmp_path)
@@ -303,11 +322,20 @@ def test_report_is_shown(toy: ShardSet) -> None:
     out = io.StringIO()
     report = read_json(toy.folder / "report.json") | {
         "refused": {"empty": 3, "missing": 7},
+        "left_out": {".xml": 12, ".txt": 1},
         "warnings": ["genre 'z' has no song in test"],
     }
     print_report(report, Console(file=out, width=100))
     assert "genre × emotion" in out.getvalue()
-    for text in ("waltz", "angry", "remi", "data.max_tokens=1024", "7 missing, 3 empty", "'z'"):
+    for text in (
+        "waltz",
+        "angry",
+        "remi",
+        "data.max_tokens=1024",
+        "7 missing, 3 empty",
+        "'z'",
+        "no MIDI files by their names: 12 .xml, 1 .txt",
+    ):
         assert text in out.getvalue()
     total = f"{report['splits']['train']['songs']:,} ({report['splits']['train']['phrases']:,})"
     assert total in out.getvalue()

@@ -84,7 +84,7 @@ class Listed(Corpus):
         classes: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         super().__init__()
-        self._listing = Listing(list(songs), list(unusable))
+        self.listing = Listing(list(songs), list(unusable))
         self.labels = labels
         self._classes = classes
 
@@ -92,7 +92,7 @@ class Listed(Corpus):
         return self._classes
 
     def songs(self, cache: Path, n_workers: int = 1, progress: Progress = no_progress) -> Listing:
-        return self._listing
+        return self.listing
 
 
 def songs_in(folder: Path, n: int, genres: Sequence[str] = ("a", "b"), bars: int = 3) -> Listed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +30,7 @@ from midigenre.commands.predict_answer import (
 from midigenre.commands.predict_figures import FigureFolder
 from midigenre.commands.predict_reader import FileReader, ReadSong
 from midigenre.commands.predict_timing import Stopwatch
-from midigenre.corpora.folder import midi_files
+from midigenre.corpora.folder import ENDINGS, LeftOut, in_words, midi_files
 from midigenre.data.batches import collate, group_by_budget
 from midigenre.data.guard import Limits
 from midigenre.data.phrases import PhraseReader, Phrases, consecutive, phrase_length
@@ -65,7 +66,7 @@ def answer_files(cfg: DictConfig, paths: Sequence[str], watch: Stopwatch) -> int
         raise UserError("no file: midigenre predict run=RUN -- FILE_OR_DIR ...")
     files = list(_files(paths))
     if not files:
-        raise UserError(f"{', '.join(paths)}: no MIDI file (.mid, .midi) in there")
+        raise UserError(f"{', '.join(paths)}: no MIDI file in there (a name ends in {ENDINGS})")
     device = device_of(cfg.device)
     _check(cfg)
     failed: list[tuple[Path, RefusedSongError]] = []
@@ -123,8 +124,15 @@ def _check(cfg: DictConfig) -> None:
 def _files(paths: Sequence[str]) -> Iterator[Path]:
     for text in paths:
         path = Path(text)
-        if path.is_dir():
-            yield from midi_files(path)
+        if os.path.isdir(path):
+            left_out = LeftOut()
+            yield from midi_files(path, left_out)
+            if endings := left_out.total():
+                console.print(
+                    f"{path}: {in_words(endings)} passed over (a MIDI file's name ends in "
+                    f"{ENDINGS})",
+                    style="yellow", markup=False, highlight=False, soft_wrap=True,
+                )  # fmt: skip
         else:
             yield path  # one that does not exist is refused when its turn comes
 

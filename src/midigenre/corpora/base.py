@@ -101,11 +101,13 @@ class Listing:
         songs: The usable songs.
         unusable: The rest.
         remarks: What a person should know about the source; the report shows it as warnings.
+        left_out: How many other files lie there, by their ending.
     """
 
     songs: list[SongRef]
     unusable: list[Unusable] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 class Corpus(ABC):

@@ -18,10 +18,10 @@ from filelock import FileLock
 from upath import UPath
 
 from midigenre.corpora.base import Progress, no_progress
-from midigenre.corpora.folder import MIDI_SUFFIXES
+from midigenre.corpora.folder import midi_files
 from midigenre.errors import UserError
 from midigenre.files import inside, read_json, write_json
-from midigenre.storage import entries, location, naming, room, stamp
+from midigenre.storage import location, naming, room, stamp
 
 ATTEMPTS = 5
 """Broken transfers one after the other, none of which brought a byte, after which we stop."""
@@ -112,7 +112,7 @@ def _forget(target: Path) -> None:
 
 
 def _count(root: Path) -> int:
-    return sum(1 for _ in entries(root, MIDI_SUFFIXES))
+    return sum(1 for _ in midi_files(root))
 
 
 def _archive(url: str, target: Path, progress: Progress) -> Path:

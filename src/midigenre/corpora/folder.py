@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -17,14 +20,73 @@ from midigenre.corpora.base import (
 )
 from midigenre.corpora.grouping import GroupPattern
 from midigenre.errors import UserError
-from midigenre.storage import Location, entries, location
+from midigenre.storage import MIDI_SUFFIXES, Entry, Location, entries, location
 
-MIDI_SUFFIXES = (".mid", ".midi")
+ENDINGS = ", ".join(s for s in MIDI_SUFFIXES if not s.endswith(".gz")) + " or one of these and .gz"
+"""What a message says of the names of MIDI files."""
+
+NAMED = 5  # endings that a line names
 
 
-def midi_files(root: Path) -> Iterator[Path]:
-    """MIDI files below a folder here, in a stable order; links to folders are followed once."""
-    return (root / entry.name for entry in entries(root, MIDI_SUFFIXES))
+class LeftOut:
+    """Counts what a listing passes over, so that nothing vanishes without a word.
+
+    Attributes:
+        endings: Files by their ending, for each folder at the top (``""``: in none).
+        unreadable: What is no MIDI file by its name and cannot be read, folders too, with reasons.
+    """
+
+    def __init__(self) -> None:
+        self.endings: dict[str, Counter[str]] = defaultdict(Counter)
+        self.unreadable: list[str] = []
+
+    def add(self, entry: Entry) -> None:
+        """Counts a file."""
+        top, slash, _ = entry.name.partition("/")
+        if entry.refusal:
+            self.unreadable.append(f"{entry.name}: {entry.refusal.detail}")
+        suffix = re.search(r"\.[\w~-]{1,8}$", entry.name)
+        ending = "unreadable" if entry.refusal else suffix[0].lower() if suffix else "no ending"
+        self.endings[top if slash else ""][ending] += 1
+
+    def total(self) -> Counter[str]:
+        """Files by their ending, the most frequent one first."""
+        return Counter(dict(sum(self.endings.values(), Counter[str]()).most_common()))
+
+    def remarks(self) -> list[str]:
+        """What cannot be read, as a sentence."""
+        if not self.unreadable:
+            return []
+        more = len(self.unreadable) - 1
+        return [f"{self.unreadable[0]}; passed over" + (f", and {more:,} more" if more else "")]
+
+
+def in_words(endings: Mapping[str, int]) -> str:
+    """``10 .xml, 2 .txt``."""
+    shown = [f"{n:,} {ending}" for ending, n in endings.items()]
+    more = sum(list(endings.values())[NAMED:])
+    return ", ".join(shown[:NAMED] + ([f"{more:,} others"] if more else []))
+
+
+def midi_entries(root: Location, left_out: LeftOut) -> Iterator[Entry]:
+    """What lies below a folder and is named like a MIDI file, in a stable order.
+
+    Links to folders are followed once. What cannot be read is among it, with the reason.
+
+    Args:
+        root: The folder.
+        left_out: Counts the rest.
+    """
+    for entry in entries(root):
+        if entry.is_midi:
+            yield entry
+        else:
+            left_out.add(entry)
+
+
+def midi_files(root: Path, left_out: LeftOut | None = None) -> Iterator[Path]:
+    """Paths of :func:`midi_entries` of a folder here."""
+    return (root / entry.name for entry in midi_entries(root, left_out or LeftOut()))
 
 
 def existing_folder(root: str | Location | None, corpus: str, layout: str) -> Location:
@@ -37,8 +99,8 @@ def existing_folder(root: str | Location | None, corpus: str, layout: str) -> Lo
     if root is None:
         raise UserError(f"corpus {corpus!r} needs corpus.root=DIR with {layout}")
     path = location(root)
-    if isinstance(path, Path) and not path.is_dir():
-        what = "is a file, not a folder" if path.exists() else "does not exist"
+    if isinstance(path, Path) and not os.path.isdir(path):
+        what = "is a file, not a folder" if os.path.exists(path) else "does not exist"
         raise UserError(f"corpus.root={path} {what}; give a folder with {layout}")
     return path
 
@@ -51,7 +113,9 @@ def below(root: Location, name: str) -> Location:
 
 
 class Folder(Corpus):
-    """``DIR/<genre>/**/*.mid(i)``: the first folder below ``DIR`` names the genre.
+    """``DIR/<genre>/**/*.mid``: the first folder below ``DIR`` names the genre.
+
+    Every ending of :data:`midigenre.storage.MIDI_SUFFIXES` will do.
 
     Args:
         root: The folder ``DIR``, or its URL in a store.
@@ -82,16 +146,39 @@ class Folder(Corpus):
         found: list[SongRef] = []
         unusable: list[Unusable] = []
         labels: dict[str, dict[str, str | None]] = {}  # one for all songs of a genre
-        for name, stamp, _ in entries(self.root, MIDI_SUFFIXES):
+        left_out = LeftOut()
+        for name, stamp, _, refusal in midi_entries(self.root, left_out):
             path = below(self.root, name)
             genre, slash, _ = name.partition("/")
             if not slash:
                 unusable.append(Unusable(name, path, "unlabelled", "it lies in no genre's folder"))
+            elif refusal:
+                unusable.append(
+                    Unusable(name, path, refusal.reason, refusal.detail, {"genre": genre})
+                )
             else:
                 of = labels.setdefault(genre, {"genre": genre})
                 found.append(SongRef(name, path, of, stamp=stamp))
             progress("listing", len(found), 0)
         if not found:
-            raise UserError(f"corpus.root={self.root} has no MIDI file; give {self.layout}")
+            there = in_words(left_out.total())
+            raise UserError(
+                f"corpus.root={self.root} has no MIDI file{there and f', only {there}'}; give "
+                f"{self.layout}"
+            )
         songs, remarks = self._groups.grouped(stratified(found, self.limit))
-        return Listing(songs, unusable, remarks)
+        remarks += left_out.remarks() + self._vanished(set(labels), left_out)
+        return Listing(songs, unusable, remarks, left_out.total())
+
+    def _vanished(self, genres: set[str], left_out: LeftOut) -> list[str]:
+        """A warning for each folder that would be a genre if it held a MIDI file."""
+        folders = {top for top in left_out.endings if top}
+        if isinstance(self.root, Path):
+            folders |= {e.name for e in os.scandir(self.root) if os.path.isdir(e.path)}
+        return [
+            f"folder {name!r} gave no song"
+            + (f" ({in_words(left_out.endings[name])})" if name in left_out.endings else "")
+            + f": a genre's files end in {ENDINGS}"
+            for name in sorted(folders - genres)
+            if not name.startswith(".")
+        ]

@@ -6,7 +6,6 @@ import csv
 import io
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -21,10 +20,13 @@ from midigenre.corpora.base import (
     no_progress,
     stratified,
 )
-from midigenre.errors import UserError
-from midigenre.files import read_bytes
-from midigenre.storage import Location, entries, is_remote, location, naming, stamp
+from midigenre.errors import RefusedSongError, UserError
+from midigenre.files import check_regular, read_bytes
+from midigenre.storage import Location, entries, is_remote, location, naming, stamp, unopened
 from midigenre.wording import plural
+
+MAX_BYTES = 2**30
+"""Largest table: a row has some 100 bytes."""
 
 LABELS = ("genre", "emotion")
 """Columns that are labels where ``corpus.labels`` names none."""
@@ -82,16 +84,26 @@ class Manifest(Corpus):
                 "(and emotion, song_id, group, split, source if you like)"
             )
         self.path = location(path)
-        if isinstance(self.path, Path) and not self.path.is_file():
-            what = "is a folder, not a file" if self.path.exists() else "does not exist"
-            raise UserError(f"corpus.path={self.path} {what}; give a CSV file")
+        if isinstance(self.path, Path):
+            try:
+                check_regular(os.stat(self.path).st_mode, self.path)
+            except OSError as error:
+                gone = isinstance(error, FileNotFoundError)
+                what = " does not exist" if gone else f": {unopened(error).detail}"
+                raise UserError(f"corpus.path={self.path}{what}; give a CSV file") from error
         self.root = self.path.parent if root is None else location(root)
-        if isinstance(self.root, Path) and not self.root.is_dir():
+        if isinstance(self.root, Path) and not os.path.isdir(self.root):
             raise UserError(f"corpus.root={self.root} is no folder; paths are relative to it")
         self._data: bytes | None = None
         wanted = [labels] if isinstance(labels, str) else labels or LABELS
         self._wanted = list(dict.fromkeys(wanted))
-        self._columns = self._header(next(self._records(), (1, []))[1])
+        header = next(self._records(), None)
+        if header is None:
+            raise UserError(
+                f"{self.path} is empty; its first line names the columns: path,genre, and emotion, "
+                "song_id, group, split, source if you like"
+            )
+        self._columns = self._header(header[1])
         self.labels = self._chosen_labels(given=labels is not None)
 
     def songs(self, cache: Path, n_workers: int = 1, progress: Progress = no_progress) -> Listing:
@@ -118,7 +130,7 @@ class Manifest(Corpus):
         found: list[SongRef] = []
         unusable: list[Unusable] = []
         places = [self._place(row["path"]) for _, row in rows]
-        stamps = stamps_of(places)
+        stamps, refusals = stamps_of(places)
         for (line, row), place, split, group in zip(rows, places, splits, groups, strict=True):
             song = SongRef(
                 song_id=self._id(line, row, shared),
@@ -133,8 +145,9 @@ class Manifest(Corpus):
             if not row["path"]:
                 unusable.append(_refused(song, "missing", f"line {line} has no path"))
             elif not song.stamp:
-                detail = f"line {line} of {self.path.name}: no such file"
-                unusable.append(_refused(song, "missing", detail))
+                why = refusals.get(str(place)) or RefusedSongError("missing", "no such file")
+                detail = f"line {line} of {self.path.name}: {why.detail}"
+                unusable.append(_refused(song, why.reason, detail))
             elif not any(song.labels.values()):
                 detail = f"line {line} of {self.path.name} has no {' or '.join(self.labels)}"
                 unusable.append(_refused(song, "unlabelled", detail))
@@ -162,7 +175,9 @@ class Manifest(Corpus):
         data = self._data
         if data is None:
             with naming(self.path):
-                data = read_bytes(self.path)
+                data = read_bytes(self.path, MAX_BYTES + 1)
+            if len(data) > MAX_BYTES:
+                raise UserError(f"{self.path} is larger than {MAX_BYTES:,} bytes; is it a table?")
             if is_remote(self.path):
                 self._data = data  # asked for once
         try:
@@ -172,7 +187,12 @@ class Manifest(Corpus):
             raise self._error(
                 line, f"is not UTF-8 (byte 0x{data[error.start]:02x}); save the table as UTF-8"
             ) from error
-        first = text.split("\n", 1)[0]
+        if "\0" in text:
+            line = len(text[: text.index("\0")].splitlines())
+            raise self._error(
+                line, "holds a NUL character: the table is damaged, or not UTF-8; save it as UTF-8"
+            )
+        first = re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0]
         delimiter = max(_DELIMITERS, key=first.count)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         line = 1
@@ -321,16 +341,22 @@ class Manifest(Corpus):
         return remarks
 
 
-def stamps_of(places: Sequence[Location]) -> dict[str, str]:
+def stamps_of(
+    places: Sequence[Location],
+) -> tuple[dict[str, str], dict[str, RefusedSongError]]:
     """Size and version of each file that is there, by the text of its place.
 
     A store is listed once, from the deepest folder that holds all of its files that are named;
     only of a web server each file is asked for.
 
+    Returns:
+        The versions, and why the others cannot be read, as far as that is known.
+
     Raises:
         UserError: A store is out of reach, or refuses.
     """
     found: dict[str, str] = {}
+    refusals: dict[str, RefusedSongError] = {}
     stores: dict[tuple[str, str], list[str]] = {}
     for place in places:
         text = str(place)
@@ -339,10 +365,9 @@ def stamps_of(places: Sequence[Location]) -> dict[str, str]:
             stores.setdefault((protocol, path.split("/")[0]), []).append(path)
             continue
         try:
-            if isinstance(place, UPath) or stat.S_ISREG(os.stat(str(place)).st_mode):
-                found[text] = stamp(place)
-        except OSError:
-            continue
+            found[text] = stamp(place)
+        except (OSError, ValueError) as error:
+            refusals[text] = unopened(error)
         except UserError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
@@ -350,7 +375,7 @@ def stamps_of(places: Sequence[Location]) -> dict[str, str]:
         folder = f"{protocol}://{os.path.commonpath([p.rpartition('/')[0] for p in paths])}"
         for entry in entries(location(folder), hidden=True):
             found[f"{folder}/{entry.name}"] = entry.stamp
-    return found
+    return found, refusals
 
 
 def _normal(path: str) -> str:

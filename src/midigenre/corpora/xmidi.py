@@ -18,10 +18,10 @@ from midigenre.corpora.base import (
     stratified,
 )
 from midigenre.corpora.download import fetched
-from midigenre.corpora.folder import MIDI_SUFFIXES, below, existing_folder
+from midigenre.corpora.folder import LeftOut, below, existing_folder, in_words, midi_entries
 from midigenre.corpora.grouping import GroupPattern
 from midigenre.errors import UserError
-from midigenre.storage import Location, entries, location
+from midigenre.storage import MIDI_SUFFIXES, Location, location
 
 XMIDI_EMOTIONS = (
     "angry", "exciting", "fear", "funny", "happy", "lazy", "magnificent", "quiet", "romantic",
@@ -30,14 +30,16 @@ XMIDI_EMOTIONS = (
 XMIDI_GENRES = ("classical", "country", "jazz", "pop", "rock", "traditional")
 DROP = "drop"
 _XMIDI_NAME = re.compile(
-    r"XMIDI_(?P<emotion>[^_]+)(?:_(?P<genre>[^_]+))?_(?P<id>.+)\.midi?", re.IGNORECASE
+    r"XMIDI_(?P<emotion>[^_]+)(?:_(?P<genre>[^_]+))?_(?P<id>.+)"
+    rf"(?:{'|'.join(map(re.escape, MIDI_SUFFIXES))})",
+    re.IGNORECASE,
 )
 
 
 class XMIDI(Corpus):
     """XMIDI (Tian et al. 2025): ``XMIDI_<emotion>_<genre>_<ID>.midi`` anywhere below ``root``.
 
-    Case does not matter, nor whether a name ends in ``.mid`` or ``.midi``.
+    Case does not matter, nor which of :data:`midigenre.storage.MIDI_SUFFIXES` a name ends in.
 
     Args:
         root: The unpacked archive, or its URL in a store.
@@ -123,19 +125,26 @@ class XMIDI(Corpus):
         unusable: list[Unusable] = []
         n_named = 0
         shared: dict[tuple[str | None, ...], Mapping[str, str | None]] = {}
-        for song_id, stamp, _ in entries(root, MIDI_SUFFIXES):
+        left_out = LeftOut()
+        for song_id, stamp, _, refusal in midi_entries(root, left_out):
             path = below(root, song_id)
             own, problem = self._labels(song_id.rpartition("/")[2])
             labels = shared.setdefault((own["genre"], own["emotion"]), own)
             n_named += labels["emotion"] is not None
-            if problem:
+            if refusal:
+                unusable.append(Unusable(song_id, path, refusal.reason, refusal.detail, labels))
+            elif problem:
                 unusable.append(Unusable(song_id, path, "unlabelled", problem, labels))
             else:
                 found.append(SongRef(song_id, path, labels, stamp=stamp))
             progress("listing", len(found), 0)
         # With `other`, any folder of MIDI files would do.
         if not found or not n_named:
-            raise UserError(f"corpus.root={root} has no XMIDI file; give {self.layout}")
+            there = in_words(left_out.total())
+            raise UserError(
+                f"corpus.root={root} has no XMIDI file{there and f', only {there}'}; give "
+                f"{self.layout}"
+            )
         songs, remarks = self._groups.grouped(stratified(found, self.limit))
         n_files = len(found) + len(unusable)
         if self._expected_files not in (None, n_files):
@@ -143,7 +152,7 @@ class XMIDI(Corpus):
                 f"{root} has {n_files:,} MIDI files, the whole archive {self._expected_files:,} "
                 "(corpus.expected_files)"
             )
-        return Listing(songs, unusable, remarks)
+        return Listing(songs, unusable, remarks + left_out.remarks(), left_out.total())
 
     def _labels(self, file_name: str) -> tuple[dict[str, str | None], str]:
         """Genre and emotion of a file, and why it cannot be used ("" if it can)."""

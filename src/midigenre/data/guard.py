@@ -25,9 +25,9 @@ from typing import Any
 
 from midigenre.data.read import encoded_song, refusal
 from midigenre.errors import RefusedSongError, UserError
-from midigenre.files import NotRegularError, SlowReadError, check_regular
+from midigenre.files import SlowReadError, check_regular
 from midigenre.spec import TokenSpec
-from midigenre.storage import Location, is_remote, read
+from midigenre.storage import Location, is_remote, read, unopened
 from midigenre.tokenizers.base import from_spec
 
 IDLE_SECONDS = 20.0
@@ -84,13 +84,10 @@ def file_bytes(path: Location, limits: Limits, listed: int | None = None) -> byt
             check_regular(about.st_mode, str(path))
             size = about.st_size
         data = b"" if size > most else read(path, most + 1, limits.max_seconds)
-    except NotRegularError as error:
-        raise RefusedSongError("not_regular", str(error.strerror)) from error
     except SlowReadError as error:
-        raise RefusedSongError(**_too_long(limits)) from error
+        raise RefusedSongError("timed_out", _too_long(limits)) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in its name
-        said = getattr(error, "strerror", None) or str(error)
-        raise RefusedSongError("missing", said.lower()) from error
+        raise unopened(error) from error
     size = max(size, len(data))
     if size > most:
         raise RefusedSongError(
@@ -160,7 +157,7 @@ class Guard:
                 # The timer in the child comes first; this is for one that cannot even die.
                 if not pipe.poll(limits.max_seconds + START_SECONDS):
                     self.close()
-                    return _too_long(limits)
+                    return refusal("timed_out", _too_long(limits))
                 answer: dict[str, Any] = pipe.recv()
             except (EOFError, OSError, pickle.UnpicklingError):
                 status = self._status()
@@ -170,7 +167,7 @@ class Guard:
                 return answer
             self._told = None
             if answer["died"] == -signal.SIGALRM:
-                return _too_long(limits)
+                return refusal("timed_out", _too_long(limits))
             status = _in_words(answer["died"])
         return refusal("crashed", f"the process that read it ended twice: {status}")
 
@@ -223,8 +220,8 @@ def _in_words(code: int) -> str:
     return f"signal {-code}"
 
 
-def _too_long(limits: Limits) -> dict[str, Any]:
-    return refusal("timed_out", f"more than {limits.max_seconds:g} s (prepare.max_seconds)")
+def _too_long(limits: Limits) -> str:
+    return f"more than {limits.max_seconds:g} s (prepare.max_seconds)"
 
 
 def _has_stderr() -> bool:

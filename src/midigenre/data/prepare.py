@@ -130,6 +130,7 @@ def prepare(
         try:
             if not exists(folder / "report.json"):
                 _prepare(corpus, tokenizer, folder, home, settings, listing, progress)
+            _tell_listing(folder, listing)
             shards = open_shards(folder, home, progress)
             refresh_report(shards, settings.length, settings.max_tokens)
         finally:
@@ -147,6 +148,15 @@ def _writing(folder: Location) -> Iterator[None]:
             f"cannot write {folder}: {error.strerror or error}; free some space or set "
             "MIDIGENRE_HOME, then run the command again: it goes on where it stopped"
         ) from error
+
+
+def _tell_listing(folder: Location, listing: Listing) -> None:
+    """Says in the report what the shards do not depend on: files beside them, folders of none."""
+    report: dict[str, Any] = read_json(folder / "report.json")
+    told = {"left_out": dict(listing.left_out), "remarks": listing.remarks}
+    if any(report.get(key) != value for key, value in told.items()):
+        own = [text for text in report["warnings"] if text not in report.get("remarks", ())]
+        write_json(folder / "report.json", report | told | {"warnings": listing.remarks + own})
 
 
 def refresh_report(shards: ShardSet, length: PhraseLength, max_tokens: int) -> dict[str, Any]:
@@ -247,7 +257,7 @@ def _prepare(
             f"{plural(left_out, 'song')} with a duplicate in a later one of the given splits left "
             "out of every split (duplicates.csv)"
         )
-    report["warnings"] = [*listing.remarks, *remarks, *warnings(report)]
+    report["warnings"] = [*remarks, *warnings(report)]
     write_json(folder / "report.json", report)
     for part in parts:
         forget(folder, part.index)

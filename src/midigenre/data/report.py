@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from midigenre.corpora.folder import in_words
 from midigenre.data.phrases import PhraseLength, PhraseReader, consecutive, length_settings
 from midigenre.data.shards import ShardSet
 from midigenre.data.split import SPLITS
@@ -199,6 +200,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     if refused:
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(refused).most_common())
         console.print(f"refused: {reasons} (see refused.csv)")
+    if report.get("left_out"):
+        console.print(f"no MIDI files by their names: {escape(in_words(report['left_out']))}")
     _print_duplicates(report.get("duplicates"), console)
     by_miditok = sum(report.get("encoded_by_miditok", {}).values())
     if by_miditok:
