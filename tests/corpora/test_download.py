@@ -9,6 +9,7 @@ import os
 import sys
 import tarfile
 import threading
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -390,6 +391,64 @@ def test_half_unpacked_is_finished(tmp_path: Path, make: Any) -> None:
     assert unpack(path, root) == 3
     assert held(root) == FILES
     assert first.stat().st_mtime_ns == 1
+
+
+def bomb(kind: str, path: Path) -> None:
+    """An archive of 300 MiB of zeros."""
+    with path.open("wb") as out:
+        if kind == "zip":
+            info = zipfile.ZipInfo("a/x.mid")
+            info.compress_type = zipfile.ZIP_DEFLATED
+            with zipfile.ZipFile(out, "w") as made, made.open(info, "w") as member:
+                for _ in range(300):
+                    member.write(bytes(2**20))
+        else:
+            with tarfile.open(fileobj=out, mode="w:gz", format=tarfile.GNU_FORMAT) as tarball:
+                about = tarfile.TarInfo("a/x.mid")
+                about.size = 300 * 2**20
+                if kind == "a long name":
+                    about.type = tarfile.GNUTYPE_LONGNAME
+                with open("/dev/zero", "rb") as zeros:
+                    tarball.addfile(about, zeros)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "a long name"])
+def test_a_bomb_is_neither_unpacked_nor_read(tmp_path: Path, kind: str) -> None:
+    archive = tmp_path / "x"
+    bomb(kind, archive)
+    tracemalloc.start()
+    said = "a header of 314,572,800" if kind == "a long name" else "to more than 314,572,800"
+    with pytest.raises(UserError, match=said):
+        unpack(archive, tmp_path / "root")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * 2**20
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize("make", [zipped, tarred])
+def test_large_members_are_not_held_in_memory(
+    tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, data = tmp_path / "x", os.urandom(2**20) * 40
+    archive.write_bytes(make({"a.mid": data}))
+    for _ in range(2):  # the second time it is compared
+        tracemalloc.start()
+        assert unpack(archive, tmp_path / "root") == 1
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 10 * 2**20
+        assert (tmp_path / "root" / "a.mid").read_bytes() == data
+        (tmp_path / "root" / "a.mid").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def test_a_packing_that_python_does_not_know(tmp_path: Path) -> None:
+    data = bytearray(zipped({"a.mid": b"x"}))
+    for at in (data.find(b"PK\x03\x04") + 8, data.find(b"PK\x01\x02") + 10):
+        data[at] = 99
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises(UserError, match=r"compression method.*give corpus.root"):
+        unpack(tmp_path / "x", tmp_path / "root")
 
 
 def test_damage_is_named(tmp_path: Path) -> None:

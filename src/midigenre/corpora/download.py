@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
+import shutil
 import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 from urllib.parse import urlsplit
 
 from filelock import FileLock
@@ -29,6 +32,16 @@ ATTEMPTS = 5
 WAIT = 1.0
 """Seconds before a broken transfer is tried again; each further time waits twice as long."""
 
+MAX_RATIO = 200
+"""Times its own size that an archive may unpack to; collections of MIDI files are at 3 to 10."""
+
+SMALL = 2**26
+"""Bytes that any archive may unpack to."""
+
+MAX_HEADER = 2**20
+"""Bytes of a member's name and attributes in a tar archive."""
+
+_PIECE = 2**20  # bytes of a member that are in memory at once
 _BLOCK = 8 * 2**20  # bytes asked for at a time: what a broken transfer costs
 _DONE = ".download.json"
 _DRIVE = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
@@ -235,7 +248,20 @@ def _from_drive(url: str, target: Path, progress: Progress) -> None:
 class _Member(NamedTuple):
     name: str
     size: int
-    read: Callable[[], bytes]
+    open: Callable[[], IO[bytes]]
+
+
+class _Info(tarfile.TarInfo):
+    """A member of a tar archive; the long names and attributes before it are read into memory."""
+
+    def _proc_member(self, tarred: tarfile.TarFile) -> tarfile.TarInfo:
+        if not (self.isreg() or self.isdir() or self.issym()) and self.size > MAX_HEADER:
+            # No TarError, which stands for damage, or for another way of packing.
+            raise UserError(
+                f"the archive has a header of {self.size:,} bytes: a bomb; give another corpus.url"
+            )
+        found: tarfile.TarInfo = super()._proc_member(tarred)  # type: ignore[misc]
+        return found
 
 
 def unpack(archive: Path, root: Path, progress: Progress = no_progress) -> int:
@@ -248,7 +274,8 @@ def unpack(archive: Path, root: Path, progress: Progress = no_progress) -> int:
 
     Raises:
         UserError: The file is no archive, is damaged or encrypted, a name leads out of ``root``,
-            or there is no room. Nothing is written then, except before damage in the middle.
+            it would unpack to more than :data:`MAX_RATIO` times its size, or there is no room.
+            Nothing is written then, except before damage in the middle.
     """
     with _opened(archive) as members:
         for member in members:
@@ -259,12 +286,12 @@ def unpack(archive: Path, root: Path, progress: Progress = no_progress) -> int:
         room(root, sum(member.size + 4096 for member in new), f"what {archive} holds")
         for i, member in enumerate(members):
             path = root / member.name
-            data = member.read()
-            if _size(path) != len(data) or path.read_bytes() != data:
+            if not _held(path, member):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part = path.with_name(f".{path.name}.part")
                 try:
-                    part.write_bytes(data)
+                    with member.open() as source, part.open("wb") as out:
+                        shutil.copyfileobj(source, out, _PIECE)
                     os.replace(part, path)
                 finally:
                     part.unlink(missing_ok=True)
@@ -272,51 +299,91 @@ def unpack(archive: Path, root: Path, progress: Progress = no_progress) -> int:
     return len(members)
 
 
+def _held(path: Path, member: _Member) -> bool:
+    """Whether a file is there with a member's bytes."""
+    if _size(path) != member.size:
+        return False
+    with member.open() as source, path.open("rb") as file:
+        while block := source.read(_PIECE):
+            if file.read(len(block)) != block:
+                return False
+    return True
+
+
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
-
-
-def _is_archive(path: Path) -> bool:
-    return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
 
 
 @contextmanager
 def _opened(archive: Path) -> Iterator[list[_Member]]:
     """Regular files of an archive with visible names, in its order."""
-    if not _is_archive(archive):
-        raise _DamagedError(f"{archive} is no zip or tar archive (a server's page, perhaps)")
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as zipped:
                 if any(info.flag_bits & 1 for info in zipped.infolist()):
                     raise UserError(f"{archive} is encrypted; unpack it and give corpus.root")
-                yield [
-                    _Member(info.filename, info.file_size, _reader(zipped, info))
-                    for info in zipped.infolist()
-                    if not info.is_dir() and _visible(info.filename)
-                ]
+                yield _bounded(
+                    archive,
+                    (
+                        (_Member(info.filename, info.file_size, partial(zipped.open, info)),
+                         not info.is_dir())
+                        for info in zipped.infolist()
+                    ),
+                )  # fmt: skip
         else:
-            with tarfile.open(archive) as tarred:
-                yield [
-                    _Member(info.name, info.size, _tar_reader(tarred, info))
-                    for info in tarred.getmembers()
-                    if info.isreg() and _visible(info.name)
-                ]
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
+            with _tar(archive) as tarred:
+                yield _bounded(
+                    archive,
+                    (
+                        (_Member(info.name, info.size, partial(_extracted, tarred, info)),
+                         info.isreg())
+                        for info in tarred
+                    ),
+                )  # fmt: skip
+    except NotImplementedError as error:
+        raise UserError(f"{archive}: {error}; unpack it and give corpus.root") from error
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise _DamagedError(f"{archive} is damaged ({error})") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise _DamagedError(f"{archive} is damaged ({error})") from error
+
+
+def _tar(archive: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(archive, tarinfo=_Info)
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise _DamagedError(
+            f"{archive} is no zip or tar archive (a server's page, perhaps)"
+        ) from error
+
+
+def _bounded(archive: Path, members: Iterable[tuple[_Member, bool]]) -> list[_Member]:
+    """The regular files with visible names, if what all members say of their sizes is credible.
+
+    Raises:
+        UserError: It is not. The rest of the archive is not looked at then.
+    """
+    found: list[_Member] = []
+    size, total = archive.stat().st_size, 0
+    for member, is_file in members:
+        total += member.size
+        if total > max(MAX_RATIO * size, SMALL):
+            raise UserError(
+                f"{archive} has {size:,} bytes and would unpack to more than {total:,}: a bomb, "
+                "no collection of music; if it is one, unpack it and give corpus.root"
+            )
+        if is_file and _visible(member.name):
+            found.append(member)
+    return found
 
 
 def _visible(name: str) -> bool:
     return not any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
-def _reader(zipped: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], bytes]:
-    return lambda: zipped.read(info)
-
-
-def _tar_reader(tarred: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], bytes]:
-    def read() -> bytes:
-        file = tarred.extractfile(info)
-        return file.read() if file is not None else b""
-
-    return read
+def _extracted(tarred: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+    file = tarred.extractfile(info)
+    assert file is not None  # a regular file
+    return file
