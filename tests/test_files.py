@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 import socket
@@ -17,6 +18,8 @@ from midigenre import files
 from midigenre.files import (
     NotRegularError,
     SlowReadError,
+    csv_cell,
+    csv_value,
     read_bytes,
     read_csv,
     read_json,
@@ -205,3 +208,24 @@ def test_reading_stops_where_it_is_told_to(tmp_path: Path, monkeypatch: pytest.M
     assert read_bytes(path, 15) == b"012345678901234"
     with pytest.raises(SlowReadError):
         read_bytes(path, max_seconds=0.05)
+
+
+FORMULAS = ("=cmd|' /C calc'!A0", "+1+2", "-2+3", "@SUM(1)", "\t=1", "\r=1", "'=1", "''-x", "-")
+NO_FORMULAS = ("", "a=b", "-1.5", "+3", "-1e-4", "'", "'a'", "it's", " =1")
+
+
+def test_a_spreadsheet_runs_no_cell(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    rows = [{"=id": text, "n": -0.5} for text in FORMULAS + NO_FORMULAS]
+    write_csv(path, rows, ["=id", "n"])
+    with path.open(newline="") as file:
+        header, *cells = csv.reader(file)
+    assert header == ["'=id", "n"]
+    assert [c[0] for c in cells] == [f"'{text}" for text in FORMULAS] + list(NO_FORMULAS)
+    assert {c[1] for c in cells} == {"-0.5"}
+    assert read_csv(path) == [{"=id": row["=id"], "n": "-0.5"} for row in rows]
+
+
+@given(st.text(st.sampled_from("'=+-@\t\r1a .e"), max_size=5))
+def test_every_cell_comes_back(text: str) -> None:
+    assert csv_value(str(csv_cell(text))) == text

@@ -225,21 +225,47 @@ def read_json(path: Location) -> Any:
     return json.loads(read_bytes(path).decode("utf-8", "surrogateescape"))
 
 
+# A spreadsheet runs a cell that starts so as a formula, and a file's name may be anybody's.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def csv_cell(value: Any) -> Any:
+    """A cell of a table: text that a spreadsheet would take for a formula gets a ``'`` before it.
+
+    Numbers stay as they are. :func:`csv_value` undoes it.
+    """
+    if isinstance(value, str) and _FORMULA.match(value):
+        try:
+            float(value)
+        except ValueError:
+            return f"'{value}"
+    return value
+
+
+def csv_value(cell: str) -> str:
+    """What :func:`csv_cell` made a cell of."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
 def write_csv(path: Location, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Writes a table; a row may lack columns, and may have no others."""
+    """Writes a table of :func:`csv_cell`; a row may lack columns, and may have no others."""
     with (
         whole(path) as part,
         part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer.writerow({name: csv_cell(name) for name in columns})
+        writer.writerows({k: csv_cell(v) for k, v in row.items()} for row in rows)
 
 
 def read_csv(path: Location) -> list[dict[str, str]]:
-    """Rows of a table."""
+    """Rows of a table that :func:`write_csv` wrote."""
     text = read_bytes(path).decode("utf-8", "surrogateescape")
-    return list(csv.DictReader(io.StringIO(text, newline="")))
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    return [
+        {csv_value(k): csv_value(v or "") for k, v in row.items() if k is not None}
+        for row in reader
+    ]
 
 
 def sha256(path: Location) -> str:

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from midigenre.corpora.base import Listing
 from midigenre.corpora.manifest import Manifest
+from midigenre.data.table import ManifestTable
 from midigenre.errors import UserError
+from midigenre.files import write_csv
 
 
 def table(folder: Path, text: str | bytes, *files: str, name: str = "songs.csv") -> Path:
@@ -176,6 +178,20 @@ def test_columns_of_our_own_tables_stay_extra(tmp_path: Path) -> None:
     (song,) = listed(table(tmp_path, text, "a.mid")).songs
     assert song.song_id == "x"
     assert dict(song.extra) == {"bars": "7", "tokens": "99", "repairs": "", "duplicate_group": ""}
+
+
+def test_cells_of_our_own_tables_are_read_as_they_were(tmp_path: Path) -> None:
+    names = ["=a.mid", "-b/c.mid", "'@d.mid"]
+    for name in names:
+        touched = tmp_path / name
+        touched.parent.mkdir(exist_ok=True)
+        touched.write_bytes(b"MThd")
+    rows = [{"path": name, "genre": "+x"} for name in names]
+    write_csv(tmp_path / "manifest.csv", rows, ["path", "genre"])
+    listing = listed(tmp_path / "manifest.csv")
+    assert [s.song_id for s in listing.songs] == names
+    assert {s.labels["genre"] for s in listing.songs} == {"+x"}
+    assert ManifestTable(tmp_path / "manifest.csv").column("path") == names
 
 
 def test_a_column_without_a_name(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from midigenre.corpora.base import (
     stratified,
 )
 from midigenre.errors import RefusedSongError, UserError
-from midigenre.files import check_regular, read_bytes
+from midigenre.files import check_regular, csv_value, read_bytes
 from midigenre.storage import Location, entries, is_remote, location, naming, stamp, unopened
 from midigenre.wording import plural
 
@@ -52,7 +52,8 @@ class Manifest(Corpus):
     ``group``, ``split`` and ``source`` are used where they are there, in any case and order;
     further ones are kept in the shards' ``manifest.csv``. Rows with one ``song_id`` are versions of
     a song and never lie in two splits, like those of a group. The file is UTF-8, with or without a
-    byte order mark, with commas, semicolons, tabs or bars between the cells.
+    byte order mark, with commas, semicolons, tabs or bars between the cells, which may be those of
+    our own tables (:func:`midigenre.files.csv_cell`).
 
     Args:
         path: The CSV file, here or its URL in a store.
@@ -199,7 +200,7 @@ class Manifest(Corpus):
         try:
             for cells in reader:
                 if any(cells):
-                    yield line, cells
+                    yield line, [csv_value(cell) for cell in cells]
                 line = reader.line_num + 1
         except csv.Error as error:
             raise self._error(line, f"cannot be read: {error}; look at its quotes") from error

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from midigenre.errors import UserError
+from midigenre.files import csv_value
 
 _ROWS = 4096  # rows that are read, or shown, at a time
 
@@ -34,7 +35,7 @@ class ManifestTable(Sequence[dict[str, str]]):
         try:
             with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
                 reader = csv.reader(file, strict=True)
-                self.columns = next(reader)
+                self.columns = [csv_value(name) for name in next(reader)]
                 batches = list(self._batches(reader))
         except (OSError, StopIteration, ValueError, csv.Error) as error:
             raise UserError(
@@ -52,7 +53,7 @@ class ManifestTable(Sequence[dict[str, str]]):
 
         def packed() -> list[pa.Array]:
             return [
-                pa.array([_packed(row[i]) for row in rows], pa.binary())
+                pa.array([_packed(csv_value(row[i])) for row in rows], pa.binary())
                 for i in range(len(self.columns))
             ]
 
