@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
 from midigenre.commands.job import check_clock
-from midigenre.commands.start import source_of
+from midigenre.commands.start import check_classes, source_of
 from midigenre.errors import UserError
 
 
@@ -68,3 +70,22 @@ def test_the_clock_is_not(interval: Any) -> None:
     check_clock(cfg, 1)
     with pytest.raises(UserError, match="goes by the clock, which 2 processes do not share"):
         check_clock(cfg, 2)
+
+
+def test_a_classifier_of_one_class_is_refused() -> None:
+    classes = {"genre": ("jazz", "rock"), "emotion": ("sad",)}
+    labels = {"genre": np.array([1, -1, 1]), "emotion": np.array([0, 0, -1])}
+    data = SimpleNamespace(
+        task_labels=("genre",), labels=labels,
+        shards=SimpleNamespace(labels=SimpleNamespace(classes=classes)),
+    )  # fmt: skip
+    tasks = {
+        "genre": "midigenre.tasks.classify.ClassifyTask",
+        "generate": "midigenre.tasks.generate.GenerateTask",
+    }
+    cfgs = {k: OmegaConf.create({"task": {"name": k, "_target_": v}}) for k, v in tasks.items()}
+    check_classes(cfgs["generate"], data)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"every song is of one genre, 'rock'.*task=mlm"):
+        check_classes(cfgs["genre"], data)  # type: ignore[arg-type]
+    labels["genre"][1] = 0
+    check_classes(cfgs["genre"], data)  # type: ignore[arg-type]

@@ -187,11 +187,14 @@ def test_cells_of_our_own_tables_are_read_as_they_were(tmp_path: Path) -> None:
         touched.parent.mkdir(exist_ok=True)
         touched.write_bytes(b"MThd")
     rows = [{"path": name, "genre": "+x"} for name in names]
-    write_csv(tmp_path / "manifest.csv", rows, ["path", "genre"])
-    listing = listed(tmp_path / "manifest.csv")
-    assert [s.song_id for s in listing.songs] == names
-    assert {s.labels["genre"] for s in listing.songs} == {"+x"}
-    assert ManifestTable(tmp_path / "manifest.csv").column("path") == names
+    path = tmp_path / "manifest.csv"
+    write_csv(path, rows, ["path", "genre", "duplicate_group"])
+    assert [s.song_id for s in listed(path).songs] == names
+    assert {s.labels["genre"] for s in listed(path).songs} == {"+x"}
+    assert ManifestTable(path).column("path") == names
+    # A person's own table is read as it is written.
+    (song,) = listed(table(tmp_path, "path,genre\n'=a.mid,'+x\n", "'=a.mid")).songs
+    assert (song.song_id, song.labels["genre"]) == ("'=a.mid", "'+x")
 
 
 def test_a_column_without_a_name(tmp_path: Path) -> None:

@@ -45,6 +45,30 @@ def test_all_names_change_at_once() -> None:
     assert after(corpus_of("a", "b", "c"), a="b", b="c") == ["b", "c", "c"]
 
 
+def test_classes_that_look_alike_are_named_with_what_joins_them() -> None:
+    alike = (
+        "rock",
+        "Rock",
+        "rock",
+        "R\u0026B",
+        "R\uff06B",
+        "caf\u00e9",
+        "cafe\u0301",
+        "rock ",
+        "jazz",
+    )
+    corpus = corpus_of(*alike, None)
+    remarks = mapped(corpus.songs(Path()), corpus, LabelSettings()).remarks
+    assert len(remarks) == 4
+    assert remarks[0] == (
+        "genre 'Rock' (1 song) and 'rock' look alike and are two classes; to make them one: "
+        "labels.map.genre.Rock=rock"
+    )
+    assert remarks[1].endswith("'labels.map.genre.rock =rock'")
+    joined = LabelSettings({"genre": {"Rock": "rock", "rock ": "rock"}})
+    assert len(mapped(corpus.songs(Path()), corpus, joined).remarks) == 2
+
+
 def test_songs_stay_without_a_label() -> None:
     corpus = corpus_of("a", "unlabelled", "b", "unlabelled")
     assert after(corpus, unlabelled="") == ["a", None, "b", None]

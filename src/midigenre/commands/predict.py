@@ -37,6 +37,7 @@ from midigenre.data.phrases import PhraseReader, Phrases, consecutive, phrase_le
 from midigenre.data.shards import MemorySongs
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.evaluation.calibration import Calibration
+from midigenre.files import csv_cell
 from midigenre.spec import Batch
 from midigenre.tasks.explain import Explainer, check_method
 from midigenre.tasks.predict import Predictions, predict_phrases
@@ -293,7 +294,7 @@ def _say_json(answer: Mapping[str, Any]) -> None:
 
 def _print_csv(cells: Sequence[Any]) -> None:
     line = io.StringIO()
-    csv.writer(line).writerow(cells)
+    csv.writer(line).writerow([csv_cell(cell) for cell in cells])
     # A path may hold bytes that are no UTF-8: they stay what they are.
     sys.stdout.flush()
     sys.stdout.buffer.write(line.getvalue().encode("utf-8", "surrogateescape"))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 from rich.markup import escape
 
@@ -197,6 +198,24 @@ def check_val_labels(data: PhraseDataModule) -> None:
             f"no validation song is labelled with {' or '.join(without)}, so no epoch is the best; "
             "give more labelled songs, another split.seed or a larger fold"
         )
+
+
+def check_classes(cfg: DictConfig, data: PhraseDataModule) -> None:
+    """Refuses to train a classifier that has nothing to tell apart.
+
+    Raises:
+        UserError: All songs with one of the task's labels are of one class.
+    """
+    if _kind(plain(cfg)) != "classifier":
+        return
+    for label in data.task_labels:
+        known = np.unique(data.labels[label][data.labels[label] != UNKNOWN])
+        if len(known) == 1:
+            name = data.shards.labels.classes[label][known[0]]
+            raise UserError(
+                f"every song is of one {label}, {name!r}: there is nothing to tell apart and every "
+                "score would be 1; give songs of another one too, or set task=mlm or task=generate"
+            )
 
 
 def say_val_labels(data: PhraseDataModule) -> None:

@@ -40,6 +40,7 @@ from midigenre.commands.folds import (
 )
 from midigenre.commands.job import check_clock, check_compile, swept_settings
 from midigenre.commands.start import (
+    check_classes,
     check_val_labels,
     say_val_labels,
     source_of,
@@ -255,6 +256,7 @@ def _built(
     """Task, data, and how many weights each part took over; new ones follow from the seed alone."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = make_data(cfg, shards)
+    check_classes(cfg, data)
     check_val_labels(data)
     task = make_task(cfg, shards, data)
     task.freeze_first(cfg.get("freeze_layers") or 0)  # older runs do not have the key

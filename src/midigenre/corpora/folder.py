@@ -171,14 +171,18 @@ class Folder(Corpus):
         return Listing(songs, unusable, remarks, left_out.total())
 
     def _vanished(self, genres: set[str], left_out: LeftOut) -> list[str]:
-        """A warning for each folder that would be a genre if it held a MIDI file."""
+        """A warning that names the folders that would be genres if they held a MIDI file."""
         folders = {top for top in left_out.endings if top}
         if isinstance(self.root, Path):
             folders |= {e.name for e in os.scandir(self.root) if os.path.isdir(e.path)}
-        return [
-            f"folder {name!r} gave no song"
-            + (f" ({in_words(left_out.endings[name])})" if name in left_out.endings else "")
-            + f": a genre's files end in {ENDINGS}"
+        named = [
+            repr(name) + (f" ({in_words(endings)})" if (endings := left_out.endings[name]) else "")
             for name in sorted(folders - genres)
             if not name.startswith(".")
         ]
+        if not named:
+            return []
+        more = f" and {len(named) - NAMED:,} more" if len(named) > NAMED else ""
+        what = "folder" if len(named) == 1 else "folders"
+        shown = ", ".join(named[:NAMED])
+        return [f"{what} {shown}{more} gave no song: a genre's files end in {ENDINGS}"]

@@ -52,8 +52,7 @@ class Manifest(Corpus):
     ``group``, ``split`` and ``source`` are used where they are there, in any case and order;
     further ones are kept in the shards' ``manifest.csv``. Rows with one ``song_id`` are versions of
     a song and never lie in two splits, like those of a group. The file is UTF-8, with or without a
-    byte order mark, with commas, semicolons, tabs or bars between the cells, which may be those of
-    our own tables (:func:`midigenre.files.csv_cell`).
+    byte order mark, with commas, semicolons, tabs or bars between the cells.
 
     Args:
         path: The CSV file, here or its URL in a store.
@@ -116,12 +115,14 @@ class Manifest(Corpus):
         rows: list[tuple[int, Row]] = []
         records = self._records()
         next(records)
+        ours = "duplicate_group" in self._columns  # a manifest.csv of shards
         for line, cells in records:
             if len(cells) != len(self._columns):
                 raise self._error(
                     line, f"has {len(cells)} cells, the header has {len(self._columns)}"
                 )
-            rows.append((line, dict(zip(self._columns, (c.strip() for c in cells), strict=True))))
+            texts = [csv_value(cell.strip()) if ours else cell.strip() for cell in cells]
+            rows.append((line, dict(zip(self._columns, texts, strict=True))))
         if not rows:
             raise UserError(f"{self.path} has a header but no row")
         self._check_unique("path", [(line, _normal(row["path"])) for line, row in rows])
@@ -200,7 +201,7 @@ class Manifest(Corpus):
         try:
             for cells in reader:
                 if any(cells):
-                    yield line, [csv_value(cell) for cell in cells]
+                    yield line, cells
                 line = reader.line_num + 1
         except csv.Error as error:
             raise self._error(line, f"cannot be read: {error}; look at its quotes") from error

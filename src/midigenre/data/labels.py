@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import shlex
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +14,8 @@ from midigenre.corpora.base import Corpus, Listing, SongRef, Unusable
 from midigenre.errors import UserError
 from midigenre.spec import LabelSpec
 from midigenre.wording import plural
+
+NAMED = 5  # classes that warnings name
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,33 @@ def mapped(listing: Listing, corpus: Corpus, settings: LabelSettings) -> Listing
             songs.append(song)
     if dropped and not songs:
         raise UserError(f"labels.map leaves none of the {len(dropped)} songs")
-    return replace(listing, songs=songs, unusable=[*listing.unusable, *dropped])
+    return replace(
+        listing,
+        songs=songs,
+        unusable=[*listing.unusable, *dropped],
+        remarks=[*listing.remarks, *_look_alikes(songs, corpus.labels)],
+    )
+
+
+def _look_alikes(songs: Sequence[SongRef], labels: Iterable[str]) -> list[str]:
+    """Classes that are one to a reader: they differ in case, spaces or how a letter is coded."""
+    remarks = []
+    for label in labels:
+        alike: dict[str, Counter[str]] = {}
+        for name, n in Counter(song.labels.get(label) for song in songs).items():
+            if name is not None:
+                plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+                alike.setdefault(plain, Counter())[name] = n
+        for names in alike.values():
+            (most, _), *others = names.most_common()
+            for name, n in others:
+                join = shlex.quote(f"labels.map.{label}.{name}={most}")
+                remarks.append(
+                    f"{label} {name!r} ({plural(n, 'song')}) and {most!r} look "
+                    f"alike and are two classes; to make them one: {join}"
+                )
+    more = len(remarks) - NAMED
+    return remarks[:NAMED] + ([f"{more:,} more classes look like another one"] if more > 0 else [])
 
 
 def without_rare(
