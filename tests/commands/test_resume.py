@@ -205,7 +205,7 @@ def small_disk(tmp_path):
         return folder
 
     yield mount
-    subprocess.run(["umount", folder], check=False, capture_output=True)
+    subprocess.run(["umount", "--lazy", folder], check=False, capture_output=True)
 
 
 def test_a_full_disk_leaves_the_checkpoints_before(midigenre, home, small_disk):

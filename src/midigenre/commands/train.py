@@ -213,12 +213,14 @@ def _trained(
     outcome = task.test(best, data, folder, plain(cfg.task))
     write_json(folder / "evaluation.json", outcome.evaluation)
     monitor = trainer.checkpoint_callback.monitor  # type: ignore[union-attr]
+    # Those that were begun: `current_epoch` is one less in a run that had nothing left to train.
+    n_epochs = trainer.fit_loop.epoch_progress.current.ready
     metrics: dict[str, Any] = {
         "val": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
         "best": {monitor: score},
         "test": outcome.scores,
         "parameters": n_parameters,
-        "epochs": trainer.current_epoch,
+        "epochs": n_epochs,
         "steps": trainer.global_step,
         "fold": cfg.fold,
     }
@@ -233,7 +235,7 @@ def _trained(
     _log_test(trainer, outcome)
     task.show(outcome.evaluation, console)
     _say(
-        f"trained {plural(trainer.current_epoch, 'epoch')}, "
+        f"trained {plural(n_epochs, 'epoch')}, "
         f"{plural(trainer.global_step, 'step')} in {cost['fit_seconds']:.0f} s "
         f"({cost['tokens_per_second']:,.0f} tokens/s, at most "
         f"{cost['peak_memory_bytes'] / 2**20:,.0f} MB); {cost['seconds']:.0f} s since this command"

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import os
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.types import _PATH
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from midigenre.evaluation.figures import confusion_figure
-from midigenre.files import write_bytes
+from midigenre.files import whole, write_bytes
 from midigenre.spec import UNKNOWN, Batch
 from midigenre.tasks.classify import ClassifyTask
 
@@ -71,9 +75,14 @@ class ValidateLastStep(Callback):
 class LastCheckpoint(ModelCheckpoint):
     """Keeps ``last.ckpt``, from which training goes on exactly.
 
-    It is written after each epoch, every few minutes within one, and when SIGTERM asks to stop.
-    Within an epoch it is written after a whole optimizer step only: accumulated gradients are in no
-    checkpoint. Lightning's ``save_last`` would only copy the latest *best* one.
+    It is written after each epoch, every few minutes within one, and when the training is asked to
+    stop, by a signal, the clock or ``trainer.max_steps``. Within an epoch it is written after a
+    whole optimizer step only: accumulated gradients are in no checkpoint. Lightning's ``save_last``
+    would only copy the latest *best* one.
+
+    Where training ends between two validations there is one more, which chooses the best checkpoint
+    too. If the run is resumed with a later end, that one has not been: scores, patience and the
+    best checkpoint are again what they were before it, as in a run that was never stopped.
 
     Args:
         every_minutes: Longest time without a checkpoint while an epoch trains; None for none.
@@ -87,7 +96,18 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
         )  # fmt: skip
         self.every_minutes = every_minutes
-        self._stopping = False
+        self._stopping = self._ending = self._after_validation = False
+        self._scores: dict[str, float] = {}
+        # The states of the other callbacks before a validation that only the end of training made.
+        self._before: dict[str, Any] | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Makes Lightning begin the next epoch where one has ended, with ``max_steps`` too.
+
+        There it would end the last one a second time.
+        """
+        super().setup(trainer, pl_module, stage)
+        trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
@@ -102,28 +122,150 @@ class LastCheckpoint(ModelCheckpoint):
         batch_idx: int,
     ) -> None:
         """Saves when the time has come or the process is asked to stop."""
-        signals = trainer._signal_connector
-        self._stopping |= signals.received_sigterm
+        signals, loop = trainer._signal_connector, trainer.fit_loop.epoch_loop
+        last = loop.batch_progress.is_last_batch
         whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        # Lightning stops at once; hold it back until the step is whole. After the epoch's last
-        # batch a checkpoint would leave out the validation: there it stops after that.
-        signals.received_sigterm = self._stopping and whole_step and not last
-        if not whole_step or last:
+        # Lightning stops at once; hold it back until the step is whole.
+        self._stopping |= signals.received_sigterm
+        self._ending |= trainer.should_stop
+        trainer.should_stop = False
+        assert trainer.fit_loop._data_fetcher is not None
+        validates = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+        trainer.should_stop = self._ending and (whole_step or last)
+        ends = trainer.should_stop and trainer.fit_loop._can_stop_early
+        # After the last batch, of the epoch or of all, a checkpoint would leave out the validation:
+        # there it is saved, and stops, after that.
+        signals.received_sigterm = self._stopping and whole_step and not last and not ends
+        self._before = self._states(trainer) if ends and not validates else None
+        if not whole_step or last or ends:
             return
         due = self.every_minutes is not None and (
             time.monotonic() - self._saved >= 60 * self.every_minutes
         )
         # All processes save together or none does.
         if trainer.strategy.broadcast(due or self._stopping):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-            self._saved = time.monotonic()
+            self._after_validation = validates
+            if not validates:
+                self._save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps the scores, and saves what was due before this validation."""
+        super().on_validation_end(trainer, pl_module)
+        self._scores = {
+            k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")
+        }
+        if self._after_validation:
+            self._after_validation = False
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves, and stops if that was held back."""
         super().on_train_epoch_end(trainer, pl_module)
         self._saved = time.monotonic()
         trainer._signal_connector.received_sigterm |= self._stopping
+        if self._before is not None and trainer.is_global_zero:
+            for path in _best_files(self._before):
+                if _kept(path).samefile(path):  # the last validation has not been the best
+                    _kept(path).unlink()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Gives the scores of the last validation to a run that had nothing left to train."""
+        for name, value in self._scores.items():
+            trainer.callback_metrics.setdefault(name, torch.tensor(value))
+
+    def _save(self, trainer: L.Trainer) -> None:
+        self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._saved = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return super().state_dict() | {"scores": self._scores, "before": self._before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it back."""
+        super().load_state_dict(state_dict)
+        self._scores = state_dict.get("scores", {})
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Makes the end of a training that goes on a place inside it."""
+        before = checkpoint["callbacks"].get(self.state_key, {}).get("before")
+        for states in (checkpoint["callbacks"], before or {}):
+            _move(states, str(self.dirpath))
+        if self._is_over(trainer, checkpoint):
+            return
+        loop = checkpoint["loops"]["fit_loop"]
+        epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+        finished = epochs["current"]["processed"] == epochs["current"]["ready"]
+        if finished and not batches["is_last_batch"]:
+            # As it was when the last batch had been trained.
+            for counts in ("total", "current"):
+                epochs[counts]["processed"] -= 1
+                batches[counts]["completed"] -= 1
+            loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+        if before is not None:
+            checkpoint["callbacks"] |= before
+            if trainer.is_global_zero:
+                for path in _best_files(before):
+                    if _kept(path).is_file():
+                        os.replace(_kept(path), path)
+
+    def _is_over(self, trainer: L.Trainer, checkpoint: dict[str, Any]) -> bool:
+        """Whether the trainer has nothing to do after a checkpoint."""
+        states, done = checkpoint["callbacks"], checkpoint["global_step"]
+        timed = any(
+            isinstance(callback, Timer)
+            and callback._duration is not None
+            and callback.state_key in states
+            and states[callback.state_key]["time_elapsed"]["train"] >= callback._duration
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+        )
+        return timed or 0 <= trainer.max_steps <= done
+
+    def _states(self, trainer: L.Trainer) -> dict[str, Any]:
+        """States of the other callbacks; the files that they name as the best are kept."""
+        states = {
+            callback.state_key: copy.deepcopy(callback.state_dict())
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if callback is not self and callback.state_dict()
+        }
+        if trainer.is_global_zero:
+            for path in _best_files(states):
+                _kept(path).unlink(missing_ok=True)
+                try:
+                    os.link(path, _kept(path))
+                except OSError:  # a file system without hard links
+                    with whole(_kept(path)) as part:
+                        shutil.copyfile(path, part)
+        return states
+
+
+def _best_files(states: dict[str, Any]) -> Iterator[Path]:
+    """The files that the states of callbacks name as the best checkpoints."""
+    for state in states.values():
+        for path in map(Path, state.get("best_k_models", ())):
+            if path.is_file():
+                yield path
+
+
+def _kept(path: Path) -> Path:
+    """Where a best checkpoint waits while the last validation may put another in its place."""
+    return path.with_name(f".{path.name}.before")
+
+
+def _move(states: dict[str, Any], here: str) -> None:
+    """Makes the paths of checkpoints those of a run folder that has been moved."""
+    for state in states.values():
+        was = state.get("dirpath")
+        if was is None or was == here:
+            continue
+        state["dirpath"] = here
+        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[key] = state[key].replace(was, here, 1)
+        state["best_k_models"] = {
+            path.replace(was, here, 1): score for path, score in state["best_k_models"].items()
+        }
 
 
 class ConfusionFigures(Callback):

@@ -1,0 +1,189 @@
+"""Training that was stopped and resumed ends as if it had not been, however it was stopped.
+
+What the command does around it (``tests/commands/test_resume.py``) is left out, so that many ways
+to stop take a second each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, open_dict
+
+from midigenre.build import make_data, make_task, make_trainer, prepared
+from midigenre.cli import conf_dir
+from midigenre.commands import job  # noqa: F401  (registers what the config needs)
+from midigenre.data.shards import ShardSet
+from midigenre.errors import StoppedError
+from midigenre.tasks.fit import fit
+
+BATCHES = 7  # of an epoch
+N_EPOCHS = 3
+SMALL = ["corpus=toy", "corpus.n_songs=24", "model.d_model=16", "model.n_heads=2", "logger=none",
+         "model.n_layers=1", "model.d_ff=16", "data.batch_phrases=8", "trainer.max_epochs=3",
+         # Its rates do not depend on where the training ends.
+         "optim.schedule=constant", "optim.warmup_share=0", "optim.lr=0.003",
+         "callbacks.progress=null", "callbacks.last.every_minutes=0"]  # fmt: skip
+TASKS = {"genre": ["tokenizer=octuple"], "generate": ["callbacks.samples=null"], "mlm": []}
+VARIANTS = {
+    "plain": [],
+    "accumulated": ["trainer.accumulate_grad_batches=2"],
+    "workers": ["data.num_workers=2"],
+    "averaged": ["callbacks.average.decay=0.9"],
+    "validates within epochs": ["trainer.val_check_interval=3"],
+    "validates every other epoch": ["trainer.check_val_every_n_epoch=2"],
+}
+
+
+class Killed(BaseException):
+    """What ``kill -9`` leaves is what has been written by then."""
+
+
+class StopAt(Callback):
+    """Stops the training after its ``n``-th batch, over all epochs."""
+
+    def __init__(self, how: str, n: int) -> None:
+        self.how, self.n = how, n
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.fit_loop.epoch_loop.total_batch_idx + 1 < self.n:
+            return
+        if self.how == "time":  # as Lightning's own Timer does
+            trainer.should_stop = True
+        elif trainer.fit_loop.epoch_loop.total_batch_idx + 1 > self.n:
+            return
+        elif self.how == "signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif self.how == "kill":
+            raise Killed
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shards")
+
+
+def config(home: Path, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(conf_dir().resolve()), version_base=None):
+        return compose("train", overrides=[*SMALL, f"home={home}", *overrides])
+
+
+def train(cfg: DictConfig, folder: Path, *stops: Callback, resume: bool = False) -> L.Trainer:
+    found = prepared(cfg)
+    assert isinstance(found, ShardSet)
+    with open_dict(cfg):
+        trainer = make_trainer(cfg, folder)
+    trainer.callbacks[:0] = stops  # type: ignore[attr-defined]
+    L.seed_everything(0, workers=True, verbose=False)
+    data = make_data(cfg, found)
+    task = make_task(cfg, found, data)
+    ckpt = folder / "checkpoints" / "last.ckpt" if resume else None
+    fit(trainer, task, data, None if ckpt is None or not ckpt.is_file() else str(ckpt), print)
+    return trainer
+
+
+def end(folder: Path, trainer: L.Trainer) -> dict[str, Any]:
+    """All that follows from a training."""
+    last, best = (
+        torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        for name in ("last", "best")
+    )
+    early = [v for k, v in last["callbacks"].items() if k.startswith("EarlyStopping")]
+    return {
+        "steps": trainer.global_step,
+        "epochs": trainer.fit_loop.epoch_progress.current.ready,
+        "val": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
+        "best": float(trainer.checkpoint_callback.best_model_score),  # type: ignore[union-attr]
+        "phrases": last["midigenre_cost"]["phrases"],
+        "patience": [(float(state["best_score"]), state["wait_count"]) for state in early],
+        "logged": last["loops"]["fit_loop"]["epoch_loop.state_dict"],
+        "weights": {k: v.tolist() for k, v in last["state_dict"].items()},
+        "moments": [
+            {k: v.tolist() for k, v in state.items()}
+            for state in last["optimizer_states"][0]["state"].values()
+        ],
+        "best weights": {k: v.tolist() for k, v in best["state_dict"].items()},
+    }
+
+
+WHOLE: dict[tuple[str, ...], dict[str, Any]] = {}
+
+
+def uninterrupted(shards: Path, settings: list[str], tmp: Path) -> dict[str, Any]:
+    key = tuple(settings)
+    if key not in WHOLE:
+        WHOLE[key] = end(tmp / "whole", train(config(shards, *settings), tmp / "whole"))
+    return WHOLE[key]
+
+
+def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for key, value in wanted.items():
+        assert found[key] == value, key
+
+
+GRID = [
+    pytest.param(task, how, place, variant,
+                 marks=[] if (task == "genre" and variant in ("plain", "accumulated")
+                              and how != "kill") else pytest.mark.slow)
+    for task, how, place, variant in itertools.product(
+        TASKS, ("steps", "time", "signal", "kill"), ("inside", "at the end"), VARIANTS)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "how", "place", "variant"), GRID)
+def test_it_ends_alike(
+    task: str, how: str, place: str, variant: str, shards: Path, tmp_path: Path
+) -> None:
+    settings = [f"task={task}", *TASKS[task], *VARIANTS[variant]]
+    wanted = uninterrupted(shards, settings, tmp_path)
+    per_epoch = wanted["steps"] // N_EPOCHS
+    assert per_epoch == (4 if variant == "accumulated" else BATCHES)
+    step = per_epoch + (per_epoch if place == "at the end" else per_epoch // 2)
+    run = tmp_path / "run"
+    if how == "steps":
+        train(config(shards, *settings, f"trainer.max_steps={step}"), run)
+    else:
+        n_batches = (
+            2 * BATCHES if place == "at the end" else BATCHES + 3
+        )  # in mid-step, or a validation
+        stop = StopAt(how, n_batches)
+        try:
+            train(config(shards, *settings), run, stop)
+            assert how == "time"
+        except (StoppedError, Killed):
+            assert how in ("signal", "kill")
+    trainer = train(config(shards, *settings), run, resume=True)
+    assert_same(end(run, trainer), wanted)
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+@pytest.mark.parametrize(
+    "bound", ["trainer.max_steps=13", "trainer.max_steps=18", "trainer.max_epochs=2"]
+)
+def test_resumed_after_its_last_step_it_is_the_same(
+    bound: str, shards: Path, tmp_path: Path
+) -> None:
+    cfg = config(shards, *TASKS["genre"], bound)
+    whole = end(tmp_path, train(cfg, tmp_path))
+    assert whole["val"]
+    assert_same(end(tmp_path, train(cfg, tmp_path, resume=True)), whole)
+
+
+def test_a_run_that_has_been_moved(shards: Path, tmp_path: Path) -> None:
+    settings = ["task=genre", *TASKS["genre"]]
+    wanted = uninterrupted(shards, settings, tmp_path)
+    train(config(shards, *settings, "trainer.max_steps=13"), tmp_path / "here")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    trainer = train(config(shards, *settings), tmp_path / "there", resume=True)
+    assert_same(end(tmp_path / "there", trainer), wanted)
+    assert not (tmp_path / "here").exists()
