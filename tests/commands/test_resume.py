@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,20 @@ def whole_run(midigenre, home):
     if not (home / "runs" / "calm").exists():
         assert midigenre("train", *SMALL, "name=calm")[0] == 0
     return only(home / "runs" / "calm")
+
+
+def test_resumed_after_its_last_step_and_elsewhere_it_leaves_the_same_bytes(midigenre, home):
+    whole = whole_run(midigenre, home)
+    copy = home / "runs" / "elsewhere" / whole.name
+    shutil.copytree(whole, copy)
+    for name in ("metrics.json", "evaluation.json", "predictions.csv", "calibration.json"):
+        (copy / name).unlink()
+    (copy / "checkpoints" / f".last.ckpt.{os.getpid()}.part").touch()
+    assert midigenre("train", f"resume={copy}")[0] == 0
+    for path in (*whole.glob("*.json"), *whole.glob("*.csv")):
+        if path.name != "cost.json":  # seconds
+            assert path.read_bytes() == (copy / path.name).read_bytes(), path.name
+    assert sorted(p.name for p in (copy / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
 def test_kill_9_in_the_middle_of_a_save(midigenre, home):

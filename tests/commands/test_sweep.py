@@ -83,6 +83,18 @@ def failed(midigenre, home, *arguments):
     return good, err
 
 
+def test_a_job_whose_loss_is_no_number_fails_and_says_where(midigenre, home):
+    status, out, err = midigenre("train", "-m", *QUICK[:-1], "trainer.max_steps=3",
+                                 "optim.lr=1e30,0.003", "name=diverged")  # fmt: skip
+    assert status == 2
+    bad, good = sorted(path for path in (home / out.strip()).iterdir() if path.is_dir())
+    (why,) = (bad / "failed.txt").read_text().splitlines()  # and no traceback
+    assert re.match(r"the loss is nan in step 2 at learning rate \S+: ", why), why
+    assert f"failed: {why}" in err
+    assert not list(bad.glob("checkpoints/*"))
+    assert (good / "evaluation.json").is_file()
+
+
 def test_a_failed_job_does_not_end_the_sweep(midigenre, home):
     _, err = failed(midigenre, home)
     assert "Traceback" not in err

@@ -16,25 +16,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, open_dict
+from short_runs import BATCHES, N_EPOCHS, TASKS, config, train
 
-from midigenre.build import make_data, make_task, make_trainer, prepared
-from midigenre.cli import conf_dir
-from midigenre.commands import job  # noqa: F401  (registers what the config needs)
-from midigenre.data.shards import ShardSet
 from midigenre.errors import StoppedError
-from midigenre.tasks.fit import fit
 
-BATCHES = 7  # of an epoch
-N_EPOCHS = 3
-SMALL = ["corpus=toy", "corpus.n_songs=24", "model.d_model=16", "model.n_heads=2", "logger=none",
-         "model.n_layers=1", "model.d_ff=16", "data.batch_phrases=8", "trainer.max_epochs=3",
-         # Its rates do not depend on where the training ends.
-         "optim.schedule=constant", "optim.warmup_share=0", "optim.lr=0.003",
-         "callbacks.progress=null", "callbacks.last.every_minutes=0"]  # fmt: skip
-TASKS = {"genre": ["tokenizer=octuple"], "generate": ["callbacks.samples=null"], "mlm": []}
 VARIANTS = {
     "plain": [],
     "accumulated": ["trainer.accumulate_grad_batches=2"],
@@ -68,30 +54,6 @@ class StopAt(Callback):
             raise Killed
 
 
-@pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("shards")
-
-
-def config(home: Path, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(conf_dir().resolve()), version_base=None):
-        return compose("train", overrides=[*SMALL, f"home={home}", *overrides])
-
-
-def train(cfg: DictConfig, folder: Path, *stops: Callback, resume: bool = False) -> L.Trainer:
-    found = prepared(cfg)
-    assert isinstance(found, ShardSet)
-    with open_dict(cfg):
-        trainer = make_trainer(cfg, folder)
-    trainer.callbacks[:0] = stops  # type: ignore[attr-defined]
-    L.seed_everything(0, workers=True, verbose=False)
-    data = make_data(cfg, found)
-    task = make_task(cfg, found, data)
-    ckpt = folder / "checkpoints" / "last.ckpt" if resume else None
-    fit(trainer, task, data, None if ckpt is None or not ckpt.is_file() else str(ckpt), print)
-    return trainer
-
-
 def end(folder: Path, trainer: L.Trainer) -> dict[str, Any]:
     """All that follows from a training."""
     last, best = (
@@ -119,10 +81,10 @@ def end(folder: Path, trainer: L.Trainer) -> dict[str, Any]:
 WHOLE: dict[tuple[str, ...], dict[str, Any]] = {}
 
 
-def uninterrupted(shards: Path, settings: list[str], tmp: Path) -> dict[str, Any]:
+def uninterrupted(home: Path, settings: list[str], tmp: Path) -> dict[str, Any]:
     key = tuple(settings)
     if key not in WHOLE:
-        WHOLE[key] = end(tmp / "whole", train(config(shards, *settings), tmp / "whole"))
+        WHOLE[key] = end(tmp / "whole", train(config(home, *settings), tmp / "whole"))
     return WHOLE[key]
 
 
@@ -142,27 +104,28 @@ GRID = [
 
 @pytest.mark.parametrize(("task", "how", "place", "variant"), GRID)
 def test_it_ends_alike(
-    task: str, how: str, place: str, variant: str, shards: Path, tmp_path: Path
+    task: str, how: str, place: str, variant: str, home: Path, tmp_path: Path
 ) -> None:
     settings = [f"task={task}", *TASKS[task], *VARIANTS[variant]]
-    wanted = uninterrupted(shards, settings, tmp_path)
+    wanted = uninterrupted(home, settings, tmp_path)
     per_epoch = wanted["steps"] // N_EPOCHS
     assert per_epoch == (4 if variant == "accumulated" else BATCHES)
     step = per_epoch + (per_epoch if place == "at the end" else per_epoch // 2)
     run = tmp_path / "run"
+    to_its_end = settings
     if how == "steps":
-        train(config(shards, *settings, f"trainer.max_steps={step}"), run)
+        train(config(home, *settings, f"trainer.max_steps={step}"), run)
+        to_its_end = [*settings, f"trainer.max_steps={wanted['steps']}"]
     else:
-        n_batches = (
-            2 * BATCHES if place == "at the end" else BATCHES + 3
-        )  # in mid-step, or a validation
-        stop = StopAt(how, n_batches)
+        # The third batch of an epoch is in mid-step, or has a validation after it.
+        n_batches = 2 * BATCHES if place == "at the end" else BATCHES + 3
+        every = ["callbacks.last.every_minutes=0"] if how == "kill" else []
         try:
-            train(config(shards, *settings), run, stop)
+            train(config(home, *settings, *every), run, StopAt(how, n_batches))
             assert how == "time"
         except (StoppedError, Killed):
             assert how in ("signal", "kill")
-    trainer = train(config(shards, *settings), run, resume=True)
+    trainer = train(config(home, *to_its_end), run, resume=True)
     assert_same(end(run, trainer), wanted)
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
@@ -170,20 +133,18 @@ def test_it_ends_alike(
 @pytest.mark.parametrize(
     "bound", ["trainer.max_steps=13", "trainer.max_steps=18", "trainer.max_epochs=2"]
 )
-def test_resumed_after_its_last_step_it_is_the_same(
-    bound: str, shards: Path, tmp_path: Path
-) -> None:
-    cfg = config(shards, *TASKS["genre"], bound)
+def test_resumed_after_its_last_step_it_is_the_same(bound: str, home: Path, tmp_path: Path) -> None:
+    cfg = config(home, *TASKS["genre"], bound)
     whole = end(tmp_path, train(cfg, tmp_path))
     assert whole["val"]
     assert_same(end(tmp_path, train(cfg, tmp_path, resume=True)), whole)
 
 
-def test_a_run_that_has_been_moved(shards: Path, tmp_path: Path) -> None:
+def test_a_run_that_has_been_moved(home: Path, tmp_path: Path) -> None:
     settings = ["task=genre", *TASKS["genre"]]
-    wanted = uninterrupted(shards, settings, tmp_path)
-    train(config(shards, *settings, "trainer.max_steps=13"), tmp_path / "here")
+    wanted = uninterrupted(home, settings, tmp_path)
+    train(config(home, *settings, "trainer.max_steps=13"), tmp_path / "here")
     shutil.move(tmp_path / "here", tmp_path / "there")
-    trainer = train(config(shards, *settings), tmp_path / "there", resume=True)
+    trainer = train(config(home, *settings), tmp_path / "there", resume=True)
     assert_same(end(tmp_path / "there", trainer), wanted)
     assert not (tmp_path / "here").exists()

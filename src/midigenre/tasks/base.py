@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import lightning as L
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from lightning.pytorch.plugins.precision import FSDPPrecision
 from matplotlib.figure import Figure
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from midigenre.data.datamodule import PhraseDataModule
@@ -86,6 +87,7 @@ class Task(L.LightningModule):
         self.describe = dict(describe)
         self.cost = Cost()
         self._still: tuple[nn.Module, ...] = ()
+        self._losses: list[tuple[int, float, Tensor]] = []  # step, learning rate, loss
 
     def freeze_first(self, freeze_layers: int | str) -> None:
         """Keeps the embedding and the first layers as they are.
@@ -188,6 +190,7 @@ class Task(L.LightningModule):
             self.trainer.check_val_every_n_epoch = 1
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (batch_idx + 1) % every == 0:
+            self.check_losses()
             self.log("train/tokens_per_second", self.cost.rate())
             self.log("train/memory_mb", peak_memory_bytes(self.device) / 2**20)
 
@@ -219,8 +222,7 @@ class Task(L.LightningModule):
             else nn.utils.clip_grad_norm_(self.parameters(), limit)
         )
         self.log("train/grad_norm", norm)
-        # That of the head, where the layers have their own.
-        self.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
+        self.log("train/lr", self._rate())
 
     def configure_optimizers(self) -> Any:
         """The optimizer, with a schedule over the steps that the trainer will make.
@@ -242,8 +244,65 @@ class Task(L.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Notes the loss, from which no step is made if it is not finite.
+
+        A GPU is not waited for: there the losses are read when others are, at every
+        ``trainer.log_every_n_steps``-th step and before every checkpoint.
+        """
+        self._losses.append((self.trainer.global_step + 1, self._rate(), loss.detach()))
+        if loss.device.type == "cpu" and self.trainer.world_size == 1:
+            self.check_losses()
+        super().backward(loss, *args, **kwargs)
+
+    def check_losses(self) -> None:
+        """Ends the training where a loss since the last call is not finite, in every process.
+
+        Raises:
+            UserError: It is not; the message names the first one's step and learning rate.
+        """
+        losses, self._losses = self._losses, []
+        finite = torch.stack([x[2] for x in losses]).isfinite().tolist() if losses else []
+        if self._anywhere(not all(finite)):
+            step, rate, loss = losses[finite.index(False) if False in finite else -1]
+            self._diverged(f"the loss is {float(loss)} in step {step}", rate)
+
+    def on_validation_end(self) -> None:
+        """Ends the training where its model cannot be validated.
+
+        Raises:
+            UserError: The loss of the validation is not finite.
+        """
+        loss = float(self.trainer.callback_metrics["val/loss"])
+        if not math.isfinite(loss):
+            step = self.trainer.global_step
+            self._diverged(f"the validation loss is {loss} after step {step}", self._rate())
+
+    def _rate(self) -> float:
+        """The learning rate; that of the head, where the layers have their own."""
+        return max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+
+    def _anywhere(self, is_so: bool) -> bool:
+        return self.trainer.strategy.reduce_boolean_decision(is_so, all=False)
+
+    def _diverged(self, what: str, rate: float) -> NoReturn:
+        half = " or precision=bf16" if self.trainer.precision == "16-mixed" else ""
+        raise UserError(
+            f"{what} at learning rate {rate:.3g}: training has stopped, and the checkpoints are "
+            f"those from before; start again with a lower optim.lr{half}"
+        )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what rebuilds the model, and what the run has cost so far."""
+        """Adds what rebuilds the model, and what the run has cost so far.
+
+        Raises:
+            UserError: The weights or a loss are not finite: they would take the place of good ones.
+        """
+        self.check_losses()
+        finite = torch.stack([p.detach().isfinite().all() for p in self.parameters()]).all()
+        if self._anywhere(not finite):
+            step = self.trainer.global_step
+            self._diverged(f"weights are infinite or no number after step {step}", self._rate())
         checkpoint[CHECKPOINT_KEY] = self.describe
         checkpoint[COST_KEY] = self.cost.state_dict()
 
