@@ -255,16 +255,16 @@ def _kept(path: Path) -> Path:
 
 
 def _move(states: dict[str, Any], here: str) -> None:
-    """Makes the paths of checkpoints those of a run folder that has been moved."""
+    """Makes the paths of checkpoints those of the run's folder: it may have been moved."""
     for state in states.values():
-        was = state.get("dirpath")
-        if was is None or was == here:
+        if "best_k_models" not in state:
             continue
         state["dirpath"] = here
         for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            state[key] = state[key].replace(was, here, 1)
+            state[key] = str(Path(here, Path(state[key]).name)) if state[key] else ""
         state["best_k_models"] = {
-            path.replace(was, here, 1): score for path, score in state["best_k_models"].items()
+            str(Path(here, Path(path).name)): score
+            for path, score in state["best_k_models"].items()
         }
 
 
