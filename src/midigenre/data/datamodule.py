@@ -185,12 +185,13 @@ class PhraseDataModule(L.LightningDataModule):
         """How far training is: Lightning begins an epoch's loader at its first batch."""
         assert self.trainer is not None
         loop = self.trainer.fit_loop
-        epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress
+        epochs = loop.epoch_progress.state_dict()["current"]
+        batches = loop.epoch_loop.batch_progress.state_dict()
+        n_done = batches["current"]["processed"]
         # Not by `processed` of the epochs: that has moved where training stops inside one.
-        inside = batches.current.processed > 0 and not batches.is_last_batch
-        if inside:
-            return {"epoch": epochs.ready - 1, "n_done": batches.current.processed}
-        return {"epoch": epochs.processed, "n_done": 0}
+        if n_done and not batches["is_last_batch"]:
+            return {"epoch": epochs["ready"] - 1, "n_done": n_done}
+        return {"epoch": epochs["processed"], "n_done": 0}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on there."""

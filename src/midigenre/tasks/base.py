@@ -280,7 +280,7 @@ class Task(L.LightningModule):
 
     def _rate(self) -> float:
         """The learning rate; that of the head, where the layers have their own."""
-        return max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+        return float(max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
 
     def _anywhere(self, is_so: bool) -> bool:
         return self.trainer.strategy.reduce_boolean_decision(is_so, all=False)
