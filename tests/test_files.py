@@ -229,3 +229,13 @@ def test_a_spreadsheet_runs_no_cell(tmp_path: Path) -> None:
 @given(st.text(st.sampled_from("'=+-@\t\r1a .e"), max_size=5))
 def test_every_cell_comes_back(text: str) -> None:
     assert csv_value(str(csv_cell(text))) == text
+
+
+@pytest.mark.parametrize("text", ["NaN", "-Infinity", '{"a": [1.5, 1e999]}', "[" * 99_999, "", "{"])
+def test_what_is_no_json_is_an_error_of_value(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"is no number|nested too deeply|Expecting"):
+        read_json(path)
+    path.write_text('[1e-3, 5, -2.5e300, "NaN"]')
+    assert read_json(path) == [1e-3, 5, -2.5e300, "NaN"]

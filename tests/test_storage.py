@@ -32,6 +32,7 @@ from midigenre.files import (
     write_json,
 )
 from midigenre.storage import (
+    check_writable,
     entries,
     exists,
     is_remote,
@@ -520,3 +521,16 @@ def requests(bucket: UPath) -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(bucket.fs), "_call_s3", counted)
         yield made
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_writable(tmp_path / "a" / "b", "set out=DIR")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/b: .*file is not a folder; set out=DIR"):
+        check_writable(tmp_path / "file" / "b", "set out=DIR")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(UserError, match=rf"cannot write .*a/b: {tmp_path} is not writable; set"):
+        check_writable(tmp_path / "a" / "b", "set out=DIR")

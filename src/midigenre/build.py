@@ -311,7 +311,7 @@ def make_data(cfg: DictConfig, shards: ShardSet) -> PhraseDataModule:
     """The phrases of prepared shards."""
     labels = class_of(plain(cfg.task)).labels_of(plain(cfg.task))
     return PhraseDataModule(
-        shards.folder,
+        shards,
         **plain(cfg.data),
         seed=cfg.seed,
         fold=cfg.fold,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import stat
@@ -97,6 +99,37 @@ def _writes(pid: int) -> bool:
     except PermissionError:
         return True
     return pid != os.getpid()
+
+
+def share_lock(path: Path, wait: bool = False) -> int | None:
+    """Shares a lock file with other readers, for as long as what it returns is open.
+
+    The lock is the system's ``flock``, as that of filelock's ``FileLock``, which excludes it and
+    which it excludes. It ends with its process however that dies; forked processes hold it along.
+
+    Args:
+        path: The file; it is made where it is missing.
+        wait: Whether to wait while a process has it alone.
+
+    Returns:
+        A descriptor, for ``os.close``; None if a process has it alone.
+
+    Raises:
+        OSError: It is missing and cannot be made, or the file system has no locks.
+    """
+    while True:
+        handle = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | (0 if wait else fcntl.LOCK_NB))
+            if os.fstat(handle).st_nlink:  # else whoever had it removed the file
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
 
 
 def make_folder(path: Location) -> None:
@@ -221,8 +254,33 @@ def write_json(path: Location, data: Any) -> None:
 
 
 def read_json(path: Location) -> Any:
-    """Content of a JSON file."""
-    return json.loads(read_bytes(path).decode("utf-8", "surrogateescape"))
+    """Content of a JSON file.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: See :func:`parse_json`.
+    """
+    return parse_json(read_bytes(path))
+
+
+def parse_json(data: bytes) -> Any:
+    """Content of JSON.
+
+    Raises:
+        ValueError: It is no JSON; ``NaN``, ``Infinity`` and ``1e999``, which Python would read,
+            are none.
+    """
+    try:
+        text = data.decode("utf-8", "surrogateescape")
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no number")
+    return number
 
 
 # A spreadsheet runs a cell that starts so as a formula, and a file's name may be anybody's.

@@ -30,6 +30,7 @@ from midigenre.files import (
     SlowReadError,
     check_regular,
     inside,
+    parse_json,
     read_bytes,
     read_json,
     sha256,
@@ -316,6 +317,27 @@ def read(path: Location, at_most: int | None = None, max_seconds: float | None =
         raise
 
 
+def read_object(path: Location, remedy: str, data: bytes | None = None) -> dict[str, Any]:
+    """Content of a JSON file that holds an object.
+
+    Args:
+        path: The file.
+        remedy: What a person can do about a damaged one.
+        data: Its bytes, where they have been read.
+
+    Raises:
+        OSError: It cannot be read.
+        UserError: It is damaged; one line names file and remedy.
+    """
+    try:
+        found = parse_json(read_bytes(path) if data is None else data)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged (no JSON: {error}); {remedy}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged (no JSON object); {remedy}")
+    return found
+
+
 def exists(path: Location) -> bool:
     """Whether a file or a folder is there.
 
@@ -357,7 +379,7 @@ def local_copy(
     readable = re.sub(r"[^\w.-]+", "_", url.rpartition("/")[2]).strip("._") or "root"
     copy = cache / f"{readable}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
     copy.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{copy}.lock"):
+    with FileLock(f"{copy}.copying.lock"):  # not that of its readers
         there = {entry.name: entry for entry in entries(folder)}
         record = copy / _RECORD
         known: dict[str, dict[str, str]] = read_json(record) if record.is_file() else {}
@@ -415,13 +437,34 @@ def _copy_file(source: UPath, target: Path, size: int | None, checksum: str | No
     )
 
 
+def check_writable(folder: Path, remedy: str) -> None:
+    """Refuses a folder that cannot be made or written, before anything is computed for it.
+
+    Args:
+        folder: The folder.
+        remedy: What to do if it cannot be written.
+
+    Raises:
+        UserError: It cannot; the message names the folder and the remedy.
+    """
+    there = _nearest(folder)
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        why = "not writable" if there.is_dir() else "not a folder"
+        raise UserError(f"cannot write {folder}: {there} is {why}; {remedy}")
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the first above it that is there."""
+    return next(f for f in (folder, *folder.absolute().parents) if f.exists())
+
+
 def room(folder: Path, needed: int, what: str) -> None:
     """Refuses ``needed`` bytes in ``folder`` that would fill the disk.
 
     Raises:
         UserError: There is less room than that and a hundredth more; it names ``what``.
     """
-    there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
+    there = _nearest(folder)
     free = shutil.disk_usage(there).free
     if needed and free < needed * 1.01:
         raise UserError(

@@ -1,11 +1,13 @@
 """``midigenre prepare`` as a person types it: verify, list, clean, grouping, old shards."""
 
+import gc
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from midigenre.data.shards import FORMAT
 from midigenre.files import read_json, write_json
 
 SMALL_TOY = ["corpus=toy", "corpus.n_songs=32"]
@@ -34,6 +36,7 @@ def test_verify_names_what_is_damaged(midigenre, shelf):
     assert f"{part} is damaged" in err
     assert f"midigenre prepare clean={folder.name}" in err
     # What the message says is what mends it.
+    gc.collect()  # this process, unlike a person's, has not ended
     status, out, err = midigenre("prepare", f"clean={folder.name}", f"home={shelf}", "yes=true")
     assert (status, json.loads(out)["name"]) == (0, folder.name), err
     assert prepare(midigenre, shelf, "verify=true")[0] == folder
@@ -87,18 +90,16 @@ def test_groupings_make_folders_of_their_own(midigenre, shelf):
     assert "prepare.grouping=nearly: choose none, exact, near" in err
 
 
-@pytest.mark.parametrize(("version", "status"), [(2, 0), (1, 2), (99, 2)])
-def test_shards_of_other_versions(midigenre, shelf, tmp_path, version, status):
-    """Format 2 had no checksums of its tables and no kinds of duplicates."""
+@pytest.mark.parametrize("version", [FORMAT - 1, FORMAT + 1])
+def test_shards_of_other_versions(midigenre, shelf, tmp_path, version):
     folder, _ = prepare(midigenre, shelf)
     copy = shutil.copytree(folder, tmp_path / "toy-remi-00000000")
     spec = read_json(copy / "spec.json")
-    del spec["tables"]
     write_json(copy / "spec.json", spec | {"format": version})
-    found, _, err = midigenre("prepare", f"shards={copy}", "verify=true")
-    assert found == status
-    if status:
-        assert f"has shard format {version}, this version reads 2 and 3" in err
+    for words in (["prepare", f"shards={copy}", "verify=true"], ["inspect", f"path={copy}"]):
+        status, _, err = midigenre(*words)
+        assert status == 2
+        assert f"has shard format {version}, this version reads {FORMAT};" in err
         assert "midigenre prepare clean=old" in err
 
 
@@ -106,18 +107,3 @@ def test_a_bucket_cannot_be_listed_here(midigenre, shelf):
     status, _, err = midigenre("prepare", "list=true", "prepare.folder=memory://x")
     assert status == 2
     assert "prepare.folder=memory://x" in err
-
-
-def test_a_run_of_an_earlier_version_is_evaluated_on_its_own_shards(
-    midigenre, home, toy_run, tmp_path, monkeypatch
-):
-    shutil.copytree(home / toy_run, tmp_path / toy_run)
-    then = Path(read_json(home / toy_run / "spec.json")["shards"]).name
-    shutil.copytree(home / "shards" / then, tmp_path / "shards" / then)
-    spec = read_json(tmp_path / "shards" / then / "spec.json")
-    write_json(tmp_path / "shards" / then / "spec.json", spec | {"format": 2, "tables": {}})
-    monkeypatch.chdir(tmp_path)
-    status, out, err = midigenre("evaluate", f"run={toy_run}")
-    assert status == 0, err
-    assert out
-    assert [path.name for path in (tmp_path / "shards").iterdir()] == [then]

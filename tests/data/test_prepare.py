@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import errno
+import gc
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -542,6 +544,7 @@ def test_workers_and_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     corpus = songs_in(tmp_path / "songs", 10)
     code = f"""
 import sys
+import threading
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from toysongs import prepared, songs_in
@@ -687,3 +690,34 @@ def test_safe_name() -> None:
     assert safe_name("a/b c=1#[x].mid") == "a_b_c_1_x_.mid"
     assert safe_name("../..") == "_"
     assert "/" not in safe_name("/etc/passwd")
+
+
+def test_readers_do_not_make_each_other_wait(tmp_path: Path) -> None:
+    """A second training of the same shards begins while the first one reads them."""
+    said: list[str] = []
+    first = prepared(Toy(n_songs=20), tmp_path)
+    again = prepared(Toy(n_songs=20), tmp_path, progress=lambda what, *_: said.append(what))
+    assert again.folder == first.folder
+    assert not any(what.startswith(("waiting", "encoding")) for what in said)
+
+
+def test_a_folder_is_not_made_again_under_its_readers(tmp_path: Path) -> None:
+    first = prepared(Toy(n_songs=20), tmp_path)
+    (first.folder / "report.json").unlink()
+    waiting, made = threading.Event(), []
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what.startswith("waiting for another process that prepares or reads"):
+            waiting.set()
+
+    thread = threading.Thread(
+        target=lambda: made.append(prepared(Toy(n_songs=20), tmp_path, progress=progress))
+    )
+    thread.start()
+    assert waiting.wait(60)
+    assert not made
+    first.verify()
+    del first
+    gc.collect()
+    thread.join()
+    assert len(made[0]) == 20

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 from toysongs import in_memory, midi, tokenizer
 
-from midigenre.data.shards import FORMAT, MemorySongs, ShardSet
+from midigenre.data import shards as module
+from midigenre.data.prepare import refresh_report
+from midigenre.data.shards import FORMAT, MemorySongs, ShardSet, open_shards
 from midigenre.errors import UserError
 from midigenre.files import read_json, write_json
 from midigenre.song import NOTE_COLUMNS
@@ -172,15 +175,141 @@ def test_one_flipped_bit_is_found(toy: ShardSet, tmp_path: Path) -> None:
         ShardSet(folder).verify()
 
 
-def test_a_part_that_is_cut_or_gone(toy: ShardSet, tmp_path: Path) -> None:
+def reseal(folder: Path, **changes: object) -> None:
+    """Changes spec.json as somebody who knows its checksum would."""
+    spec = read_json(folder / "spec.json") | changes
+    write_json(folder / "spec.json", spec | {"sha256": module._sum_of(spec)})
+
+
+def other_schema(path: Path) -> bytes:
+    table = pa.table({"song_id": ["a"], "ids": [[1, 2]]})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return path.read_bytes()
+
+
+def bad_offsets(path: Path) -> bytes:
+    """The same songs, but one list of tokens ends far behind the values."""
+    batch = pa.ipc.open_file(path.read_bytes()).read_all().combine_chunks().to_batches()[0]
+    ids = batch.column("ids")
+    ends = ids.offsets.to_numpy().copy()
+    ends[3] = 10**9
+    columns = {name: batch.column(name) for name in batch.schema.names}
+    columns["ids"] = pa.Array.from_buffers(
+        ids.type, len(ids), [None, pa.py_buffer(ends)], children=[ids.values]
+    )
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(list(columns.values()), schema=batch.schema))
+    return path.read_bytes()
+
+
+BAD_PARTS: dict[str, tuple[Callable[[Path], bytes], str]] = {
+    "cut": (lambda p: p.read_bytes()[:-8], "not "),
+    "empty": (lambda p: b"", "it has 0 bytes"),
+    "zeros": (lambda p: bytes(p.stat().st_size), "Arrow"),
+    "random": (lambda p: np.random.default_rng(0).bytes(p.stat().st_size), "Arrow"),
+    "cut and filled up": (
+        lambda p: p.read_bytes()[: p.stat().st_size // 2].ljust(p.stat().st_size, b"x"), "Arrow",
+    ),
+    "another schema": (other_schema, "part of other shards"),
+    "offsets out of range": (bad_offsets, "Offset"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["", "size known"])
+@pytest.mark.parametrize("kind", BAD_PARTS)
+def test_a_bad_part_is_one_line(toy: ShardSet, tmp_path: Path, kind: str, known: bool) -> None:
     folder = copy(toy, tmp_path / "s")
     path = folder / "part-00001.arrow"
-    path.write_bytes(path.read_bytes()[:-8])
-    shards = ShardSet(folder)
-    with pytest.raises(UserError, match=r"part-00001\.arrow is missing or not whole"):
-        shards.encoded(0)
-    path.unlink()
-    with pytest.raises(UserError, match=r"part-00001\.arrow is missing or not whole"):
-        shards.song(40)
-    with pytest.raises(UserError, match=r"part-00001\.arrow is missing"):
-        shards.verify()
+    change, problem = BAD_PARTS[kind]
+    path.write_bytes(change(path))
+    if known:  # the size alone does not give it away
+        size = path.stat().st_size
+        parts = [p | ({"bytes": size} if p["file"] == path.name else {}) for p in toy.parts]
+        reseal(folder, parts=parts)
+    with pytest.raises(UserError) as caught:
+        ShardSet(folder)
+    message = str(caught.value)
+    assert message.startswith(f"{path} is damaged (")
+    assert "\n" not in message
+    assert "`midigenre prepare clean=s`" in message
+    assert "run `midigenre prepare` again" in message
+    if known and kind not in ("cut", "empty"):
+        assert problem in message
+
+
+def test_a_part_of_other_songs_or_gone(toy: ShardSet, tmp_path: Path) -> None:
+    folder = copy(toy, tmp_path / "s")
+    last = toy.parts[-1]["file"]
+    shutil.copy(folder / "part-00000.arrow", folder / last)
+    size = (folder / last).stat().st_size
+    reseal(folder, parts=[*toy.parts[:-1], toy.parts[-1] | {"bytes": size}])
+    with pytest.raises(UserError, match=rf"{last} is damaged \(it has 10 songs, not 8\)"):
+        ShardSet(folder)
+    (folder / last).unlink()
+    with pytest.raises(UserError, match=rf"{last} is damaged \(No such file"):
+        ShardSet(folder)
+
+
+def lines(data: bytes, change: Callable[[list[bytes]], list[bytes]]) -> bytes:
+    return b"".join(change(data.splitlines(keepends=True)))
+
+
+BAD_FILES: list[tuple[str, str, Callable[[bytes], bytes], str]] = [
+    ("spec.json", "cut", lambda d: d[: len(d) // 2], "no JSON"),
+    ("spec.json", "empty", lambda d: b"", "no JSON"),
+    ("spec.json", "binary", lambda d: b"\x00\xff" * 9, "no JSON"),
+    ("spec.json", "NaN", lambda d: d.replace(b'"format": 5', b'"format": NaN'), "NaN"),
+    ("spec.json", "deep", lambda d: b"[" * 100_000, "nested too deeply"),
+    ("spec.json", "list", lambda d: b"[]", "no JSON object"),
+    ("spec.json", "null", lambda d: b"null", "no JSON object"),
+    ("spec.json", "another class name", lambda d: d.replace(b'"waltz"', b'"walz"'), "changed"),
+    ("spec.json", "without its checksum", lambda d: d.replace(b'"sha256"', b'"sha1"'), "changed"),
+    ("manifest.csv", "cut", lambda d: d[: len(d) // 2], "damaged"),
+    ("manifest.csv", "empty", lambda d: b"", "damaged"),
+    ("manifest.csv", "fewer rows", lambda d: lines(d, lambda x: x[:-3]), "45 rows for 48 songs"),
+    ("manifest.csv", "other order", lambda d: lines(d, lambda x: [x[0], *x[:0:-1]]), "changed"),
+    ("manifest.csv", "another class", lambda d: d.replace(b",waltz,", b",rock,"), "changed"),
+    ("manifest.csv", "another split", lambda d: d.replace(b",test,", b",train,", 1), "changed"),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "change", "problem"), BAD_FILES)
+def test_a_changed_file_is_one_line(
+    toy: ShardSet,
+    tmp_path: Path,
+    name: str,
+    kind: str,
+    change: Callable[[bytes], bytes],
+    problem: str,
+) -> None:
+    path = copy(toy, tmp_path / "s") / name
+    data = path.read_bytes()
+    path.write_bytes(change(data))
+    assert path.read_bytes() != data
+    for open_it in (lambda: ShardSet(path.parent), lambda: open_shards(path.parent, tmp_path)):
+        with pytest.raises(UserError) as caught:
+            open_it()
+        message = str(caught.value)
+        assert message.startswith(f"{path} ")
+        assert problem in message
+        assert "\n" not in message
+        assert "`midigenre prepare clean=s`" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"phrase_bars": NaN}'])
+def test_a_bad_report_is_one_line(toy: ShardSet, tmp_path: Path, content: bytes) -> None:
+    shards = ShardSet(copy(toy, tmp_path / "s"))
+    path = shards.folder / "report.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"report\.json is damaged \(no .*clean=s") as caught:
+        refresh_report(shards, 4, 1024)
+    assert "\n" not in str(caught.value)
+
+
+def test_opening_does_not_read_the_songs(toy: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    real = module.sha256
+    monkeypatch.setattr(module, "sha256", lambda path: hashed.append(path.name) or real(path))
+    ShardSet(toy.folder)
+    assert hashed == ["manifest.csv"]

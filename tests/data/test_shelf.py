@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -25,9 +29,11 @@ from toysongs import prepared
 from midigenre.commands import shelf as command
 from midigenre.corpora.toy import Toy
 from midigenre.data import shelf
+from midigenre.data.datamodule import PhraseDataModule
+from midigenre.data.prepare import refresh_report
 from midigenre.data.shards import FORMAT, ShardSet
 from midigenre.errors import UserError
-from midigenre.files import read_json, write_json
+from midigenre.files import read_json, share_lock, write_json
 
 HOLD = """
 import sys, time
@@ -117,11 +123,11 @@ def held(lock: Path) -> Iterator[None]:
 
 def test_a_preparation_is_finished(tmp_path: Path) -> None:
     begin = time.time()
-    shards = prepared(Toy(n_songs=20), tmp_path)
+    folder = prepared(Toy(n_songs=20), tmp_path).folder
     [entry] = shelf.entries(tmp_path / "shards")
-    assert (entry.folder, entry.corpus, entry.tokenizer) == (shards.folder, "toy", "remi")
+    assert (entry.folder, entry.corpus, entry.tokenizer) == (folder, "toy", "remi")
     assert (entry.songs, entry.state, entry.detail) == (20, "finished", "")
-    assert entry.bytes == sum(p.stat().st_size for p in shards.folder.iterdir())
+    assert entry.bytes == sum(p.stat().st_size for p in folder.iterdir())
     assert begin - 1 <= entry.modified <= time.time()
     assert 0 <= entry.age_days < 0.01
 
@@ -145,9 +151,9 @@ def test_states(root: Path, put: Callable[[str], Path]) -> None:
         "5": "damaged", "6": "damaged", "7": "damaged", "8": "unfinished", "9": "unfinished",
     }  # fmt: skip
     assert found["2"].detail == f"format {FORMAT - 1}, this version reads {FORMAT}"
-    assert "spec.json cannot be read" in found["3"].detail
-    assert found["5"].detail == "part-00002.arrow is missing"
-    assert found["6"].detail == "part-00001.arrow is not whole"
+    assert found["3"].detail.startswith("spec.json is damaged (no JSON: ")
+    assert found["5"].detail == "part-00002.arrow is damaged (No such file or directory)"
+    assert found["6"].detail.startswith("part-00001.arrow is damaged (it has ")
     assert found["8"].corpus == "my-new-corpus"
     assert found["8"].tokenizer == "remi"
     assert (found["8"].songs, found["8"].bytes) == (None, 10)
@@ -178,23 +184,90 @@ def test_in_work_while_this_process_holds_the_lock(root: Path) -> None:
         assert states(root) == {"toy-remi-00000000": "in work"}
 
 
-def test_locks_may_lie_elsewhere(
-    root: Path, tmp_path: Path, put: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+def test_in_use_while_somebody_reads_them(
+    root: Path, put: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = put("toy-remi-00000000")
+    put("toy-remi-00000001")
+    data = PhraseDataModule(folder)  # what a training holds
+    another = ShardSet(folder)  # of a sweep: many read at once
+    console = said()
+    command.show(root, console)
+    assert states(root) == {folder.name: "in use", "toy-remi-00000001": "finished"}
+    assert "in use: a process reads it" in text(console)
+    removed = command.clean(root, "toy-*", console, yes)
+    assert [entry.name for entry in removed] == ["toy-remi-00000001"]
+    assert f"{folder.name} stays: a process reads it" in text(console)
+    with pytest.raises(UserError, match="all of them are in use"):
+        command.clean(root, folder.name, console, yes)
+    # Opened after the listing, while the person was asked.
+    assert shelf.remove(replace(shelf.entries(root)[0], state="finished")) == "a process reads it"
+    assert data.shards.verify() is None
+    del another
+    assert states(root)[folder.name] == "in use"
+    del data
+    gc.collect()
+    assert states(root) == {folder.name: "finished"}
+    capsys.readouterr()
+
+
+def test_workers_hold_them_and_a_killed_reader_does_not(
+    root: Path, put: Callable[[str], Path]
+) -> None:
+    folder = put("toy-remi-00000000")
+    shards = ShardSet(folder)
+    child = os.fork()
+    if child == 0:  # a loader's worker; its parent is gone before it
+        signal.pause()
+    del shards
+    gc.collect()
+    assert states(root) == {folder.name: "in use"}
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert states(root) == {folder.name: "finished"}
+
+
+def test_shards_in_work_are_not_opened(root: Path, put: Callable[[str], Path]) -> None:
+    folder = put("toy-remi-00000000")
+    with (
+        FileLock(root / "toy-remi-00000000.lock"),
+        pytest.raises(UserError, match="is being prepared or removed by another process"),
+    ):
+        ShardSet(folder)
+
+
+def test_a_reader_that_waits_gets_no_lock_of_what_was_removed(tmp_path: Path) -> None:
+    path, found = tmp_path / "x.lock", []
+    lock = FileLock(path)
+    lock.acquire()
+    waiter = threading.Thread(target=lambda: found.append(share_lock(path, wait=True)))
+    waiter.start()
+    time.sleep(0.2)
+    path.unlink()  # as a removal does, which has it alone
+    lock.release()
+    waiter.join()
+    assert os.path.samestat(os.fstat(found[0]), path.stat())
+    os.close(found[0])
+
+
+def test_read_only_shards_are_read(
+    root: Path, put: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = put("toy-remi-00000000")
     (root / f"{folder.name}.lock").unlink()
-    locks = tmp_path / "locks"
-    locks.mkdir()
-    for name in (folder.name, "toy-remi-00000001"):
-        (locks / f"{name}.lock").touch()
-    with held(locks / f"{folder.name}.lock"):
-        console = said()
-        command.show(root, console, locks)
-        assert json.loads(capsys.readouterr().out)["state"] == "in work"
-        with pytest.raises(UserError, match="processes work on all of them"):
-            command.clean(root, folder.name, console, yes, locks)
-    command.clean(root, folder.name, said(), yes, locks)
-    assert os.listdir(root) == os.listdir(locks) == []
+    real = os.open
+
+    def read_only(path: Any, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, "Read-only file system", path)
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", read_only)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    before = (folder / "report.json").read_bytes()
+    shards = ShardSet(folder)
+    assert refresh_report(shards, 2, 512)["phrase_bars"] == 2
+    assert (folder / "report.json").read_bytes() == before
 
 
 def test_foreign_folders_and_files_are_left_out(root: Path, put: Callable[[str], Path]) -> None:
@@ -337,12 +410,12 @@ def test_what_is_in_work_stays(root: Path, put: Callable[[str], Path]) -> None:
     with held(root / f"{folder.name}.lock"):
         removed = command.clean(root, "toy-*", console, yes)
         assert [entry.name for entry in removed] == ["toy-remi-00000001"]
-        with pytest.raises(UserError, match="processes work on all of them"):
+        with pytest.raises(UserError, match="all of them are in use"):
             command.clean(root, "toy-*", console, yes)
         # It began after the listing, while the person was asked.
         entry = replace(shelf.entries(root)[0], state="finished")
-        assert shelf.remove(entry) == "a process works on it"
-    assert f"{folder.name} stays: a process works on it" in text(console)
+        assert shelf.remove(entry) == "a process prepares or removes it"
+    assert f"{folder.name} stays: a process prepares or removes it" in text(console)
     assert ShardSet(folder).verify() is None
 
 

@@ -180,3 +180,30 @@ def test_a_damaged_file_is_named(content, tmp_path):
     (tmp_path / "calibration.json").write_text(content)
     with pytest.raises(UserError, match=r"calibration\.json is damaged"):
         Calibration.of_run(tmp_path, tmp_path / "best.ckpt")
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", '"1.0"', "true", "[1]"])
+@pytest.mark.parametrize("key", ["temperature", "max_energy", "min_confidence", "quantiles"])
+def test_a_number_that_is_none_is_refused_and_not_used(key, value, tmp_path):
+    refuse(tmp_path, key, value)
+
+
+@pytest.mark.parametrize("value", ["0", "-2.5"])
+def test_a_temperature_is_above_0(value, tmp_path):
+    refuse(tmp_path, "temperature", value)
+
+
+def refuse(folder, key, value):
+    fit = LevelCalibration.fit(*drawn(n=100), np.arange(100.0))
+    Calibration({"genre": {"phrase": fit, "song": fit}}).save(folder)
+    path = folder / "calibration.json"
+    data = json.loads(path.read_text())
+    level = data["labels"]["genre"]["song"]
+    if key == "quantiles":
+        level["confidence_quantiles"][50] = "HERE"
+    else:
+        level[key] = "HERE"
+    path.write_text(json.dumps(data).replace('"HERE"', value))
+    with pytest.raises(UserError, match=r"json is damaged .*go on without calibration") as error:
+        Calibration.of_run(folder, folder / "best.ckpt")
+    assert "\n" not in str(error.value)

@@ -41,7 +41,12 @@ def test_console_tables():
         assert word in text
     assert "the model" not in text  # no note
     assert "no hist_gb baseline: it is gone" in text
-    assert "–" in text  # recall of a class without support
+
+
+def test_a_class_that_nothing_is_or_is_taken_for_is_named_once():
+    text = printed(evaluation(0.1))
+    assert text.count("never") == 1
+    assert "genre: no song here has 'never': left out of tables and figures" in text
 
 
 def test_a_winning_baseline_is_named():

@@ -1,13 +1,16 @@
 """Figures draw for every size, without warnings and without pyplot's global state."""
 
+import itertools
 import subprocess
 import sys
+import time
 import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from midigenre.evaluation.figures import confusion_figure, piano_roll_figure, save
 
@@ -53,6 +56,47 @@ def test_confusion_figure_without_counts(tmp_path):
     save(confusion_figure(np.zeros((3, 3), int), ["a", "b", "c"], "empty"), tmp_path / "a.png")
     with pytest.raises(ValueError, match="for 3 names"):
         confusion_figure(np.zeros((2, 2), int), ["a", "b", "c"], "wrong")
+
+
+def overlaps(labels, renderer, turned):
+    """Whether neighbours among the names beside an axis touch, along that axis."""
+    boxes = [label.get_window_extent(renderer) for label in labels]
+    ends = [(b.x0, b.x1) if turned else (b.y0, b.y1) for b in boxes]
+    ends.sort()
+    return any(a[1] > b[0] + 1 for a, b in itertools.pairwise(ends))
+
+
+@pytest.mark.parametrize("n", [3, 12, 40, 41, 100, 200, 1000])
+def test_a_confusion_figure_is_bounded_and_readable(n):
+    """100 classes took 24 CPU seconds and 2 GB, 200 took 7 GB."""
+    counts = np.ones((n, n), int)
+    began = time.process_time()
+    figure = confusion_figure(counts, [f"composer {i:03d} {'of Rome ' * 9}" for i in range(n)], "x")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    assert time.process_time() - began < 12
+    assert max(figure.get_size_inches()) < 27
+    axes = figure.axes[0]
+    assert len(axes.texts) == (2 * n * n + 1 if n <= 40 else 1)
+    renderer = canvas.get_renderer()
+    assert not overlaps(axes.get_yticklabels(), renderer, turned=False)
+    upright = axes.get_xticklabels()[0].get_rotation() == 90
+    assert upright == (n >= 100)
+    if upright:
+        assert not overlaps(axes.get_xticklabels(), renderer, turned=True)
+    assert ("one name in" in axes.get_ylabel()) == (n > 112)
+    assert all(len(label.get_text()) <= 49 for label in axes.get_yticklabels())
+
+
+def test_classes_without_rows_and_predictions_are_left_out():
+    counts = np.zeros((4, 4), int)
+    counts[0, 0], counts[0, 2] = 7, 1  # nothing is 2, but something is taken for it
+    figure = confusion_figure(counts, ["a", "b", "c", "d"], "x")
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a  (8)", "c  (0)"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "c"]
+    np.testing.assert_allclose(np.asarray(axes.images[0].get_array()), [[7 / 8, 1 / 8], [0, 0]])
+    assert "2 of 4 classes without rows" in texts(figure)
 
 
 @pytest.mark.parametrize(

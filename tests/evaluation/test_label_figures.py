@@ -42,10 +42,20 @@ def test_counts_shares_and_totals(tmp_path: Path) -> None:
 
 
 def test_a_class_without_songs_and_no_song_at_all(tmp_path: Path) -> None:
-    figure = label_figure([[0, 0], [1, 3]], LABELS, (["a", "b"], ["x", "y"]), "t")
-    assert texts(figure)[:2] == ["·", "·"]
+    songs = [[0, 0, 0], [1, 0, 3]]
+    figure = label_figure(songs, LABELS, (["a", "b"], ["x", "z", "y"]), "t")
+    assert texts(figure)[:4] == ["1", "25%", "3", "75%"]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["b  (4)"]
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["x  (1)", "y  (3)"]
     save(figure, tmp_path / "f.png")
     save(label_figure([[0]], LABELS, (["a"], ["x"]), "t"), tmp_path / "g.png")
+
+
+def test_a_large_table_is_bounded() -> None:
+    songs = np.ones((300, 2), int)
+    figure = label_figure(songs, LABELS, ([f"genre {i}" for i in range(300)], ["x", "y"]), "t")
+    assert max(figure.get_size_inches()) < 26
+    assert len(figure.axes[0].texts) == 1  # the subtitle
 
 
 def test_a_table_that_does_not_fit() -> None:

@@ -359,7 +359,7 @@ def test_no_code_of_a_file_is_run(blend, tmp_path):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("damage", ["no arrays", "cut", "no json", "version", "kind"])
+@pytest.mark.parametrize("damage", ["no arrays", "cut", "NaN", "no json", "inf", "version", "kind"])
 def test_damaged_files_are_refused_in_words(damage, blend, tmp_path):
     SongModels("blend", {"genre": "abc"}, {"genre": blend}, "x").save(tmp_path)
     npz, about = tmp_path / "arrays.npz", tmp_path / "model.json"
@@ -367,8 +367,17 @@ def test_damaged_files_are_refused_in_words(damage, blend, tmp_path):
         npz.unlink()
     elif damage == "cut":
         npz.write_bytes(npz.read_bytes()[:500])
+    elif damage == "NaN":
+        with np.load(npz) as stored:
+            arrays = dict(stored)
+        arrays["0/ngram_lr/intercept"][1] = np.nan
+        np.savez(npz, **arrays)
     elif damage == "no json":
         about.write_text("{")
+    elif damage == "inf":
+        text = about.read_text()
+        about.write_text(text.replace("0.", "1e999, 0.", 1))
+        assert about.read_text() != text
     else:
         changed = {"version": {"format": 99}, "kind": {"kind": "vote"}}[damage]
         about.write_text(json.dumps(json.loads(about.read_text()) | changed))

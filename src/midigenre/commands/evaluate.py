@@ -26,6 +26,7 @@ from midigenre.evaluation.report import print_scores
 from midigenre.evaluation.score_figures import evaluation_figures
 from midigenre.files import write_json
 from midigenre.spec import UNKNOWN
+from midigenre.storage import check_writable
 from midigenre.tasks.evaluate import evaluate_split, fit_calibration
 from midigenre.tasks.songs import SongAggregate, load_song_models
 from midigenre.tokenizers.base import from_spec
@@ -50,6 +51,8 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         raise UserError(f"subset={cfg.subset}; choose {', '.join(SUBSETS)}")
     device = device_of(cfg.device)
     trained = load_run(cfg.run, cfg.ckpt)
+    folder = (trained.folder or Path(".")) / "evaluation"
+    check_writable(folder, "evaluate a copy of the run that is yours: cp -r RUN COPY, run=COPY")
     own = None
     foreign = cfg.get("corpus") is not None or cfg.shards is not None
     with progress_bars() as progress:
@@ -64,7 +67,6 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
                 f"run={cfg.run} has no config.yaml, so its test set is not known; give corpus=..."
             )
     name = shards.folder.name.rsplit("-", 2)[0]
-    folder = (trained.folder or Path(".")) / "evaluation"
     own_data = None if own is None else _data(own, trained, own=True)
     aggregate = _aggregate(trained)
     evaluation = evaluate_split(
@@ -129,7 +131,7 @@ def _own_shards(trained: Run, cfg: DictConfig, progress: Any) -> ShardSet | None
 def _data(shards: ShardSet, trained: Run, *, own: bool) -> PhraseDataModule:
     """The phrases; of the run's own songs only those of its fold and its protocol's part."""
     return PhraseDataModule(
-        shards.folder, **(trained.data if own else {**trained.data, "fold": None, "protocol": None})
+        shards, **(trained.data if own else {**trained.data, "fold": None, "protocol": None})
     )
 
 

@@ -49,6 +49,7 @@ from midigenre.files import write_json
 from midigenre.generation.sampling import SamplingSettings
 from midigenre.song import Song
 from midigenre.spec import UNKNOWN
+from midigenre.storage import check_writable
 from midigenre.tasks.listen import Heard, listen
 from midigenre.tokenizers.base import from_spec
 from midigenre.trained import Run, device_of, load_run
@@ -81,6 +82,8 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     judge = load_run(cfg.judge, cfg.judge_ckpt, "classifier", "judge")
     labels = _labels(generator, judge)
     _check_over(cfg, judge, labels)
+    folder = _folder(cfg, generator, judge, settings)
+    check_writable(folder, "set out=DIR")
     with progress_bars() as progress:
         songs = own_shards(generator, cfg.home, cfg.n_workers, progress)
         heard_before = own_shards(judge, cfg.home, cfg.n_workers, progress)
@@ -100,7 +103,6 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
             cfg.n,
             {label: values[training] for label, values in indices.items()},
         )
-        folder = _folder(cfg, generator, judge, settings)
         pieces = Pieces(generator, settings, folder, device, cfg.batch, cfg.quantize, progress)
         n = len(next(iter(told.values())))
         sets = {"told": pieces.draw("told", told, 0)}

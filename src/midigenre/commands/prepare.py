@@ -61,11 +61,11 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
 
 def _shelf(cfg: DictConfig) -> None:
     """``list=true`` and ``clean=...``."""
-    locks = Path(cfg.home) / "shards"
-    root = locks if cfg.prepare.folder is None else location(cfg.prepare.folder)
+    folder = cfg.prepare.folder
+    root = Path(cfg.home) / "shards" if folder is None else location(folder)
     if not isinstance(root, Path):
         raise UserError(f"prepare.folder={root}: list=true and clean=... look at folders here only")
     if cfg.clean is not None:
-        clean(root, str(cfg.clean), console, asker(console, cfg.yes), locks)
+        clean(root, str(cfg.clean), console, asker(console, cfg.yes))
     if cfg.list:
-        show(root, console, locks)
+        show(root, console)

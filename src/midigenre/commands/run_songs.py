@@ -53,4 +53,4 @@ def own_shards(trained: Run, home: str, n_workers: int | None, progress: Any) ->
 
 def own_phrases(shards: ShardSet, trained: Run) -> PhraseDataModule:
     """The phrases of a run's own songs, those of its fold alone."""
-    return PhraseDataModule(shards.folder, **trained.data)
+    return PhraseDataModule(shards, **trained.data)

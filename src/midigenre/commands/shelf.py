@@ -14,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from midigenre.data.shelf import (
+    BUSY,
     DAMAGED,
     FINISHED,
+    IN_USE,
     IN_WORK,
     Entry,
     chosen,
@@ -28,18 +30,17 @@ from midigenre.errors import UserError
 Ask = Callable[[str], bool]
 """Puts a question and returns whether the answer is yes."""
 
-_STYLES = {FINISHED: "green", IN_WORK: "cyan", DAMAGED: "red"}
+_STYLES = {FINISHED: "green", IN_WORK: "cyan", IN_USE: "cyan", DAMAGED: "red"}
 
 
-def show(shards_root: Path, console: Console, locks: Path | None = None) -> None:
+def show(shards_root: Path, console: Console) -> None:
     """Prints a table of the shards, the latest first, and a JSON object for each on stdout.
 
     Args:
         shards_root: ``shards/`` of a home; it need not be there.
         console: For people.
-        locks: Folder of the lock files (None: ``shards_root``).
     """
-    found = sorted(entries(shards_root, locks), key=lambda entry: -entry.modified)
+    found = sorted(entries(shards_root), key=lambda entry: -entry.modified)
     if not found:
         console.print(f"{shards_root} holds no shards", highlight=False, markup=False)
         return
@@ -53,7 +54,6 @@ def clean(
     patterns: str | Sequence[str],
     console: Console,
     ask: Ask,
-    locks: Path | None = None,
 ) -> list[Entry]:
     """Removes shards, after it has said which and was told yes.
 
@@ -64,23 +64,22 @@ def clean(
         patterns: Names, globs, or ``unfinished``, ``old`` (other formats) and ``damaged``.
         console: For people.
         ask: See :func:`asker`.
-        locks: Folder of the lock files (None: ``shards_root``).
 
     Returns:
         The removed ones.
 
     Raises:
-        UserError: A pattern stands for nothing or all that it stands for is in work; or one cannot
+        UserError: A pattern stands for nothing or all that it stands for is in use; or one cannot
             be removed.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    found = chosen(entries(shards_root, locks), patterns, shards_root)
-    free = [entry for entry in found if entry.state != IN_WORK]
+    found = chosen(entries(shards_root), patterns, shards_root)
+    free = [entry for entry in found if entry.state not in BUSY]
     for entry in found:
-        if entry.state == IN_WORK:
-            _say(console, f"{entry.name} stays: a process works on it")
+        if entry.state in BUSY:
+            _say(console, f"{entry.name} stays: {entry.detail}")
     if not free:
-        raise UserError(f"clean={','.join(patterns)}: processes work on all of them; try later")
+        raise UserError(f"clean={','.join(patterns)}: all of them are in use; try later")
     console.print(_table(free, "to remove"))
     many = f"these {len(free):,} folders" if len(free) > 1 else free[0].name
     size = decimal(sum(entry.bytes for entry in free))
@@ -95,7 +94,7 @@ def clean(
             continue
         removed.append(entry)
         print(_json(entry), flush=True)
-    leftovers = remove_lock_files(shards_root, locks)
+    leftovers = remove_lock_files(shards_root)
     size = decimal(sum(entry.bytes for entry in removed))
     also = f" and {len(leftovers)} leftover lock files" if leftovers else ""
     _say(console, f"removed {len(removed):,} of {len(free):,} ({size}){also}")

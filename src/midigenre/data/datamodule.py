@@ -37,7 +37,7 @@ class PhraseDataModule(L.LightningDataModule):
     read every non-overlapping phrase once.
 
     Args:
-        shards: Folder of the prepared corpus.
+        shards: The prepared corpus, or its folder.
         phrase_bars: Bars in a phrase; None where ``phrase_seconds`` says its length.
         phrase_seconds: Length of a phrase in seconds (see
             :class:`~midigenre.data.phrases.Seconds`), else None.
@@ -72,7 +72,7 @@ class PhraseDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        shards: str | Path,
+        shards: ShardSet | str | Path,
         phrase_bars: int | None = 4,
         phrase_seconds: float | None = None,
         max_tokens: int = 1024,
@@ -94,7 +94,7 @@ class PhraseDataModule(L.LightningDataModule):
         protocol: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.shards = ShardSet(Path(shards))
+        self.shards = shards if isinstance(shards, ShardSet) else ShardSet(Path(shards))
         length = {"phrase_bars": phrase_bars, "phrase_seconds": phrase_seconds}
         self.length = phrase_length(length, self.shards.tokens)
         for name, value in (

@@ -24,10 +24,10 @@ from midigenre.data.groups import (
 )
 from midigenre.data.near import ROW
 from midigenre.data.read import DIGEST_BYTES
-from midigenre.data.shards import FORMAT
+from midigenre.data.shards import write_spec
 from midigenre.data.split import assign_splits
 from midigenre.errors import UserError
-from midigenre.files import sha256, write_csv, write_json
+from midigenre.files import write_csv
 from midigenre.music import REFUSALS
 from midigenre.spec import LabelSpec
 from midigenre.storage import Location
@@ -116,13 +116,7 @@ def write_tables(
         duplicate_rows(found, outcome.kept, splits),
         ["group", "kind", "song_id", "path", "split", *corpus.labels],
     )
-    tables = ("manifest.csv", "refused.csv", "duplicates.csv")
-    write_json(
-        folder / "spec.json",
-        {"format": FORMAT, "corpus": corpus.name, "tokens": tokenizer.spec.to_dict(),
-         "labels": labels.to_dict(), "parts": outcome.parts,
-         "tables": {name: sha256(folder / name) for name in tables}},
-    )  # fmt: skip
+    write_spec(folder, corpus.name, tokenizer.spec, labels, outcome.parts)
     return {
         "refused": {reason: n for reason in REFUSALS if (n := outcome.refused[reason])},
         "repairs": dict(sorted(outcome.repairs.items())),

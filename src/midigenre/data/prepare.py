@@ -14,13 +14,14 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from upath import UPath
 
 from midigenre.corpora.base import Corpus, Listing, Progress, SongRef, Unusable, no_progress
 from midigenre.data.duplicates import file_digests, without_conflicts, without_leaks
@@ -30,12 +31,13 @@ from midigenre.data.groups import GROUPINGS
 from midigenre.data.guard import Limits, shared_guard
 from midigenre.data.labels import LabelSettings, label_spec, mapped, without_rare
 from midigenre.data.phrases import PhraseLength, length_settings
-from midigenre.data.report import phrase_report, warnings, write_label_tables
-from midigenre.data.shards import FORMAT, ShardSet, open_shards
+from midigenre.data.report import REPORTED, phrase_report, warnings, write_label_tables
+from midigenre.data.shards import FORMAT, ShardSet, lock_file, open_shards
+from midigenre.data.table import remedy
 from midigenre.data.workers import Workers
 from midigenre.errors import RefusedSongError, UserError
-from midigenre.files import make_folder, read_json, write_json
-from midigenre.storage import Location, exists, location, stamp
+from midigenre.files import make_folder, share_lock, write_json
+from midigenre.storage import Location, exists, location, read_object, stamp
 from midigenre.tokenizers.base import Tokenizer
 from midigenre.wording import plural
 
@@ -120,22 +122,48 @@ def prepare(
     folder = root / f"{corpus.name}-{tokenizer.spec.name}-{key}"
     # There are no locks in a bucket: this one keeps the processes of this machine apart, those of
     # others write the same bytes.
-    lock = FileLock(home / "shards" / f"{folder.name}.lock")
-    with _writing(folder):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            progress(f"waiting for another process that prepares {folder.name}", 0, 0)
-            lock.acquire()
-        try:
-            if not exists(folder / "report.json"):
-                _prepare(corpus, tokenizer, folder, home, settings, listing, progress)
-            _tell_listing(folder, listing)
-            shards = open_shards(folder, home, progress)
-            refresh_report(shards, settings.length, settings.max_tokens)
-        finally:
-            lock.release()
+    here = home / "shards" / folder.name if isinstance(folder, UPath) else folder
+    with _writing(folder), ExitStack() as stack:
+        while not _is_finished(folder, lock_file(here), stack, progress):
+            with _alone(lock_file(here), folder.name, progress):
+                if not exists(folder / "report.json"):
+                    _prepare(corpus, tokenizer, folder, home, settings, listing, progress)
+        _tell_listing(folder, listing)
+        shards = open_shards(folder, home, progress)
+        refresh_report(shards, settings.length, settings.max_tokens)
     return shards
+
+
+def _is_finished(folder: Location, lock: Path, stack: ExitStack, progress: Progress) -> bool:
+    """Whether the shards are there; the stack then shares their lock."""
+    try:
+        handle = share_lock(lock)
+        if handle is None:
+            progress(f"waiting for another process that prepares {folder.name}", 0, 0)
+            handle = share_lock(lock, wait=True)
+            assert handle is not None
+    except OSError:  # a read-only disk: finished, or the attempt to prepare will say what it is
+        return exists(folder / "report.json")
+    if exists(folder / "report.json"):
+        stack.callback(os.close, handle)
+        return True
+    os.close(handle)
+    return False
+
+
+@contextmanager
+def _alone(path: Path, name: str, progress: Progress) -> Iterator[None]:
+    """Has a lock alone; waits for readers, and for another process that prepares."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress(f"waiting for another process that prepares or reads {name}", 0, 0)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -152,21 +180,33 @@ def _writing(folder: Location) -> Iterator[None]:
 
 def _tell_listing(folder: Location, listing: Listing) -> None:
     """Says in the report what the shards do not depend on: files beside them, folders of none."""
-    report: dict[str, Any] = read_json(folder / "report.json")
+    path = folder / "report.json"
+    report = read_object(path, remedy(folder))
     told = {"left_out": dict(listing.left_out), "remarks": listing.remarks}
     if any(report.get(key) != value for key, value in told.items()):
-        own = [text for text in report["warnings"] if text not in report.get("remarks", ())]
-        write_json(folder / "report.json", report | told | {"warnings": listing.remarks + own})
+        own = [t for t in report.get("warnings", ()) if t not in report.get("remarks", ())]
+        _save_report(path, report | told | {"warnings": listing.remarks + own})
+
+
+def _save_report(path: Location, report: Mapping[str, Any]) -> None:
+    if isinstance(path, UPath) or os.access(path.parent, os.W_OK):
+        write_json(path, report)  # shards that somebody else keeps serve as they are
 
 
 def refresh_report(shards: ShardSet, length: PhraseLength, max_tokens: int) -> dict[str, Any]:
-    """The report for these phrase settings; ``report.json`` follows."""
+    """The report for these phrase settings; ``report.json`` follows where it can be written.
+
+    Raises:
+        UserError: ``report.json`` is damaged.
+    """
     path = shards.folder / "report.json"
-    report: dict[str, Any] = read_json(path)
+    report = read_object(path, remedy(shards.folder))
     wanted = length_settings(length) | {"max_tokens": max_tokens}
+    if lacking := {"corpus", *wanted, *REPORTED} - report.keys():
+        raise UserError(f"{path} is damaged (no {min(lacking)}); {remedy(shards.folder)}")
     if {key: report[key] for key in wanted} != wanted:
         report |= phrase_report(shards, length, max_tokens)
-        write_json(path, report)
+        _save_report(path, report)
     return report
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ from midigenre.wording import plural
 PERCENTILES = (1, 25, 50, 75, 90, 99, 100)
 NONE = "(none)"
 """Stands in tables for songs without a label."""
+
+REPORTED = ("splits", "classes", "label_tables", "phrase_tokens", "cut_by_max_tokens")
+"""What :func:`phrase_report` gives besides the settings."""
 
 _BLOCK = 4096  # songs whose phrases are in memory at once
 
@@ -153,11 +156,15 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
             elif where:
                 lacking.setdefault(f"in {' and '.join(where)}", []).append(name)
         for place, names in lacking.items():
-            shown = ", ".join(repr(name) for name in names[:NAMED])
-            more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
             has = "has" if len(names) == 1 else "have"
-            found.append(f"{label} {shown}{more} {has} no song {place}")
+            found.append(f"{label} {named(names)} {has} no song {place}")
     return found
+
+
+def named(names: Sequence[str]) -> str:
+    """The first few of some classes, and how many more there are."""
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(repr(name) for name in names[:NAMED]) + more
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
@@ -168,6 +175,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         for split in SPLITS:
             table.add_column(split, justify="right")
         for name, by_split in classes.items():
+            if not any(n["songs"] for n in by_split.values()):
+                continue  # a warning names it
             table.add_row(
                 escape(name),
                 *(f"{by_split[s]['songs']:,} ({by_split[s]['phrases']:,})" for s in SPLITS),
@@ -233,6 +242,9 @@ def _print_duplicates(about: Mapping[str, Any] | None, console: Console) -> None
 def _print_label_table(label_table: Mapping[str, Any], console: Console) -> None:
     (main, other), (rows, columns) = label_table["labels"], label_table["classes"]
     songs = np.array(label_table["songs"])
+    some_R, some_C = np.flatnonzero(songs.sum(1)), np.flatnonzero(songs.sum(0))
+    rows, columns = [rows[r] for r in some_R], [columns[c] for c in some_C]
+    songs = songs[np.ix_(some_R, some_C)]
     table = Table(
         title=escape(f"{main} × {other}: songs (share of the {main})"), title_justify="left"
     )

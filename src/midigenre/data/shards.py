@@ -12,6 +12,8 @@ import difflib
 import hashlib
 import json
 import os
+import time
+import weakref
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,21 +28,28 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from midigenre.corpora.base import Progress, no_progress
-from midigenre.data.table import ManifestTable
+from midigenre.data.table import ManifestTable, remedy
 from midigenre.errors import UserError
-from midigenre.files import read_bytes, read_json, sha256, whole
+from midigenre.files import read_bytes, sha256, share_lock, whole, write_json
+from midigenre.registry import reading
 from midigenre.song import NOTE_COLUMNS, NoteTable, Song, seconds_at
 from midigenre.spec import LabelSpec, TokenSpec
-from midigenre.storage import Location, exists, local_copy, naming
+from midigenre.storage import Location, exists, local_copy, naming, read_object
 from midigenre.tokenizers.base import Encoded
 
-FORMAT = 4
-"""Version of what is written and read."""
+FORMAT = 5
+"""Version of what is written, the only one that is read."""
+
+_TABLES = ("manifest.csv", "refused.csv", "duplicates.csv")
+_SUM = "sha256"  # of the rest of spec.json, in it
+_CHANGED = "it has changed since it was written: its checksum differs"
 
 _NO_SHARDS = (
     "{} holds no prepared shards (no spec.json); make them with `midigenre prepare corpus=... "
     "tokenizer=...`"
 )
+
+_PATIENCE = 20  # tenths of a second
 
 NAMED = 5  # damaged files that a message names
 
@@ -191,6 +200,71 @@ class _Chunk:
         return self.values[name][begin:end]
 
 
+def write_spec(
+    folder: Location,
+    corpus: str,
+    tokens: TokenSpec,
+    labels: LabelSpec,
+    parts: Sequence[Mapping[str, Any]],
+) -> None:
+    """Writes ``spec.json``, which vouches by checksums for itself, the parts and the tables.
+
+    Args:
+        folder: The shards' folder, which holds the tables.
+        corpus: Name of the corpus.
+        tokens: The vocabulary.
+        labels: The classes.
+        parts: What :func:`write_part` returned for each part.
+    """
+    spec = {
+        "format": FORMAT,
+        "corpus": corpus,
+        "tokens": tokens.to_dict(),
+        "labels": labels.to_dict(),
+        "parts": list(parts),
+        "tables": {name: sha256(folder / name) for name in _TABLES},
+    }
+    write_json(folder / "spec.json", spec | {_SUM: _sum_of(spec)})
+
+
+def _sum_of(spec: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in spec.items() if key != _SUM}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(file: Location, problem: str) -> UserError:
+    return UserError(f"{file} is damaged ({problem}); {remedy(file.parent)}")
+
+
+def _spec_of(folder: Location) -> tuple[dict[str, Any], bytes]:
+    """Content of ``spec.json``, parsed and as it is.
+
+    Raises:
+        UserError: It is not there, damaged, of another format, or was changed.
+    """
+    path = folder / "spec.json"
+    if not exists(path):
+        raise UserError(_NO_SHARDS.format(folder))
+    with naming(folder):
+        data = read_bytes(path)
+    spec = read_object(path, remedy(folder), data)
+    if spec.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} has shard format {spec.get('format')}, this version reads {FORMAT}; run "
+            "`midigenre prepare` again (and `midigenre prepare clean=old` to remove what cannot be "
+            "read)"
+        )
+    if spec.get(_SUM) != _sum_of(spec):
+        raise _damaged(path, _CHANGED)
+    return spec, data
+
+
+def lock_file(folder: Path) -> Path:
+    """The file beside a folder of shards that its readers share, and that others have alone."""
+    real = Path(os.path.realpath(folder))
+    return real.with_name(f"{real.name}.lock")
+
+
 def open_shards(
     folder: Location, home: Path, progress: Progress = no_progress, finished: bool = True
 ) -> ShardSet:
@@ -200,57 +274,82 @@ def open_shards(
         folder: Its folder; one in a store is copied to ``<home>/cache`` the first time.
         home: Folder of all that midigenre writes.
         progress: Called as files are copied.
-        finished: False while its report is still to be written.
+        finished: False while its report is still to be written, by whoever has its lock alone.
 
     Raises:
         UserError: See :class:`ShardSet`; or the store is out of reach.
     """
     if not isinstance(folder, UPath):
-        return ShardSet(folder)
-    if not exists(folder / "spec.json"):
-        raise UserError(_NO_SHARDS.format(folder))
-    with naming(folder):
-        packed = read_bytes(folder / "spec.json")
-    spec = json.loads(packed)
-    files = [(p["file"], p["bytes"], p["sha256"]) for p in spec.get("parts", [])]
-    files += [(name, None, sums) for name, sums in spec.get("tables", {}).items()]
+        return ShardSet(folder, locked=not finished)
+    spec, packed = _spec_of(folder)
+    files = [(p["file"], p["bytes"], p["sha256"]) for p in spec["parts"]]
+    files += [(name, None, sums) for name, sums in spec["tables"].items()]
     if finished:
         files.append(("report.json", None, None))
-    # The very one that was read: a folder that is written anew meanwhile is noticed.
+    # The very one that was read: a folder that is written again meanwhile is noticed.
     files.append(("spec.json", len(packed), hashlib.sha256(packed).hexdigest()))
     return ShardSet(local_copy(folder, home / "cache", files, progress))
 
 
 class ShardSet:
-    """A prepared corpus on disk.
+    """A prepared corpus on disk, found whole and untouched when it is opened.
+
+    ``spec.json`` and ``manifest.csv`` must have their checksums, and every part the size, the
+    schema and the number of songs that ``spec.json`` names. The songs in the parts are not read
+    for that: :meth:`verify` does. As long as the object lives, and processes that were forked
+    meanwhile, it shares the lock of the folder: nobody removes it.
+
+    Args:
+        folder: The folder.
+        locked: The caller looks after the lock.
 
     Attributes:
         folder: The folder ``shards/<corpus>-<tokenizer>-<hash>``.
         tokens: Vocabulary and tokenizer settings.
         labels: Class names of each label.
         manifest: Rows of ``manifest.csv``, in the order of the song indices.
+        parts: File, songs, bytes and SHA-256 of each part.
         tables: SHA-256 of each table beside the parts.
 
     Raises:
-        UserError: The folder holds no finished preparation, or one of another format.
+        UserError: The folder holds no finished preparation, one of another format, or one whose
+            files are damaged, changed or do not belong together; or a process is preparing or
+            removing it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, locked: bool = False) -> None:
         self.folder = Path(folder)
-        if not (self.folder / "spec.json").is_file():
-            raise UserError(_NO_SHARDS.format(self.folder))
-        spec = read_json(self.folder / "spec.json")
-        if spec.get("format") != FORMAT:
+        if not locked and self.folder.is_dir():
+            self._share_lock()
+        spec, _ = _spec_of(self.folder)
+        with reading(self.folder / "spec.json", remedy(self.folder)):
+            self.tokens = TokenSpec.from_dict(spec["tokens"])
+            self.labels = LabelSpec.from_dict(spec["labels"])
+            self.parts: list[dict[str, Any]] = spec["parts"]
+            self.tables: dict[str, str] = spec["tables"]
+        path = self.folder / "manifest.csv"
+        self.manifest = ManifestTable(path)
+        n_songs = self._chunks[1][-1]
+        if len(self.manifest) != n_songs:
+            raise _damaged(path, f"it has {len(self.manifest):,} rows for {n_songs:,} songs")
+        if sha256(path) != self.tables[path.name]:
+            raise _damaged(path, _CHANGED)
+
+    def _share_lock(self) -> None:
+        handle = None
+        try:
+            for _ in range(_PATIENCE):  # `prepare list=true` has it alone for a moment
+                handle = share_lock(lock_file(self.folder))
+                if handle is not None:
+                    break
+                time.sleep(0.1)
+        except OSError:  # on a read-only disk, or one without locks, nobody else has one either
+            return
+        if handle is None:
             raise UserError(
-                f"{self.folder} has shard format {spec.get('format')}, this version reads "
-                f"{FORMAT}; run `midigenre prepare` again (and "
-                "`midigenre prepare clean=old` to remove what cannot be read)"
+                f"{self.folder} is being prepared or removed by another process; try again later"
             )
-        self.tokens = TokenSpec.from_dict(spec["tokens"])
-        self.labels = LabelSpec.from_dict(spec["labels"])
-        self.parts: list[dict[str, Any]] = spec["parts"]
-        self.tables: dict[str, str] = spec.get("tables", {})
-        self.manifest = ManifestTable(self.folder / "manifest.csv")
+        weakref.finalize(self, os.close, handle)
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -265,18 +364,25 @@ class ShardSet:
     def _chunks(self) -> tuple[list[_Chunk], list[int]]:
         chunks: list[_Chunk] = []
         sizes: list[int] = []
+        expected = schema(self.tokens, self.labels)
         for part in self.parts:
             path = self.folder / part["file"]
-            if not path.is_file() or path.stat().st_size != part["bytes"]:
-                raise UserError(
-                    f"{path} is missing or not whole ({part['bytes']} bytes expected); delete "
-                    f"{self.folder} and run `midigenre prepare` again"
-                )
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            for i in range(reader.num_record_batches):
-                batch = reader.get_batch(i)
-                chunks.append(_Chunk.of(batch))
-                sizes.append(batch.num_rows)
+            try:
+                if (size := path.stat().st_size) != part["bytes"]:
+                    raise ValueError(f"it has {size:,} bytes, not {part['bytes']:,}")
+                reader = pa.ipc.open_file(pa.memory_map(str(path)))
+                if not reader.schema.equals(expected, check_metadata=True):
+                    raise ValueError("it is a part of other shards")
+                batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+                if (n := sum(batch.num_rows for batch in batches)) != part["songs"]:
+                    raise ValueError(f"it has {n:,} songs, not {part['songs']:,}")
+                for batch in batches:
+                    batch.validate(full=True)  # of the lists it reads where each one ends
+                    chunks.append(_Chunk.of(batch))
+                    sizes.append(batch.num_rows)
+            except (OSError, ValueError, pa.ArrowException) as error:
+                problem = error.strerror if isinstance(error, OSError) else None
+                raise _damaged(path, problem or " ".join(str(error).split())) from error
         return chunks, list(accumulate(sizes, initial=0))
 
     def _get(self, index: int, *names: str) -> list[NDArray[Any]]:
@@ -357,7 +463,4 @@ class ShardSet:
                 bad.append(f"{path} is damaged (checksum differs)")
         if bad:
             more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-            raise UserError(
-                f"{'; '.join(bad[:NAMED])}{more}; run `midigenre prepare clean={self.folder.name}` "
-                "and `midigenre prepare` again"
-            )
+            raise UserError(f"{'; '.join(bad[:NAMED])}{more}; {remedy(self.folder)}")

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,15 +21,20 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from midigenre.data.shards import FORMAT
+from midigenre.data.shards import FORMAT, ShardSet, lock_file
 from midigenre.errors import UserError
-from midigenre.files import read_json
+from midigenre.files import read_json, share_lock
+from midigenre.storage import read_object
 
 FINISHED = "finished"
 UNFINISHED = "unfinished"
 IN_WORK = "in work"
+IN_USE = "in use"
 OTHER_FORMAT = "other format"
 DAMAGED = "damaged"
+
+BUSY = {IN_WORK: "a process prepares or removes it", IN_USE: "a process reads it"}
+"""States of shards that are left alone, and why."""
 
 STATES = {"unfinished": UNFINISHED, "old": OTHER_FORMAT, "damaged": DAMAGED}
 """Words that stand for every entry of a state, where else a name or a glob is given."""
@@ -51,8 +56,8 @@ class Entry:
         songs: Songs in it, None if nothing says so.
         bytes: Size of its files together.
         modified: When one of them last changed, in seconds since the epoch.
-        state: ``finished``, ``unfinished``, ``in work`` (its lock is held), ``other format`` or
-            ``damaged``.
+        state: ``finished``, ``unfinished``, ``in work`` (a process has its lock alone), ``in use``
+            (processes share it), ``other format`` or ``damaged``.
         detail: What that state comes from, "" for a finished one.
         lock: The file that a process locks while it prepares or removes the folder.
     """
@@ -78,12 +83,11 @@ class Entry:
         return max(0.0, time.time() - self.modified) / _SECONDS_PER_DAY
 
 
-def entries(shards_root: Path, locks: Path | None = None) -> list[Entry]:
+def entries(shards_root: Path) -> list[Entry]:
     """The shards below a folder, by name; what is something else is left out.
 
     Args:
         shards_root: ``shards/`` of a home; it need not be there.
-        locks: Folder of the lock files (None: ``shards_root``).
 
     Raises:
         OSError: The folder cannot be read.
@@ -94,11 +98,11 @@ def entries(shards_root: Path, locks: Path | None = None) -> list[Entry]:
         return []
     found = []
     for folder in folders:
-        lock = (locks or shards_root) / f"{_prepared_of(folder).name}.lock"
+        lock = lock_file(_prepared_of(folder))
         if _is_shards(folder, lock):
             entry = _looked_at(folder, lock)
-            if _is_held(lock):
-                entry = replace(entry, state=IN_WORK, detail="a process holds its lock")
+            if busy := _busy(lock):
+                entry = replace(entry, state=busy, detail=BUSY[busy])
             found.append(entry)
     return found
 
@@ -149,7 +153,7 @@ def remove(entry: Entry) -> str:
     try:
         with _held(entry.lock) as held:
             if not held:
-                return "a process works on it"
+                return BUSY[_busy(entry.lock) or IN_WORK]
             now = _looked_at(folder, entry.lock).state
             if now != entry.state and folder.exists():
                 return f"it was {entry.state} and is {now} now"
@@ -170,18 +174,17 @@ def remove(entry: Entry) -> str:
     return ""
 
 
-def remove_lock_files(shards_root: Path, locks: Path | None = None) -> list[Path]:
+def remove_lock_files(shards_root: Path) -> list[Path]:
     """Removes lock files that no process holds and whose shards are gone.
 
     Args:
         shards_root: As for :func:`entries`.
-        locks: Likewise.
 
     Returns:
         Those that were removed.
     """
     removed: list[Path] = []
-    for path in sorted((locks or shards_root).glob("*.lock")):
+    for path in sorted(shards_root.glob("*.lock")):
         name = path.name.removesuffix(".lock")
         if _NAME.fullmatch(name) is None or (shards_root / (_REMOVING + name)).exists():
             continue
@@ -202,14 +205,12 @@ def _looked_at(folder: Path, lock: Path) -> Entry:
     with suppress(KeyError, TypeError):
         corpus, tokenizer = str(spec["corpus"]), str(spec["tokens"]["name"])
         parts = list(spec["parts"])
-    state, detail = _state(folder, spec, problem, parts)
+    state, detail = _state(folder, spec, problem)
     songs = _songs(folder, parts)
     return Entry(folder, corpus, tokenizer, songs, size, modified, state, detail, lock)
 
 
-def _state(
-    folder: Path, spec: dict[str, Any], problem: str, parts: Sequence[Any]
-) -> tuple[str, str]:
+def _state(folder: Path, spec: Mapping[str, Any], problem: str) -> tuple[str, str]:
     """State of a folder but for its lock, and what it comes from."""
     if folder.name.startswith(_REMOVING):
         return UNFINISHED, "its removal was stopped"
@@ -219,30 +220,27 @@ def _state(
         return OTHER_FORMAT, f"format {spec.get('format')}, this version reads {FORMAT}"
     if not (folder / "report.json").is_file():
         return UNFINISHED, "no report.json"
-    if not spec:
-        return DAMAGED, "no spec.json"
-    if not parts:
-        return DAMAGED, "spec.json has no list of parts"
-    for part in parts:
-        try:
-            if (folder / part["file"]).stat().st_size != part["bytes"]:
-                return DAMAGED, f"{part['file']} is not whole"
-        except FileNotFoundError:
-            return DAMAGED, f"{part['file']} is missing"
-        except (KeyError, TypeError):
-            return DAMAGED, "spec.json has no list of parts"
+    try:
+        ShardSet(folder, locked=True)
+        read_object(folder / "report.json", "")
+    except (UserError, OSError) as error:
+        return DAMAGED, _problem(folder, error)
     return FINISHED, ""
 
 
 def _spec(folder: Path) -> tuple[dict[str, Any], str]:
     """Content of ``spec.json`` ({} for none), and why it cannot be read ("" if it can)."""
     try:
-        spec = read_json(folder / "spec.json")
+        return read_object(folder / "spec.json", ""), ""
     except FileNotFoundError:
         return {}, ""
-    except (OSError, ValueError) as error:
-        return {}, f"spec.json cannot be read: {error}"
-    return (spec, "") if isinstance(spec, dict) and spec else ({}, "spec.json is no table")
+    except (OSError, UserError) as error:
+        return {}, _problem(folder, error)
+
+
+def _problem(folder: Path, error: Exception) -> str:
+    """What whoever opens it is told, without the folder and the remedy."""
+    return str(error).partition(";")[0].replace(f"{folder}{os.sep}", "")
 
 
 def _songs(folder: Path, parts: Sequence[Any]) -> int | None:
@@ -286,14 +284,21 @@ def _prepared_of(folder: Path) -> Path:
     return folder.with_name(folder.name.removeprefix(_REMOVING))
 
 
-def _is_held(lock: Path) -> bool:
+def _busy(lock: Path) -> str:
+    """:data:`IN_WORK` or :data:`IN_USE`, "" if no process has the lock."""
     if not lock.is_file():
-        return False
+        return ""
     try:
         with _held(lock) as held:
-            return not held
+            if held:
+                return ""
+        handle = share_lock(lock)
     except OSError:  # on a disk that cannot be written nobody prepares
-        return False
+        return ""
+    if handle is None:
+        return IN_WORK
+    os.close(handle)
+    return IN_USE
 
 
 @contextmanager

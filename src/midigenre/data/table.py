@@ -16,9 +16,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from midigenre.errors import UserError
-from midigenre.files import csv_value
+from midigenre.files import Location, csv_value
 
 _ROWS = 4096  # rows that are read, or shown, at a time
+
+
+def remedy(folder: Location) -> str:
+    """What to do about shards that are damaged."""
+    return (
+        f"remove these shards (`midigenre prepare clean={folder.name}`, or delete {folder}) and "
+        "run `midigenre prepare` again"
+    )
 
 
 class ManifestTable(Sequence[dict[str, str]]):
@@ -38,10 +46,9 @@ class ManifestTable(Sequence[dict[str, str]]):
                 self.columns = [csv_value(name) for name in next(reader)]
                 batches = list(self._batches(reader))
         except (OSError, StopIteration, ValueError, csv.Error) as error:
-            raise UserError(
-                f"{path} is damaged or missing ({error}); remove its folder and run `midigenre "
-                "prepare` again"
-            ) from error
+            problem = error.strerror if isinstance(error, OSError) else None
+            problem = problem or str(error) or "it is empty"
+            raise UserError(f"{path} is damaged ({problem}); {remedy(path.parent)}") from error
         self._table = pa.table(
             [pa.chunked_array([b[i] for b in batches], pa.binary())
              for i in range(len(self.columns))],

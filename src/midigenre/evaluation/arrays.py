@@ -28,11 +28,15 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
     Raises:
         OSError: The file is not there, or cannot be read.
-        ValueError: It is damaged.
+        ValueError: It is damaged, or holds NaN.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return {key: stored[key] for key in stored.files}
+            arrays = {key: stored[key] for key in stored.files}
+        for key, values in arrays.items():
+            if values.dtype.kind == "f" and np.isnan(values).any():
+                raise ValueError(f"{key} holds NaN")
+        return arrays
     except OSError:
         raise
     # Of zip, zlib, struct, tokenize, ...: what a wrong byte may raise is listed nowhere.

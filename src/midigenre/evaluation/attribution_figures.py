@@ -22,7 +22,7 @@ from midigenre.evaluation.figures import (
     _drum_panel,
     _figure,
     _roll_panel,
-    _titles,
+    titles,
 )
 from midigenre.evaluation.instruments import program_name
 from midigenre.wording import plural
@@ -129,7 +129,7 @@ def attribution_figure(
         f"{plural(len(drums_n), 'note')} in {plural(len(bars) - 1, 'bar')}   ·   shaded by what "
         f"each bar said for {first.label} {first.name}"
     )
-    _titles(panels[0], title, subtitle)
+    titles(panels[0], title, subtitle)
     if beside:
         side = grid[:, 1].subgridspec(
             len(labels), 1, height_ratios=[_HEAD + _PROGRAM * max(1, len(c)) for c in charts]

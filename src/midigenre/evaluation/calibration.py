@@ -14,6 +14,7 @@ and writes ``RUN/calibration.json``; ``evaluate`` and ``predict`` read it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,6 +59,16 @@ class LevelCalibration:
     max_energy: float | None
     min_confidence: float | None
     confidence_quantiles: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        known = [x for x in (self.max_energy, self.min_confidence) if x is not None]
+        for number in (self.n, self.temperature, *known, *self.confidence_quantiles):
+            if isinstance(number, bool) or not math.isfinite(number):  # TypeError for a text
+                raise ValueError(f"{number} is no number")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature {self.temperature} is not above 0")
+        if len(self.confidence_quantiles) not in (0, len(_SHARES)):
+            raise ValueError(f"{len(self.confidence_quantiles)} quantiles, not {len(_SHARES)}")
 
     @classmethod
     def fit(
@@ -170,7 +181,7 @@ class Calibration:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: It has another format.
+            ValueError: It has another format, or a number that is none.
             KeyError: It lacks a part.
         """
         if data["format"] != _FORMAT:

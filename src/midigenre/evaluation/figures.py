@@ -6,7 +6,9 @@ keeps every figure in a global list, which leaks memory over a long run and need
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +29,10 @@ from midigenre.wording import plural
 DPI = 150
 INK, FAINT, GRID = "#222222", "#767676", "#d9d9d9"
 PRIMER = "#D55E00"  # the line where a primer ends
+_MOST_INCHES = 18.0  # a side of a heat map, without its names
+_INCHES_PER_NAME = 0.16  # from one name to the next
+_MOST_LETTERS = 40  # of a name beside a heat map
+_NUMBERED = 40  # most rows or columns of a heat map with numbers in the cells
 DRUMS = -1  # the program of drum notes in a note table
 
 FAMILIES: tuple[tuple[str, str, bool], ...] = (
@@ -109,67 +115,133 @@ def save(figure: Figure, path: Path | str) -> Path:
 def confusion_figure(confusion_CC: Any, names: Sequence[str], title: str) -> Figure:
     """Confusion matrix: colour and percent are shares of the true class, numbers are counts.
 
+    Classes that no row has and none is taken for are left out.
+
     Args:
         confusion_CC: Counts, array or tensor of shape (C, C); rows are the truth.
         names: Class names, length C.
         title: Title; taken literally.
 
     Returns:
-        The figure.
+        The figure, of at most 26 inches a side.
 
     Raises:
         ValueError: The matrix does not fit the names.
     """
     confusion_CC = as_array(confusion_CC)
-    n = len(names)
-    if confusion_CC.shape != (n, n):
-        raise ValueError(f"a confusion matrix {confusion_CC.shape} for {n} names")
+    if confusion_CC.shape != (len(names), len(names)):
+        raise ValueError(f"a confusion matrix {confusion_CC.shape} for {len(names)} names")
     support_C = confusion_CC.sum(1)
-    share_CC = confusion_CC / np.maximum(support_C, 1)[:, None]
+    total = int(support_C.sum())
+    scores = "No rows"
+    if total:
+        f1, right = macro_f1(confusion_CC), accuracy(confusion_CC)
+        scores = f"Macro-F1 {f1:.3f}   ·   accuracy {right:.3f}"
+    shown = np.flatnonzero(support_C + confusion_CC.sum(0)) if total else np.arange(len(names))
+    left_out = len(names) - len(shown)
+    without = f"   ·   {left_out:,} of {len(names):,} classes without rows" if left_out else ""
+    found = [names[i] for i in shown.tolist()]
+    figure, axes = heat_map(
+        confusion_CC[np.ix_(shown, shown)],
+        [f"{short(name)}  ({n:,})" for name, n in zip(found, support_C[shown], strict=True)],
+        [short(name) for name in found],
+        cells=(0.95, 0.95) if len(shown) <= 4 else (0.62, 0.62),
+        top=1.0,
+        share_of="the true class",
+        axis_labels=("True class  (count)", "Predicted class"),
+    )
+    titles(axes, title, f"{scores}   ·   n = {total:,}{without}")
+    return figure
 
-    longest = max(map(len, names), default=0)
-    cell = 0.62 if n > 4 else 0.95
-    side = max(n * cell, 2.4)
-    width, height = side + 2.3 + 0.085 * longest, side + 1.5 + 0.085 * longest
-    figure = _figure(width, height)
+
+def heat_map(
+    counts_RC: NDArray[Any],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    cells: tuple[float, float],
+    top: float,
+    share_of: str,
+    axis_labels: tuple[str, str],
+) -> tuple[Figure, Axes]:
+    """A table as an image: colour and percent are shares of the row, numbers are counts.
+
+    Its size is bounded. Above 40 rows or columns the cells have no numbers, and where the names
+    would overlap only every second, third ... stands there.
+
+    Args:
+        counts_RC: Counts, shape (R, C).
+        rows: Name of each row, length R; taken literally.
+        columns: Name of each column, length C.
+        cells: Height and width of a cell in inches, where there is room.
+        top: The share that is darkest.
+        share_of: What the shares are of, for the colour bar.
+        axis_labels: What the rows and the columns are.
+
+    Returns:
+        The figure and its axes, without a title.
+    """
+    n_rows, n_columns = counts_RC.shape
+    total_R = counts_RC.sum(1)
+    share_RC = counts_RC / np.maximum(total_R, 1)[:, None]
+    room = 0.085 * max(map(len, (*rows, *columns)), default=0)
+    height = min(max(n_rows * cells[0], 2.0), _MOST_INCHES)
+    width = min(max(n_columns * cells[1], 2.4), _MOST_INCHES)
+    figure = _figure(width + 2.3 + room, height + 1.6 + room)
     axes = figure.add_subplot()
-    image = axes.imshow(share_CC, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(n, n):
-        _cell_text(axes, row, column, int(confusion_CC[row, column]), share_CC[row, column])
-    for row in np.flatnonzero(support_C == 0):
+    square = cells[0] == cells[1] and n_rows == n_columns
+    image = axes.imshow(
+        share_RC, cmap="Blues", vmin=0, vmax=top, aspect="equal" if square else "auto"
+    )
+    if max(n_rows, n_columns) <= _NUMBERED:
+        for row, column in np.ndindex(n_rows, n_columns):
+            share = float(share_RC[row, column])
+            dark = share > 0.66 * top
+            _cell_text(axes, row, column, int(counts_RC[row, column]), share, dark)
+    for row in np.flatnonzero(total_R == 0):
         axes.add_patch(
-            Rectangle((-0.5, row - 0.5), n, 1, fill=False, hatch="///", ec=GRID, lw=0, zorder=0.5)
+            Rectangle(
+                (-0.5, row - 0.5), n_columns, 1, fill=False, hatch="///", ec=GRID, lw=0, zorder=0.5
+            )
         )
+    # White gaps between the cells read better than grid lines.
+    gap = min(1.5, 6 * min(height / max(n_rows, 1), width / max(n_columns, 1)))
+    axes.hlines(np.arange(1, n_rows) - 0.5, -0.5, n_columns - 0.5, colors="white", lw=gap)
+    axes.vlines(np.arange(1, n_columns) - 0.5, -0.5, n_rows - 0.5, colors="white", lw=gap)
 
-    rows = [f"{name}  ({count:,})" for name, count in zip(names, support_C, strict=True)]
-    turned = longest > 5 or n > 6
-    axes.set_xticks(range(n), names, rotation=45 if turned else 0, parse_math=False)
+    turned = n_columns > 6 or max(map(len, columns), default=0) > 5
+    ticks, named = _ticks(columns, width, axis_labels[1])
+    upright = width / max(len(ticks), 1) < 2 * _INCHES_PER_NAME  # slanted they would overlap
+    angle = (90 if upright else 45) if turned else 0
+    axes.set_xticks(ticks, [columns[i] for i in ticks], rotation=angle, parse_math=False)
     for label in axes.get_xticklabels():
         label.set(ha="right" if turned else "center", rotation_mode="anchor" if turned else None)
-    axes.set_yticks(range(n), rows, parse_math=False)
-    axes.set_xlabel("Predicted class", color=INK, labelpad=8)
-    axes.set_ylabel("True class  (count)", color=INK, labelpad=8)
-    # White gaps between the cells read better than grid lines.
-    axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", lw=1.5)
-    axes.tick_params(which="both", length=0, colors=INK, labelsize=9.5)
+        if angle == 90:
+            label.set(va="center")
+    axes.set_xlabel(named, color=INK, labelpad=8, parse_math=False)
+    ticks, named = _ticks(rows, height, axis_labels[0])
+    axes.set_yticks(ticks, [rows[i] for i in ticks], parse_math=False)
+    axes.set_ylabel(named, color=INK, labelpad=8, parse_math=False)
+    axes.tick_params(length=0, colors=INK, labelsize=9.5)
     axes.spines[:].set_visible(False)
 
     bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02, aspect=24)
-    bar.set_ticks([0, 0.5, 1], labels=["0 %", "50 %", "100 %"])
+    bar.set_ticks([0, top / 2, top], labels=[f"{v:.0%}" for v in (0, top / 2, top)])
     bar.ax.tick_params(length=0, colors=FAINT, labelsize=8.5)
-    bar.set_label("Share of the true class", color=FAINT, fontsize=8.5)
+    bar.set_label(f"Share of {share_of}", color=FAINT, fontsize=8.5, parse_math=False)
     bar.outline.set_visible(False)
+    return figure, axes
 
-    total = int(support_C.sum())
-    scores = (
-        f"Macro-F1 {macro_f1(confusion_CC):.3f}   ·   accuracy {accuracy(confusion_CC):.3f}"
-        if total
-        else "No rows"
-    )
-    _titles(axes, title, f"{scores}   ·   n = {total:,}")
-    return figure
+
+def _ticks(names: Sequence[str], inches: float, label: str) -> tuple[range, str]:
+    """Which names stand beside an axis without overlap, and the axis's label, which says so."""
+    step = max(1, math.ceil(len(names) * _INCHES_PER_NAME / inches))
+    return range(0, len(names), step), label if step == 1 else f"{label}, one name in {step}"
+
+
+def short(name: str) -> str:
+    """A class name of at most 40 letters, for an axis."""
+    return name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 1]}…"
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -177,18 +249,20 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout=layout)
 
 
-def _cell_text(axes: Axes, row: int, column: int, count: int, share: float) -> None:
+def _cell_text(axes: Axes, row: int, column: int, count: int, share: float, dark: bool) -> None:
+    # Cells lie inside the axes: measuring every text would take the layout most of its time.
+    put = partial(axes.text, column, ha="center", in_layout=False)
     if not count:
-        axes.text(column, row, "·", ha="center", va="center", color="#b0b0b0", fontsize=9)
+        put(row, "·", va="center", color="#b0b0b0", fontsize=9)
         return
-    colour = "white" if share > 0.66 else INK
+    colour = "white" if dark else INK
     size = 9.0 if count < 10_000 else 7.5
-    axes.text(column, row - 0.03, f"{count:,}", ha="center", va="bottom", color=colour, size=size)
+    put(row - 0.03, f"{count:,}", va="bottom", color=colour, size=size)
     percent = f"{share:.0%}" if share >= 0.005 else "<1%"
-    axes.text(column, row + 0.1, percent, ha="center", va="top", color=colour, size=7.0)
+    put(row + 0.1, percent, va="top", color=colour, size=7.0)
 
 
-def _titles(axes: Axes, title: str, subtitle: str) -> None:
+def titles(axes: Axes, title: str, subtitle: str) -> None:
     """Title and subtitle over the left edge of the axes; the layout engine makes room for both."""
     axes.set_title(
         title, loc="left", pad=27, fontsize=13, fontweight="bold", color=INK, parse_math=False,
@@ -266,7 +340,7 @@ def piano_roll_figure(
         given = "bar 1 is" if primer_bars == 1 else f"bars 1 to {primer_bars} are"
         title = f"{title} ({given} the primer)"
     subtitle = f"{plural(count, 'note')} in {plural(max(1, len(bars) - 1), 'bar')}"
-    _titles(panels[0], title, f"{subtitle}   ·   opacity shows velocity" if count else subtitle)
+    titles(panels[0], title, f"{subtitle}   ·   opacity shows velocity" if count else subtitle)
 
     present = np.unique(np.asarray(notes.program)[~drums_n] // 8)
     keys = [

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from midigenre.data.report import named
 from midigenre.evaluation.markdown import cell, markdown_table
 from midigenre.evaluation.within import SOURCE_MAJORITY
 from midigenre.wording import plural
@@ -89,12 +91,23 @@ def scores_markdown(evaluation: Evaluation) -> str:
 
 
 def _class_rows(levels: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    left_out = _left_out(levels)
     for name, scores in levels["phrase"]["per_class"].items():
+        if name in left_out:
+            continue
         yield (
             name,
             f"{scores['support']:,}",
             *(_number(scores[key]) for key in ("precision", "recall", "f1")),
         )
+
+
+def _left_out(levels: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Classes that no phrase has and none is taken for."""
+    scores = levels["phrase"]
+    seen = np.asarray(scores["confusion"], np.int64)
+    rows = seen.sum(0) + seen.sum(1)
+    return [name for name, n in zip(scores["labels"], rows, strict=True) if not n]
 
 
 def _score_rows(levels: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
@@ -176,6 +189,8 @@ def _interval(bounds: tuple[float | None, float | None]) -> str:
 
 def _notes(label: str, levels: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """What a reader must not miss: baselines that are blended in, are not beaten, are missing."""
+    if names := _left_out(levels):
+        yield f"{label}: no song here has {named(names)}: left out of tables and figures"
     for level in LEVELS:
         yield from _unbeaten(f"{label}, {level} level", levels[level])
     if within := levels["song"].get("within_source"):
