@@ -148,11 +148,12 @@ def test_no_file_that_can_be_used(tmp_path: Path) -> None:
         prepared(Listed([]), tmp_path)
 
 
-def test_only_conflicts_names_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_only_conflicts_names_one(n_workers: int, tmp_path: Path) -> None:
     same = [write(tmp_path / f"{i}.mid", midi([2])) for i in range(2)]
     refs = [SongRef(str(i), p, {"genre": f"g{i}"}) for i, p in enumerate(same)]
     with pytest.raises(UserError, match="label_conflict"):
-        prepared(Listed(refs), tmp_path)
+        prepared(Listed(refs), tmp_path, n_workers=n_workers)
 
 
 def test_a_part_without_a_song(tmp_path: Path, small_parts: None) -> None:

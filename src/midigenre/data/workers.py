@@ -59,7 +59,7 @@ class Workers:
             OSError: The disk is full or cannot be written.
         """
         total = sum(len(part.songs) for part in parts)
-        if self.backend == "loky" and (self.n == 1 or len(parts) == 1 or _in_this_process(parts)):
+        if self.backend == "loky" and (self.n == 1 or len(parts) < 2 or _in_this_process(parts)):
             done = 0
             for part in parts:
                 done += make_part(part, _shifted(progress, done, total))
