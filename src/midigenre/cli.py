@@ -6,12 +6,13 @@ Hydra composes the config; this file only dispatches, quotes paths and words err
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,10 +147,6 @@ def _dispatch(command: str, arguments: Sequence[str], paths: Sequence[str]) -> i
 
     debug = any(a.lower() in ("debug=true", "debug=1") for a in arguments)
     overrides = overrides_of(arguments)
-    resume = next((a.removeprefix("resume=") for a in arguments if a.startswith("resume=")), None)
-    # Only a run's own folder: Hydra would make any other, or write into it, before it is refused.
-    if resume is not None and (Path(resume) / "config.yaml").is_file():
-        overrides.append(f"hydra.run.dir={quoted(resume)}")
     # Hydra then lets exceptions through instead of wording them itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     parser = get_args_parser()
@@ -172,69 +169,98 @@ def _dispatch(command: str, arguments: Sequence[str], paths: Sequence[str]) -> i
 
     task: Callable[[DictConfig], Any] = job if args.multirun else single
     sweep = None
+    worded = (UserError, HydraException, OmegaConfBaseException, OSError)
     try:
-        if command == "train" and not (args.help or args.cfg or args.info):
-            sweep = _sweep(args)
-            task = task if sweep is None else SweepJob(tuple(paths))
-        _run_hydra(
-            args=args,
-            args_parser=parser,
-            task_function=task,
-            config_path=str(conf_dir()),
-            config_name=command,
-        )
-        if failure:
-            raise failure[0]
+        with contextlib.ExitStack() as held:
+            if command == "train" and not (args.help or args.cfg or args.info):
+                sweep = _begin(args, held)
+                task = task if sweep is None else SweepJob(tuple(paths))
+            try:
+                _run_hydra(
+                    args=args,
+                    args_parser=parser,
+                    task_function=task,
+                    config_path=str(conf_dir()),
+                    config_name=command,
+                )
+            except Exception as error:
+                if sweep is None or isinstance(error, worded):
+                    raise
+                # A launcher gives up when one of its processes is killed; jobs keep their errors.
+                if debug:
+                    traceback.print_exception(error)
+                _fail(f"the launcher stopped: {_worded(error, command, args)}")
+            if failure:
+                raise failure[0]
+            return 0 if sweep is None else _end(sweep, args)
     except SystemExit as error:  # Hydra's --help and --info
         return int(error.code or 0)
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        goes_on = "" if sweep is None else "; the same command line goes on with the sweep"
+        return _fail(f"interrupted{goes_on}", 130)
     except BrokenPipeError:  # for instance `midigenre predict ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
-        if sweep is not None:
-            sweep.discard_empty()
+    except worded as error:
         if debug:
             traceback.print_exception(error)
             return 2
-        return _fail(_worded(error, command, overrides), getattr(error, "status", 2))
-    except Exception as error:
-        if sweep is None:
-            raise
-        # A launcher gives up when one of its processes is killed; jobs keep their own errors.
-        if debug:
-            traceback.print_exception(error)
-        _fail(f"the launcher stopped: {_worded(error, command, overrides)}")
-    return 0 if sweep is None else _end(sweep)
+        return _fail(_worded(error, command, args), getattr(error, "status", 2))
 
 
-def _sweep(args: Any) -> Sweep | None:
-    """The sweep that the command line asks for, by ``-m`` or by ``sweep=``; None for one run.
+def _begin(args: Any, held: contextlib.ExitStack) -> Sweep | None:
+    """Gives what ``train`` starts, a run or a sweep, a folder of its own.
 
     Its settings are appended to the command line's.
+
+    Args:
+        args: The command line as Hydra has parsed it.
+        held: Closed at the end: unlocks the sweep's folder, removes one in which nothing began.
+
+    Returns:
+        The sweep that is asked for, by ``-m`` or by ``sweep=``; None for one run.
     """
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.types import RunMode
 
+    from midigenre.commands.claims import claim
+    from midigenre.commands.job import is_first_process
     from midigenre.commands.sweep import plan
 
     # An earlier command of this process must not name this one's folder.
     HydraConfig.instance().cfg = None
-    with initialize_config_dir(str(conf_dir().resolve()), version_base=None):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
+    sweep: Sweep | None = None
+    settings: dict[str, Any] = {}
+    with _tree(args) as hydra:
         cfg = hydra.compose_config(
             "train", args.overrides, RunMode.MULTIRUN, validate_sweep_overrides=False
         )
-        if not (args.multirun or cfg.hydra.mode == RunMode.MULTIRUN):
-            return None
-        sweep = plan(cfg, args.overrides)
-    for key, value in sweep.settings.items():
+        if args.multirun or cfg.hydra.mode == RunMode.MULTIRUN:
+            planned = plan(cfg, args.overrides, OverridesParser.create(hydra.config_loader))
+            sweep = held.enter_context(planned.begun())
+            settings = sweep.settings
+        else:
+            cfg.hydra.mode = RunMode.RUN
+            HydraConfig.instance().set_config(cfg)
+            folder = Path(cfg.hydra.run.dir)
+            # Only a run's own folder: Hydra would make any other, or write into it.
+            if cfg.resume is not None and (Path(cfg.resume) / "config.yaml").is_file():
+                settings = {"hydra.run.dir": str(cfg.resume)}
+            # The further processes of a distributed run are given their folder by the first, and a
+            # person who names one that is there means that one.
+            elif is_first_process() and not (_is_set("hydra.run.dir", args) and folder.is_dir()):
+                own = claim(folder)
+                held.callback(own.discard_empty)
+                settings = {"hydra.run.dir": str(own.folder)}
+            HydraConfig.instance().cfg = None
+    for key, value in settings.items():
         args.overrides.append(f"{key}={_literal(value)}")
     return sweep
+
+
+def _is_set(key: str, args: Any) -> bool:
+    return any(override.partition("=")[0].lstrip("+") == key for override in args.overrides)
 
 
 def _literal(value: Any) -> str:
@@ -244,38 +270,62 @@ def _literal(value: Any) -> str:
     return quoted(value) if isinstance(value, str) else str(value)
 
 
-def _end(sweep: Sweep) -> int:
-    """Reports a sweep; the exit status."""
-    from hydra import initialize_config_dir
+@contextlib.contextmanager
+def _tree(args: Any) -> Iterator[Any]:
+    """Hydra over the config tree and the person's own folder, ``--config-dir``, as for a command.
 
+    Args:
+        args: The command line as Hydra has parsed it.
+
+    Raises:
+        HydraException: There is no such folder.
+    """
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_search_path import SearchPathQuery
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import SearchPathException
+
+    path = create_config_search_path(str(conf_dir().resolve()))
+    if args.config_dir is not None:
+        own = os.path.abspath(args.config_dir)
+        if not os.path.isdir(own):
+            raise SearchPathException(f"--config-dir={args.config_dir}: no such folder")
+        path.prepend("command-line", f"file://{own}", SearchPathQuery(provider="schema"))
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2("midigenre", path)
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
+def _end(sweep: Sweep, args: Any) -> int:
+    """Reports a sweep; the exit status."""
     from midigenre.commands.sweep import report
 
-    with initialize_config_dir(str(conf_dir().resolve()), version_base=None):
+    with _tree(args):
         return 0 if report(sweep) else 2
 
 
-def _groups(overrides: Sequence[str]) -> list[str]:
-    """Those overrides that choose a file of a config group."""
-    folders = {p.name for p in conf_dir().iterdir() if p.is_dir()}
-    return [o for o in overrides if o.partition("=")[0] in folders]
-
-
-def _composed(command: str, overrides: Sequence[str]) -> Any:
+def _composed(command: str, args: Any) -> Any:
     """The config that the chosen groups give, to list the settings beside a misspelt one."""
-    from hydra import compose, initialize_config_dir
+    from hydra import compose
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    with initialize_config_dir(str(conf_dir().resolve()), version_base=None):
-        for groups in (_groups(overrides), []):
+    with _tree(args) as hydra:
+        groups = {*hydra.list_all_config_groups()}
+        chosen = [o for o in args.overrides if o.partition("=")[0] in {*groups, "hydra.searchpath"}]
+        for overrides in (chosen, []):
             try:
-                return compose(command, overrides=groups)
+                return compose(command, overrides=overrides)
             except HydraException:  # a group that does not exist: the defaults will do
                 continue
     return OmegaConf.create({})
 
 
-def _worded(error: BaseException, command: str, overrides: Sequence[str]) -> str:
+def _worded(error: BaseException, command: str, args: Any) -> str:
     """An error as one line that names the value and the choices."""
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -300,7 +350,7 @@ def _worded(error: BaseException, command: str, overrides: Sequence[str]) -> str
     wrong = re.search(r"Could not override '([^']+)'", text)
     if wrong:
         parent, _, name = wrong[1].rpartition(".")
-        known = _composed(command, overrides)
+        known = _composed(command, args)
         node = OmegaConf.select(known, parent) if parent else known
         options = [str(k) for k in node if k != "_target_"] if OmegaConf.is_dict(node) else []
         return f"{wrong[1]}: no such setting{_near(name, sorted(options))}"

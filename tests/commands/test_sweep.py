@@ -3,16 +3,23 @@
 import csv
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from toy_runs import SMALL
 
 from boards import Board
-from midigenre.commands.job import take_share
+from midigenre.commands.claims import locked
+from midigenre.commands.job import shortened, take_share
 
 METRICS = (
     "test_phrase_macro_f1",  # the first: what runs are compared by
@@ -100,6 +107,88 @@ def test_a_failed_job_does_not_end_the_sweep(midigenre, home):
     assert "Traceback" not in err
 
 
+def test_the_same_command_line_runs_only_what_is_missing(midigenre, home):
+    arguments = ("train", "-m", *QUICK, "optim.lr=0.002,-1,0.003", "name=twice")
+    status, out, _ = midigenre(*arguments)
+    folder = home / out.strip()
+    kept = [p for p in folder.rglob("*") if p.is_file() and p.parent.name != "1-optim.lr=-1"]
+    before = {path: path.stat().st_mtime_ns for path in kept if path.name not in
+              (".lock", "multirun.yaml", "train.log")}  # fmt: skip
+    # The settings of the failed job are right by now, say by an update of the program.
+    again = midigenre(*arguments)
+    assert again[:2] == (status, out) == (2, again[1])
+    assert f"going on with {out.strip()}, which is not finished" in again[2].replace("\n", " ")
+    assert again[2].count("finished before") == 2
+    assert "optim.lr must be above 0" in again[2]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name}
+    # Another command line is another sweep.
+    other = midigenre("train", "-m", *QUICK, "optim.lr=0.002,0.003", "name=twice")
+    assert other[0] == 0
+    assert other[1] != out
+    # A finished one is made anew.
+    third = midigenre("train", "-m", *QUICK, "optim.lr=0.002,0.003", "name=twice")
+    assert third[0] == 0
+    assert third[1] not in (out, other[1])
+
+
+def test_an_interrupted_sweep_ends_as_if_it_had_not_been(midigenre, home, monkeypatch):
+    settings = (*SMALL, "data.batch_phrases=8", "trainer.max_epochs=2", "seed=1,2",
+                "+callbacks.signal._target_=spies.SignalAt")  # fmt: skip
+    whole = midigenre("train", "-m", *settings, "name=unbroken")[1].strip()
+    monkeypatch.setenv("SIGNAL_AT", f"{signal.SIGTERM.value}:4")
+    status, _, err = midigenre("train", "-m", *settings, "name=broken")
+    assert (status, err.strip().splitlines()[-1]) == (
+        143, "midigenre: stopped; the same command line goes on with the sweep"
+    )  # fmt: skip
+    (broken,) = (home / "runs" / "broken").iterdir()
+    assert {path.name for path in broken.glob("*/config.yaml")} == {"config.yaml"}
+    monkeypatch.delenv("SIGNAL_AT")
+    status, out, err = midigenre("train", "-m", *settings, "name=broken")
+    assert status == 0, err
+    assert home / out.strip() == broken
+    assert "after 5 steps" in " ".join(err.split())
+    for job in ("0-seed=1", "1-seed=2"):
+        for file in ("metrics.json", "evaluation.json", "predictions.csv"):
+            ours, theirs = (home / place / job / file for place in (broken, whole))
+            assert ours.read_bytes() == theirs.read_bytes(), file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["cores", "local"])
+def test_a_killed_sweep_leaves_no_worker_and_can_be_finished(launcher, midigenre, home):
+    name = f"killed-{launcher}"
+    arguments = ["train", "-m", *SMALL, "trainer.max_epochs=40", "seed=1,2,3,4", f"name={name}",
+                 "callbacks.early_stopping.patience=99", "callbacks.last.every_minutes=0",
+                 f"hydra/launcher={launcher}"]  # fmt: skip
+    arguments += ["hydra.launcher.n_jobs=2"] if launcher == "cores" else []
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "midigenre", *arguments], cwd=home, stderr=subprocess.DEVNULL
+    )
+    runs = home / "runs" / name
+    while len(list(runs.rglob("last.ckpt"))) < 2:
+        assert sweep.poll() is None
+        time.sleep(0.2)
+    sweep.kill()
+    sweep.wait()
+    (folder,) = runs.iterdir()
+    began = time.monotonic()
+    for job in folder.glob("[0-9]*"):
+        with locked(job, 30):  # nobody trains there any more
+            pass
+    assert time.monotonic() - began < 25
+    assert not list(folder.glob("*/metrics.json"))
+    before = {path.parents[1]: path.stat().st_size for path in folder.rglob("last.ckpt")}
+    status, out, err = midigenre(*arguments)
+    assert status == 0, err
+    assert home / out.strip() == folder
+    jobs = [path for path in folder.glob("[0-9]*") if path.is_dir()]
+    assert len(jobs) == 4
+    for job in jobs:
+        assert (job / "cost.json").is_file()
+        assert ("goes on after" in (job / "train.log").read_text()) == (job in before)
+
+
 @pytest.mark.slow
 def test_on_all_cores(midigenre, home):
     good, _ = failed(midigenre, home, "hydra/launcher=cores", "hydra.launcher.n_jobs=2")
@@ -153,6 +242,31 @@ def test_a_slash_in_a_swept_value_makes_no_folder(midigenre, home):
     jobs = sorted(path for path in (home / out.strip()).iterdir() if path.is_dir())
     assert [job.name for job in jobs] == ["0-fold=1_2", "1-fold=2_2"]
     assert all((job / "evaluation.json").is_file() for job in jobs)
+
+
+def test_a_sweep_of_many_settings_has_short_names(midigenre, home):
+    many = [f"model.{key}=choice({value})" for key, value in (
+        ("dropout", 0.125), ("attention_dropout", 0.125), ("conv_width", 8), ("pooling", "mean"),
+    )]  # fmt: skip
+    many += ["optim.weight_decay=choice(0.05)", "optim.warmup_share=choice(0.1)",
+             "optim.final_ratio=choice(0.01)", "data.balance=choice(0.5)",
+             f"+note=choice('{'é' * 99}')"]  # fmt: skip
+    status, out, err = midigenre(
+        "train", "-m", *QUICK, *many, "seed=1,2", "name=many", "logger=all"
+    )
+    assert status == 0, err
+    jobs = [path for path in (home / out.strip()).iterdir() if path.is_dir()]
+    assert len({job.name for job in jobs}) == 2
+    assert all(len(job.name.encode()) < 130 for job in jobs)
+    assert {OmegaConf.load(job / "config.yaml").seed for job in jobs} == {1, 2}
+
+
+@given(st.text(st.characters(codec="utf-8")), st.integers(9, 300))
+def test_shortened_names_differ_where_the_whole_ones_do(text, n_bytes):
+    short = shortened(text, n_bytes)
+    assert len(short.encode()) <= n_bytes
+    assert (short == text) == (len(text.encode()) <= n_bytes)
+    assert shortened(text + "x" * 300, n_bytes) != shortened(text + "y" * 300, n_bytes)
 
 
 @pytest.mark.parametrize(

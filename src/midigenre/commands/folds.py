@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from rich.markup import escape
 
 from midigenre.build import class_of, make_data, plain
+from midigenre.commands.claims import locked
 from midigenre.commands.console import console
 from midigenre.commands.job import check_one_device
 from midigenre.commands.start import finished, source_of
@@ -199,7 +200,8 @@ def run_parts(
         else:
             goes_on = RunFolder(below).has_config
             below.mkdir(exist_ok=True)
-            train_part(given, below, goes_on)
+            with locked(below):
+                train_part(given, below, goes_on)
         train = part.rows["train"] if cfg.fold is None else make_data(given, shards).rows("train")
         runs.append(PartRun(number, part, below, train))
     return _pooled(cfg, folder, shards, runs, skipped, time.perf_counter() - started)

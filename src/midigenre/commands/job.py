@@ -7,13 +7,20 @@ the other process the resolver that the config needs.
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import importlib
 import logging
+import os
+import select
+import signal
 import sys
+import threading
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +30,21 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from midigenre import registry
+from midigenre.commands.claims import FAILED, locked
 from midigenre.commands.label_names import plain_names
 from midigenre.errors import StoppedError, UserError
-from midigenre.files import FULL, whole
+from midigenre.files import FULL, read_json, whole
 
 log = logging.getLogger(__name__)
 
-FAILED = "failed.txt"
-"""In the folder of a job that failed: the reason in its first line, then the traceback if any."""
+FOLDER_BYTES = 120
+"""Longest name of a job's folder without its number; file systems take 255, people read less."""
+
+TITLE_BYTES = 128
+"""Longest title of a run; Weights & Biases takes no more."""
+
+GRACE_SECONDS = 20
+"""How long a job may take to keep its last step when the process of its sweep has ended."""
 
 CONSOLE = "console.log"
 """What a job prints that runs beside others."""
@@ -50,12 +64,21 @@ def run_title(name: str) -> str:
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return name
     job = HydraConfig.get().job
-    return f"{name}/{job.num}-{job.override_dirname}"
+    return shortened(f"{name}/{job.num}-{job.override_dirname}", TITLE_BYTES)
 
 
 def folder_name(overrides: str) -> str:
     """Overrides as one folder: a slash in a value (``fold=1/2``, a path) would make two."""
-    return overrides.replace("/", "_")
+    return shortened(overrides.replace("/", "_"), FOLDER_BYTES)
+
+
+def shortened(text: str, n_bytes: int) -> str:
+    """A text of at most so many bytes in UTF-8; a hash stands for what is cut off."""
+    data = text.encode("utf-8", "surrogateescape")
+    if len(data) <= n_bytes:
+        return text
+    digest = "-" + hashlib.sha256(data).hexdigest()[:8]
+    return data[: n_bytes - len(digest)].decode("utf-8", "ignore") + digest
 
 
 def new_id() -> str:
@@ -105,13 +128,30 @@ class Job:
         execute: Callable[[DictConfig, Sequence[str]], Any] = module.run
         status = 1
         try:
-            result = execute(cfg, self.paths)
+            with self._lock():
+                result = execute(cfg, self.paths)
             status = 0
         finally:
             # Lightning leaves a run of Weights & Biases open: the next job would write into it.
             if (wandb := sys.modules.get("wandb")) is not None and wandb.run is not None:
                 wandb.finish(exit_code=status)
         return result
+
+    def _lock(self) -> contextlib.AbstractContextManager[None]:
+        """Of the run's folder; the further processes of a distributed run rely on their first."""
+        if self.command != "train" or not is_first_process():
+            return contextlib.nullcontext()
+        hydra = HydraConfig.get()
+        # Those of a sweep that was killed may be ending still.
+        patience = 2 * GRACE_SECONDS if hydra.mode == RunMode.MULTIRUN else 0
+        return locked(Path(os.path.relpath(hydra.runtime.output_dir)), patience)
+
+
+def is_first_process() -> bool:
+    """Whether this is the first or only one of the processes that train a run together."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def trust_typed(cfg: DictConfig) -> None:
@@ -125,11 +165,16 @@ def trust_typed(cfg: DictConfig) -> None:
 class SweepJob:
     """A training run of a sweep: when it fails it says why in its folder, and the others go on.
 
+    Where an earlier start of the same sweep left the run finished, its score is read; where it left
+    it interrupted or failed, it is resumed.
+
     Attributes:
         paths: What follows ``--``.
+        sweep_pid: The process of the sweep, which its jobs on the same machine do not outlive.
     """
 
     paths: tuple[str, ...] = ()
+    sweep_pid: int = field(default_factory=os.getpid)
 
     def __call__(self, cfg: DictConfig) -> float | None:
         """Trains.
@@ -137,12 +182,26 @@ class SweepJob:
         Returns:
             The best validation score; None of a job that failed.
         """
+        from midigenre.commands.start import finished
+
         hydra = HydraConfig.get()
         folder = Path(hydra.runtime.output_dir)
         beside_others = "n_jobs" in hydra.launcher
         name = f"job {hydra.job.num}  {hydra.job.override_dirname}"
         stderr = sys.stderr
+        orphaned = (
+            threading.Event()  # Slurm's jobs are on other machines, and end by themselves
+            if hydra.runtime.choices["hydra/launcher"] in ("slurm", "submitit_slurm")
+            else end_with(self.sweep_pid)
+        )
+        if finished(folder):
+            (kept,) = read_json(folder / "metrics.json")["best"].values()
+            print(f"{name}: finished before", file=stderr, flush=True)
+            return float(kept)
         try:
+            (folder / FAILED).unlink(missing_ok=True)
+            if (folder / "config.yaml").is_file():
+                cfg.resume = str(folder)
             check_one_device(cfg)
             take_share(cfg, hydra)
             with _output(folder / CONSOLE if beside_others else None):
@@ -152,8 +211,11 @@ class SweepJob:
             if isinstance(error, StoppedError) and hydra.runtime.choices["hydra/launcher"] in (
                 None, "basic",
             ):  # fmt: skip
-                print(f"midigenre: {reason(error)}", file=stderr)
+                print("midigenre: stopped; the same command line goes on with the sweep",
+                      file=stderr)  # fmt: skip
                 raise SystemExit(error.status) from error
+            if orphaned.is_set():
+                os._exit(1)  # loky's process would take the next job
             why = reason(error)
             user = isinstance(error, UserError)
             log.error(why, exc_info=None if user else error)
@@ -164,6 +226,44 @@ class SweepJob:
             return None
         print(f"{name}: {cfg.callbacks.checkpoint.monitor} {score:.4f}", file=stderr, flush=True)
         return score
+
+
+@functools.cache
+def end_with(pid: int) -> threading.Event:
+    """Lets this process end soon after another one, on this machine, has ended.
+
+    A run that trains gets a SIGTERM, by which it ends its step and keeps it in ``last.ckpt``; what
+    is not done with that in :data:`GRACE_SECONDS` is killed.
+
+    Returns:
+        What is set when the other has ended.
+    """
+    ended = threading.Event()
+    if pid == os.getpid():
+        return ended
+
+    def watch() -> None:
+        _wait_for(pid)
+        ended.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name=f"ends with {pid}").start()
+    return ended
+
+
+def _wait_for(pid: int) -> None:
+    """Returns when a process, a child of this one or not, has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        if sys.platform == "linux":
+            handle = os.pidfd_open(pid)
+            select.select([handle], [], [])
+            os.close(handle)
+            return
+        while True:
+            os.kill(pid, 0)
+            time.sleep(1)
 
 
 def reason(error: BaseException) -> str:
@@ -239,6 +339,8 @@ def check_types(cfg: Any, command: str) -> None:
     groups = set(HydraConfig.get().runtime.choices)
     given = [o.lstrip("+~") for o in HydraConfig.get().overrides.task]
     chosen = [o for o in given if o.partition("=")[0] in groups]
+    # The person's own choices may lie there.
+    chosen += [o for o in HydraConfig.get().overrides.hydra if o.startswith("hydra.searchpath=")]
     keys = [o.partition("=")[0] for o in given if "=" in o]
     dotted = [key for key in keys if "@" not in key and "/" not in key]
     default = compose(command, overrides=chosen)

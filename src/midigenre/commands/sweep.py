@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 from rich.table import Table
 
+from midigenre import __version__
+from midigenre.commands.claims import claim, locked
 from midigenre.commands.compare import shipped
 from midigenre.commands.console import console
 from midigenre.commands.job import check_one_device
+from midigenre.commands.start import finished
 from midigenre.data.prepare import default_workers
 from midigenre.errors import UserError
 from midigenre.evaluation.compare import compare
 from midigenre.evaluation.compare_table import legend, table
 from midigenre.evaluation.runs import find_runs
+from midigenre.files import read_json, write_json
+
+ABOUT = "sweep.json"
+"""In a sweep's folder: its command line, its jobs and the config that they have in common."""
 
 
 @dataclass(frozen=True)
@@ -33,29 +38,67 @@ class Sweep:
 
     Attributes:
         folder: Where its jobs have their folders.
-        n_jobs: How many there are.
-        settings: Further settings of Hydra: one folder for all jobs, names of their folders that
-            tell only what is swept, and how many run at a time.
+        about: What the sweep is, as plain data: two that are equal do the same.
+        settings: Further settings of Hydra: names of the jobs' folders that tell only what is
+            swept, and how many run at a time.
     """
 
     folder: Path
-    n_jobs: int
+    about: dict[str, Any]
     settings: dict[str, Any]
 
-    def discard_empty(self) -> None:
-        """Removes the folder of a sweep that was refused before its first job."""
-        if self.folder.is_dir() and {p.name for p in self.folder.iterdir()} <= {"multirun.yaml"}:
-            shutil.rmtree(self.folder)
-            with contextlib.suppress(OSError):  # other sweeps of that name
-                self.folder.parent.rmdir()
+    @property
+    def n_jobs(self) -> int:
+        """How many jobs there are."""
+        return len(self.about["jobs"])
+
+    @contextlib.contextmanager
+    def begun(self) -> Iterator[Sweep]:
+        """The sweep in a new folder, or in the newest where it ended before all its jobs.
+
+        The folder is locked meanwhile, and removed at the end if no job began.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        with contextlib.ExitStack() as held:
+            for folder in self._unfinished():
+                try:
+                    held.enter_context(locked(folder))
+                except UserError:  # it is running now
+                    continue
+                console.print(f"going on with {escape(str(folder))}, which is not finished",
+                              highlight=False, soft_wrap=True)  # fmt: skip
+                yield self._at(folder)
+                return
+            own = claim(self.folder)
+            held.enter_context(locked(own.folder))
+            held.callback(own.discard_empty)
+            write_json(own.folder / ABOUT, self.about)
+            yield self._at(own.folder)
+
+    def _at(self, folder: Path) -> Sweep:
+        settings = self.settings | {"hydra.sweep.dir": str(folder)}
+        return replace(self, folder=folder, settings=settings)
+
+    def _unfinished(self) -> list[Path]:
+        """Folders of the same sweep with jobs that are not finished, the newest first."""
+        found = []
+        for path in self.folder.parent.glob(f"*/{ABOUT}"):
+            if read_json(path) == self.about:
+                n_finished = sum(map(finished, path.parent.glob("[0-9]*")))
+                if n_finished < self.n_jobs:
+                    found.append((path.stat().st_mtime_ns, path.parent))
+        return [folder for _, folder in sorted(found, reverse=True)]
 
 
-def plan(cfg: DictConfig, overrides: Sequence[str]) -> Sweep:
+def plan(cfg: DictConfig, overrides: Sequence[str], parser: OverridesParser) -> Sweep:
     """What a sweep will do.
 
     Args:
         cfg: The config that its jobs have in common, with Hydra's own.
         overrides: Of the command line.
+        parser: Of overrides.
 
     Raises:
         UserError: ``resume=``, or several devices for each run.
@@ -64,17 +107,14 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> Sweep:
         raise UserError("resume= goes on with one run; start it without a sweep")
     check_one_device(cfg)
     params: Any = OmegaConf.to_container(cfg.hydra.sweeper.get("params") or OmegaConf.create({}))
-    parsed = OverridesParser.create().parse_overrides(
-        [*(f"{key}={value}" for key, value in params.items()), *overrides]
-    )
+    parsed = parser.parse_overrides([*(f"{k}={v}" for k, v in params.items()), *overrides])
     # As Hydra has it: the command line's values take the place of a sweep's own.
     by_key = {override.get_key_element(): override for override in parsed}
-    swept = {key: o for key, o in by_key.items() if o.is_sweep_override()}
-    n_jobs = math.prod(map(_n_values, swept.values()))
+    swept = {o.key_or_group for o in by_key.values() if o.is_sweep_override()}
+    (jobs,) = BasicSweeper.split_arguments(list(by_key.values()), None)
     settings: dict[str, Any] = {
-        "hydra.sweep.dir": str(cfg.hydra.sweep.dir),
         "hydra.job.config.override_dirname.exclude_keys": sorted(
-            {o.key_or_group for o in by_key.values()} - {o.key_or_group for o in swept.values()}
+            {o.key_or_group for o in by_key.values()} - swept
         ),
     }
     if cfg.hydra.launcher.get("n_jobs") == -1:
@@ -84,12 +124,15 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> Sweep:
 
             places = max(1, torch.cuda.device_count())
         # No more than there are jobs, so that joblib divides all cores among them.
-        settings["hydra.launcher.n_jobs"] = min(places, n_jobs)
-    return Sweep(Path(os.path.relpath(str(cfg.hydra.sweep.dir))), n_jobs, settings)
-
-
-def _n_values(override: Override) -> int:
-    return sum(1 for _ in override.sweep_string_iterator()) if override.is_discrete_sweep() else 1
+        settings["hydra.launcher.n_jobs"] = min(places, len(jobs))
+    common = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    about = {
+        "version": __version__,
+        "overrides": list(overrides),
+        "jobs": [list(job) for job in jobs],
+        "config": OmegaConf.to_yaml(common),
+    }
+    return Sweep(Path(os.path.relpath(str(cfg.hydra.sweep.dir))), about, settings)
 
 
 def report(sweep: Sweep) -> bool:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning.fabric.utilities.rank_zero import rank_zero_only
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 
@@ -38,7 +37,12 @@ from midigenre.commands.folds import (
     run_parts,
     say_part,
 )
-from midigenre.commands.job import check_clock, check_compile, swept_settings
+from midigenre.commands.job import (
+    check_clock,
+    check_compile,
+    is_first_process,
+    swept_settings,
+)
 from midigenre.commands.start import (
     check_classes,
     check_val_labels,
@@ -82,56 +86,51 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
         raise UserError(f"train takes no paths after --, got {paths[0]!r}; set corpus.root=DIR")
     folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
     # Lightning starts the further processes of a distributed run with the same command line.
-    first = getattr(rank_zero_only, "rank", 0) == 0
+    first = is_first_process()
     quiet_lightning()
     started = time.perf_counter()
     resumed = cfg.resume is not None  # the saved config knows nothing of it
-    try:
-        cfg, ckpt = _checked(cfg, folder, first)
-        check_compile(cfg)
-        protocol = protocol_of(cfg)
-        if protocol is None:  # a part's start follows from its songs
-            start = _start(cfg, ckpt)
-        if protocol is not None and protocol.part is None:
-            check_devices(cfg)
-        else:
-            trainer = make_trainer(cfg, folder)
-            check_clock(cfg, trainer.world_size)
-        with progress_bars() if first else contextlib.nullcontext(no_progress) as progress:
-            shards = prepared(cfg, progress)
-        if protocol is not None and protocol.part is not None:
-            labels = class_of(plain(cfg.task)).labels_of(plain(cfg.task))
-            part = part_of(protocol, shards, protocol.part, labels)
-            cfg.init_from = source_of(cfg, part.name)
-            start = _start(cfg, ckpt)
-        elif protocol is not None:
-            plan = plan_parts(cfg, folder, shards, protocol)
-            _start(next(given for *_, given in plan if given is not None), None)
-        elif first and ckpt is None:
-            warn_of_shared_songs(cfg, shards)
-    except UserError:
-        _remove_empty(folder)
-        raise
+    cfg, ckpt = _checked(cfg, folder, first)
+    check_compile(cfg)
+    protocol = protocol_of(cfg)
+    if protocol is None:  # a part's start follows from its songs
+        start = _start(cfg, ckpt)
+    if protocol is not None and protocol.part is None:
+        check_devices(cfg)
+    else:
+        trainer = make_trainer(cfg, folder)
+        check_clock(cfg, trainer.world_size)
+    with progress_bars() if first else contextlib.nullcontext(no_progress) as progress:
+        shards = prepared(cfg, progress)
+    if protocol is not None and protocol.part is not None:
+        labels = class_of(plain(cfg.task)).labels_of(plain(cfg.task))
+        part = part_of(protocol, shards, protocol.part, labels)
+        cfg.init_from = source_of(cfg, part.name)
+        start = _start(cfg, ckpt)
+    elif protocol is not None:
+        plan = plan_parts(cfg, folder, shards, protocol)
+        _start(next(given for *_, given in plan if given is not None), None)
+    elif first and ckpt is None:
+        warn_of_shared_songs(cfg, shards)
     if not first:
         task, data, _ = _built(cfg, shards, start)
         fit(trainer, task, data, ckpt, lambda: None)
         return _best_score(trainer)
     if resumed:
         remove_parts(folder)
-    _describe(cfg, folder, shards)
     print_report(
         refresh_report(shards, phrase_length(cfg.data, shards.tokens), cfg.data.max_tokens), console
     )
     if protocol is None or protocol.part is not None:
-        score = _trained(cfg, folder, shards, trainer, start, ckpt, resumed, folder, started)
+        score = _trained(cfg, folder, shards, trainer, start, ckpt, resumed, {folder: cfg}, started)
     else:
 
         def train_part(given: DictConfig, below: Path, goes_on: bool) -> float:
             ckpt = _last(below, given)
             began = time.perf_counter()
             start, trainer = _start(given, ckpt), make_trainer(given, below)
-            _describe(given, below, shards)
-            return _trained(given, below, shards, trainer, start, ckpt, goes_on, folder, began)
+            about = {folder: cfg, below: given}
+            return _trained(given, below, shards, trainer, start, ckpt, goes_on, about, began)
 
         score = run_parts(cfg, folder, shards, plan, train_part)
     print(folder)
@@ -156,7 +155,7 @@ def _trained(
     start: Start | None,
     ckpt: str | None,
     resumed: bool,
-    resume: Path,
+    about: Mapping[Path, DictConfig],
     started: float,
 ) -> float:
     """Trains one model and tests it.
@@ -169,13 +168,15 @@ def _trained(
         start: What the weights start from.
         ckpt: What it goes on from.
         resumed: Whether it goes on.
-        resume: The run that is to be resumed if this is stopped: the folder of all its parts.
+        about: The folders to explain and their configs; the first is to be resumed if this stops.
         started: When this began.
 
     Returns:
         The best validation score.
     """
     task, data, loaded = _built(cfg, shards, start)
+    for place, given in about.items():  # not before: what is refused leaves no run
+        _describe(given, place, shards)
     say_val_labels(data)
     if data.part is not None:
         say_part(data.part, cfg.protocol.part)
@@ -197,14 +198,14 @@ def _trained(
         fit(trainer, task, data, ckpt, _say_stopping)
     except StoppedError as error:
         raise StoppedError(
-            f"{error}; go on with: midigenre train resume={resume}", error.signal
+            f"{error}; go on with: midigenre train resume={next(iter(about))}", error.signal
         ) from error
     except OSError as error:
         if error.errno not in FULL:
             raise
         raise UserError(
             f"{error.filename or folder}: {error.strerror}; make room there, then go on with: "
-            f"midigenre train resume={resume}"
+            f"midigenre train resume={next(iter(about))}"
         ) from error
     cost = _cost(task, trainer, n_parameters)
     score = _best_score(trainer)
@@ -341,23 +342,15 @@ def _checked(cfg: DictConfig, folder: Path, first: bool) -> tuple[DictConfig, st
     return cfg, None
 
 
-def _remove_empty(folder: Path) -> None:
-    """A command that was refused leaves no folder with nothing but an empty log."""
-    if {p.name for p in folder.iterdir()} <= {"train.log"} and not any(
-        p.stat().st_size for p in folder.iterdir()
-    ):
-        shutil.rmtree(folder)
-        with contextlib.suppress(OSError):  # the name's folder goes too, if this was its only run
-            folder.parent.rmdir()
-
-
 def _resumed(cfg: DictConfig) -> tuple[DictConfig, str | None]:
     """The saved config with the new bounds of the trainer, and the last checkpoint if any."""
     folder = Path(cfg.resume)
     run = RunFolder(folder)
     if not run.has_config:
         raise UserError(f"resume={cfg.resume} is no run (no config.yaml); give runs/<name>/<when>")
-    changed = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
+    # A sweep resumes its own jobs, by the command line that started them.
+    given = [] if HydraConfig.get().mode == RunMode.MULTIRUN else HydraConfig.get().overrides.task
+    changed = [o for o in given if not o.startswith("resume=")]
     # A class of one's own is named again: that lets the saved config name it.
     wrong = [
         o for o in changed
