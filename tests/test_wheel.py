@@ -6,7 +6,41 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
+
+OWN = {
+    "tokenizer/mine.yaml": """
+defaults: [shared/grid@_here_, _self_]
+name: mine
+cls: Structured
+time_signatures: [4/4]
+params: {use_programs: false, use_velocities: true, num_velocities: 16, use_time_signatures: false}
+""",
+    "model/dot.yaml": """
+defaults: [tiny, _self_]
+name: dot
+d_model: 16
+n_layers: 1
+n_heads: 2
+d_ff: 32
+""",
+    "experiment/own.yaml": """
+# @package _global_
+defaults: [{override /tokenizer: mine}, {override /model: dot}, {override /corpus: toy}]
+name: own
+corpus: {n_songs: 48}
+data: {batch_phrases: 8}
+trainer: {max_epochs: 1, max_steps: 3}
+""",
+    "sweep/two.yaml": """
+# @package _global_
+name: two
+hydra: {mode: MULTIRUN, sweeper: {params: {seed: "1,2"}}}
+""",
+}
+"""A person's own folder of choices."""
 
 
 def run(*command, **settings):
@@ -15,7 +49,10 @@ def run(*command, **settings):
     return done
 
 
-def test_the_wheel_trains_from_another_folder(tmp_path):
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """``program(*arguments)`` of the installed wheel in another folder, and that folder."""
+    tmp_path = tmp_path_factory.mktemp("wheel")
     wheels, site, elsewhere = (tmp_path / name for name in ("wheels", "site", "else where"))
     elsewhere.mkdir()
     # No isolation and no dependencies: nothing is fetched.
@@ -31,10 +68,58 @@ def test_the_wheel_trains_from_another_folder(tmp_path):
     where = run(sys.executable, "-c", "import midigenre; print(midigenre.__file__)",
                 cwd=elsewhere, env=environment).stdout  # fmt: skip
     assert Path(where.strip()).is_relative_to(site)
-    done = run(
-        sys.executable, "-m", "midigenre", "train", "corpus=toy", "corpus.limit=48",
-        "trainer.max_epochs=1", cwd=elsewhere, env=environment,
-    )  # fmt: skip
+
+    def call(*arguments):
+        return run(sys.executable, "-m", "midigenre", *arguments, cwd=elsewhere, env=environment)
+
+    return call, elsewhere
+
+
+def test_the_wheel_trains_from_another_folder(program):
+    call, elsewhere = program
+    done = call("train", "corpus=toy", "corpus.limit=48", "trainer.max_epochs=1")
     folder = elsewhere / done.stdout.strip()
     assert (folder / "evaluation.json").is_file()
     assert {p.name for p in elsewhere.iterdir()} == {"runs", "shards", "corpora"}
+
+
+def test_choices_of_ones_own(program):
+    call, elsewhere = program
+    for name, text in OWN.items():
+        path = elsewhere / "my conf" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    own = ("--config-dir", "my conf")
+    sweep = call("train", *own, "sweep=two", "experiment=own", "hydra/launcher=cores",
+                 "hydra.launcher.n_jobs=2")  # fmt: skip
+    folder = elsewhere / sweep.stdout.strip()
+    jobs = [folder / f"{i}-seed={i + 1}" for i in (0, 1)]
+    for job in jobs:
+        assert "name: dot\n" in (job / "config.yaml").read_text()
+        assert "cls: Structured\n" in (job / "config.yaml").read_text()
+        assert (job / "evaluation.json").is_file()
+    # What was trained explains itself: the folder is not asked for any more.
+    call("train", f"resume={jobs[0]}", "trainer.max_steps=4")
+    song = next((elsewhere / "corpora").rglob("*.mid"))
+    assert '"genre"' in call("predict", f"run={jobs[0]}", "--", str(song)).stdout
+
+
+@pytest.mark.slow
+def test_choices_of_ones_own_in_every_command(program):
+    call, elsewhere = program
+    path = elsewhere / "more" / "tokenizer" / "other.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(OWN["tokenizer/mine.yaml"].replace("mine", "other"))
+    (elsewhere / "more" / "model").mkdir()
+    (elsewhere / "more" / "model" / "dot2.yaml").write_text(OWN["model/dot.yaml"])
+    small = ("corpus=toy", "corpus.n_songs=48", "trainer.max_epochs=1", "trainer.max_steps=3")
+    place = f"hydra.searchpath=['file://{elsewhere / 'more'}']"
+    done = call("train", place, *small, "tokenizer=other", "model=dot2", "name=single")
+    run = done.stdout.strip()
+    prepared = call("prepare", "--config-dir", "more", *small[:2], "tokenizer=other")
+    assert len(list((elsewhere / "shards").glob("toy-other-*/report.json"))) == 1
+    song = next((elsewhere / "corpora").rglob("*.mid"))
+    call("inspect", "--config-dir", "more", "tokenizer=other", "--", str(song))
+    call("evaluate", f"run={run}")
+    assert "single" in call("compare", "--config-dir", "more", "--", "runs/single").stdout
+    assert prepared.stdout.strip().startswith("shards/toy-other-")

@@ -151,7 +151,7 @@ def _dispatch(command: str, arguments: Sequence[str], paths: Sequence[str]) -> i
     os.environ["HYDRA_FULL_ERROR"] = "1"
     parser = get_args_parser()
     try:
-        args = parser.parse_args(overrides)
+        args, unknown = parser.parse_known_args(overrides)
     except SystemExit as error:
         return int(error.code or 0)
     if args.experimental_rerun is not None:  # a pickled config, whose reading runs what it says
@@ -171,6 +171,8 @@ def _dispatch(command: str, arguments: Sequence[str], paths: Sequence[str]) -> i
     sweep = None
     worded = (UserError, HydraException, OmegaConfBaseException, OSError)
     try:
+        if unknown:
+            raise UserError(_option(unknown[0], command, args))
         with contextlib.ExitStack() as held:
             if command == "train" and not (args.help or args.cfg or args.info):
                 sweep = _begin(args, held)
@@ -308,27 +310,99 @@ def _end(sweep: Sweep, args: Any) -> int:
         return 0 if report(sweep) else 2
 
 
-def _composed(command: str, args: Any) -> Any:
-    """The config that the chosen groups give, to list the settings beside a misspelt one."""
+def _composed(command: str, args: Any, chosen: bool = True) -> tuple[Any, set[str]]:
+    """What a command can be given: its settings, with the chosen groups, and its groups."""
     from hydra import compose
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     with _tree(args) as hydra:
-        groups = {*hydra.list_all_config_groups()}
-        chosen = [o for o in args.overrides if o.partition("=")[0] in {*groups, "hydra.searchpath"}]
-        for overrides in (chosen, []):
-            try:
-                return compose(command, overrides=overrides)
-            except HydraException:  # a group that does not exist: the defaults will do
-                continue
-    return OmegaConf.create({})
+        groups = {*hydra.config_loader.list_groups(""), "hydra.searchpath"}
+        choices = [o for o in args.overrides if o.partition("=")[0] in groups]
+        # A group that does not exist, or one that is swept: the defaults will do.
+        for overrides in (choices, []) if chosen else ([],):
+            with contextlib.suppress(HydraException):
+                cfg = compose(command, overrides, return_hydra_config=True)
+                return cfg, {str(group) for group in cfg.hydra.runtime.choices}
+    return OmegaConf.create({}), set()
+
+
+_SYNONYMS = {
+    "learning_rate": "lr", "hidden_size": "d_model", "max_length": "max_tokens", "gpus": "devices",
+    "wd": "weight_decay",
+}  # fmt: skip
+"""Settings of other programs whose names have no word in common with ours."""
+
+
+def _nearest(key: str, cfg: Any, groups: set[str]) -> list[str]:
+    """At most three settings or groups that may be meant, the likeliest first.
+
+    They are told by their last part, letter by letter and word by word: ``epochs`` is
+    ``trainer.max_epochs``.
+    """
+    from omegaconf import OmegaConf
+
+    from midigenre.evaluation.settings import flatten
+
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    hydra = {"hydra": plain.pop("hydra", {})}
+    known = flatten(hydra if key.startswith("hydra.") else plain)
+    parent, _, leaf = key.rpartition(".")
+    words = _long_words(leaf)
+    scores: dict[str, float] = {}
+    groups = {group for group in groups if "hydra" not in group}
+    for setting in {*(name for name, _ in known), *plain, *groups}:
+        above, _, name = setting.rpartition(".")
+        alike = difflib.SequenceMatcher(None, name, leaf).ratio()
+        if above == parent and alike > 0.6:
+            alike += 0.3
+        if name in (leaf, _SYNONYMS.get(leaf)):
+            alike = 2
+        elif shared := words & _long_words(name):
+            alike = max(alike, 0.6 + 0.4 * len(shared) / len(words | _long_words(name)))
+        if alike > 0.7 and name != "_target_":
+            scores[setting] = alike
+    likeliest = sorted(scores, key=lambda setting: (-scores[setting], setting))[:3]
+    return [setting for setting in likeliest if scores[setting] > scores[likeliest[0]] - 0.2]
+
+
+def _long_words(name: str) -> set[str]:
+    return {word for word in name.split("_") if len(word) > 1}
+
+
+def _instead(key: str, command: str, args: Any) -> str:
+    """What to write instead of a setting that a command does not have."""
+    if key.startswith(LABEL_MAP.rstrip(".")):
+        return "write labels.map.LABEL.CLASS=NAME for each class, as labels.map.genre.hiphop=rap"
+    cfg, groups = _composed(command, args)
+    hints = [f"did you mean {near}?"] if (near := " or ".join(_nearest(key, cfg, groups))) else []
+    top = key.partition(".")[0]
+    for other in COMMANDS if top not in cfg and top not in groups else ():
+        theirs, their_groups = _composed(other, args, chosen=False)
+        if top in theirs or top in their_groups:
+            hints.append(f"{top} belongs to midigenre {other}")
+            break
+    if not hints and (theirs := _nearest(key, *_composed("train", args, chosen=False))):
+        hints.append(f"midigenre train has {' and '.join(theirs)}")
+    return " ".join(hints) or f"midigenre {command} --help lists the settings"
+
+
+def _option(option: str, command: str, args: Any) -> str:
+    """The message for ``--model tiny``, which argparse does not know."""
+    name, equals, value = option.lstrip("-").partition("=")
+    key = name.replace("-", "_")
+    values = [value] if equals else [o for o in args.overrides if "=" not in o]
+    cfg, groups = _composed(command, args)
+    if key not in cfg and key not in groups:
+        near = _nearest(key, cfg, groups)
+        key = near[0] if near else ""
+    how = f"write {key}={values[0] if values else 'VALUE'}" if key else "settings are key=value"
+    return f"{option}: no such option; {how}"
 
 
 def _worded(error: BaseException, command: str, args: Any) -> str:
     """An error as one line that names the value and the choices."""
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
 
     from midigenre.commands.job import reason
     from midigenre.errors import UserError
@@ -349,11 +423,7 @@ def _worded(error: BaseException, command: str, args: Any) -> str:
         return f"{group}={name}: no such choice{_near(name, options)}"
     wrong = re.search(r"Could not override '([^']+)'", text)
     if wrong:
-        parent, _, name = wrong[1].rpartition(".")
-        known = _composed(command, args)
-        node = OmegaConf.select(known, parent) if parent else known
-        options = [str(k) for k in node if k != "_target_"] if OmegaConf.is_dict(node) else []
-        return f"{wrong[1]}: no such setting{_near(name, sorted(options))}"
+        return f"{wrong[1]}: no such setting; {_instead(wrong[1], command, args)}"
     stray = re.search(r"mismatched input '([^']*)'|LexerNoViableAltException: (\S+)", text)
     if stray:
         return f"{(stray[1] or stray[2])!r} is no setting; write key=value, and paths after --"

@@ -81,8 +81,34 @@ def test_other_settings_are_left_to_hydra():
 MISTAKES = {
     "a misspelt command": (["trian"], ["trian", "did you mean train?"]),
     "a misspelt choice": (["train", "tokenizer=rmei"], ["rmei", "did you mean remi?", "octuple"]),
-    "a misspelt setting": (["train", "model.d_modle=3"], ["d_modle", "did you mean d_model?"]),
+    "a misspelt setting": (
+        ["train", "model.d_modle=3"],
+        ["d_modle", "did you mean model.d_model?"],
+    ),
     "a misspelt group": (["train", "modle=tiny"], ["modle", "did you mean model?"]),
+    "a setting by its last part": (["train", "epochs=3"], ["epochs", "mean trainer.max_epochs"]),
+    "another name of a setting": (["train", "lr=1e-3"], ["did you mean model.lr or optim.lr?"]),
+    "another word for a setting": (["train", "learning_rate=1"], ["mean model.lr or optim.lr?"]),
+    "a setting of other programs": (["train", "batch_size=3"], ["did you mean data.batch_phrases"]),
+    "a setting in a wrong group": (["train", "model.lr_decay=1"], ["optim.layer_decay"]),
+    "a setting of a group alone": (["train", "n_heads=4"], ["did you mean model.n_heads?"]),
+    "a setting of two commands": (
+        ["train", "device=cuda"],
+        ["did you mean trainer.devices?", "belongs to midigenre evaluate"],
+    ),
+    "training settings": (["prepare", "epochs=3"], ["midigenre train has trainer.max_epochs"]),
+    "an option": (["train", "--model", "tiny"], ["--model", "write model=tiny"]),
+    "an option with a value": (["train", "--tokenizer=cp"], ["write tokenizer=cp"]),
+    "an option that is no setting": (["train", "--epochs", "3"], ["write trainer.max_epochs=3"]),
+    "a misspelt option": (["predict", "--ckp=best", "--", "x"], ["write ckpt=best"]),
+    "a group of another command": (["prepare", "task=genre"], ["task belongs to midigenre train"]),
+    "a setting of another command": (["prepare", "trainer.max_epochs=3"], ["midigenre train"]),
+    "a setting of generate": (["predict", "run=x", "temperature=1"], ["midigenre generate"]),
+    "all classes at once": (
+        ["prepare", "labels.map={genre: {a: b}}"],
+        ["labels.map", "labels.map.genre.hiphop=rap"],
+    ),
+    "nothing like it": (["train", "xyzzy=3"], ["xyzzy", "midigenre train --help"]),
     "a missing folder": (
         ["train", "corpus=folder", "corpus.root=/nowhere"],
         ["/nowhere", "does not exist", "genre"],
@@ -118,13 +144,16 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("what", MISTAKES)
-def test_mistakes_end_in_one_clear_line(what, midigenre):
+def test_mistakes_end_in_one_clear_line(what, midigenre, home):
     arguments, words = MISTAKES[what]
+    runs = set((home / "runs").rglob("*"))
     status, out, err = midigenre(*arguments)
     assert (status, out) == (2, "")
     assert err.count("\n") == 1, err
     assert err.startswith("midigenre: ")
     assert all(word in err for word in words), err
+    assert "there is" not in err or err.count(",") < 20  # no list of all settings
+    assert set((home / "runs").rglob("*")) == runs
 
 
 def test_debug_shows_the_traceback(midigenre):
