@@ -188,8 +188,10 @@ def _cause(where: UPath, error: Exception) -> str:
 
 def unopened(error: OSError | ValueError) -> RefusedSongError:
     """Why a file cannot be opened, as a reason of :data:`midigenre.music.REFUSALS`."""
-    reason = "not_regular" if isinstance(error, NotRegularError) else "missing"
-    return RefusedSongError(reason, (getattr(error, "strerror", None) or str(error)).lower())
+    detail = (getattr(error, "strerror", None) or str(error)).lower()
+    if isinstance(error, NotRegularError):
+        return RefusedSongError("not_regular", detail)
+    return RefusedSongError("missing", detail)
 
 
 def stamp(path: Location) -> str:
