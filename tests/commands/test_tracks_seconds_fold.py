@@ -191,7 +191,7 @@ def test_inspect_shows_the_phrases(run, home, midigenre):
     assert status == 0, err
     found = data.phrases("test").select(data.phrases("test").song == row)
     for i, (first, end) in enumerate(zip(found.first, found.end, strict=True)):
-        assert f"phrase {i}: bars {first} to {end - 1}," in err
+        assert f"phrase {i}: bars {first + 1} to {end}," in err
     assert f"phrase {len(found)}:" not in err
     assert "Pitch" in out
     assert "Program" not in out
