@@ -126,10 +126,12 @@ def test_the_same_command_line_runs_only_what_is_missing(midigenre, home):
     other = midigenre("train", "-m", *QUICK, "optim.lr=0.002", "name=twice")
     assert other[0] == 0
     assert other[1] != out
-    # A finished one is made anew.
+    # A finished one is made again; what is damaged beside it is no matter of this sweep.
+    (folder / "sweep.json").write_text('{"jobs": [')
     third = midigenre("train", "-m", *QUICK, "optim.lr=0.002", "name=twice")
     assert third[0] == 0
     assert third[1] not in (out, other[1])
+    assert f"warning: {out.strip()}/sweep.json cannot be read" in " ".join(third[2].split())
 
 
 def test_an_interrupted_sweep_ends_as_if_it_had_not_been(midigenre, home, monkeypatch):

@@ -85,7 +85,14 @@ class Sweep:
         """Folders of the same sweep with jobs that are not finished, the newest first."""
         found = []
         for path in self.folder.parent.glob(f"*/{ABOUT}"):
-            if read_json(path) == self.about:
+            try:
+                about = read_json(path)
+            except (OSError, ValueError) as error:
+                console.print(f"[yellow]warning:[/] {escape(str(path))} cannot be read "
+                              f"({escape(str(error))}); if it is this sweep, it is not resumed",
+                              highlight=False, soft_wrap=True)  # fmt: skip
+                continue
+            if about == self.about:
                 n_finished = sum(map(finished, path.parent.glob("[0-9]*")))
                 if n_finished < self.n_jobs:
                     found.append((path.stat().st_mtime_ns, path.parent))
