@@ -229,6 +229,7 @@ def _begin(args: Any, held: contextlib.ExitStack) -> Sweep | None:
     from midigenre.commands.claims import claim
     from midigenre.commands.job import is_first_process
     from midigenre.commands.sweep import plan
+    from midigenre.run import RunFolder
 
     # An earlier command of this process must not name this one's folder.
     HydraConfig.instance().cfg = None
@@ -247,7 +248,8 @@ def _begin(args: Any, held: contextlib.ExitStack) -> Sweep | None:
             HydraConfig.instance().set_config(cfg)
             folder = Path(cfg.hydra.run.dir)
             # Only a run's own folder: Hydra would make any other, or write into it.
-            if cfg.resume is not None and (Path(cfg.resume) / "config.yaml").is_file():
+            if cfg.resume is not None and (run := RunFolder(Path(cfg.resume))).has_config:
+                run.check_entries()  # Hydra opens its log there
                 settings = {"hydra.run.dir": str(cfg.resume)}
             # The further processes of a distributed run are given their folder by the first, and a
             # person who names one that is there means that one.

@@ -17,6 +17,7 @@ from midigenre import registry
 from midigenre.errors import UserError
 from midigenre.files import inside, read_json
 from midigenre.registry import reading
+from midigenre.storage import check_writable
 
 # Settings of callbacks and loggers that say where they write.
 _PLACES = ("dirpath", "dir", "filename", "name", "version", "sub_dir")
@@ -100,12 +101,39 @@ class RunFolder:
         if missing:
             what = "empty" if not data else f"cut or no config of a run: it has no {missing[0]}"
             raise UserError(f"{path} is {what}; {remedy}")
+        for group in GROUPS:
+            if not isinstance(data[group].get("name", ""), str):
+                raise UserError(f"{path}: {group}.name={data[group]['name']} is no name; {remedy}")
         config: dict[str, Any] = data
         return config
 
     def as_config(self) -> DictConfig:
-        """The same as a config; see :func:`as_config`."""
-        return as_config(self.config)
+        """The same as a config; see :func:`as_config`.
+
+        Songs are prepared on this machine again: the cluster of then may be gone, and what a Dask
+        scheduler answers is unpickled.
+        """
+        config = as_config(self.config)
+        if isinstance(config.get("prepare"), DictConfig):
+            config.prepare.backend, config.prepare.scheduler = "loky", None
+        return config
+
+    def check_entries(self) -> None:
+        """Refuses to write into a run with links out of it, pipes or devices, before anything is.
+
+        Raises:
+            UserError: There is such an entry, or the folder cannot be written.
+        """
+        check_writable(self.path, "resume a copy of the run that is yours: cp -r RUN COPY")
+        root = self.path.resolve()
+        for path in self.path.rglob("*"):
+            if not path.resolve().is_relative_to(root):
+                why = f"a link to {path.resolve()}, out of the run"
+            elif not (path.is_file() or path.is_dir()):
+                why = "neither a regular file nor a folder"
+            else:
+                continue
+            raise UserError(f"{path} is {why}; replace it with a file or folder of its own")
 
     def check_for_training(self) -> None:
         """Refuses to train by a config that names foreign classes or writes elsewhere.
@@ -124,13 +152,20 @@ class RunFolder:
             }
             places = [(n, *item) for n, node in writers.items() for item in (node or {}).items()]
         for name, key, value in places:
-            outside = key in _PLACES and isinstance(value, str) and value and not inside(value)
-            if outside or (name.startswith("logger.") and isinstance(value, Mapping)):
-                why = "lies outside of the run" if outside else "must be one value"
-                raise UserError(
-                    f"{self.config_path}: {name}.{key}={value} {why}; mend it there if the run is "
-                    "yours"
-                )
+            named = value if key in _PLACES and isinstance(value, str) else ""
+            if named and not inside(named):
+                why = "lies outside of the run"
+            # Lightning formats names: a field may reach any attribute of a metric, and its format
+            # ask for any width.
+            elif re.search(r"[{}]", re.sub(r"\{[\w-]*(:0?\d{0,2}(\.\d)?[defg]?)?\}", "", named)):
+                why = "has more in its braces than the name of a metric"
+            elif name.startswith("logger.") and isinstance(value, Mapping):
+                why = "must be one value"
+            else:
+                continue
+            raise UserError(
+                f"{self.config_path}: {name}.{key}={value} {why}; mend it there if the run is yours"
+            )
 
     @property
     def spec_path(self) -> Path:

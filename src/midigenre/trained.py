@@ -203,6 +203,10 @@ def _content(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 raise ValueError(f"its {group} has no name")
         if not set(DATA_KEYS) <= about["data"].keys() <= {*DATA_KEYS, "protocol"}:
             raise ValueError(f"its data is {about['data']}")
+        sizes = {key: about["data"][key] for key in ("phrase_bars", "phrase_seconds", "max_tokens")}
+        for key, size in sizes.items():
+            if not (size is None or (type(size) in (int, float) and size > 0)):
+                raise ValueError(f"its data has {key}={size}")
         if not all(isinstance(value, Tensor) for value in content["state_dict"].values()):
             raise ValueError("its state_dict holds more than weights")
     return about, content

@@ -195,10 +195,10 @@ def test_resumed_after_its_last_step_and_elsewhere_it_leaves_the_same_bytes(midi
 def test_kill_9_in_the_middle_of_a_save(midigenre, home):
     other = Path("/dev/shm")  # a file system other than that of the run, where there is one
     killed(
-        home, "name=half", "+callbacks.kill._target_=spies.KillInSave", KILL_IN_SAVE="2",
+        home, "name=killed-saving", "+callbacks.kill._target_=spies.KillInSave", KILL_IN_SAVE="2",
         **({"TMPDIR": str(other)} if other.is_dir() else {}),
     )  # fmt: skip
-    run = only(home / "runs" / "half")
+    run = only(home / "runs" / "killed-saving")
     assert last(run)["global_step"] == 17  # the one before
     assert {p.suffix for p in (run / "checkpoints").iterdir()} == {".ckpt", ".part"}
     assert midigenre("train", f"resume={run}")[0] == 0

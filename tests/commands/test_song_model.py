@@ -81,9 +81,11 @@ def test_another_corpus_has_the_stored_experts_for_baselines(midigenre, blend, h
     copied = tmp_path / "alone"
     shutil.copytree(home / blend, copied)
     (copied / "config.yaml").unlink()  # its own songs are not known any more
-    source = next(p for p in (home / "corpora").rglob("*.mid") if p.parent.name == "rock").parent
-    for genre in ("rock", "swing"):
-        shutil.copytree(source.parent / genre, tmp_path / "songs" / genre)
+    genres = ("rock", "swing")
+    corpora = (home / "corpora").glob("toy-*")
+    source = next(p for p in corpora if all((p / genre).is_dir() for genre in genres))
+    for genre in genres:
+        shutil.copytree(source / genre, tmp_path / "songs" / genre)
     status, out, err = midigenre(
         "evaluate", f"run={copied}", "corpus=folder", f"corpus.root={tmp_path / 'songs'}",
         "subset=all",

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -293,6 +294,51 @@ def test_a_resumed_run_writes_below_its_folder(key, copy, command, midigenre):
     refused(midigenre(*command["train resume"]), key, "elsewhere")
 
 
+@pytest.mark.parametrize("filename", [
+    "{epoch].backward.__func__.__globals__[warnings].sys.modules[os].environ[SECRET}",
+    "b{epoch:09999999999}", "{epoch.real}", "}{", "{epoch!r}",
+])  # fmt: skip
+def test_a_checkpoint_is_not_named_by_what_a_format_reaches(filename, copy):
+    changed_config(copy, lambda c: c["callbacks"]["checkpoint"].update(filename=filename))
+    with pytest.raises(UserError, match="filename"):
+        RunFolder(copy).check_for_training()
+    plain_name = "best-{epoch:02d}-{val_loss:.2f}-{step}"
+    changed_config(copy, lambda c: c["callbacks"]["checkpoint"].update(filename=plain_name))
+    RunFolder(copy).check_for_training()
+
+
+def test_a_resumed_run_asks_no_scheduler(copy):
+    """Dask unpickles whatever its scheduler answers."""
+    changed_config(copy, lambda config: config["prepare"].update(
+        backend="dask", scheduler="tcp://stranger.example:8786"))  # fmt: skip
+    prepare = RunFolder(copy).as_config().prepare
+    assert (prepare.backend, prepare.scheduler) == ("loky", None)
+
+
+@pytest.mark.parametrize("entry", ["train.log", "checkpoints/last.ckpt", "csv"])
+def test_a_resumed_run_writes_through_no_link(entry, copy, command, midigenre, tmp_path):
+    victim, place = tmp_path / "victim", copy / entry
+    victim.write_bytes(place.read_bytes() if place.is_file() else b"mine")
+    before = victim.read_bytes()
+    place.unlink(missing_ok=True)
+    place.symlink_to(victim)
+    refused(midigenre(*command["train resume"]), place.name, "out of the run")
+    assert victim.read_bytes() == before
+
+
+def test_a_resumed_run_waits_for_no_pipe(copy, command, midigenre):
+    (copy / "train.log").unlink(missing_ok=True)
+    os.mkfifo(copy / "train.log")
+    refused(midigenre(*command["train resume"]), "train.log", "regular file")
+
+
+def test_a_run_that_cannot_be_written_is_not_resumed(copy, command, midigenre, monkeypatch):
+    ours = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: (
+        ours(path, mode) and not (mode == os.W_OK and Path(path) == copy)))  # fmt: skip
+    refused(midigenre(*command["train resume"]), "not writable", "cp -r")
+
+
 def test_a_resumed_run_logs_below_its_folder(copy, command, midigenre):
     changed_config(copy, lambda config: config["logger"]["tensorboard"].update(name="../../x"))
     refused(midigenre(*command["train resume"]), "name", "../../x")
@@ -310,6 +356,12 @@ def test_a_pickled_config_is_not_read(midigenre, danger, tmp_path):
     status, _, err = midigenre("train", f"--experimental-rerun={tmp_path / 'bomb.pkl'}")
     assert status == 2
     assert "resume=" in err
+
+
+def test_a_name_that_is_none_is_one_line(copy):
+    changed_config(copy, lambda config: config["task"].update(name={0: 1}))
+    with pytest.raises(UserError, match=r"config\.yaml: task\.name="):
+        _ = RunFolder(copy).config
 
 
 CUTS = {"empty": b"", "cut": None, "a list": b"- 1\n", "a word": b"word", "no YAML": b"task: [",
@@ -374,6 +426,7 @@ def spoilt(path):
         "labels of numbers": with_about(labels={"genre": 3}),
         "data of text": with_about(data="x"),
         "stray data": with_about(data=whole[CHECKPOINT_KEY]["data"] | {"stray": 1}),
+        "data of lists": with_about(data=whole[CHECKPOINT_KEY]["data"] | {"max_tokens": []}),
         "another format": with_about(format=99),
     }  # fmt: skip
 
@@ -381,7 +434,7 @@ def spoilt(path):
 DAMAGES = ("empty", "cut", "text", "a number", "a list", "nothing in it", "about is a list",
            "about is empty", "no model", "a model of no settings", "a model of text", "other sizes",
            "no weights", "weights of text", "no fields", "labels of numbers", "data of text",
-           "stray data", "another format")  # fmt: skip
+           "stray data", "data of lists", "another format")  # fmt: skip
 
 
 def spoil(path, damage):
@@ -432,6 +485,20 @@ def test_resume_refuses_the_checkpoint_of_another_run(
     last = copy / "checkpoints" / "last.ckpt"
     shutil.copy(home / toy_generator / "checkpoints" / "last.ckpt", last)
     refused(midigenre(*command["train resume"]), "last.ckpt", "another run")
+
+
+@pytest.mark.parametrize("change", [
+    lambda content: content["lr_schedulers"][0].update(base_lrs=-1),
+    lambda content: content["optimizer_states"][0]["state"].update({1: [1]}),
+    lambda content: content["loops"]["fit_loop"]["epoch_progress"]["current"].update(processed={}),
+    lambda content: content.update(PhraseDataModule=10**30),
+], ids=["learning rate", "optimizer", "loops", "data"])  # fmt: skip
+def test_resume_refuses_a_damaged_state_of_the_training(change, copy, command, midigenre):
+    last = copy / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    change(content)
+    torch.save(content, last)
+    refused(midigenre(*command["train resume"]), "last.ckpt", "cannot be resumed", "delete it")
 
 
 def test_resume_refuses_a_checkpoint_of_weights_alone(copy, command, midigenre):

@@ -37,8 +37,6 @@ def own_shards(trained: Run, home: str, n_workers: int | None, progress: Any) ->
     run = RunFolder(trained.folder)
     then = run.shards.name
     config = OmegaConf.merge(trained.config, {"home": home, "n_workers": n_workers})
-    if "prepare" in config:  # the cluster of then is no longer there
-        config.prepare.backend, config.prepare.scheduler = "loky", None
     assert isinstance(config, DictConfig)
     with reading(run.config_path):
         shards = prepared(config, progress, from_spec(trained.tokens), plain(config.data))

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -31,6 +32,17 @@ class EncoderFSDPStrategy(FSDPStrategy):
         super().__init__(auto_wrap_policy={EncoderLayer}, **settings)
 
 
+class _Began(Callback):
+    """Tells a checkpoint that cannot be resumed from what fails in training later on."""
+
+    def __init__(self) -> None:
+        self.training = False
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Optimizer and learning rate have used what was restored."""
+        self.training = True
+
+
 def fit(
     trainer: L.Trainer,
     task: Task,
@@ -49,8 +61,10 @@ def fit(
 
     Raises:
         StoppedError: SIGTERM or Ctrl-C.
-        UserError: Out of memory.
+        UserError: Out of memory, or the checkpoint's state of the training is damaged.
     """
+    began = _Began()
+    trainer.callbacks.append(began)  # type: ignore[attr-defined]
     try:
         with _graceful_interrupt(on_interrupt) as interrupted:
             # Our own checkpoints hold plain data only: the safe loader is enough.
@@ -62,10 +76,18 @@ def fit(
         raise StoppedError("interrupted", signal.SIGINT) from error
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise UserError(_out_of_memory(task, data)) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+            raise UserError(_out_of_memory(task, data)) from error
+        if ckpt is None or began.training:
             raise
-        raise UserError(_out_of_memory(task, data)) from error
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"{ckpt} cannot be resumed: its state of the training is damaged, or another version "
+            f"wrote it ({why}); delete it to start the run over, or train a new one with init_from="
+        ) from error
 
 
 @contextmanager
