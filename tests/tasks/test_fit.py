@@ -13,10 +13,12 @@ from midigenre.tasks.fit import fit
 class Trainer:
     global_step, accumulate_grad_batches = 7, 2
 
-    def __init__(self, error):
-        self.error = error
+    def __init__(self, error, n_batches=0):
+        self.error, self.n_batches, self.callbacks = error, n_batches, []
 
     def fit(self, *_, **__):
+        for callback in self.callbacks * self.n_batches:
+            callback.on_train_batch_end()
         raise self.error
 
 
@@ -42,6 +44,13 @@ def test_out_of_memory_names_the_remedy(error):
 def test_other_errors_keep_their_traceback():
     with pytest.raises(RuntimeError, match="shapes"):
         fit(Trainer(RuntimeError("shapes")), None, None, None, print)
+
+
+def test_what_fails_before_a_resumed_run_has_trained_is_the_checkpoint():
+    with pytest.raises(UserError, match=r"last\.ckpt cannot be resumed.* shapes.*delete it"):
+        fit(Trainer(RuntimeError("shapes")), None, None, "last.ckpt", print)
+    with pytest.raises(RuntimeError, match="shapes"):
+        fit(Trainer(RuntimeError("shapes"), n_batches=1), None, None, "last.ckpt", print)
 
 
 def test_cost_counts_over_interruptions():
