@@ -244,6 +244,9 @@ def check(cfg: DictConfig) -> None:
     if cfg.fold is not None:
         Fold.of(cfg.fold)
     Protocol.of(protocol_settings(plain(cfg.get("protocol")), plain(cfg.split)))
+    for key in ("max_epochs", "max_steps"):
+        if cfg.trainer.get(key) == 0:
+            raise UserError(f"trainer.{key}=0 trains nothing; give 1 or more, or leave it out")
     for key in ("max_tokens", "batch_phrases", "eval_batch_phrases", "batch_tokens",
                 "phrases_per_song", "val_phrases_per_song"):  # fmt: skip
         if cfg.data[key] is not None and cfg.data[key] < 1:

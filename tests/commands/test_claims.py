@@ -113,6 +113,7 @@ REFUSED = {
     "Hydra": ["tokenizer=rmei"],
     "a sweep without -m": ["seed=1,2"],
     "a type": ["trainer.max_epochs=abc"],
+    "no training": ["trainer.max_epochs=0"],
     "the data": ["task=emotion", "corpus=folder", "corpus.root=/nowhere"],
     "the model": ["model.n_heads=7"],
     "the pooling": ["model.pooling=max"],

@@ -152,7 +152,7 @@ def test_bars_of_rest_at_the_end_are_bars(tmp_path):
         assert length == pytest.approx(about["seconds"], abs=0.09)  # a tick
     assert warnings(listed) == [
         "1 with rests at the end: rests (3 bars)",
-        "1 nothing but rests behind the primer: primer",
+        "1 with nothing but rests after the primer: primer",
         "1 shorter than asked, ended at the most tokens (tokens=9): cut (2 of 4 bars)",
         "1 shorter than asked, ended by the end token before seconds=60: soon (5.33 s)",
     ]

@@ -21,6 +21,7 @@ from midi import make_score, melody, midi_file, note, to_bytes
 from midigenre.commands.evaluate import class_maps
 from midigenre.corpora.toy import Toy
 from midigenre.errors import UserError
+from midigenre.files import write_csv
 from midigenre.spec import UNKNOWN, LabelSpec
 
 NOTE = b"\x00\x90\x3c\x40\x83\x60\x80\x3c\x40"  # a quarter
@@ -233,6 +234,11 @@ def test_all_unknown_classes_are_named_at_once(tmp_path):
         folder=tmp_path, labels=LabelSpec(classes),
         label_indices=lambda: {k: np.array(v) for k, v in indices.items()},
     )  # fmt: skip
+    rows = [
+        {"song_id": "1", "genre": "Rock", "emotion": "calm", "reason": "label_conflict"},
+        {"song_id": "2", "genre": "broken", "emotion": "calm", "reason": "unreadable"},
+    ]
+    write_csv(tmp_path / "refused.csv", rows, list(rows[0]))
     known = {"genre": ("waltz", "rock"), "emotion": ("calm", "happy")}
     run = SimpleNamespace(labels=LabelSpec(known), classifier=SimpleNamespace(heads=dict(known)))
     with pytest.raises(UserError) as error:
@@ -240,9 +246,10 @@ def test_all_unknown_classes_are_named_at_once(tmp_path):
     assert str(error.value).endswith(
         "(genre waltz, rock; emotion calm, happy), or leave it out with =null: "
         "labels.map.genre.Waltz=waltz 'labels.map.genre.R&B=null' labels.map.genre.polka=null "
-        "labels.map.emotion.hapy=happy"
+        "labels.map.genre.Rock=rock labels.map.emotion.hapy=happy"
     )
     indices |= {"genre": [1, 1, UNKNOWN], "emotion": [1, UNKNOWN, 1]}
+    write_csv(tmp_path / "refused.csv", rows[1:], list(rows[0]))
     found = {label: values.tolist() for label, values in class_maps(shards, run).items()}
     assert found == {"genre": [UNKNOWN, 1, *[UNKNOWN] * 3], "emotion": [UNKNOWN, 0]}
 

@@ -156,6 +156,20 @@ def test_only_conflicts_names_one(n_workers: int, tmp_path: Path) -> None:
         prepared(Listed(refs), tmp_path, n_workers=n_workers)
 
 
+def test_a_class_of_which_no_song_is_left_is_named(tmp_path: Path) -> None:
+    songs = songs_in(tmp_path, 3).songs(tmp_path).songs
+    gone = [
+        Unusable("x", tmp_path / "x.mid", "missing", "no such file", {"genre": "ghost"}),
+        Unusable("y", tmp_path / "y.mid", "dropped_label", "by wish", {"genre": "wished"}),
+    ]
+    shards = prepared(Listed(songs, gone), tmp_path / "home")
+    said = [
+        text for text in read_json(shards.folder / "report.json")["warnings"] if "ghost" in text
+    ]
+    assert said == ["genre 'ghost' has no song that can be used (refused.csv)"]
+    assert "wished" not in str(read_json(shards.folder / "report.json")["warnings"])
+
+
 def test_a_part_without_a_song(tmp_path: Path, small_parts: None) -> None:
     bad = [
         SongRef(f"bad{i}", write(tmp_path / f"b{i}.mid", b"no%d" % i), {"genre": "a"})

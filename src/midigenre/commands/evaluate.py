@@ -24,7 +24,7 @@ from midigenre.evaluation.calibration import Calibration
 from midigenre.evaluation.figures import save
 from midigenre.evaluation.report import print_scores
 from midigenre.evaluation.score_figures import evaluation_figures
-from midigenre.files import write_json
+from midigenre.files import read_csv, write_json
 from midigenre.spec import UNKNOWN
 from midigenre.storage import check_writable
 from midigenre.tasks.evaluate import evaluate_split, fit_calibration
@@ -138,18 +138,26 @@ def _data(shards: ShardSet, trained: Run, *, own: bool) -> PhraseDataModule:
 def class_maps(shards: ShardSet, trained: Run) -> dict[str, NDArray[np.int64]]:
     """The run's class index for each class of the songs; UNKNOWN for one without a song.
 
+    Args:
+        shards: The songs.
+        trained: The run.
+
     Raises:
         UserError: Songs have classes that the run does not know; the message names all of them.
     """
     maps, remedies, knows = {}, [], []
     indices = shards.label_indices()
+    # They come back when the class of their copies is left out.
+    conflicts = [
+        row for row in read_csv(shards.folder / "refused.csv") if row["reason"] == "label_conflict"
+    ]
     for label, names in shards.labels.classes.items():
         known = trained.labels.classes.get(label)
         if known is None or label not in trained.classifier.heads:
             continue
-        unknown = [
-            names[i] for i in np.unique(indices[label]) if i != UNKNOWN and names[i] not in known
-        ]
+        used = [names[i] for i in np.unique(indices[label]) if i != UNKNOWN]
+        used += sorted({row[label] for row in conflicts} - {*used, ""})
+        unknown = [name for name in used if name not in known]
         if unknown:
             knows.append(f"{label} {', '.join(known)}")
             remedies += [

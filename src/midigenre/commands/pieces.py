@@ -117,13 +117,13 @@ def warnings(pieces: Iterable[Mapping[str, Any]]) -> list[str]:
         name = str(about["midi"]).removesuffix(".mid")
         if not about["notes"]:
             kinds.setdefault("without a note", []).append(name)
-        if about.get("short") and about["notes"]:
+        if about.get("short"):
             kinds.setdefault(f"shorter than asked, {about['short']}", []).append(
-                f"{name} ({about['bars']} of {about['bars_asked']} bars)"
-                if about["bars_asked"] else f"{name} ({about['seconds']:g} s)"
+                f"{name} ({about.get('bars', 0)} of {about['bars_asked']} bars)"
+                if about["bars_asked"] else f"{name} ({about.get('seconds', 0):g} s)"
             )  # fmt: skip
-        if not about.get("drawn_steps", 1):
-            kinds.setdefault("nothing but rests behind the primer", []).append(name)
+        if about["notes"] and not about.get("drawn_steps", 1):
+            kinds.setdefault("with nothing but rests after the primer", []).append(name)
         elif about.get("rest_bars"):
             rests = plural(about["rest_bars"], "bar")
             kinds.setdefault("with rests at the end", []).append(f"{name} ({rests})")

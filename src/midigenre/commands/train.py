@@ -311,7 +311,7 @@ def _devices(trainer: L.Trainer) -> str:
     kind = trainer.strategy.root_device.type
     if trainer.world_size > 1:
         return f"{trainer.world_size} processes on {kind}"
-    return f"{torch.get_num_threads()} threads" if kind == "cpu" else kind
+    return plural(torch.get_num_threads(), "thread") if kind == "cpu" else kind
 
 
 def _cost(task: Task, trainer: L.Trainer, n_parameters: int) -> dict[str, Any]:

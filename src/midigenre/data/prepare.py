@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,12 +31,13 @@ from midigenre.data.groups import GROUPINGS
 from midigenre.data.guard import Limits, shared_guard
 from midigenre.data.labels import LabelSettings, label_spec, mapped, without_rare
 from midigenre.data.phrases import PhraseLength, length_settings
-from midigenre.data.report import REPORTED, phrase_report, warnings, write_label_tables
+from midigenre.data.report import REPORTED, named, phrase_report, warnings, write_label_tables
 from midigenre.data.shards import FORMAT, ShardSet, lock_file, open_shards
 from midigenre.data.table import remedy
 from midigenre.data.workers import Workers
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.files import make_folder, share_lock, write_json
+from midigenre.spec import LabelSpec
 from midigenre.storage import Location, exists, location, read_object, stamp
 from midigenre.tokenizers.base import Tokenizer
 from midigenre.wording import plural
@@ -273,6 +274,7 @@ def _prepare(
     digests = file_digests(listing.songs, settings.limits, settings.workers.n, progress)
     songs, unusable, remarks = _chosen(corpus, tokenizer, settings, listing, digests)
     labels = label_spec(corpus, songs, settings.labels)
+    remarks += _vanished(listing, unusable, labels, settings.labels.map)
     least, most = SONGS_PER_PART
     size = min(most, max(least, len(songs) // _PARTS))
     parts = [
@@ -322,6 +324,30 @@ def _chosen(
         lambda song: _usable(song, tokenizer, settings.limits),
     )  # fmt: skip
     return songs, [*listing.unusable, *conflicts, *leaks, *rare], remarks
+
+
+def _vanished(
+    listing: Listing,
+    unusable: Sequence[Unusable],
+    labels: LabelSpec,
+    label_map: Mapping[str, Mapping[str, str | None]],
+) -> list[str]:
+    """A warning for each label with classes all of whose songs were refused, and not by wish."""
+    wished = {
+        (label, name)
+        for song in unusable if song.reason in ("dropped_label", "rare_label")
+        for label, name in song.labels.items()
+    }  # fmt: skip
+    found = []
+    for label, names in labels.classes.items():
+        listed = {song.labels.get(label) for song in listing.songs}
+        listed |= {song.labels.get(label) for song in listing.unusable}
+        gone = listed - {None, *names, *label_map.get(label, {})}
+        lost = sorted(name for name in gone if name is not None and (label, name) not in wished)
+        if lost:
+            has = "has" if len(lost) == 1 else "have"
+            found.append(f"{label} {named(lost)} {has} no song that can be used (refused.csv)")
+    return found
 
 
 def _key(

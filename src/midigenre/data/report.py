@@ -236,7 +236,7 @@ def _print_duplicates(about: Mapping[str, Any] | None, console: Console) -> None
     )
     n = about["label_conflicts"]["groups"]
     if n:
-        console.print(f"{n:,} of these groups carry more than one label (see report.json)")
+        console.print(f"groups with more than one label: {n:,} (see report.json)")
 
 
 def _print_label_table(label_table: Mapping[str, Any], console: Console) -> None:
