@@ -57,13 +57,12 @@ VARIANTS = {
 @pytest.mark.parametrize(
     ("at", "variant"),
     [
-        # By default the plain run in two epochs, what changes the steps or the phrases in one.
+        # By default the plain run in two epochs, what changes the phrases in one; accumulation is
+        # in tests/tasks/test_exact_resume.py too.
         pytest.param(
             at,
             name,
-            marks=[]
-            if name == "plain" or (at == 4 and name in ("accumulated", "augmented"))
-            else pytest.mark.slow,
+            marks=[] if name == "plain" or (at == 4 and name == "augmented") else pytest.mark.slow,
         )
         for at in (4, 22)
         for name in VARIANTS
