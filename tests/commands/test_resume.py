@@ -57,12 +57,11 @@ VARIANTS = {
 @pytest.mark.parametrize(
     ("at", "variant"),
     [
-        # By default the plain run in two epochs, what changes the phrases in one; accumulation is
-        # in tests/tasks/test_exact_resume.py too.
+        # By default what tests/tasks/test_exact_resume.py has not: the command, and augmentation.
         pytest.param(
             at,
             name,
-            marks=[] if name == "plain" or (at == 4 and name == "augmented") else pytest.mark.slow,
+            marks=[] if at == 4 and name in ("plain", "augmented") else pytest.mark.slow,
         )
         for at in (4, 22)
         for name in VARIANTS

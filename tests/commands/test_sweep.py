@@ -246,6 +246,7 @@ def test_a_slash_in_a_swept_value_makes_no_folder(midigenre, home):
     assert all((job / "evaluation.json").is_file() for job in jobs)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_many_settings_has_short_names(midigenre, home):
     many = [f"model.{key}=choice({value})" for key, value in (
         ("dropout", 0.125), ("attention_dropout", 0.125), ("conv_width", 8), ("pooling", "mean"),
