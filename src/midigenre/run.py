@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -125,10 +126,11 @@ class RunFolder:
             UserError: There is such an entry, or the folder cannot be written.
         """
         check_writable(self.path, "resume a copy of the run that is yours: cp -r RUN COPY")
-        root = self.path.resolve()
+        root = os.path.realpath(self.path)
         for path in self.path.rglob("*"):
-            if not path.resolve().is_relative_to(root):
-                why = f"a link to {path.resolve()}, out of the run"
+            target = Path(os.path.realpath(path))  # `Path.resolve` raises on a loop of links
+            if not target.is_relative_to(root):
+                why = f"a link to {target}, out of the run"
             elif not (path.is_file() or path.is_dir()):
                 why = "neither a regular file nor a folder"
             else:

@@ -330,6 +330,9 @@ def test_a_resumed_run_waits_for_no_pipe(copy, command, midigenre):
     (copy / "train.log").unlink(missing_ok=True)
     os.mkfifo(copy / "train.log")
     refused(midigenre(*command["train resume"]), "train.log", "regular file")
+    (copy / "train.log").unlink()
+    (copy / "train.log").symlink_to("train.log")
+    refused(midigenre(*command["train resume"]), "train.log", "regular file")
 
 
 def test_a_run_that_cannot_be_written_is_not_resumed(copy, command, midigenre, monkeypatch):
