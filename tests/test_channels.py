@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from symusic.core import ScoreTick
 
 from midi import DRUMS, smf
-from midigenre import channels
-from midigenre.channels import played
-from midigenre.music import clean, read_score
-from midigenre.rescue import well_formed
-from midigenre.rescue_track import END, joined
-from midigenre.song import Grid
+from midigenre.midi import channels
+from midigenre.midi.channels import played
+from midigenre.midi.clean import clean, read_score
+from midigenre.midi.repair import END, joined, well_formed
+from midigenre.midi.song import Grid
 
 some_examples = settings(
     max_examples=400,

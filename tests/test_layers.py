@@ -12,8 +12,7 @@ import midigenre
 SRC = Path(midigenre.__file__).parent
 LAYERS = {
     "": 0, "spec": 0, "files": 0, "errors": 0, "storage": 0, "registry": 0, "wording": 0,
-    "run": 1, "rescue_track": 1, "rescue": 1, "channels": 1, "song": 1, "music": 1,
-    "tokenizers": 1,
+    "run": 1, "midi": 1, "tokenizers": 1,
     "corpora": 2, "models": 2,
     "data": 3, "generation": 3,
     "evaluation": 4,
@@ -22,11 +21,8 @@ LAYERS = {
     "commands": 7, "cli": 7,
     "demo": 8, "__main__": 9,
 }  # fmt: skip
-# Imports within a layer, from one part to another: song lies below music, both below tokenizers.
-BESIDE = {("rescue", "rescue_track"), ("channels", "rescue"),
-          ("channels", "rescue_track"), ("channels", "song"),
-          ("music", "channels"), ("music", "rescue"), ("music", "song"),
-          ("tokenizers", "song"), ("tokenizers", "music"), ("cli", "commands"),
+# Imports within a layer, from one part to another.
+BESIDE = {("tokenizers", "midi"), ("cli", "commands"),
           ("trained", "build"), ("storage", "files"), ("storage", "errors"),
           ("registry", "errors"), ("spec", "registry")}  # fmt: skip
 

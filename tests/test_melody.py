@@ -11,8 +11,8 @@ from symusic.core import ScoreTick
 
 from midi import DRUMS, make_score, note, scores
 from midigenre.errors import RefusedSongError
-from midigenre.music import clean, skyline
-from midigenre.song import Grid, Song
+from midigenre.midi.clean import clean, skyline
+from midigenre.midi.song import Grid, Song
 
 GRID = Grid(beat_resolution=4, time_signatures=((4, 4), (3, 4), (2, 2), (6, 8), (5, 16)))
 

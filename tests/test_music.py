@@ -18,8 +18,8 @@ from symusic.core import NoteTick, ScoreTick, TempoTick, TimeSignatureTick, Trac
 import midigenre
 from midi import DRUMS, TPQS, make_score, melody, midi_file, note, scores, to_bytes
 from midigenre.errors import RefusedSongError
-from midigenre.music import NEUTRAL_VELOCITY, REFUSALS, clean, read_score
-from midigenre.song import Grid, Song
+from midigenre.midi.clean import NEUTRAL_VELOCITY, REFUSALS, clean, read_score
+from midigenre.midi.song import Grid, Song
 
 METERS = (
     *((n, 2) for n in (1, 2, 3, 4)),

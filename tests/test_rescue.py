@@ -17,9 +17,8 @@ from symusic.core import ScoreTick
 from midi import make_score, melody, midi_file, scores, smf, to_bytes
 from midigenre.build import make_tokenizer
 from midigenre.errors import RefusedSongError
-from midigenre.music import REFUSALS, read_score
-from midigenre.rescue import MAX_TRACKS, well_formed
-from midigenre.rescue_track import Walk, scan
+from midigenre.midi.clean import REFUSALS, read_score
+from midigenre.midi.repair import MAX_TRACKS, TrackRepair, scan, well_formed
 
 END = b"\x00\xff\x2f\x00"
 SCALE = b"".join(bytes((0, 0x90, 60 + i, 80 + i, 96, 0x80, 60 + i, 64)) for i in range(8))
@@ -405,7 +404,7 @@ def test_what_is_well_formed_needs_no_repair(score, seed):
         end = body + int.from_bytes(data[start + 4 : body], "big")
         assert data[start : start + 4] == b"MTrk"
         found: dict[str, int] = {}
-        walk = Walk(data, body, end, found, keep_tempo=True)
+        walk = TrackRepair(data, body, end, found, keep_tempo=True)
         walk.run()
         assert (walk.pos, walk.ended, found) == (end, True, {})
         assert scan(data, body, end) is not None or b"\xff" in data[body:end]

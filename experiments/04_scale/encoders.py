@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from midigenre.errors import RefusedSongError
 from midigenre.files import write_json
-from midigenre.song import DRUMS
+from midigenre.midi.song import DRUMS
 from midigenre.tokenizers.miditok import MidiTokTokenizer
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

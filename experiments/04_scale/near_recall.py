@@ -29,8 +29,8 @@ from midigenre.data.near import ROW, SKETCH, near_pairs, sketch
 from midigenre.data.read import _SKETCH_GRID
 from midigenre.errors import RefusedSongError
 from midigenre.files import write_json
-from midigenre.music import clean, read_score
-from midigenre.song import DRUMS, Grid, NoteTable, Song
+from midigenre.midi.clean import clean, read_score
+from midigenre.midi.song import DRUMS, Grid, NoteTable, Song
 
 RULE = "|---|---:|---:|---:|---:|"
 FINE = Grid(480, max_song_bars=_SKETCH_GRID.max_song_bars)

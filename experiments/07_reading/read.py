@@ -33,7 +33,7 @@ from midigenre.data.guard import Guard, Limits
 from midigenre.data.read import encoded_song
 from midigenre.errors import RefusedSongError
 from midigenre.files import write_json
-from midigenre.music import read_score
+from midigenre.midi.clean import read_score
 from midigenre.tokenizers.base import Tokenizer
 
 RESULTS = Path(__file__).parent / "results"

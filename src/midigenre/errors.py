@@ -33,7 +33,7 @@ class StoppedError(UserError):
 
 
 class RefusedSongError(UserError):
-    """A song that cannot be used, with a reason from :data:`midigenre.music.REFUSALS`.
+    """A song that cannot be used, with a reason from :data:`midigenre.midi.clean.REFUSALS`.
 
     Attributes:
         reason: One of the keys of ``REFUSALS``.

@@ -14,8 +14,8 @@ from midigenre.commands.pieces import warnings, write_piece
 from midigenre.evaluation.figures import piano_roll_figure
 from midigenre.files import write_bytes
 from midigenre.generation.audio import loudness_db
-from midigenre.music import clean
-from midigenre.song import Grid
+from midigenre.midi.clean import clean
+from midigenre.midi.song import Grid
 
 
 def test_pieces_and_their_account(midigenre, toy_generator, home):

@@ -21,7 +21,7 @@ from midigenre.data.augment import AugmentSettings
 from midigenre.data.augment_notes import NoteAugmenter
 from midigenre.data.augment_tokens import TokenAugmenter, why_not
 from midigenre.errors import RefusedSongError
-from midigenre.song import Song
+from midigenre.midi.song import Song
 from midigenre.tokenizers import PhraseCutter, Tokenizer
 from midigenre.tokenizers.miditok import MidiTokTokenizer
 from midigenre.tokenizers.notes import NoteFinder

@@ -16,7 +16,7 @@ from midigenre.corpora.base import SongRef, Unusable
 from midigenre.data.labels import LabelSettings, label_spec, mapped, without_rare
 from midigenre.errors import UserError
 from midigenre.files import read_csv, read_json
-from midigenre.music import REFUSALS
+from midigenre.midi.clean import REFUSALS
 
 
 def song(name: str, genre: str | None, emotion: str | None = None) -> SongRef:

@@ -24,8 +24,8 @@ from midigenre.data.near import (
     sketch,
 )
 from midigenre.errors import RefusedSongError
-from midigenre.music import clean
-from midigenre.song import DRUMS, Grid, NoteTable, Song
+from midigenre.midi.clean import clean
+from midigenre.midi.song import DRUMS, Grid, NoteTable, Song
 
 Change = Callable[[NoteTable, np.random.Generator], NoteTable]
 TPQ = 24

@@ -23,7 +23,7 @@ from midigenre.data.phrases import (
 from midigenre.data.shards import MemorySongs, ShardSet
 from midigenre.data.starts import RandomStarts
 from midigenre.errors import UserError
-from midigenre.music import clean, read_score
+from midigenre.midi.clean import clean, read_score
 from midigenre.tokenizers import Encoded
 
 # A song as (onsets, quarters of a second) of each bar: sums of quarters are exact.

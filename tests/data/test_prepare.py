@@ -42,7 +42,7 @@ from midigenre.data.shards import ShardSet
 from midigenre.data.workers import Workers
 from midigenre.errors import UserError
 from midigenre.files import read_csv, read_json
-from midigenre.music import REFUSALS
+from midigenre.midi.clean import REFUSALS
 
 
 def state(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -21,7 +21,7 @@ from midigenre.data.prepare import refresh_report
 from midigenre.data.shards import FORMAT, MemorySongs, ShardSet, open_shards
 from midigenre.errors import UserError
 from midigenre.files import read_json, write_json
-from midigenre.song import NOTE_COLUMNS
+from midigenre.midi.song import NOTE_COLUMNS
 from midigenre.spec import LabelSpec, TokenSpec
 
 

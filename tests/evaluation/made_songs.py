@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from midigenre.song import NoteTable, Song
+from midigenre.midi.song import NoteTable, Song
 
 DRUMS = -1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from midigenre.data.phrases import Phrases
-from midigenre.song import NoteTable, Song
+from midigenre.midi.song import NoteTable, Song
 from midigenre.spec import Field, TokenSpec
 
 TPQ = 8

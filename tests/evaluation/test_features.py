@@ -21,7 +21,7 @@ from midigenre.evaluation.features import (
     token_counts,
     token_shares,
 )
-from midigenre.song import NoteTable
+from midigenre.midi.song import NoteTable
 from midigenre.spec import Field, TokenSpec
 
 TWO_FIELDS = TokenSpec(

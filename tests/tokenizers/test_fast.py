@@ -20,7 +20,7 @@ from symusic.core import ScoreTick
 
 from midi import DRUMS, make_score, melody, note, scores
 from midigenre.errors import RefusedSongError
-from midigenre.song import NoteTable, Song
+from midigenre.midi.song import NoteTable, Song
 from midigenre.tokenizers import Encoded, PhraseCutter
 from midigenre.tokenizers.fast import fast_encoder
 from midigenre.tokenizers.fast_columns import MISSING, NotCoveredError

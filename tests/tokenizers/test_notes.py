@@ -15,7 +15,7 @@ from symusic.core import ScoreTick
 from midi import DRUMS, make_score, note, scores
 from midigenre.build import make_tokenizer
 from midigenre.errors import RefusedSongError
-from midigenre.song import Song
+from midigenre.midi.song import Song
 from midigenre.tokenizers import PhraseCutter, Tokenizer
 from midigenre.tokenizers.miditok import MidiTokTokenizer
 from midigenre.tokenizers.notes import ATTRIBUTE_TYPES, ATTRIBUTES, NoteFinder

@@ -20,7 +20,7 @@ from symusic.core import ScoreTick
 from midi import DRUMS, make_score, melody, note, scores
 from midigenre.build import make_tokenizer
 from midigenre.errors import RefusedSongError, UserError
-from midigenre.song import Song
+from midigenre.midi.song import Song
 from midigenre.spec import Field, TokenSpec
 from midigenre.tokenizers import Encoded, PhraseCutter, Tokenizer, from_spec
 from midigenre.tokenizers.miditok import MidiTokTokenizer

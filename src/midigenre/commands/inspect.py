@@ -18,7 +18,7 @@ from midigenre.data.shards import MemorySongs, ShardSet, Songs
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.evaluation.figures import piano_roll_figure, save
 from midigenre.files import write_bytes
-from midigenre.song import Song
+from midigenre.midi.song import Song
 from midigenre.spec import TokenSpec
 from midigenre.tokenizers.base import Tokenizer, from_spec
 from midigenre.wording import plural

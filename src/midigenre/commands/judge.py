@@ -47,7 +47,7 @@ from midigenre.evaluation.music.novelty import TrainingMusic, novelty_report
 from midigenre.evaluation.music.structure import mean_structure, structure
 from midigenre.files import write_json
 from midigenre.generation.sampling import SamplingSettings
-from midigenre.song import Song
+from midigenre.midi.song import Song
 from midigenre.spec import UNKNOWN
 from midigenre.storage import check_writable
 from midigenre.tasks.listen import Heard, listen

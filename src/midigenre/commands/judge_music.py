@@ -21,8 +21,8 @@ from midigenre.errors import RefusedSongError, UserError
 from midigenre.evaluation.music.independence import Independence
 from midigenre.files import read_json, write_bytes, write_json
 from midigenre.generation.sampling import Sampler, SamplingSettings
-from midigenre.music import read_score
-from midigenre.song import Song
+from midigenre.midi.clean import read_score
+from midigenre.midi.song import Song
 from midigenre.spec import UNKNOWN
 from midigenre.tasks.listen import Heard
 from midigenre.tasks.samples import context_for

@@ -17,7 +17,7 @@ from midigenre.evaluation.figures import confusion_figure, save
 from midigenre.evaluation.music.figures import overlap_figure, repetition_figure, similarity_figure
 from midigenre.evaluation.music.structure import self_similarity
 from midigenre.files import write_bytes
-from midigenre.song import Song
+from midigenre.midi.song import Song
 from midigenre.wording import plural
 
 SOUND = {"mp3": "audio/mpeg", "wav": "audio/wav"}

@@ -19,7 +19,7 @@ from midigenre.generation.render import (
     render,
     unheard_notes,
 )
-from midigenre.song import Song
+from midigenre.midi.song import Song
 from midigenre.wording import plural
 
 

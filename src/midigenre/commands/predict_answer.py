@@ -15,7 +15,7 @@ from midigenre.errors import UserError
 from midigenre.evaluation.calibration import Calibration, LevelCalibration
 from midigenre.evaluation.instruments import program_name
 from midigenre.evaluation.scores import song_log_probs
-from midigenre.song import Song
+from midigenre.midi.song import Song
 from midigenre.tasks.attribution import Attribution
 from midigenre.tasks.predict import Predictions
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from midigenre.data.prepare import safe_name
-from midigenre.song import Song
+from midigenre.midi.song import Song
 from midigenre.tasks.attribution import Attribution
 
 

@@ -20,8 +20,8 @@ from typing import Any
 from midigenre.data import guard
 from midigenre.data.guard import Guard, Limits, file_bytes
 from midigenre.errors import RefusedSongError
-from midigenre.music import read_score
-from midigenre.song import Song
+from midigenre.midi.clean import read_score
+from midigenre.midi.song import Song
 from midigenre.spec import TokenSpec
 from midigenre.tokenizers.base import Encoded, Tokenizer, from_spec
 

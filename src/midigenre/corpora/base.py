@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from midigenre.song import TRACKS
+from midigenre.midi.song import TRACKS
 from midigenre.storage import Location, place
 
 Progress = Callable[[str, int, int], None]
@@ -81,7 +81,7 @@ class Unusable:
     Attributes:
         song_id: As in :class:`SongRef`.
         path: The source's own file.
-        reason: A key of :data:`midigenre.music.REFUSALS`.
+        reason: A key of :data:`midigenre.midi.clean.REFUSALS`.
         detail: What went wrong, in words.
         labels: As far as they are known.
     """
@@ -116,7 +116,7 @@ class Corpus(ABC):
     Attributes:
         name: Name of the corpus in ``conf/corpus``.
         labels: Names of its labels, the main one first (``("genre",)``, ``("genre", "emotion")``).
-        tracks: Which notes are kept when a song is cleaned, one of :data:`midigenre.song.TRACKS`.
+        tracks: Which notes cleaning keeps, one of :data:`midigenre.midi.song.TRACKS`.
         neutral: Whether tempo and velocity are made constant then. With ``tracks="merged"`` only
             pitch, rhythm and meter speak.
     """

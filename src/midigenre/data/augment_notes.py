@@ -1,7 +1,7 @@
 """Augments a phrase's notes, for tokenizers whose phrases are encoded from them.
 
-It does to a :class:`~midigenre.song.Song` what :mod:`.augment_tokens` does to tokens, from the same
-draws: tests hold the two against each other.
+It does to a :class:`~midigenre.midi.song.Song` what :mod:`.augment_tokens` does to tokens, from
+the same draws: tests hold the two against each other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from symusic.core import NoteTick, NoteTickList, ScoreTick, TempoTick, TempoTick
 
 from midigenre.data.augment import AugmentSettings
 from midigenre.data.augment_draws import KEEP, SOLO, Draws, jitter_wishes, velocity_noise
-from midigenre.song import DEFAULT_METER, DRUMS, Grid, NoteTable, Song
+from midigenre.midi.song import DEFAULT_METER, DRUMS, Grid, NoteTable, Song
 from midigenre.spec import TokenSpec
 from midigenre.tokenizers.base import Tokenizer, from_spec
 

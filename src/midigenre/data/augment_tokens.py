@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from midigenre.data.augment import AugmentSettings
 from midigenre.data.augment_draws import KEEP, SOLO, Draws, jitter_wishes, velocity_noise
-from midigenre.song import DRUMS
+from midigenre.midi.song import DRUMS
 from midigenre.spec import Field, TokenSpec
 from midigenre.tokenizers.base import from_spec
 from midigenre.tokenizers.notes import ATTRIBUTES, FoundNotes, NoteFinder

@@ -28,7 +28,7 @@ from midigenre.data.shards import write_spec
 from midigenre.data.split import assign_splits
 from midigenre.errors import UserError
 from midigenre.files import write_csv
-from midigenre.music import REFUSALS
+from midigenre.midi.clean import REFUSALS
 from midigenre.spec import LabelSpec
 from midigenre.storage import Location
 from midigenre.tokenizers.base import Tokenizer

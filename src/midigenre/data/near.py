@@ -39,7 +39,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from midigenre.corpora.base import Progress, no_progress
-from midigenre.song import DRUMS, Ints, Song
+from midigenre.midi.song import DRUMS, Ints, Song
 
 Codes = NDArray[np.uint64]
 Rows = NDArray[np.intp]

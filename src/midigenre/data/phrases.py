@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from midigenre.data.shards import Songs
 from midigenre.errors import UserError
-from midigenre.song import Song
+from midigenre.midi.song import Song
 from midigenre.spec import TokenSpec
 from midigenre.tokenizers.base import Tokenizer, from_spec
 from midigenre.tokenizers.phrases import PhraseCutter

@@ -9,8 +9,8 @@ import numpy as np
 
 from midigenre.data.near import sketch
 from midigenre.data.shards import song_columns
-from midigenre.music import clean, read_score
-from midigenre.song import Grid, Song
+from midigenre.midi.clean import clean, read_score
+from midigenre.midi.song import Grid, Song
 from midigenre.tokenizers.base import Tokenizer
 
 DIGEST_BYTES = 16

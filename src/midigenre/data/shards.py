@@ -31,8 +31,8 @@ from midigenre.corpora.base import Progress, no_progress
 from midigenre.data.table import ManifestTable, remedy
 from midigenre.errors import UserError
 from midigenre.files import read_bytes, sha256, share_lock, whole, write_json
+from midigenre.midi.song import NOTE_COLUMNS, NoteTable, Song, seconds_at
 from midigenre.registry import reading
-from midigenre.song import NOTE_COLUMNS, NoteTable, Song, seconds_at
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.storage import Location, exists, local_copy, naming, read_object
 from midigenre.tokenizers.base import Encoded
@@ -86,7 +86,7 @@ class Songs(Protocol):
         """Note onsets in each bar of a song."""
 
     def bar_seconds(self, index: int) -> NDArray[np.float64]:
-        """See :meth:`midigenre.song.Song.bar_seconds`."""
+        """See :meth:`midigenre.midi.song.Song.bar_seconds`."""
 
 
 class MemorySongs:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from midigenre.data.phrases import PhraseReader, Phrases
-from midigenre.song import Song
+from midigenre.midi.song import Song
 from midigenre.spec import TokenSpec
 
 Counts = Any

@@ -73,7 +73,7 @@ _DRUM_NAMES = {
 
 
 class Notes(Protocol):
-    """The columns of ``midigenre.song.NoteTable``, each of shape (n,)."""
+    """The columns of ``midigenre.midi.song.NoteTable``, each of shape (n,)."""
 
     @property
     def onset(self) -> NDArray[Any]:

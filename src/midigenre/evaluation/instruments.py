@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from miditok.constants import MIDI_INSTRUMENTS
 
-from midigenre.song import DRUMS
+from midigenre.midi.song import DRUMS
 
 
 def program_name(program: int) -> str:

@@ -24,7 +24,7 @@ class ShiftRow(Row):
     is the longest there is until the rest fits. Bars are counted from the meter (4/4 where the
     vocabulary has none), which changes only at a barline; a shift across barlines leaves it as it
     is. A note ends at the latest after ``max_duration_beats``, rounded to the grid as
-    :func:`midigenre.music.clean` does, and at the end of the last bar.
+    :func:`midigenre.midi.clean.clean` does, and at the end of the last bar.
     """
 
     @classmethod

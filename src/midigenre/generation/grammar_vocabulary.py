@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from midigenre.song import DEFAULT_METER, DRUMS
+from midigenre.midi.song import DEFAULT_METER, DRUMS
 from midigenre.tokenizers.base import Tokenizer
 
 Mask = NDArray[np.bool_]

@@ -16,8 +16,8 @@ from symusic.core import ControlChangeTick, NoteTickList, ScoreTick, TempoTick, 
 
 from midigenre.errors import UserError
 from midigenre.generation.audio import SILENT_DB, Audio, Samples, decibels
-from midigenre.music import read_score
-from midigenre.song import DEFAULT_TEMPO, seconds_at
+from midigenre.midi.clean import read_score
+from midigenre.midi.song import DEFAULT_TEMPO, seconds_at
 
 SOUNDFONT = "TimGM6mb.sf2"
 """General MIDI, six megabytes, in the package pretty_midi."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from midigenre.data.batches import group_by_budget
 from midigenre.data.shards import Songs
+from midigenre.midi.song import DRUMS
 from midigenre.models import PhraseClassifier
-from midigenre.song import DRUMS
 from midigenre.spec import Batch, TokenSpec
 from midigenre.tasks.attribution import (
     LOG_ZERO,

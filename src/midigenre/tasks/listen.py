@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from midigenre.data.shards import MemorySongs
 from midigenre.errors import RefusedSongError
 from midigenre.evaluation.scores import song_log_probs
+from midigenre.midi.song import Song
 from midigenre.models import PhraseClassifier
-from midigenre.song import Song
 from midigenre.spec import UNKNOWN
 from midigenre.tasks.predict import predict_phrases, song_phrases
 from midigenre.tokenizers.base import Encoded, Tokenizer

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from midigenre.data.phrases import PhraseReader
 from midigenre.data.shards import Songs
+from midigenre.midi.song import DRUMS, Song
 from midigenre.models import PhraseClassifier
-from midigenre.song import DRUMS, Song
 from midigenre.spec import Batch
 from midigenre.tasks.attribution import (
     LOG_ZERO,

@@ -14,8 +14,8 @@ from symusic.core import ScoreTick
 
 from midigenre import registry
 from midigenre.errors import UserError
-from midigenre.music import read_score
-from midigenre.song import Grid, Song
+from midigenre.midi.clean import read_score
+from midigenre.midi.song import Grid, Song
 from midigenre.spec import TokenSpec
 
 Ids = NDArray[np.uint16]

@@ -14,7 +14,7 @@ from typing import Protocol
 import miditok
 import numpy as np
 
-from midigenre.song import Song
+from midigenre.midi.song import Song
 from midigenre.tokenizers.base import Encoded
 from midigenre.tokenizers.fast_columns import MISSING, Ids, Longs, Lookups, NotCoveredError
 from midigenre.tokenizers.fast_cp import FastCPWord

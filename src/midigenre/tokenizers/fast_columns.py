@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from symusic.core import TempoTick
 
-from midigenre.song import DRUMS, Song
+from midigenre.midi.song import DRUMS, Song
 
 Longs = NDArray[np.int64]
 Ids = NDArray[np.uint16]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import miditok
 import numpy as np
 
-from midigenre.song import Song
+from midigenre.midi.song import Song
 from midigenre.tokenizers.fast_columns import Ids, Longs, Lookups, Moments
 
 

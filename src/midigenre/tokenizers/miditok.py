@@ -1,7 +1,7 @@
 """Any MidiTok tokenizer, from a YAML file.
 
 MidiTok gives the vocabulary, the encoder and the decoder; the song is quantised beforehand by
-:mod:`midigenre.music`, so that bars, and with them phrases, do not depend on the tokenizer.
+:mod:`midigenre.midi.clean`, so that bars, and with them phrases, do not depend on the tokenizer.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from symusic.core import ScoreTick
 
 from midigenre.errors import RefusedSongError, UserError
-from midigenre.music import clean
-from midigenre.song import DRUMS, TRACKS, Grid, NoteTable, Song
+from midigenre.midi.clean import clean
+from midigenre.midi.song import DRUMS, TRACKS, Grid, NoteTable, Song
 from midigenre.spec import BarKind, Field, TokenSpec
 from midigenre.tokenizers import octuple
 from midigenre.tokenizers.base import Encoded, Tokenizer
@@ -64,9 +64,9 @@ class MidiTokTokenizer(Tokenizer):
         max_bars: Longest phrase, in bars, that the vocabulary can number.
         max_song_bars: Longer songs are refused.
         special_tokens: Names of the special tokens, in the order of their ids.
-        tracks: ``all``, ``melody`` or ``merged`` (see :func:`midigenre.music.clean`). Where the
-            vocabulary has no programs, ``all`` is ``merged``.
-        neutral: One tempo and one velocity for all music (see :func:`midigenre.music.clean`).
+        tracks: ``all``, ``melody`` or ``merged`` (see :func:`midigenre.midi.clean.clean`). Where
+            the vocabulary has no programs, ``all`` is ``merged``.
+        neutral: One tempo and one velocity for all music (see :func:`midigenre.midi.clean.clean`).
             What is the same for every note is not written: ``melody`` and ``merged`` leave the
             program tokens out and ``neutral`` velocities and tempi, which halves a REMI stream.
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from midigenre.song import DRUMS
+from midigenre.midi.song import DRUMS
 from midigenre.spec import TokenSpec
 
 AnyIds = NDArray[np.integer[Any]]
@@ -42,8 +42,8 @@ class FoundNotes:
         bar: Bar within the phrase.
         position: Position of the grid in the bar.
         pitch: MIDI pitch.
-        program: MIDI program; :data:`~midigenre.song.DRUMS` for drums, 0 where the vocabulary has
-            no programs.
+        program: MIDI program; :data:`~midigenre.midi.song.DRUMS` for drums, 0 where the vocabulary
+            has no programs.
         phrase: Which of the phrases given together.
         steps_nA: The step that says each of :data:`ATTRIBUTES`, int64 (n, A); -1 where none does.
         columns_A: The field in which each attribute stands, int64 (A,); -1 where in none. So token

@@ -15,7 +15,7 @@ from miditok.constants import DEFAULT_VELOCITY
 from numpy.typing import NDArray
 from symusic.core import ScoreTick
 
-from midigenre.song import DEFAULT_METER, DEFAULT_TEMPO, DRUMS, Grid, NoteTable, Song
+from midigenre.midi.song import DEFAULT_METER, DEFAULT_TEMPO, DRUMS, Grid, NoteTable, Song
 from midigenre.spec import TokenSpec
 
 

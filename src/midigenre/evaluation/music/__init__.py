@@ -1,6 +1,6 @@
 """Is generated music any good, and was it copied? Measures of lists of songs.
 
-Everything here works on cleaned songs (:class:`midigenre.song.Song`) or on embeddings given as
+Everything here works on cleaned songs (:class:`midigenre.midi.song.Song`) or on embeddings given as
 arrays; nothing knows a model. What the functions return is plain data, ready for JSON.
 
 * ``bars``: what a bar holds, as a number to compare; the time that a song spans.

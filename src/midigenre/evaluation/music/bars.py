@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from midigenre.song import DRUMS, Ints, Song
+from midigenre.midi.song import DRUMS, Ints, Song
 
 Floats = NDArray[np.float64]
 Longs = NDArray[np.int64]

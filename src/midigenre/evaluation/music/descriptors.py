@@ -30,7 +30,7 @@ from midigenre.evaluation.music.bars import (
     is_melodic,
     note_ends,
 )
-from midigenre.song import Song
+from midigenre.midi.song import Song
 
 SCALARS: dict[str, str] = {
     "pitch_class_entropy": "bits",

@@ -15,7 +15,7 @@ from typing import Any
 
 from midigenre.errors import UserError
 from midigenre.evaluation.music.frechet import MIN_SAMPLES
-from midigenre.song import Song
+from midigenre.midi.song import Song
 
 
 def check_fmd() -> None:

@@ -39,7 +39,7 @@ from midigenre.evaluation.music.bars import (
     common_ticks,
     is_melodic,
 )
-from midigenre.song import Song
+from midigenre.midi.song import Song
 
 COPIED_ABOVE = 8
 """A piece counts as copied when more consecutive bars than this stand in one training song."""

@@ -15,7 +15,7 @@ from midigenre.evaluation.music.bars import (
     is_melodic,
     note_ends,
 )
-from midigenre.song import Song
+from midigenre.midi.song import Song
 
 STEPS = 4
 """Steps of a quarter note in a bar's picture: sixteenths."""

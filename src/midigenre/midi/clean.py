@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from symusic.core import ScoreTick, TimeSignatureTick
 
-from midigenre.channels import played
 from midigenre.errors import RefusedSongError
-from midigenre.rescue import MAX_BYTES, well_formed
-from midigenre.song import (
+from midigenre.midi.channels import played
+from midigenre.midi.repair import MAX_BYTES, well_formed
+from midigenre.midi.song import (
     DEFAULT_METER,
     DEFAULT_TEMPO,
     DRUMS,
@@ -68,10 +68,10 @@ def read_score(
     """Parses the bytes of a MIDI file, damaged ones as far as they can be understood.
 
     Notes end, and have the programs, as the channels of the file play them
-    (:mod:`midigenre.channels`).
+    (:mod:`midigenre.midi.channels`).
 
     Args:
-        data: Bytes of a file, of any kind (:func:`midigenre.rescue.well_formed`).
+        data: Bytes of a file, of any kind (:func:`midigenre.midi.repair.well_formed`).
         repairs: How often each repair was made is added to it.
         max_bytes: Largest size, before and after unpacking.
 

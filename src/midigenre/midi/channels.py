@@ -34,9 +34,19 @@ from numpy.typing import NDArray
 from symusic.core import NoteTickList, ScoreTick
 
 from midigenre.errors import RefusedSongError
-from midigenre.rescue import WellFormed, with_tracks
-from midigenre.rescue_track import ALL_OFF, END, FAR, NOTHING, Event, Walk, count, joined
-from midigenre.song import note_columns
+from midigenre.midi.repair import (
+    ALL_OFF,
+    END,
+    FAR,
+    NOTHING,
+    Event,
+    TrackRepair,
+    WellFormed,
+    count,
+    joined,
+    with_tracks,
+)
+from midigenre.midi.song import note_columns
 
 _DRUM_CHANNEL = 9
 
@@ -210,7 +220,7 @@ def _written(file: WellFormed, repairs: dict[str, int]) -> bytes:
     channels = _Channels()
     tracks = []
     for body in file.bodies:
-        walk = Walk(body, 0, len(body), {}, keep_tempo=True)
+        walk = TrackRepair(body, 0, len(body), {}, keep_tempo=True)
         walk.run()
         tracks.append((walk.events, channels.read(walk.events, walk.tick), walk.tick))
     channels.end_notes(max(1, int.from_bytes(file.header[12:14], "big") // 4))

@@ -1,7 +1,7 @@
 """A clean song: its grid, its notes, its bars.
 
-These are the words in which every tokenizer reads music; :mod:`midigenre.music` makes them from
-files.
+These are the words in which every tokenizer reads music; :mod:`midigenre.midi.clean` makes them
+from files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DRUMS = -1
 """Program number that stands for the drum channel, as in MidiTok."""
 
 TRACKS = ("all", "melody", "merged")
-"""Which notes of a song are kept, and in which tracks (see :func:`midigenre.music.clean`)."""
+"""Which notes of a song are kept, and in which tracks (see :func:`midigenre.midi.clean.clean`)."""
 
 DEFAULT_METER = (4, 4)
 DEFAULT_TEMPO = 120.0  # Standard MIDI Files 1.0: quarter notes a minute where none is given

@@ -1,0 +1,1 @@
+"""MIDI files to clean, quantised songs: repair, channels, the grid."""
