@@ -100,9 +100,6 @@ def _parts() -> dict[str, tuple[Configuration, ...]]:
                 },
                 "auxiliary MLM": {"task.mlm_weight": 0.3},
                 "averaged weights": {"callbacks.average.decay": 0.995},
-                "Muon": {"optim": "muon"},
-                "mixup": {"task.mixup": 0.2},
-                "R-Drop": {"task.r_drop": 1},
                 "dropout 0.3": {"model.dropout": 0.3},
                 "narrow": {"model.d_field": 32, "model.conv_width": 4},
                 "no convolution": {"model.conv_width": 0},
@@ -112,8 +109,6 @@ def _parts() -> dict[str, tuple[Configuration, ...]]:
                 "balanced classes": {"data.balance": 1, "task.class_weight_power": 0},
                 "no class weights": {"task.class_weight_power": 0},
                 "strong, MLM": STRONG,
-                "strong, MLM, R-Drop": STRONG | {"task.r_drop": 1},
-                "strong, MLM, Muon": STRONG | {"optim": "muon"},
             }.items()
         ),
         # The mechanics of several labels, on a corpus whose labels follow rules.

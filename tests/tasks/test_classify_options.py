@@ -1,4 +1,4 @@
-"""Masked modelling beside the labels, mixup, R-Drop, the weights of several labels."""
+"""Masked modelling beside the labels, the weights of several labels, linear heads."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from midigenre.models import (
     Encoder,
@@ -23,7 +21,7 @@ from midigenre.models import (
 )
 from midigenre.models.classifier import MaskedLoss
 from midigenre.spec import UNKNOWN, Batch, Field, TokenSpec
-from midigenre.tasks.mixing import Extras, disagreement, losses, mix
+from midigenre.tasks.classify import losses
 
 SPEC = TokenSpec(
     "toy",
@@ -77,7 +75,7 @@ def test_with_nothing_on_it_is_the_plain_loss_to_the_bit() -> None:
     found, plain = [], []
     given = replace(batch(), step_counts={"genre": torch.tensor([4.0, 3, 2])}, step_batches=2)
     torch.manual_seed(3)
-    ours = losses(model, given, Extras())
+    ours = losses(model, given)
     found = gradients(model, ours.total)
     after = torch.rand(1)
     torch.manual_seed(3)
@@ -86,7 +84,7 @@ def test_with_nothing_on_it_is_the_plain_loss_to_the_bit() -> None:
     assert torch.equal(ours.total, total)
     assert torch.equal(after, torch.rand(1))  # nothing else was drawn
     assert all(torch.equal(found[name], value) for name, value in plain.items())
-    assert ours.extras == {}
+    assert ours.masked is None
     alone = replace(given, step_counts={}, step_batches=1)
     torch.manual_seed(3)
     assert torch.equal(ours.own, model.loss(model(alone), alone)[0])
@@ -96,7 +94,7 @@ def test_with_nothing_on_it_is_the_plain_loss_to_the_bit() -> None:
 def test_masked_modelling_shares_the_pass(pooling: Any) -> None:
     model = classifier(0.3, pooling)
     torch.manual_seed(5)
-    found = losses(model, batch(), Extras())
+    found = losses(model, batch())
     torch.manual_seed(5)
     assert model.masked is not None
     seen, hidden_NF = model.masked.hide(batch())
@@ -107,11 +105,11 @@ def test_masked_modelling_shares_the_pass(pooling: Any) -> None:
     assert h_ND.shape == (sum(LENGTHS), 8)
     nats_NF, _ = model.masked.head.loss(h_ND, batch().ids_NF, hidden_NF)  # type: ignore[operator]
     mlm = nats_NF.sum() / hidden_NF.sum()
-    torch.testing.assert_close(found.extras["mlm_loss"], mlm)
+    torch.testing.assert_close(found.masked, mlm)
     torch.testing.assert_close(found.own, labels)
     torch.testing.assert_close(found.total, labels + 0.3 * mlm)
     torch.manual_seed(5)
-    again = losses(model, batch(), Extras())
+    again = losses(model, batch())
     assert torch.equal(found.total, again.total)
     # What a model is asked sees everything.
     assert all(torch.equal(v, model(batch())[k]) for k, v in model(batch()).items())
@@ -137,7 +135,7 @@ def test_steps_are_those_of_the_backbone_without_cls(pooling: Any) -> None:
 def test_songs_without_a_label_still_teach_masked_modelling() -> None:
     nothing = batch([UNKNOWN] * 5, [UNKNOWN] * 5)
     model = classifier(0.3)
-    found = losses(model, nothing, Extras(mixup=0.5))
+    found = losses(model, nothing)
     assert found.own == 0
     grads = gradients(model, found.total)
     assert grads["backbone.layers.0.attention.qkv.weight"].abs().sum() > 0
@@ -156,88 +154,23 @@ def test_a_masked_head_changes_no_weight_beside_it() -> None:
 @pytest.mark.parametrize("emotion", [0.0, 0.5])
 def test_labels_weigh_what_they_are_told(emotion: float) -> None:
     model = classifier(emotion=emotion)
-    found = losses(model, batch(), Extras())
+    found = losses(model, batch())
     expected = found.by_label["genre"] + emotion * found.by_label["emotion"]
     torch.testing.assert_close(found.total, expected)
-    unknown = losses(model, batch(emotion=[UNKNOWN] * 5), Extras())
+    unknown = losses(model, batch(emotion=[UNKNOWN] * 5))
     torch.testing.assert_close(unknown.total, found.by_label["genre"])
     grads = gradients(model, unknown.total)
     assert not grads["heads.emotion.out.weight"].any()
 
 
-@given(st.lists(st.integers(-1, 2), min_size=5, max_size=5), st.integers(0, 10_000),
-       st.floats(0.05, 5))  # fmt: skip
-@settings(max_examples=60, deadline=None)
-def test_mixup_never_mixes_a_known_phrase_with_an_unknown_one(
-    genre: list[int], seed: int, alpha: float
-) -> None:
-    assert UNKNOWN == -1
-    model, given_ = classifier(), batch(genre)
-    h_BD = model.encode(given_)
-    torch.manual_seed(seed)
-    mixed = mix(model, h_BD, given_, alpha)
-    assert 0 <= mixed.share <= 1
-    for label, target_B in given_.labels.items():
-        partner = mixed.partner[label]
-        known = target_B != UNKNOWN
-        assert torch.equal(known, known[partner])
-        assert torch.equal(partner.sort().values, torch.arange(5))  # each once
-        assert torch.equal(partner[~known], torch.arange(5)[~known])
-    # By hand, over the phrases whose genre is known.
-    known = (given_.labels["genre"] != UNKNOWN).nonzero().squeeze(1)
-    head = model.label_heads()["genre"]
-    found = mixed.loss(model, given_)[1]["genre"]
-    if len(known) == 0:
-        assert found == 0
-        return
-    other = mixed.partner["genre"][known]
-    blend = mixed.share * h_BD[known] + (1 - mixed.share) * h_BD[other]
-    targets = given_.labels["genre"]
-    expected = mixed.share * head.loss(head(blend), targets[known]) + (1 - mixed.share) * head.loss(
-        head(blend), targets[other]
-    )
-    torch.testing.assert_close(found, expected)
-
-
-def test_r_drop_draws_two_passes_together() -> None:
-    model = classifier(dropout=0.4)
-    model.train()
-    torch.manual_seed(2)
-    found = losses(model, batch(), Extras(r_drop=2.0))
-    torch.manual_seed(2)
-    one, other = model(batch()), model(batch())
-    expected = 0.0
-    for label, head in model.label_heads().items():
-        p, q = (logits[label].log_softmax(-1) for logits in (one, other))
-        kl = [
-            torch.nn.functional.kl_div(b, a, reduction="batchmean", log_target=True)
-            for a, b in ((p, q), (q, p))
-        ]
-        expected = expected + head.loss_weight * (kl[0] + kl[1]) / 2
-    torch.testing.assert_close(found.extras["r_drop"], expected)
-    labels = (model.loss(one, batch())[0] + model.loss(other, batch())[0]) / 2
-    torch.testing.assert_close(found.total, labels + found.extras["r_drop"])  # 2 / 2
-    assert disagreement(one, one)["genre"] == 0
-    model.eval()
-    assert losses(model, batch(), Extras(r_drop=2.0)).extras["r_drop"] == 0
-
-
-def test_all_at_once_is_a_function_of_the_seed() -> None:
+def test_masked_modelling_is_a_function_of_the_seed() -> None:
     model = classifier(0.3, dropout=0.2)
     found = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        found.append(losses(model, batch(), Extras(mixup=0.4, r_drop=0.5)).total)
+        found.append(losses(model, batch()).total)
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
-
-
-@pytest.mark.parametrize("name", ["mixup", "r_drop"])
-@pytest.mark.parametrize("value", [-0.1, float("nan")])
-def test_bad_values_are_named(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"task\.{name}"):
-        Extras(**{name: value})
-    assert Extras.of({"labels": {}}) == Extras()
 
 
 def test_a_linear_head_has_one_layer() -> None:

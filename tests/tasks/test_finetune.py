@@ -1,4 +1,4 @@
-"""Rates by layer, frozen layers, Muon: which parameters move, and how far."""
+"""Rates by layer, frozen layers: which parameters move, and how far."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from torch.optim import AdamW, Muon
 
 from midigenre.errors import UserError
 from midigenre.models import (
@@ -20,8 +18,7 @@ from midigenre.models import (
 )
 from midigenre.spec import Batch
 from midigenre.tasks.groups import depth, freeze, matrices
-from midigenre.tasks.muon import MuonSettings
-from midigenre.tasks.optim import AdamWSettings, OptimSettings
+from midigenre.tasks.optim import AdamWSettings
 
 
 def classifier(kind: str = "encoder", n_layers: int = 3, seed: int = 0) -> PhraseClassifier:
@@ -73,11 +70,10 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
-@pytest.mark.parametrize("optim", [AdamWSettings, MuonSettings])
-def test_the_rate_falls_towards_the_tokens(kind: str, optim: Any) -> None:
+def test_the_rate_falls_towards_the_tokens(kind: str) -> None:
     model = classifier(kind)
     names = {id(p): n for n, p in model.named_parameters()}
-    optimizer = optim(lr=0.1, layer_decay=0.5, weight_decay=0.3).optimizer(model)
+    optimizer = AdamWSettings(lr=0.1, layer_decay=0.5, weight_decay=0.3).optimizer(model)
     found = {
         names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups
         for p in g["params"]
@@ -107,16 +103,13 @@ def test_one_rate_makes_the_groups_of_before() -> None:
 
 
 @pytest.mark.parametrize("kind", ["encoder", "lstm"])
-@pytest.mark.parametrize("optim", [AdamWSettings(0.1, weight_decay=0.5), MuonSettings(0.1)])
 @pytest.mark.parametrize("n", [1, 2, 3, "all"])
-def test_frozen_layers_stay_to_the_bit_and_the_others_move(
-    kind: str, optim: OptimSettings, n: int | str
-) -> None:
+def test_frozen_layers_stay_to_the_bit_and_the_others_move(kind: str, n: int | str) -> None:
     model = classifier(kind)
     before = {k: p.detach().clone() for k, p in model.named_parameters()}
     still = freeze(model, n)
     assert still == ((model.embedding, model.backbone) if n == "all" else ())
-    optimizer = optim.optimizer(model)
+    optimizer = AdamWSettings(0.1, weight_decay=0.5).optimizer(model)
     train(model, optimizer, 3)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     for name, p in model.named_parameters():
@@ -146,67 +139,3 @@ def test_a_number_of_layers_that_there_are_not_is_refused(value: Any) -> None:
 def test_a_bad_decay_of_the_rate_is_named(value: float) -> None:
     with pytest.raises(ValueError, match=r"optim\.layer_decay"):
         AdamWSettings(0.1, layer_decay=value)
-
-
-@pytest.mark.parametrize(("name", "value"), [("momentum", 1.0), ("ns_steps", 0), ("lr", 0.0)])
-def test_bad_values_of_muon_are_named(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"optim\.{name}"):
-        MuonSettings(**({"lr": 0.1} | {name: value}))
-
-
-def test_muon_is_torchs_on_the_layers_and_adamw_elsewhere() -> None:
-    model, other = classifier(), classifier()
-    hidden = {
-        n for n, p in other.named_parameters()
-        if n.startswith(("backbone.layers.", "backbone.local.")) and p.ndim == 2
-    }  # fmt: skip
-    assert len(hidden) == 3 * 4 + 1
-    named = dict(other.named_parameters())
-    parts = [
-        Muon([named[n] for n in named if n in hidden], lr=0.01, weight_decay=0.2,
-             adjust_lr_fn="match_rms_adamw"),
-        AdamW([
-            {"params": [p for n, p in named.items() if n not in hidden and p.ndim >= 2],
-             "weight_decay": 0.2},
-            {"params": [p for p in named.values() if p.ndim < 2], "weight_decay": 0.0},
-        ], lr=0.01, betas=(0.9, 0.98), fused=True),
-    ]  # fmt: skip
-    optimizer = MuonSettings(lr=0.01, weight_decay=0.2).optimizer(model)
-    train(model, optimizer, 4)
-    for i in range(4):
-        torch.manual_seed(i)
-        other.zero_grad()
-        other.loss(other(batch(i)), batch(i))[0].backward()
-        for part in parts:
-            part.step()
-    for name, p in model.named_parameters():
-        assert torch.equal(p, named[name]), name
-
-
-@pytest.mark.parametrize("layer_decay", [1.0, 0.7])
-def test_muon_goes_on_from_a_checkpoint(layer_decay: float, tmp_path: Any) -> None:
-    optim = MuonSettings(lr=0.01, layer_decay=layer_decay)
-    whole = classifier()
-    train(whole, optim.optimizer(whole), 6)
-    first = classifier()
-    optimizer = optim.optimizer(first)
-    train(first, optimizer, 3)
-    torch.save({"o": optimizer.state_dict(), "m": first.state_dict()}, tmp_path / "state.pt")
-    saved = torch.load(tmp_path / "state.pt", weights_only=True)
-    second = classifier(seed=9)
-    second.load_state_dict(saved["m"])
-    optimizer = optim.optimizer(second)
-    optimizer.load_state_dict(saved["o"])
-    train(second, optimizer, 3, first=3)
-    for name, p in second.named_parameters():
-        assert torch.equal(p, dict(whole.named_parameters())[name]), name
-
-
-def test_muon_serves_an_lstm_and_a_model_without_matrices() -> None:
-    model = classifier("lstm")
-    train(model, MuonSettings(lr=0.01).optimizer(model), 2)
-    norm = nn.LayerNorm(4)
-    optimizer = MuonSettings(lr=0.01).optimizer(norm)
-    norm(torch.randn(2, 4)).sum().backward()
-    optimizer.step()
-    assert not torch.equal(norm.bias, torch.zeros(4))

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Timer
 from torch import nn
 
-from midigenre.tasks.muon import MuonSettings
 from midigenre.tasks.optim import SCHEDULES, AdamOneCycleSettings, AdamWSettings, OptimSettings
 from midigenre.tasks.schedule import time_share
 
@@ -22,7 +21,6 @@ SETTINGS = {
     "adamw": AdamWSettings(lr=0.1, final_ratio=0.01),
     "warm-up of steps": AdamWSettings(lr=0.1, warmup_steps=5, schedule="linear"),
     "wsd": AdamWSettings(lr=0.1, schedule="wsd"),
-    "muon": MuonSettings(lr=0.1),
     "one cycle": AdamOneCycleSettings(lr=0.1),
 }
 
@@ -108,11 +106,10 @@ def test_bounded_and_at_its_end_by_either(
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("timed", [False, True])
-@pytest.mark.parametrize("total", [20, float("inf")])
+@pytest.mark.parametrize(
+    ("timed", "total"), [(False, 20), (True, 20), (True, float("inf"))]
+)  # without a clock something else must end the run
 def test_resumed_is_uninterrupted(name: str, timed: bool, total: float) -> None:
-    if not timed and total != 20:
-        return
     shares = [min(1.0, i / 15) for i in range(20)] if timed else None
     assert walk(SETTINGS[name], total, shares, resume_at=7) == walk(SETTINGS[name], total, shares)
 

@@ -14,10 +14,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.types import _PATH
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor
 
+from midigenre.errors import UserError
 from midigenre.evaluation.figures import confusion_figure
 from midigenre.files import whole, write_bytes
 from midigenre.spec import UNKNOWN, Batch
@@ -266,6 +269,54 @@ def _move(states: dict[str, Any], here: str) -> None:
             str(Path(here, Path(path).name)): score
             for path, score in state["best_k_models"].items()
         }
+
+
+class AverageWeights(WeightAveraging):
+    """An exponential moving average of the weights over the steps (Polyak and Juditsky 1992).
+
+    Validation sees the average, and both checkpoints hold it as the model, so that what was
+    validated is what is tested and used. Training keeps its own weights, which are in the
+    checkpoints too: a resumed run ends as if it had not been stopped.
+
+    Args:
+        decay: Share of the average that stays at a step. Step t (from 0) keeps
+            ``min(decay, (1 + t) / (10 + t))``, or the first steps would hang on in short runs
+            (TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``).
+    """
+
+    def __init__(self, decay: float) -> None:
+        def average(averaged: Tensor, current: Tensor, n_averaged: Tensor) -> Tensor:
+            t = int(n_averaged)  # torch copies the weights at first, and asks from then on
+            return averaged.lerp(current, 1 - min(decay, (1 + t) / (10 + t)))
+
+        # Averaged buffers would drift by rounding: they are constants such as class weights.
+        super().__init__(use_buffers=False, avg_fn=average)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Makes the average's own copy of the model.
+
+        Raises:
+            UserError: The weights are sharded.
+        """
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise UserError(
+                "callbacks.average.decay: sharded weights cannot be averaged; set "
+                "callbacks.average.decay=null or another trainer"
+            )
+        super().setup(trainer, pl_module, stage)
+
+
+def average_weights(decay: float | None = None) -> Callback:
+    """:class:`AverageWeights`, or a callback that does nothing for None.
+
+    Raises:
+        ValueError: ``decay`` is not between 0 and 1.
+    """
+    if decay is None:
+        return Callback()
+    if not 0 < decay < 1:
+        raise ValueError(f"decay must lie between 0 and 1, or be null (off), got {decay}")
+    return AverageWeights(decay)
 
 
 class ConfusionFigures(Callback):

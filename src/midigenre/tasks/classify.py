@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from rich.console import Console
@@ -29,7 +30,6 @@ from midigenre.models.classifier import MaskedLoss
 from midigenre.spec import Batch, LabelSpec, TokenSpec
 from midigenre.tasks.base import Outcome, Task
 from midigenre.tasks.evaluate import evaluate_split, fit_calibration, fitted_baselines
-from midigenre.tasks.mixing import Extras, losses
 from midigenre.tasks.optim import OptimSettings
 from midigenre.tasks.predict import predict_phrases
 from midigenre.tasks.songs import FOLDER, SongAggregate, fit_song_models, song_kind
@@ -41,8 +41,8 @@ class ClassifyTask(Task):
     """Trains a :class:`~midigenre.models.PhraseClassifier`.
 
     Logged beside what all tasks log: ``val/macro_f1`` (mean over the labels), and for each label
-    ``val/<label>/{loss,accuracy,macro_f1}``; ``train/mlm_loss`` and ``train/r_drop`` where these
-    are on (:mod:`midigenre.tasks.mixing`). Validation hides and mixes nothing.
+    ``val/<label>/{loss,accuracy,macro_f1}``; ``train/mlm_loss`` where masked modelling is on.
+    Validation hides nothing.
 
     Args:
         model: The classifier; its heads own the losses and the label names.
@@ -69,7 +69,6 @@ class ClassifyTask(Task):
         self.val_metrics = nn.ModuleDict(
             {label: LabelMetrics(len(head.classes)) for label, head in model.label_heads().items()}
         )
-        self.extras = Extras.of(describe["task"])
         self._val_loss: dict[str, list[Tensor]] = {}
 
     @staticmethod
@@ -89,7 +88,6 @@ class ClassifyTask(Task):
     ) -> PhraseClassifier:
         """See :meth:`Task.make_model`."""
         song_kind(task)  # refused before hours of training, not after
-        Extras.of(task)
         # Runs of older versions know neither of these.
         head, mlm_weight = task.get("head", "mlp"), task.get("mlm_weight", 0.0)
         check_choice("task.head", head, ("mlp", "linear"))
@@ -178,14 +176,14 @@ class ClassifyTask(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch, scaled so that an accumulated step equals one large batch."""
-        found = losses(self.model, batch, self.extras)
+        found = losses(self.model, batch)
         self.count(batch)
         self.log("train/loss", found.own, on_step=True, on_epoch=False, batch_size=batch.n_phrases)
         if len(found.by_label) > 1:
             for label, value in found.by_label.items():
                 self.log(f"train/{label}/loss", value, batch_size=batch.n_phrases)
-        for name, value in found.extras.items():
-            self.log(f"train/{name}", value.detach(), batch_size=batch.n_phrases)
+        if found.masked is not None:
+            self.log("train/mlm_loss", found.masked.detach(), batch_size=batch.n_phrases)
         return found.total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -222,3 +220,37 @@ class ClassifyTask(Task):
         """The callbacks have drawn the last confusion by now."""
         for metrics in self.label_metrics().values():
             metrics.reset()
+
+
+class Losses(NamedTuple):
+    """Losses of a batch in training.
+
+    Attributes:
+        total: What to minimise.
+        own: That of the labels over this batch alone, not as a share of its optimizer step.
+        by_label: The same for each label.
+        masked: That of masked modelling, without its weight; None where it is off.
+    """
+
+    total: Tensor
+    own: Tensor
+    by_label: dict[str, Tensor]
+    masked: Tensor | None = None
+
+
+def losses(model: PhraseClassifier, batch: Batch) -> Losses:
+    """Losses of a batch in training; with masked modelling the model sees some tokens hidden."""
+    if model.masked is None:
+        logits, masked = model(batch), None
+    else:
+        seen, hidden_NF = model.masked.hide(batch)
+        h_BD, h_ND = model.encode_steps(seen)
+        logits, masked = model.logits(h_BD), model.masked(h_ND, batch.ids_NF, hidden_NF)
+    total, _ = model.loss(logits, batch)
+    with torch.no_grad():
+        # Undo the scaling by the step's other batches: what is logged is this batch's own mean.
+        own, by_label = model.loss(logits, replace(batch, step_counts={}, step_batches=1))
+    if model.masked is not None and masked is not None:
+        # The labels' losses know the whole step; this one is a mean over the batch.
+        total = total + model.masked.weight * masked * batch.mean_scale
+    return Losses(total, own, by_label, masked)
