@@ -235,6 +235,14 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(home, midigenre):
         assert not (home / "runs" / "refused").exists()
 
 
+def test_a_part_that_cannot_go_on_is_named(home, midigenre):
+    status, _, err = midigenre("train", *CROSSVAL, "optim.lr=1e30", "name=diverged")
+    assert status == 2
+    assert "Traceback" not in err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("midigenre: part 1, fold-1-of-2: the loss is nan in step 2 at "), last
+
+
 def test_a_part_starts_from_the_same_part(crossval, home, midigenre):
     source = crossval.relative_to(home)
     part = (*CROSSVAL, "protocol.part=2")

@@ -1,6 +1,10 @@
 """What TensorBoard reads of runs: charts in the order of comparing, HPARAMS; no training needed."""
 
+import errno
+import os
+import threading
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -91,3 +95,16 @@ def test_every_task_has_its_test_score_first(task, tmp_path):
     assert {name for name, differs in columns.items() if differs} == shown
     assert "trainer.max_epochs" in columns
     assert sorted(rows) == ["fold-1-of-2 name 11-30_00-47-18", "name 11-30_00-47-18"]
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_is_the_loggers_error_and_no_traceback_of_a_thread(tmp_path, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # given back at the end
+    logger = TensorBoardLogger(tmp_path)
+    writer = logger.experiment._get_file_writer().event_writer._async_writer
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(writer._writer, "write", mock.Mock(side_effect=full))
+    logger.experiment.add_scalar("train/loss", 1.0, 0)
+    writer._worker.join()
+    with pytest.raises(OSError, match="No space left on device"):
+        logger.log_metrics({"train/loss": 1.0}, 1)

@@ -201,7 +201,12 @@ def run_parts(
             goes_on = RunFolder(below).has_config
             below.mkdir(exist_ok=True)
             with locked(below):
-                train_part(given, below, goes_on)
+                try:
+                    train_part(given, below, goes_on)
+                except UserError as error:
+                    if error.status != UserError.status:  # a signal
+                        raise
+                    raise UserError(f"part {number}, {part.name}: {error}") from error
         train = part.rows["train"] if cfg.fold is None else make_data(given, shards).rows("train")
         runs.append(PartRun(number, part, below, train))
     return _pooled(cfg, folder, shards, runs, skipped, time.perf_counter() - started)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,22 +39,44 @@ class TensorBoardLogger(LightningTensorBoardLogger):
 
     def __init__(self, save_dir: str | Path) -> None:
         super().__init__(save_dir, name="", version="", default_hp_metric=False)
+        _hide_writers_tracebacks()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Writes the metrics under the tags of TensorBoard."""
+        """Writes the metrics under the tags of TensorBoard.
+
+        Raises:
+            OSError: They cannot be written.
+        """
+        # Not by Lightning's, which words every error, a full disk too, as an unsupported value.
         for name, value in metrics.items():
             if name.startswith(FINAL):
-                super().log_metrics({final_tag(name): value}, 0)
-                super().log_metrics({final_tag(name): value}, step)
+                self.experiment.add_scalar(final_tag(name), value, 0)
+                self.experiment.add_scalar(final_tag(name), value, step)
             elif name != "epoch" and not name.startswith("test/"):
                 tag = f"compare/{name}" if name in COMPARED else name
-                super().log_metrics({tag: value}, step)
+                self.experiment.add_scalar(tag, value, step)
 
     @rank_zero_only
     def save(self) -> None:
         """Writes what is held back; the settings stand in the run's ``config.yaml``."""
         self.experiment.flush()
+
+
+def _hide_writers_tracebacks() -> None:
+    """Keeps the thread that writes event files from printing a traceback.
+
+    What it cannot write, on a full disk for instance, the next call of its logger raises.
+    """
+    before = threading.excepthook
+    if getattr(before, "__module__", None) == __name__:
+        return
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            before(args)
+
+    threading.excepthook = hook
 
 
 def final_tag(name: str) -> str:
