@@ -169,3 +169,11 @@ def _first_then_any(draw, values, when, most):  # type: ignore[no-untyped-def]
         return []
     later = draw(st.lists(st.tuples(when, values), max_size=most))
     return later if start == "late" else [*later, (0, draw(values))]
+
+
+def loudness_db(samples: np.ndarray, rate: int, window_seconds: float) -> np.ndarray:
+    """RMS of both channels in windows that do not overlap, dB of full scale, shape (windows,)."""
+    starts = np.arange(0, len(samples), max(1, round(window_seconds * rate)))
+    power = np.add.reduceat((samples.astype(np.float64) ** 2).mean(1), starts)
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(power / np.diff([*starts, len(samples)]))

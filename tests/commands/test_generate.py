@@ -9,11 +9,10 @@ import soundfile
 from mido import MidiFile
 from symusic import Score
 
-from midi import make_score, melody, note
+from midi import loudness_db, make_score, melody, note
 from midigenre.commands.pieces import warnings, write_piece
 from midigenre.evaluation.figures import piano_roll_figure
 from midigenre.files import write_bytes
-from midigenre.generation.audio import loudness_db
 from midigenre.midi.clean import clean
 from midigenre.midi.song import Grid
 

@@ -142,7 +142,6 @@ def test_what_does_not_fit_together_is_refused(midigenre, half_generator, toy_ju
     both = (f"run={half_generator}", f"judge={toy_judge}")
     assert "n=0" in refused(*both, "n=0")
     assert "components=0" in refused(*both, "components=0")
-    assert "midigenre[fmd]" in refused(*both, "fmd=true")
     assert "polka is unknown, there is" in refused(*both, "+over.genre=[polka]")
     assert "over.mood=x: this judgement is about genre" in refused(*both, "+over.mood=[x]")
     assert "bars=null" in refused(*both, "bars=null")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midigenre.errors import UserError
-from midigenre.generation.choose import Choice
+from midigenre.generation.sampling import Choice
 
 LOGITS = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
 

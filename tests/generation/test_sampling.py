@@ -8,9 +8,8 @@ import torch
 from test_grammar import NAMES, every_tokenizer, special, tokenizer
 
 from midi import make_score, melody, note
-from midigenre.generation.choose import Choice
 from midigenre.generation.grammar import Grammar
-from midigenre.generation.sampling import Sample, Sampler, SamplingSettings
+from midigenre.generation.sampling import Choice, Sample, Sampler, SamplingSettings
 from midigenre.generation.windows import Context, Windows
 from midigenre.models import (
     LSTM,

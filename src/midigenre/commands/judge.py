@@ -40,7 +40,6 @@ from midigenre.evaluation.music.control import (
 )
 from midigenre.evaluation.music.descriptors import describe_all
 from midigenre.evaluation.music.distance import compare_sets
-from midigenre.evaluation.music.fmd import check_fmd, frechet_music_distance
 from midigenre.evaluation.music.frechet import frechet
 from midigenre.evaluation.music.independence import independence
 from midigenre.evaluation.music.novelty import TrainingMusic, novelty_report
@@ -71,8 +70,6 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     for key in ("n", "batch", "max_real", "components"):
         if cfg[key] is not None and cfg[key] < 1:
             raise UserError(f"{key}={cfg[key]} must be 1 or more")
-    if cfg.fmd:
-        check_fmd()
     check_audio(cfg.audio, cfg.soundfont)
     settings = sampling_settings(cfg)
     if settings.bars is None:
@@ -145,10 +142,6 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         report["frechet"] = _or_reason(
             lambda: _frechet(heard["told"], ours_N, heard["real"], theirs_N, cfg.components)
         )
-        if cfg.fmd:
-            report["frechet_music_distance"] = _or_reason(
-                lambda: frechet_music_distance(music, theirs)
-            )
         progress("measures", 1, 3)
         report["structure"] = {
             "generated": mean_structure([structure(song) for song in music]),

@@ -11,13 +11,15 @@ from symusic.core import ScoreTick, TextMetaTick
 
 from midigenre.evaluation.figures import piano_roll_figure, save
 from midigenre.files import write_bytes
-from midigenre.generation.audio import check_format, decibels, write_audio
-from midigenre.generation.render import (
+from midigenre.generation.audio import (
     MAX_SECONDS,
+    check_format,
     check_soundfont,
+    decibels,
     length_seconds,
     render,
     unheard_notes,
+    write_audio,
 )
 from midigenre.midi.song import Song
 from midigenre.wording import plural

@@ -6,9 +6,8 @@ import torch
 from omegaconf import DictConfig
 
 from midigenre.errors import UserError
-from midigenre.generation.choose import Choice
 from midigenre.generation.grammar import Grammar
-from midigenre.generation.sampling import Sampler, SamplingSettings
+from midigenre.generation.sampling import Choice, Sampler, SamplingSettings
 from midigenre.models import PhraseGenerator
 from midigenre.models.quantize import quantize_int8
 from midigenre.tasks.samples import context_for

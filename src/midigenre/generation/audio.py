@@ -1,16 +1,23 @@
-"""Sound as arrays: how loud it is, and files of it."""
+"""MIDI to sound, in process, with a synthesizer that plays a soundfont; and files of it."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+import wave
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
+import midirenderer
 import numpy as np
 from numpy.typing import NDArray
+from symusic.core import ControlChangeTick, NoteTickList, ScoreTick, TempoTick, TrackTick
 
 from midigenre.errors import UserError
 from midigenre.files import write_bytes
+from midigenre.midi.clean import read_score
+from midigenre.midi.song import DEFAULT_TEMPO, seconds_at
 
 Samples = NDArray[np.float32]
 
@@ -22,6 +29,31 @@ SILENT_DB = -70.0
 
 The synthesizer's output has 16 bits: there are ten steps below, too few for music.
 """
+
+SOUNDFONT = "TimGM6mb.sf2"
+"""General MIDI, six megabytes, in the package pretty_midi."""
+
+PEAK_DB = -1.0
+"""Peak of a rendered piece, dB of full scale: what an MP3 adds to it must not clip."""
+
+TAIL_SECONDS = 5.0
+"""How long the last notes may ring on."""
+
+TAIL_DB = -60.0
+"""The end is cut where the sound stays below this, dB of the peak: the usual end of a decay."""
+
+FADE_SECONDS = 0.03
+MAX_SECONDS = 1800.0
+"""Longer pieces are not rendered: half an hour takes 700 MB."""
+
+MELODIC_CHANNELS = 15
+"""MIDI has 16 channels, and one of them plays the drums."""
+
+SAMPLE_RATE = 48_000
+"""Frames a second, the synthesizer's."""
+
+FULL_SCALE = 32768
+UNUSED_CONTROL = 3  # of MIDI 1.0: it is sent only so that the synthesizer goes on playing
 
 
 @dataclass(frozen=True)
@@ -49,29 +81,126 @@ class Audio:
         return self.raw_peak_db < SILENT_DB
 
 
+@dataclass(frozen=True)
+class _Voice:
+    """A track as the synthesizer is given it: ``(onset, duration, pitch, velocity)``, (n, 4)."""
+
+    track: TrackTick
+    notes_N4: NDArray[np.int64]
+
+
 def decibels(amplitude: float | NDArray[np.floating]) -> NDArray[np.float64]:
     """Amplitudes in dB of full scale; 0 is minus infinity."""
     with np.errstate(divide="ignore"):
         return np.asarray(20 * np.log10(np.abs(np.asarray(amplitude, np.float64))))
 
 
-def loudness_db(samples: Samples, rate: int, window_seconds: float = 0.4) -> NDArray[np.float64]:
-    """Loudness over time: RMS of both channels in windows that do not overlap.
+def default_soundfont() -> Path:
+    """The soundfont that comes with pretty_midi.
+
+    Raises:
+        UserError: It does not any more.
+    """
+    spec = find_spec("pretty_midi")  # importing it would take half a second
+    path = None if spec is None or spec.origin is None else Path(spec.origin).with_name(SOUNDFONT)
+    if path is None or not path.is_file():
+        raise UserError(
+            f"the installed pretty_midi has no {SOUNDFONT}: set soundfont=FILE.sf2, or audio=null"
+        )
+    return path
+
+
+def check_soundfont(soundfont: Path | str | None) -> None:
+    """Plays a note with a soundfont, to find out before the work whether it can be used.
 
     Args:
-        samples: Shape (frames, 2).
-        rate: Frames a second.
-        window_seconds: Length of a window; 0.4 s is the momentary loudness of EBU Tech 3341,
-            here without its frequency weighting. The last window may be shorter.
+        soundfont: An SF2 file; None for :func:`default_soundfont`.
+
+    Raises:
+        UserError: There is no such file, or it is no soundfont.
+    """
+    score = ScoreTick(480)
+    score.tracks.append(TrackTick("", 0, False))
+    score.tracks[0].notes = NoteTickList.from_numpy(*np.array([[0], [120], [60], [100]]))
+    render(score, soundfont)
+
+
+def length_seconds(score: ScoreTick) -> float:
+    """When the last note ends; 0 without notes."""
+    return float(_seconds(score, np.array([_end(score)]))[0])
+
+
+def render(score: ScoreTick | bytes, soundfont: Path | str | None = None) -> Audio:
+    """Plays a score.
+
+    Every instrument sounds, however many there are: those beyond the 16 channels are played apart
+    and mixed. A pitch that sounds already is struck anew. The audio ends when the last notes have
+    rung out, at most :data:`TAIL_SECONDS` after them, and is as loud as :data:`PEAK_DB` allows.
+
+    Args:
+        score: Times in ticks; or a MIDI file's bytes.
+        soundfont: An SF2 file; None for :func:`default_soundfont`.
 
     Returns:
-        dB of full scale, shape (windows,); digital silence is minus infinity.
+        The audio; without notes it has no frames. A silent one (:attr:`Audio.silent`: the
+        soundfont may lack a pitch, TimGM6mb's piano ends at 108) is not made louder.
+
+    Raises:
+        UserError: The soundfont cannot be used, or the piece is longer than :data:`MAX_SECONDS`.
+        midigenre.errors.RefusedSongError: The bytes are no MIDI file.
     """
-    starts = np.arange(0, len(samples), max(1, round(window_seconds * rate)))
-    if not len(starts):
-        return np.zeros(0)
-    power = np.add.reduceat((samples.astype(np.float64) ** 2).mean(1), starts)
-    return decibels(np.sqrt(power / np.diff([*starts, len(samples)])))
+    if isinstance(score, bytes):
+        score = read_score(score)
+    if (length := length_seconds(score)) > MAX_SECONDS:
+        raise UserError(
+            f"a piece of {length:,.0f} s is too long for audio, which has {MAX_SECONDS:,.0f} s at "
+            "most; set audio=null"
+        )
+    path = default_soundfont() if soundfont is None else Path(soundfont).expanduser()
+    voices = [_Voice(t, _restruck(t)) for t in score.tracks if len(t.notes)]
+    drums = [voice for voice in voices if voice.track.is_drum]
+    others = [voice for voice in voices if not voice.track.is_drum]
+    groups = [
+        others[at : at + MELODIC_CHANNELS] for at in range(0, len(others), MELODIC_CHANNELS)
+    ] or [[]]
+    groups[0] += drums
+    mix = _mixed([_play(score, group, path) for group in groups if group])
+    peak = float(np.abs(mix).max(initial=0))
+    raw_peak_db = float(decibels(peak))
+    stop = round(length * SAMPLE_RATE)
+    if raw_peak_db < SILENT_DB:
+        return Audio(mix[:stop], SAMPLE_RATE, raw_peak_db)
+    loud = np.flatnonzero(np.abs(mix).max(1) > peak * 10 ** (TAIL_DB / 20))
+    fade = round(FADE_SECONDS * SAMPLE_RATE)
+    mix = mix[: max(stop, int(loud[-1]) + fade)] * np.float32(10 ** (PEAK_DB / 20) / peak)
+    fade = min(len(mix), fade)
+    mix[len(mix) - fade :] *= np.linspace(1, 0, fade, dtype=np.float32)[:, None]
+    return Audio(mix, SAMPLE_RATE, raw_peak_db)
+
+
+def unheard_notes(score: ScoreTick, audio: Audio) -> int:
+    """Number of notes that begin in silence and leave it silent.
+
+    Such a note lies outside its instrument's range in the soundfont, or is very soft. One that
+    begins while others sound is never counted.
+
+    Args:
+        score: The music.
+        audio: What :func:`render` made of it.
+    """
+    onsets = np.concatenate(
+        [np.asarray(track.notes.numpy()["time"]) for track in score.tracks] or [np.zeros(0)]
+    )
+    if audio.silent or not len(onsets):
+        return len(onsets)
+    # Half a second, since strings and pads rise slowly.
+    power = np.r_[0.0, np.cumsum((audio.samples.astype(np.float64) ** 2).mean(1))]
+    first = np.round(_seconds(score, onsets) * audio.rate).astype(np.int64)
+    first, last = (
+        np.clip(at, 0, len(audio.samples)) for at in (first, first + round(0.5 * audio.rate))
+    )
+    mean = (power[last] - power[first]) / np.maximum(last - first, 1)
+    return int((decibels(np.sqrt(np.maximum(mean, 0))) < PEAK_DB + TAIL_DB).sum())
 
 
 def check_format(name: str | None, key: str = "audio") -> None:
@@ -109,3 +238,119 @@ def write_audio(path: Path | str, samples: Samples, rate: int) -> None:
     sound = io.BytesIO()
     soundfile.write(sound, samples, rate, format=kind, subtype=subtype)
     write_bytes(Path(path), sound.getvalue())
+
+
+def _play(score: ScoreTick, voices: list[_Voice], soundfont: Path) -> Samples:
+    """What the voices sound like, with the tail."""
+    samples = _synthesized(score, voices, soundfont)
+    clipped = np.abs(samples).max() >= (FULL_SCALE - 1) / FULL_SCALE
+    if not clipped or all(len(voice.notes_N4) < 2 for voice in voices):
+        return samples
+    # The synthesizer cuts off what is too loud: every other note at a time then.
+    halves = [[replace(p, notes_N4=p.notes_N4[which::2]) for p in voices] for which in (0, 1)]
+    return _mixed([_play(score, half, soundfont) for half in halves])
+
+
+def _mixed(played: list[Samples]) -> Samples:
+    """The sum; lengths may differ by a rounded frame."""
+    mix = np.zeros((max(map(len, played), default=0), 2), np.float32)
+    for samples in played:
+        mix[: len(samples)] += samples
+    return mix
+
+
+def _synthesized(score: ScoreTick, voices: list[_Voice], soundfont: Path) -> Samples:
+    midi = _midi(score, voices)
+    try:
+        data = midirenderer.render_wave_from(_bytes(str(soundfont)), midi)
+    except RuntimeError as error:
+        raise _no_soundfont(soundfont, error) from error
+    except BaseException as error:
+        # A panic of the Rust code. Its class derives from BaseException and is not exported.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise _no_soundfont(soundfont, error) from error
+    with wave.open(io.BytesIO(data)) as file:
+        if (rate := file.getframerate()) != SAMPLE_RATE or file.getnchannels() != 2:
+            raise RuntimeError(f"midirenderer plays {rate} frames a second; see SAMPLE_RATE")
+        frames = np.frombuffer(file.readframes(file.getnframes()), np.int16)
+    return frames.reshape(-1, 2).astype(np.float32) / np.float32(FULL_SCALE)
+
+
+def _no_soundfont(path: Path, error: BaseException) -> UserError:
+    return UserError(
+        f"soundfont={path}: {error}; give an SF2 file, or null for {SOUNDFONT} of pretty_midi"
+    )
+
+
+@lru_cache(maxsize=2)
+def _bytes(soundfont: str) -> bytes:
+    try:
+        return Path(soundfont).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"soundfont={soundfont}: {(error.strerror or str(error)).lower()}; give an SF2 file, "
+            f"or null for {SOUNDFONT} of pretty_midi"
+        ) from error
+
+
+def _midi(score: ScoreTick, voices: list[_Voice]) -> bytes:
+    """A file of these voices that goes on for the tail after the last note of the score."""
+    end = _end(score)
+    made = ScoreTick(score.ticks_per_quarter)
+    for tempo in score.tempos:
+        if tempo.time < end:
+            made.tempos.append(tempo)
+    # One tempo for the tail, so that its length in ticks is known.
+    made.tempos.append(TempoTick(end, DEFAULT_TEMPO))
+    tail = round(TAIL_SECONDS * DEFAULT_TEMPO / 60 * score.ticks_per_quarter)
+    for voice in voices:
+        track = TrackTick("", voice.track.program, voice.track.is_drum)
+        track.notes = NoteTickList.from_numpy(
+            *voice.notes_N4[:, :2].T.astype(np.int32), *voice.notes_N4[:, 2:].T.astype(np.int8)
+        )
+        # What a file does to its channels after the music would only make it longer.
+        for name in ("controls", "pitch_bends", "pedals"):
+            for event in getattr(voice.track, name):
+                if event.time < end:
+                    getattr(track, name).append(event)
+        made.tracks.append(track)
+    made.tracks[0].controls.append(ControlChangeTick(end + tail, UNUSED_CONTROL, 0))
+    return bytes(made.dumps_midi())
+
+
+def _restruck(track: TrackTick) -> NDArray[np.int64]:
+    """Notes of a track as (onset, duration, pitch, velocity), int64 of shape (n, 4), in order.
+
+    A note ends where its pitch begins again: MIDI's note-off does not say which of the two it ends,
+    so that the second one would break off where the first one was to end.
+    """
+    notes = track.notes.numpy()
+    onset, duration, pitch, velocity = (
+        np.asarray(notes[name], np.int64) for name in ("time", "duration", "pitch", "velocity")
+    )
+    order = np.lexsort((duration, onset, pitch))
+    onset, duration, pitch, velocity = (c[order] for c in (onset, duration, pitch, velocity))
+    gap = np.diff(onset)
+    again = (np.diff(pitch) == 0) & (gap > 0)
+    duration[:-1] = np.where(again, np.minimum(duration[:-1], gap), duration[:-1])
+    notes_N4 = np.stack([onset, np.maximum(duration, 1), pitch, velocity], 1)
+    return notes_N4[np.lexsort((pitch, onset))]
+
+
+def _end(score: ScoreTick) -> int:
+    """Tick at which the last note ends."""
+    ends = [0]
+    for track in score.tracks:
+        notes = track.notes.numpy()
+        ends.append(int((notes["time"] + np.maximum(notes["duration"], 1)).max(initial=0)))
+    return max(ends)
+
+
+def _seconds(score: ScoreTick, ticks: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Time of each tick in seconds."""
+    tempi = sorted((int(tempo.time), float(tempo.qpm)) for tempo in score.tempos)
+    if not tempi or tempi[0][0] > 0:
+        tempi = [(0, DEFAULT_TEMPO), *tempi]
+    at, qpm = (np.array(column) for column in zip(*tempi, strict=True))
+    return seconds_at(ticks, at, qpm, score.ticks_per_quarter)

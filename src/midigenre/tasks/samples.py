@@ -21,9 +21,8 @@ from midigenre.data.phrases import Seconds, phrase_length
 from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
 from midigenre.evaluation.figures import piano_roll_figure
-from midigenre.generation.audio import Audio
+from midigenre.generation.audio import MAX_SECONDS, Audio, check_soundfont, length_seconds, render
 from midigenre.generation.grammar import Grammar
-from midigenre.generation.render import MAX_SECONDS, check_soundfont, length_seconds, render
 from midigenre.generation.sampling import Sample, Sampler, SamplingSettings
 from midigenre.generation.windows import Context
 from midigenre.models import PhraseGenerator

@@ -10,25 +10,22 @@ import soundfile
 from symusic import Score
 from symusic.core import ControlChangeTick
 
-from midi import DRUMS, make_score, melody, note, to_bytes
+from midi import DRUMS, loudness_db, make_score, melody, note, to_bytes
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.generation.audio import (
-    Audio,
-    check_format,
-    decibels,
-    loudness_db,
-    write_audio,
-)
-from midigenre.generation.render import (
     FADE_SECONDS,
     PEAK_DB,
     SAMPLE_RATE,
     TAIL_SECONDS,
+    Audio,
+    check_format,
     check_soundfont,
+    decibels,
     default_soundfont,
     length_seconds,
     render,
     unheard_notes,
+    write_audio,
 )
 
 FLUTE, ORGAN, LEAD, GLOCKENSPIEL = 73, 19, 81, 9
@@ -170,7 +167,6 @@ def test_silence_is_found():
     empty = render(Score(480))
     assert empty.silent
     assert empty.samples.shape == (0, 2)
-    assert not len(loudness_db(empty.samples, empty.rate))
     among = make_score([note(0, 1, 60, 100), note(8, 1, 115, 100), note(16, 1, 60, 100)])
     audio = render(among)
     assert not audio.silent
@@ -190,10 +186,8 @@ def test_what_is_too_soft_to_play_is_not_blown_up(monkeypatch):
     assert np.abs(audio.samples).max() == pytest.approx(5 / 2**15)
 
 
-def test_loudness_is_the_rms():
+def test_a_soft_piece_is_silent():
     sine = np.sin(2 * np.pi * 1000 * np.arange(4800) / 48000)[:, None].astype(np.float32)
-    loud = loudness_db(np.repeat(sine * 0.5, 2, 1), 48000, 0.05)
-    assert loud == pytest.approx([-9.03, -9.03], abs=0.01)
     assert Audio(sine, 48000, -69).silent is False
     assert Audio(sine, 48000, -71).silent is True
 
