@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from midigenre.arrays import components
 from midigenre.corpora.notation import Notation, notation
 from midigenre.errors import RefusedSongError, UserError
 
@@ -191,13 +190,8 @@ def _components(keys: Sequence[Sequence[str]]) -> list[str]:
     """Name of each row's group, the smallest key in it; rows that share a key share a group."""
     names = sorted({key for row in keys for key in row})
     column = {name: i for i, name in enumerate(names)}
-    pairs = np.array([(i, column[key]) for i, row in enumerate(keys) for key in row])
-    size = len(keys) + len(names)
-    sparse: Any = coo_array  # scipy carries no types
-    graph = sparse(
-        (np.ones(len(pairs)), (pairs[:, 0], len(keys) + pairs[:, 1])), shape=(size, size)
-    )
-    _, component = connected_components(graph, directed=False)
+    pairs = np.array([(i, len(keys) + column[key]) for i, row in enumerate(keys) for key in row])
+    component = components(len(keys) + len(names), pairs)
     first = {int(c): names[i] for i, c in reversed(list(enumerate(component[len(keys) :])))}
     return [first[int(c)] for c in component[: len(keys)]]
 

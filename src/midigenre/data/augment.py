@@ -10,13 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from midigenre.arrays import Floats, Longs
 from midigenre.errors import UserError
 from midigenre.spec import UNKNOWN, TokenSpec
-
-Longs = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 MAX_SEMITONES = 24
 MAX_BINS = 64

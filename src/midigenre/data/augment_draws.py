@@ -15,11 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from midigenre.arrays import GAMMA, Floats, Keys, Longs, scramble
 from midigenre.data.augment import AugmentSettings
-
-Longs = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Keys = NDArray[np.uint64]
 
 KEEP, DROP, SOLO = 0, 1, 2
 """What happens to the programs of a phrase: nothing, one is left out, or one alone is kept."""
@@ -27,24 +24,12 @@ KEEP, DROP, SOLO = 0, 1, 2
 # One number for each purpose; a new purpose takes a new number, so that old draws stay.
 _TRANSPOSE, _TEMPO, _VELOCITY, _DURATION, _PROGRAMS, _WHICH, _NOISE, _JITTER = range(1, 9)
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
-
-
-def mix(z: Keys) -> Keys:
-    """SplitMix64's finalizer (Steele, Lea and Flood 2014, OOPSLA, figure 16)."""
-    z = (z ^ (z >> np.uint64(30))) * _MIX_1
-    z = (z ^ (z >> np.uint64(27))) * _MIX_2
-    mixed: Keys = z ^ (z >> np.uint64(31))
-    return mixed
-
 
 def uniform(keys: Keys, purpose: int, places: NDArray[np.integer[Any]] | int = 0) -> Floats:
     """Numbers in [0, 1), a function of (key, purpose, place), in the shape of ``keys``."""
     with np.errstate(over="ignore"):  # of 64 bits, on purpose
-        z = mix(keys + _GAMMA * np.uint64(purpose))
-        z = mix(z + _GAMMA * (np.asarray(places).astype(np.uint64) + np.uint64(1)))
+        z = scramble(keys + GAMMA * np.uint64(purpose))
+        z = scramble(z + GAMMA * (np.asarray(places).astype(np.uint64) + np.uint64(1)))
     numbers: Floats = (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return numbers
 

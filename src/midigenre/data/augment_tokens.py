@@ -14,15 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from midigenre.arrays import Bools, Longs
 from midigenre.data.augment import AugmentSettings
 from midigenre.data.augment_draws import KEEP, SOLO, Draws, jitter_wishes, velocity_noise
 from midigenre.midi.song import DRUMS
 from midigenre.spec import Field, TokenSpec
 from midigenre.tokenizers.base import from_spec
 from midigenre.tokenizers.notes import ATTRIBUTES, FoundNotes, NoteFinder
-
-Longs = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 _PLAIN = frozenset(
     {"PAD", "BOS", "EOS", "MASK", "Ignore", "Family", "Bar", "BarPosEnc", "Position",

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
+from midigenre.arrays import Longs
 from midigenre.data.augment_phrases import PhraseAugmenter
-from midigenre.data.phrases import Longs, PhraseReader, Phrases
+from midigenre.data.phrases import PhraseReader, Phrases
 from midigenre.spec import UNKNOWN, Batch
 
 

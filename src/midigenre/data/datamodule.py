@@ -11,18 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from midigenre.arrays import Longs
 from midigenre.data.augment import AugmentSettings
 from midigenre.data.augment_phrases import PhraseAugmenter
 from midigenre.data.batches import BatchSampler, PhraseDataset
 from midigenre.data.fold import Fold
-from midigenre.data.phrases import (
-    Longs,
-    PhraseReader,
-    Phrases,
-    at_most,
-    consecutive,
-    phrase_length,
-)
+from midigenre.data.phrases import PhraseReader, Phrases, at_most, consecutive, phrase_length
 from midigenre.data.protocol import Protocol
 from midigenre.data.shards import ShardSet
 from midigenre.data.starts import Balance, RandomStarts

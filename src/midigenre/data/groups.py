@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from midigenre.arrays import Bools, Longs, components
 from midigenre.corpora.base import Progress, SongRef
 from midigenre.data.near import near_pairs
 from midigenre.data.split import SPLITS
@@ -38,11 +37,11 @@ class Duplicates:
         kind: Index into :data:`KINDS`, int8 (songs,); -1 where it stands alone.
     """
 
-    first: NDArray[np.int64]
+    first: Longs
     kind: NDArray[np.int8]
 
     @property
-    def grouped(self) -> NDArray[np.bool_]:
+    def grouped(self) -> Bools:
         """Which songs share a group with another, shape (songs,)."""
         return self.kind >= 0
 
@@ -82,8 +81,7 @@ def duplicates(
     if grouping == "near":
         links.append(near_pairs(sketches, progress).reshape(-1, 2))
     pairs = np.concatenate(links)
-    graph: Any = coo_array((np.ones(len(pairs), bool), tuple(pairs.T)), shape=(n, n))  # type: ignore[no-untyped-call]
-    component = connected_components(graph, directed=False)[1]
+    component = components(n, pairs)
     _, first, inverse, sizes = np.unique(
         component, return_index=True, return_inverse=True, return_counts=True
     )
@@ -93,7 +91,7 @@ def duplicates(
     return Duplicates(first[inverse].astype(np.int64), kind)
 
 
-def _codes(digests: Sequence[bytes]) -> NDArray[np.int64]:
+def _codes(digests: Sequence[bytes]) -> Longs:
     """A number for each song, equal where the digests are."""
     known: dict[bytes, int] = {}
     return np.array(
@@ -102,7 +100,7 @@ def _codes(digests: Sequence[bytes]) -> NDArray[np.int64]:
     )
 
 
-def _chain(codes: NDArray[np.int64]) -> NDArray[np.int64]:
+def _chain(codes: Longs) -> Longs:
     """Links each song to the next one with its number, shape (links, 2)."""
     order = np.argsort(codes, kind="stable")
     same = np.flatnonzero(np.diff(codes[order]) == 0)

@@ -35,15 +35,12 @@ from typing import Any
 import numpy as np
 from datasketch import MinHash
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from midigenre.arrays import Bools, Keys, Longs, components, scramble
 from midigenre.corpora.base import Progress, no_progress
 from midigenre.midi.song import DRUMS, Ints, Song
 
-Codes = NDArray[np.uint64]
 Rows = NDArray[np.intp]
-Mask = NDArray[np.bool_]
 
 SKETCH = 128
 """MinHash values of a set."""
@@ -139,8 +136,8 @@ def patterns(song: Song) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """
     notes = song.notes
     pitched = notes.select(notes.program != DRUMS)
-    by_program: list[Codes] = []
-    together: list[Codes] = []
+    by_program: list[Keys] = []
+    together: list[Keys] = []
     for slack in {song.tpq // chord for chord in CHORDS}:
         by_program.append(_melodic(pitched.program, pitched.onset, pitched.pitch, slack))
         one = np.zeros_like(pitched.program)
@@ -155,7 +152,7 @@ def patterns(song: Song) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     return first, second
 
 
-def near_pairs(sketches: NDArray[np.uint32], progress: Progress = no_progress) -> NDArray[np.int64]:
+def near_pairs(sketches: NDArray[np.uint32], progress: Progress = no_progress) -> Longs:
     """Pairs of songs that are one piece, enough of them to link all songs of a piece.
 
     Either of their two sets agrees: an estimated Jaccard similarity of :data:`MIN_JACCARD` and an
@@ -200,12 +197,9 @@ def near_pairs(sketches: NDArray[np.uint32], progress: Progress = no_progress) -
     return np.unique(np.sort(np.concatenate(found), axis=1), axis=0).astype(np.int64)
 
 
-def _joined(group: NDArray[np.int64], links: NDArray[np.intp]) -> NDArray[np.int64]:
+def _joined(group: Longs, links: NDArray[np.intp]) -> Longs:
     """The group of each row after these rows were linked: what is one need not be compared."""
-    n = len(group)
-    ends = (group[links[:, 0]], group[links[:, 1]])
-    graph = coo_array((np.ones(len(links), bool), ends), (n, n))  # type: ignore[no-untyped-call]
-    joined: NDArray[np.int64] = connected_components(graph, directed=False)[1][group]
+    joined: Longs = components(len(group), group[links])[group]
     return joined
 
 
@@ -217,7 +211,7 @@ def _distinct(half_NS: NDArray[np.uint32]) -> tuple[Rows, NDArray[np.intp]]:
     rows = np.flatnonzero(half_NS[:, -1])
     digest = np.zeros(len(rows), np.uint64)
     for column in range(half_NS.shape[1]):
-        digest = _mixed(digest + half_NS[rows, column])
+        digest = scramble(digest + half_NS[rows, column])
     order = np.argsort(digest, kind="stable")
     rows, digest = rows[order], digest[order]
     new = _is_new(digest)
@@ -225,7 +219,7 @@ def _distinct(half_NS: NDArray[np.uint32]) -> tuple[Rows, NDArray[np.intp]]:
     return distinct, np.stack([distinct[np.cumsum(new) - 1], rows], axis=1)[~new]
 
 
-def _common(half_NS: NDArray[np.uint32], rows: Rows) -> Mask:
+def _common(half_NS: NDArray[np.uint32], rows: Rows) -> Bools:
     """Which values of the rows more than RARE of them hold, shape (rows, SKETCH)."""
     common = np.zeros((len(rows), SKETCH), bool)
     for column in range(SKETCH):
@@ -237,7 +231,7 @@ def _common(half_NS: NDArray[np.uint32], rows: Rows) -> Mask:
     return common
 
 
-def _candidates(key: Codes) -> Iterator[tuple[Rows, Rows]]:
+def _candidates(key: Keys) -> Iterator[tuple[Rows, Rows]]:
     """Pairs of rows of one bucket, those with the same key: both rows, each of shape (pairs,)."""
     order = np.argsort(key, kind="stable")
     new = _is_new(key[order])
@@ -250,24 +244,24 @@ def _candidates(key: Codes) -> Iterator[tuple[Rows, Rows]]:
     yield order[first[far]], order[far]
 
 
-def _alike(a_PS: NDArray[np.uint32], b_PS: NDArray[np.uint32], common_PS: Mask) -> Mask:
+def _alike(a_PS: NDArray[np.uint32], b_PS: NDArray[np.uint32], common_PS: Bools) -> Bools:
     """Whether the sets of each row are of one piece, shape (pairs,)."""
     same = a_PS[:, :-1] == b_PS[:, :-1]
     jaccard, rare = same.mean(axis=1), (same & ~common_PS).mean(axis=1)
     sizes = np.stack([a_PS[:, -1], b_PS[:, -1]]).astype(np.float64)
     containment = jaccard / (1 + jaccard) * sizes.sum(axis=0) / sizes.min(axis=0)
-    alike: Mask = ((rare >= MIN_JACCARD) | (jaccard >= CERTAIN)) & (containment >= MIN_CONTAINMENT)
+    alike: Bools = ((rare >= MIN_JACCARD) | (jaccard >= CERTAIN)) & (containment >= MIN_CONTAINMENT)
     return alike
 
 
-def _hashes(codes: Codes) -> NDArray[np.uint32]:
+def _hashes(codes: Keys) -> NDArray[np.uint32]:
     """The different codes as 32-bit hashes; none if they are too few."""
-    found = np.unique((_mixed(np.unique(codes)) >> np.uint64(32)).astype(np.uint32))
+    found = np.unique((scramble(np.unique(codes)) >> np.uint64(32)).astype(np.uint32))
     return found if len(found) >= MIN_PATTERNS else found[:0]
 
 
-def _melodic(part: Ints, onset: Ints, pitch: Ints, slack: int) -> Codes:
-    """Codes of the patterns of the top and the bottom voice of every part, shape (patterns,)."""
+def _melodic(part: Ints, onset: Ints, pitch: Ints, slack: int) -> Keys:
+    """Keys of the patterns of the top and the bottom voice of every part, shape (patterns,)."""
     if len(pitch) == 0:
         return np.zeros(0, np.uint64)
     order = np.lexsort((onset, part))
@@ -277,8 +271,8 @@ def _melodic(part: Ints, onset: Ints, pitch: Ints, slack: int) -> Codes:
     return np.concatenate([_intervals(part[starts], voice) for voice in voices])
 
 
-def _intervals(part: Ints, pitch: Ints) -> Codes:
-    """Codes of the patterns of the voices of the parts, one after the other, shape (patterns,).
+def _intervals(part: Ints, pitch: Ints) -> Keys:
+    """Keys of the patterns of the voices of the parts, one after the other, shape (patterns,).
 
     Left out are patterns with few pitch classes, scales, figures that repeat within the pattern,
     figures of chord tones, and patterns that come again and again: what unrelated songs share.
@@ -304,8 +298,8 @@ def _intervals(part: Ints, pitch: Ints) -> Codes:
     return held[times <= REPEATS]
 
 
-def _rhythmic(onset: Ints, pitch: Ints, slack: int) -> Codes:
-    """Codes of the different patterns of drums, shape (patterns,)."""
+def _rhythmic(onset: Ints, pitch: Ints, slack: int) -> Keys:
+    """Keys of the different patterns of drums, shape (patterns,)."""
     if len(pitch) == 0:
         return np.zeros(0, np.uint64)
     starts = np.flatnonzero(np.diff(onset, prepend=onset[0] - slack - 1) > slack)
@@ -314,7 +308,7 @@ def _rhythmic(onset: Ints, pitch: Ints, slack: int) -> Codes:
     np.bitwise_or.at(
         drums, (which, pitch // 64), np.left_shift(np.uint64(1), (pitch % 64).astype(np.uint64))
     )
-    hits = _mixed(_mixed(drums[:, 0]) + drums[:, 1])
+    hits = scramble(scramble(drums[:, 0]) + drums[:, 1])
     n = len(hits) - HITS + 1
     if n < 1:
         return np.zeros(0, np.uint64)
@@ -323,12 +317,12 @@ def _rhythmic(onset: Ints, pitch: Ints, slack: int) -> Codes:
     told = (different >= DRUM_SETS) & ~_periodic(hits, HITS, DRUM_PERIOD)
     code = np.ones(n, np.uint64)
     for i in range(HITS):
-        code = _mixed(code + windows[:, i])
+        code = scramble(code + windows[:, i])
     held, times = np.unique(code[told], return_counts=True)
     return held[times <= REPEATS]
 
 
-def _periodic(values: NDArray[Any], length: int, longest: int) -> Mask:
+def _periodic(values: NDArray[Any], length: int, longest: int) -> Bools:
     """Whether each run of ``length`` values repeats with a period of at most ``longest``."""
     found = np.zeros(len(values) - length + 1, bool)
     for period in range(1, longest + 1):
@@ -337,28 +331,16 @@ def _periodic(values: NDArray[Any], length: int, longest: int) -> Mask:
     return found
 
 
-def _sums(values: Mask, length: int) -> NDArray[np.int64]:
+def _sums(values: Bools, length: int) -> Longs:
     """How many of each run of ``length`` values are true, shape (values - length + 1,)."""
     sums = np.zeros(len(values) + 1, np.int64)
     np.cumsum(values, out=sums[1:])
-    found: NDArray[np.int64] = sums[length:] - sums[:-length]
+    found: Longs = sums[length:] - sums[:-length]
     return found
 
 
-def _is_new(values: NDArray[Any]) -> Mask:
+def _is_new(values: NDArray[Any]) -> Bools:
     """Whether each value differs from the one before it; the first one does."""
     new = np.ones(len(values), bool)
     new[1:] = values[1:] != values[:-1]
     return new
-
-
-def _mixed(values: NDArray[np.integer[Any]]) -> Codes:
-    """A 64-bit bijection that spreads structured integers: the finaliser of SplitMix64.
-
-    Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (OOPSLA 2014).
-    """
-    x = values.astype(np.uint64)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: Codes = x ^ (x >> np.uint64(31))
-    return mixed

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from midigenre.arrays import Longs
 from midigenre.data.shards import Songs
 from midigenre.errors import UserError
 from midigenre.midi.song import Song
 from midigenre.spec import TokenSpec
 from midigenre.tokenizers.base import Tokenizer, from_spec
 from midigenre.tokenizers.phrases import PhraseCutter
-
-Longs = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

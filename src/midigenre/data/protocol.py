@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from midigenre.arrays import Longs
 from midigenre.corpora.base import SongRef
 from midigenre.data.duplicates import linked_groups
 from midigenre.data.prepare import safe_name
@@ -24,8 +25,6 @@ from midigenre.data.split import assign_splits
 from midigenre.errors import UserError
 from midigenre.spec import UNKNOWN
 from midigenre.storage import place
-
-Longs = NDArray[np.int64]
 
 HOLDOUT, CROSSVAL, BY_SOURCE = "holdout", "crossval", "leave_one_source_out"
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from midigenre.data.phrases import Longs, PhraseLength, Phrases, chain, phrase_ends
+from midigenre.arrays import Longs
+from midigenre.data.phrases import PhraseLength, Phrases, chain, phrase_ends
 from midigenre.data.shards import Songs
 from midigenre.spec import UNKNOWN
 

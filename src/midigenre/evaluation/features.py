@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from midigenre.arrays import splitmix64
 from midigenre.data.phrases import PhraseReader, Phrases
 from midigenre.midi.song import Song
 from midigenre.spec import TokenSpec
@@ -138,19 +139,11 @@ def ngram_hashes(ids_T: NDArray[np.int64], field: int) -> NDArray[np.uint64]:
     An n-gram's hash mixes its last id into the hash of the n-gram before it; fields start apart.
     """
     ids = ids_T.astype(np.uint64)
-    start = _mix(np.array([field], np.uint64))
-    found = [_mix(start + ids)]
+    start = splitmix64(np.array([field], np.uint64))
+    found = [splitmix64(start + ids)]
     for n in range(2, NGRAM_MAX + 1):
-        found.append(_mix(found[-1][:-1] + ids[n - 1 :]))
+        found.append(splitmix64(found[-1][:-1] + ids[n - 1 :]))
     return np.concatenate(found)
-
-
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64 (Steele, Lea and Flood 2014, "Fast Splittable Pseudorandom Number Generators")."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 _WIDTHS = {

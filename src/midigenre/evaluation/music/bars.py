@@ -8,11 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from midigenre.arrays import Floats, Keys, Longs
 from midigenre.midi.song import DRUMS, Ints, Song
-
-Floats = NDArray[np.float64]
-Longs = NDArray[np.int64]
-Keys = NDArray[np.uint64]
 
 COMMON_TPQ = 40_320
 """Ticks per quarter note in which songs of different grids are compared: 2^7 · 3^2 · 5 · 7."""

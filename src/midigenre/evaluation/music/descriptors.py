@@ -22,14 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from midigenre.evaluation.music.bars import (
-    Floats,
-    Longs,
-    bar_of_notes,
-    beat_edges,
-    is_melodic,
-    note_ends,
-)
+from midigenre.arrays import Floats, Longs
+from midigenre.evaluation.music.bars import bar_of_notes, beat_edges, is_melodic, note_ends
 from midigenre.midi.song import Song
 
 SCALARS: dict[str, str] = {

@@ -32,9 +32,9 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr
 
+from midigenre.arrays import Floats, Longs
 from midigenre.errors import UserError
 from midigenre.evaluation.bootstrap import N_BOOTSTRAP, interval, plain, ratio
-from midigenre.evaluation.music.bars import Floats, Longs
 from midigenre.evaluation.music.descriptors import HISTOGRAMS, SCALARS, DescriptorTable
 from midigenre.wording import plural
 

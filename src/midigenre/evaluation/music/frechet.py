@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from midigenre.arrays import Floats
 from midigenre.errors import UserError
-from midigenre.evaluation.music.bars import Floats
 from midigenre.evaluation.music.distance import split_parts, summary
 
 MIN_SAMPLES = 50

@@ -30,15 +30,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from midigenre.arrays import Keys, Longs, splitmix64
 from midigenre.errors import UserError
-from midigenre.evaluation.music.bars import (
-    Keys,
-    Longs,
-    bar_keys,
-    bar_of_notes,
-    common_ticks,
-    is_melodic,
-)
+from midigenre.evaluation.music.bars import bar_keys, bar_of_notes, common_ticks, is_melodic
 from midigenre.midi.song import Song
 
 COPIED_ABOVE = 8
@@ -91,7 +85,7 @@ class _Runs:
         for number, lines in enumerate(songs):
             for line in lines:
                 # A symbol that no sample has, so that no run crosses from song to song.
-                end = _mix(_SEPARATOR + np.array([len(sizes)], np.uint64))
+                end = splitmix64(_SEPARATOR + np.array([len(sizes)], np.uint64))
                 symbols += [line.symbols, end]
                 bars += [line.bars.astype(np.int32), np.zeros(1, np.int32)]
                 sizes.append(len(line.symbols) + 1)
@@ -237,7 +231,7 @@ class TrainingMusic:
                 continue
             p, wait = pitch[edge], common_ticks(np.diff(onset[edge]), song.tpq)
             step = np.diff(p) + 128 if self.transposed else p[:-1] * 128 + p[1:]
-            symbols = _mix((step + (wait << 16)).astype(np.uint64))
+            symbols = splitmix64((step + (wait << 16)).astype(np.uint64))
             yield _Line(symbols, bar[edge][:-1])
 
 
@@ -245,16 +239,8 @@ def _bar_line(song: Song, number: int) -> _Line:
     """Bars as symbols; an empty bar gets one that only this bar of this song (``number``) has."""
     keys, full = bar_keys(song)
     bars = np.arange(song.n_bars, dtype=np.int64)
-    alone = _mix((np.uint64(number) << np.uint64(20)) + bars.astype(np.uint64))
+    alone = splitmix64((np.uint64(number) << np.uint64(20)) + bars.astype(np.uint64))
     return _Line(np.where(full, keys, alone), bars)
-
-
-def _mix(x: Keys) -> Keys:
-    """SplitMix64 (Steele, Lea and Flood 2014, "Fast Splittable Pseudorandom Number Generators")."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def _windows(symbols: Keys, length: int) -> Keys:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from midigenre.arrays import Floats
 from midigenre.evaluation.bootstrap import plain, ratio
 from midigenre.evaluation.music.bars import (
-    Floats,
     bar_keys,
     bar_of_notes,
     beat_edges,
