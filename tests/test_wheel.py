@@ -98,8 +98,6 @@ def test_choices_of_ones_own(program):
         assert "name: dot\n" in (job / "config.yaml").read_text()
         assert "cls: Structured\n" in (job / "config.yaml").read_text()
         assert (job / "evaluation.json").is_file()
-    # What was trained explains itself: the folder is not asked for any more.
-    call("train", f"resume={jobs[0]}", "trainer.max_steps=4")
     song = next((elsewhere / "corpora").rglob("*.mid"))
     assert '"genre"' in call("predict", f"run={jobs[0]}", "--", str(song)).stdout
 
@@ -120,6 +118,8 @@ def test_choices_of_ones_own_in_every_command(program):
     assert len(list((elsewhere / "shards").glob("toy-other-*/report.json"))) == 1
     song = next((elsewhere / "corpora").rglob("*.mid"))
     call("inspect", "--config-dir", "more", "tokenizer=other", "--", str(song))
+    # What was trained explains itself: the folder is not asked for any more.
+    call("train", f"resume={run}", "trainer.max_steps=4")
     call("evaluate", f"run={run}")
     assert "single" in call("compare", "--config-dir", "more", "--", "runs/single").stdout
     assert prepared.stdout.strip().startswith("shards/toy-other-")

@@ -191,6 +191,7 @@ def test_a_time_box_ends_with_a_low_rate_and_a_validation(home, midigenre):
     assert more[-1] < 0.1 * max(rates)
 
 
+@pytest.mark.slow
 def test_the_recipe_runs_with_and_without_pretraining(home, midigenre):
     """Lower layers learn slower only where they start from something."""
     box = ("model.d_model=32", "model.n_layers=1", "trainer.max_time=00:00:00:02", *TOY)

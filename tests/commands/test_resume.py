@@ -61,7 +61,7 @@ VARIANTS = {
         pytest.param(
             at,
             name,
-            marks=[] if at == 4 and name in ("plain", "augmented") else pytest.mark.slow,
+            marks=[] if at == 4 and name == "augmented" else pytest.mark.slow,
         )
         for at in (4, 22)
         for name in VARIANTS

@@ -134,6 +134,7 @@ def test_the_same_command_line_runs_only_what_is_missing(midigenre, home):
     assert f"warning: {out.strip()}/sweep.json cannot be read" in " ".join(third[2].split())
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_ends_as_if_it_had_not_been(midigenre, home, monkeypatch):
     settings = (*SMALL, "data.batch_phrases=8", "trainer.max_epochs=2", "seed=1,2",
                 "+callbacks.signal._target_=spies.SignalAt")  # fmt: skip

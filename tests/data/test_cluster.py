@@ -46,6 +46,7 @@ def test_a_cluster_that_runs(tmp_path: Path, cluster: Any) -> None:
     assert counts[-1] == 14
 
 
+@pytest.mark.slow
 def test_a_cluster_of_its_own(tmp_path: Path) -> None:
     corpus = songs_in(tmp_path / "songs", 9)
     here = prepared(corpus, tmp_path / "here")

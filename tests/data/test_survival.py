@@ -102,7 +102,10 @@ def test_a_worker_that_is_killed_costs_nothing(
     assert content(Path(out.strip())) == whole[1]
 
 
-def test_the_disk_is_full(tmp_path: Path, whole: tuple[Path, dict[str, bytes]]) -> None:
+@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_disk_is_full(
+    tmp_path: Path, whole: tuple[Path, dict[str, bytes]], workers: int
+) -> None:
     """The kernel refuses to write on in the middle of a file, in a worker process too."""
     limit = max(len(data) for name, data in whole[1].items() if name.endswith(".arrow")) // 2
     code = (
@@ -110,14 +113,13 @@ def test_the_disk_is_full(tmp_path: Path, whole: tuple[Path, dict[str, bytes]]) 
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
     )
-    for workers in (1, 2):
-        process = start(whole[0], tmp_path, workers, code)
-        _, err = process.communicate(timeout=200)
-        assert process.returncode == 1
-        assert "midigenre.errors.UserError: cannot write" in err
-        assert "it goes on where it stopped" in err.splitlines()[-1]
-        assert not list(tmp_path.rglob("*.arrow"))
-        assert not list(tmp_path.rglob("*.part"))
+    process = start(whole[0], tmp_path, workers, code)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "midigenre.errors.UserError: cannot write" in err
+    assert "it goes on where it stopped" in err.splitlines()[-1]
+    assert not list(tmp_path.rglob("*.arrow"))
+    assert not list(tmp_path.rglob("*.part"))
     out, err = start(whole[0], tmp_path, 1).communicate(timeout=200)
     assert content(Path(out.strip())) == whole[1], err
     ShardSet(Path(out.strip())).verify()

@@ -137,6 +137,7 @@ def test_runs_of_other_songs_are_refused(tmp_path: Path) -> None:
         _versus()([tmp_path / "a", tmp_path / "b"])
 
 
+@pytest.mark.slow
 def test_the_study_trains_once_and_keeps_the_scores(tmp_path: Path) -> None:
     name = "emotion at half weight"
     shutil.copytree(STUDY, tmp_path / "study", ignore=shutil.ignore_patterns("results", "__*"))
