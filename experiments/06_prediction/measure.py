@@ -14,20 +14,22 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from midigenre.commands.predict import answer_files
-from midigenre.commands.predict_timing import STAGES, Stopwatch
+import midigenre.tokenizers.base as tokenizers
+from midigenre.commands import predict
 from midigenre.corpora.folder import midi_files
+from midigenre.data import guard as reading
 from midigenre.data.shards import MemorySongs
 from midigenre.files import write_json
 from midigenre.registry import conf_dir
@@ -50,22 +52,96 @@ def settings(run: str, guard: bool) -> DictConfig:
     return cfg
 
 
+STAGES = {
+    "load": "open the run, start the reader",
+    "file": "read the bytes",
+    "parse": "parse MIDI",
+    "clean": "quantise",
+    "encode": "encode",
+    "guard": "the same three in the reader's process, to it and back",
+    "cut": "cut and batch phrases",
+    "model": "model",
+    "songs": "from phrases to songs",
+    "answer": "write answers",
+    "rest": "the rest",
+}
+
+
+class Stopwatch:
+    """Adds up the wall time of functions of the command, each moment to the innermost stage."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.tokens = 0
+        self._stages, self._since = ["rest"], time.perf_counter()
+
+    def _turn(self) -> None:
+        now = time.perf_counter()
+        self.seconds[self._stages[-1]] += now - self._since
+        self._since = now
+
+    def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, whose time counts for a stage."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._turn()
+            self._stages.append(stage)
+            try:
+                found = function(*args, **kwargs)
+            finally:
+                self._turn()
+                self._stages.pop()
+            self.tokens += found.n_tokens if isinstance(found, Batch) else 0
+            return found
+
+        return call
+
+    @contextlib.contextmanager
+    def on(self, *places: tuple[str, Any, str]) -> Iterator[None]:
+        """Times functions for a while: the stage, the module or class, and the function's name."""
+        with contextlib.ExitStack() as patched:
+            for stage, owner, name in places:
+                timed = self.timed(stage, getattr(owner, name))
+                patched.enter_context(mock.patch.object(owner, name, timed))
+            yield
+        self._turn()
+
+
 def answered(cfg: DictConfig, files: Sequence[str]) -> dict[str, Any]:
-    """One run of the command in this process."""
-    watch = Stopwatch()
-    began = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()):
-        n_read = answer_files(cfg, files, watch)
-    seconds = watch.seconds()
-    each = {stage: 1e3 * s / n_read for stage, s in seconds.items() if stage != "load"}
+    """One run of the command in this process; all files are readable."""
+    kind = type(from_spec(load_run(cfg.run).tokens))
+    watch, began = Stopwatch(), time.perf_counter()
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        watch.on(
+            ("load", predict, "load_run"),
+            ("load", predict.Answerer, "__init__"),
+            ("load", reading.FileReader, "wait"),
+            ("file", reading, "file_bytes"),
+            ("parse", tokenizers, "read_score"),
+            ("clean", kind, "clean"),
+            ("encode", kind, "encode"),
+            ("guard", reading.Guard, "song"),
+            ("cut", predict, "consecutive"),
+            ("cut", predict.PhraseReader, "lengths"),
+            ("cut", predict.PhraseReader, "__call__"),
+            ("cut", predict, "collate"),
+            ("model", predict, "predict_phrases"),
+            ("songs", predict, "score_songs"),
+            ("answer", predict.Answerer, "_describe"),
+            ("answer", predict, "_say_json"),
+        ),
+    ):
+        predict.run(cfg, files)
+    each = {stage: 1e3 * s / len(files) for stage, s in watch.seconds.items() if stage != "load"}
     return {
-        "files": n_read,
+        "files": len(files),
         "wall_s": time.perf_counter() - began,
-        "load_s": seconds["load"],
+        "load_s": watch.seconds["load"],
         "ms_a_file": each,
         "ms_a_file_not_model": sum(v for stage, v in each.items() if stage != "model"),
         "tokens": watch.tokens,
-        "tokens_a_second": watch.tokens / seconds["model"],
+        "tokens_a_second": watch.tokens / watch.seconds["model"],
     }
 
 

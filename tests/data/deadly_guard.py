@@ -40,7 +40,6 @@ def encode(data: bytes, tokenizer: Any) -> Any:
 
 
 if __name__ == "__main__":
-    guard.IDLE_SECONDS = 3.0
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     guard.limit_memory()
-    guard.serve(Connection(int(sys.argv[1])), {"encode": encode, "read": encode})
+    guard.serve(Connection(int(sys.argv[1])), {"encode": encode, "read": encode}, 3.0)

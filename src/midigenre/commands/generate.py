@@ -17,10 +17,9 @@ from omegaconf import DictConfig
 from midigenre.build import plain
 from midigenre.commands.console import console, progress_bars
 from midigenre.commands.pieces import check_audio, warnings, write_piece
-from midigenre.commands.predict_reader import FileReader
 from midigenre.commands.sampling import conditions_of, make_sampler, sampling_settings
 from midigenre.corpora.base import Progress
-from midigenre.data.guard import Limits
+from midigenre.data.guard import FileReader
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.evaluation.music.descriptors import describe
 from midigenre.files import write_json
@@ -129,8 +128,8 @@ def _primer(cfg: DictConfig, tokenizer: Tokenizer) -> tuple[NDArray[np.int64] | 
         raise UserError(f"prime_bars={cfg.prime_bars} must be 1 or more, or null for all")
     path = Path(cfg.prime).expanduser()
     try:
-        with FileReader(Limits()) as reader:
-            song = reader.read(path, tokenizer.spec).song
+        with FileReader() as reader:
+            song, _ = reader.read(path, tokenizer.spec)
     except RefusedSongError as error:
         raise UserError(f"prime={cfg.prime}: {error}; give a MIDI file with notes") from error
     first = int(np.flatnonzero(song.onsets_per_bar())[0])

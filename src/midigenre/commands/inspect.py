@@ -10,8 +10,7 @@ from omegaconf import DictConfig
 
 from midigenre.build import make_tokenizer
 from midigenre.commands.console import console
-from midigenre.commands.predict_reader import FileReader
-from midigenre.data.guard import Limits
+from midigenre.data.guard import FileReader
 from midigenre.data.phrases import PhraseReader, consecutive, phrase_length
 from midigenre.data.prepare import safe_name
 from midigenre.data.shards import MemorySongs, ShardSet, Songs
@@ -41,13 +40,13 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         songs, tokenizer = shards, from_spec(shards.tokens)
     elif len(paths) == 1:
         path = Path(paths[0])
-        with FileReader(Limits()) as reader:
+        with FileReader() as reader:
             tokenizer = make_tokenizer(cfg)
             try:
-                found = reader.read(path, tokenizer.spec)
+                read = reader.read(path, tokenizer.spec)
             except RefusedSongError as error:
                 raise UserError(f"{path}: {error}") from error
-        songs, index, title = MemorySongs([(found.song, found.encoded)]), 0, path.name
+        songs, index, title = MemorySongs([read]), 0, path.name
     else:
         raise UserError("give path=SHARDS [song=ID], or one MIDI file: inspect tokenizer=T -- FILE")
     _show(songs, index, title, tokenizer, cfg)

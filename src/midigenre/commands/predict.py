@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +19,30 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from midigenre.commands.console import console
-from midigenre.commands.predict_answer import (
-    Doubt,
-    SongScores,
-    describe,
-    describe_attribution,
-    mean_scores,
-    table_columns,
-    table_row,
-)
-from midigenre.commands.predict_figures import FigureFolder
-from midigenre.commands.predict_reader import FileReader, ReadSong
-from midigenre.commands.predict_timing import Stopwatch
 from midigenre.corpora.folder import ENDINGS, LeftOut, in_words, midi_files
 from midigenre.data.batches import collate, group_by_budget
-from midigenre.data.guard import Limits
+from midigenre.data.guard import FileLimits, FileReader
 from midigenre.data.phrases import PhraseReader, Phrases, consecutive, phrase_length
+from midigenre.data.prepare import safe_name
 from midigenre.data.shards import MemorySongs
 from midigenre.errors import RefusedSongError, UserError
-from midigenre.evaluation.calibration import Calibration
+from midigenre.evaluation.calibration import Calibration, LevelCalibration, song_energy
+from midigenre.evaluation.instruments import program_name
 from midigenre.files import csv_cell
+from midigenre.midi.song import Song
 from midigenre.spec import Batch
+from midigenre.tasks.attribution import Attribution
 from midigenre.tasks.explain import Explainer, check_method
 from midigenre.tasks.predict import Predictions, predict_phrases
 from midigenre.tasks.songs import load_song_models, score_songs
+from midigenre.tokenizers.base import Encoded
 from midigenre.trained import Run, device_of, load_run
 from midigenre.wording import plural
 
 FORMATS = ("json", "csv")
 FILES_AT_ONCE = 64  # bounds the memory; phrases of these files share batches
+
+Floats = NDArray[np.float64]
 
 
 def run(cfg: DictConfig, paths: Sequence[str]) -> None:
@@ -55,14 +51,6 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     Raises:
         UserError: No path is given, no file could be read, or a setting is wrong.
     """
-    watch = Stopwatch()
-    n_read = answer_files(cfg, paths, watch)
-    if cfg.timing:
-        console.print(watch.table(n_read))
-
-
-def answer_files(cfg: DictConfig, paths: Sequence[str], watch: Stopwatch) -> int:
-    """As :func:`run`, timed by ``watch``; the number of files that could be read."""
     if not paths:
         raise UserError("no file: midigenre predict run=RUN -- FILE_OR_DIR ...")
     files = list(_files(paths))
@@ -71,44 +59,37 @@ def answer_files(cfg: DictConfig, paths: Sequence[str], watch: Stopwatch) -> int
     device = device_of(cfg.device)
     _check(cfg)
     failed: list[tuple[Path, RefusedSongError]] = []
-    limits = Limits(float(cfg.max_file_mb), float(cfg.max_seconds))
+    limits = FileLimits(float(cfg.max_file_mb), float(cfg.max_seconds))
     with FileReader(limits, guarded=bool(cfg.guard)) as reader:
-        with watch("load"):
-            answerer = _Answerer(cfg, load_run(cfg.run, cfg.ckpt), device, watch)
-            reader.wait(answerer.trained.tokens)
-        say = answerer.table(bool(cfg.out)) if cfg.format == "csv" else _say_json
+        trained = load_run(cfg.run, cfg.ckpt)
+        answerer = Answerer(cfg, trained, device)
+        reader.wait(trained.tokens)
+        say = answerer.table() if cfg.format == "csv" else _say_json
         for begin in range(0, len(files), FILES_AT_ONCE):
-            read: list[tuple[Path, ReadSong]] = []
+            some = files[begin : begin + FILES_AT_ONCE]
+            songs: dict[Path, tuple[Song, Encoded]] = {}
             answers: dict[Path, dict[str, Any]] = {}
-            for path in dict.fromkeys(files[begin : begin + FILES_AT_ONCE]):
+            for path in dict.fromkeys(some):
                 try:
-                    found = reader.read(path, answerer.trained.tokens)
+                    songs[path] = reader.read(path, trained.tokens)
                 except RefusedSongError as error:
                     failed.append((path, error))
                     answers[path] = {"error": error.reason, "detail": error.detail}
                     if len(files) > 1:  # of a single one the last line says it
-                        console.print(
-                            f"{path}: {error}", style="red", markup=False, highlight=False
-                        )
-                else:
-                    read.append((path, found))
-                    for stage, seconds in found.seconds.items():
-                        watch.add(stage, seconds)
-            if read:
-                answers |= answerer(read)
-            with watch("answer"):
-                for path in files[begin : begin + FILES_AT_ONCE]:
-                    say({"path": str(path)} | answers[path])
+                        _note(f"{path}: {error}", "red")
+            if songs:
+                answers |= answerer(songs)
+            for path in some:
+                say({"path": str(path)} | answers[path])
     if len(failed) == len(files):
         path, refusal = failed[0]
         more = f" (and {plural(len(failed) - 1, 'more file')})" if len(failed) > 1 else ""
         hint = "" if refusal.reason == "missing" else "; a MIDI file starts with MThd"
         raise UserError(f"{path}: {refusal}{more}{hint}")
-    return len(files) - len(failed)
 
 
 def _check(cfg: DictConfig) -> None:
-    """Refuses wrong settings before the work."""
+    """Rejects wrong settings before the work."""
     for name in ("batch_phrases", "batch_tokens"):
         if cfg[name] < 1:
             raise UserError(f"{name} must be 1 or more, got {cfg[name]}")
@@ -125,46 +106,127 @@ def _check(cfg: DictConfig) -> None:
 def _files(paths: Sequence[str]) -> Iterator[Path]:
     for text in paths:
         path = Path(text)
-        if os.path.isdir(path):
-            left_out = LeftOut()
-            yield from midi_files(path, left_out)
-            if endings := left_out.total():
-                console.print(
-                    f"{path}: {in_words(endings)} passed over (a MIDI file's name ends in "
-                    f"{ENDINGS})",
-                    style="yellow", markup=False, highlight=False, soft_wrap=True,
-                )  # fmt: skip
-        else:
-            yield path  # one that does not exist is refused when its turn comes
+        if not os.path.isdir(path):
+            yield path  # one that does not exist is rejected when its turn comes
+            continue
+        left_out = LeftOut()
+        yield from midi_files(path, left_out)
+        if endings := left_out.total():
+            _note(f"{path}: {in_words(endings)} passed over (a MIDI file's name ends in {ENDINGS})")
 
 
-class _Answerer:
+def _note(text: str, style: str = "yellow") -> None:
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class AnswerPolicy:
+    """When to answer, and what probabilities mean.
+
+    Attributes:
+        levels: For each label the calibration of phrases and of songs; empty without one.
+        thresholds: For each label the song probability below which there is no answer; empty to
+            answer always.
+    """
+
+    levels: Mapping[str, Mapping[str, LevelCalibration]]
+    thresholds: Mapping[str, float]
+
+    @classmethod
+    def from_settings(
+        cls,
+        calibration: Calibration | None,
+        labels: Sequence[str],
+        threshold: float | None,
+        coverage: float | None,
+    ) -> AnswerPolicy:
+        """From the settings of the command.
+
+        Args:
+            calibration: The run's, None without one.
+            labels: The model's labels.
+            threshold: Least probability of an answer, for all labels; None for none.
+            coverage: Share of songs to answer, which says the thresholds instead.
+
+        Raises:
+            UserError: Both are given, one is out of range, or ``coverage`` without a calibration.
+        """
+        levels = {} if calibration is None else calibration.levels
+        if threshold is not None and coverage is not None:
+            raise UserError(
+                f"threshold={threshold} and coverage={coverage}: give one of them; a coverage "
+                "finds its threshold on the run's validation songs"
+            )
+        if threshold is not None:
+            if not 0 < threshold <= 1:
+                raise UserError(f"threshold={threshold} must lie above 0 and be at most 1")
+            return cls(levels, dict.fromkeys(labels, float(threshold)))
+        if coverage is None:
+            return cls(levels, {})
+        if missing := [label for label in labels if label not in levels]:
+            raise UserError(
+                f"coverage={coverage}: there is no calibration of {', '.join(missing)} "
+                "(RUN/calibration.json, which `midigenre train` writes for ckpt=best); set "
+                "threshold= instead"
+            )
+        return cls(
+            levels, {label: levels[label]["song"].threshold_for(coverage) for label in labels}
+        )
+
+    def calibrated(self, label: str, level: str, log_probs_NC: Floats) -> Floats:
+        """Log-probabilities after the temperature, if there is one, shape (N, C)."""
+        found = self.levels.get(label)
+        return log_probs_NC if found is None else found[level].apply(log_probs_NC)
+
+    def doubts(self, label: str, raw_C: Floats, energy: float) -> dict[str, Any]:
+        """How well the model knows a song, before the temperature; None where there is no limit.
+
+        Args:
+            label: The label.
+            raw_C: The song's log-probabilities as the model gives them, shape (C,).
+            energy: Mean energy of its phrases.
+        """
+        level = self.levels[label]["song"] if label in self.levels else None
+        found: dict[str, Any] = {
+            "energy": round(energy, 4),
+            "max_softmax": round(float(np.exp(raw_C.max())), 4),
+            "out_of_domain": None,
+            "low_confidence": None,
+        }
+        if level is not None and level.max_energy is not None:
+            found["out_of_domain"] = bool(level.out_of_domain(np.array([energy]))[0])
+        if level is not None and level.min_confidence is not None:
+            found["low_confidence"] = bool(level.low_confidence(raw_C[None])[0])
+        if label in self.thresholds:
+            found["threshold"] = round(self.thresholds[label], 4)
+        return found
+
+
+class Answerer:
     """Answers for files whose phrases share batches.
 
     Args:
         cfg: The command's settings.
         trained: The run.
         device: Where to compute.
-        watch: Is told how long each step takes.
     """
 
-    def __init__(
-        self, cfg: DictConfig, trained: Run, device: torch.device, watch: Stopwatch
-    ) -> None:
-        self.trained, self._device, self._watch = trained, device, watch
-        self._batch_phrases, self._batch_tokens = int(cfg.batch_phrases), int(cfg.batch_tokens)
-        self._classes = {
-            label: head.classes for label, head in trained.classifier.label_heads().items()
-        }
+    def __init__(self, cfg: DictConfig, trained: Run, device: torch.device) -> None:
+        self._trained, self._device = trained, device
+        self._bounds = int(cfg.batch_phrases), int(cfg.batch_tokens)
+        heads = trained.classifier.label_heads()
+        self._classes = {label: head.classes for label, head in heads.items()}
         self._songs, note = load_song_models(trained.checkpoint, trained.classifier, trained.task)
         if note is not None:
-            console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            _note(note)
         calibration = (
             Calibration.of_run(trained.folder, trained.checkpoint, self._songs is not None)
             if cfg.calibrate
             else None
         )
-        self._doubt = Doubt.of(calibration, list(self._classes), cfg.threshold, cfg.coverage)
+        self._policy = AnswerPolicy.from_settings(
+            calibration, list(self._classes), cfg.threshold, cfg.coverage
+        )
         self._method = str(cfg.explain_method)
         self._explainer = None
         if cfg.explain:
@@ -173,117 +235,210 @@ class _Answerer:
                 trained.tokens,
                 trained.data,
                 self._method,
-                batch_phrases=self._batch_phrases,
-                batch_tokens=self._batch_tokens,
+                batch_phrases=self._bounds[0],
+                batch_tokens=self._bounds[1],
                 device=device,
             )
-        self._figures = None if cfg.out is None else FigureFolder(Path(cfg.out), self._classes)
+        self._figures = None if cfg.out is None else Path(cfg.out)
+        self._figure_names: set[str] = set()
 
-    def __call__(self, read: Sequence[tuple[Path, ReadSong]]) -> dict[Path, dict[str, Any]]:
+    def __call__(self, read: Mapping[Path, tuple[Song, Encoded]]) -> dict[Path, dict[str, Any]]:
         """The answer for each file."""
-        songs = MemorySongs([(found.song, found.encoded) for _, found in read])
-        phrases, found, cut = self._predict(songs)
-        scores = self._scores(found, songs, phrases)
-        with self._watch("answer"):
-            answers = {
-                path: describe(
-                    read_song.song, i, found, phrases.end, scores, self._classes, self._doubt, cut
-                )
-                for i, (path, read_song) in enumerate(read)
-            }
+        songs = MemorySongs(list(read.values()))
+        data, tokens = self._trained.data, self._trained.tokens
+        reader = PhraseReader(songs, tokens, data["max_tokens"], data["marks"])
+        phrases = consecutive(songs, np.arange(len(songs)), phrase_length(data, tokens))
+        found, cut = self._predict(reader, phrases)
+        scores = {
+            label: log_probs_SC
+            for label, (_, log_probs_SC) in score_songs(self._songs, found, reader, phrases).items()
+        }
+        energies = {label: song_energy(of, found.song) for label, of in found.energy.items()}
+        answers = {
+            path: self._describe(song, i, found, phrases.end, scores, energies, cut)
+            for i, (path, (song, _)) in enumerate(read.items())
+        }
         if self._explainer is not None:
-            with self._watch("explain"):
-                targets = {k: of.log_probs_SC.argmax(1) for k, of in scores.items()}
-                explained = self._explainer(songs, phrases, found, targets)
-            for (path, read_song), attributions in zip(read, explained, strict=True):
-                answers[path]["explanation"] = describe_attribution(
-                    attributions, self._classes, self._method
-                )
+            targets = {label: of.argmax(1) for label, of in scores.items()}
+            explained = self._explainer(songs, phrases, found, targets)
+            for (path, (song, _)), attributions in zip(read.items(), explained, strict=True):
+                answers[path]["explanation"] = self._explanation(attributions)
                 if self._figures is not None:
-                    with self._watch("figures"):
-                        figure = self._figures.write(path, read_song.song, attributions)
-                    answers[path]["figure"] = str(figure)
+                    answers[path]["figure"] = str(self._figure(path, song, attributions))
         return answers
 
-    def _scores(
-        self, found: Predictions, songs: MemorySongs, phrases: Phrases
-    ) -> dict[str, SongScores]:
-        """What the run's song model says; by default the mean over a song's phrases."""
-        with self._watch("songs"):
-            scores = {label: mean_scores(found, label) for label in self._classes}
-            if self._songs is not None:
-                theirs = score_songs(self._songs, found, self._reader(songs), phrases)
-                for label, (_, log_probs_SC) in theirs.items():
-                    scores[label] = replace(scores[label], log_probs_SC=log_probs_SC)
-        return scores
+    def _predict(
+        self, reader: PhraseReader, phrases: Phrases
+    ) -> tuple[Predictions, NDArray[np.bool_]]:
+        """What the model says of phrases, and which of them had more steps than it takes."""
+        lengths = reader.lengths(phrases)
+        order = np.argsort(lengths, kind="stable")  # neighbours of one length share attention calls
+        cut = np.zeros(len(phrases), bool)
 
-    def _reader(self, songs: MemorySongs) -> PhraseReader:
-        data = self.trained.data
-        # Checkpoints from before there were marks do not name them.
-        return PhraseReader(
-            songs, self.trained.tokens, data["max_tokens"], data.get("marks", False)
+        def batches() -> Iterator[Batch]:
+            for group in group_by_budget(lengths[order], *self._bounds):
+                chosen = phrases.select(order[group])
+                columns = (chosen.song.tolist(), chosen.first.tolist(), chosen.end.tolist())
+                read = [reader(*phrase) for phrase in zip(*columns, strict=True)]
+                cut[order[group]] = [
+                    stop < end or len(ids) == reader.max_tokens  # within its only bar
+                    for (ids, stop), end in zip(read, columns[2], strict=True)
+                ]
+                yield collate([ids for ids, _ in read], {}, chosen)
+
+        vectors = self._songs is not None and self._songs.needs_vectors
+        found = predict_phrases(self._trained.classifier, batches(), self._device, vectors=vectors)
+        back = np.argsort(order)
+        return replace(
+            found,
+            log_probs={label: rows[back] for label, rows in found.log_probs.items()},
+            song=found.song[back],
+            start=found.start[back],
+            vectors=None if found.vectors is None else found.vectors[back],
+            energy={label: rows[back] for label, rows in found.energy.items()},
+        ), cut
+
+    def _describe(
+        self,
+        song: Song,
+        index: int,
+        found: Predictions,
+        ends: NDArray[np.int64],
+        scores: Mapping[str, Floats],
+        energies: Mapping[str, Floats],
+        cut: NDArray[np.bool_],
+    ) -> dict[str, Any]:
+        """One file's answer but for its path: labels, probabilities, and those of each phrase.
+
+        Args:
+            song: The song.
+            index: Its number among those of ``found``.
+            found: What the model says of all phrases.
+            ends: Bar after each phrase's last, shape (phrases,).
+            scores: For each label the songs' log-probabilities before any temperature, (S, C).
+            energies: For each label the mean energy of the songs' phrases, shape (S,).
+            cut: Whether each phrase had more steps than the model takes, shape (phrases,).
+        """
+        policy = self._policy
+        mine = np.flatnonzero(found.song == index)
+        mine = mine[np.argsort(found.start[mine], kind="stable")]
+        seconds = song.file_seconds
+        answers: dict[str, Any] = {}
+        probabilities: dict[str, dict[str, float]] = {}
+        doubts: dict[str, dict[str, Any]] = {}
+        timeline: list[dict[str, Any]] = [
+            {
+                "bars": [int(found.start[i]), int(ends[i])],
+                "seconds": [round(float(seconds[bar]), 2) for bar in (found.start[i], ends[i])],
+            }
+            for i in mine
+        ]
+        for label, names in self._classes.items():
+            raw_C = scores[label][index]
+            log_probs_C = policy.calibrated(label, "song", raw_C[None])[0]
+            best = int(log_probs_C.argmax())
+            unsure = math.exp(log_probs_C[best]) < policy.thresholds.get(label, 0.0)
+            answers[label] = None if unsure else names[best]
+            probabilities[label] = _named(log_probs_C, names)
+            doubts[label] = policy.doubts(label, raw_C, float(energies[label][index]))
+            phrase_NC = policy.calibrated(label, "phrase", found.log_probs[label][mine])
+            for row, of_phrase_C in zip(timeline, phrase_NC, strict=True):
+                row[label] = names[int(of_phrase_C.argmax())]
+                row.setdefault("probabilities", {})[label] = _named(of_phrase_C, names)
+        flags = [about["out_of_domain"] for about in doubts.values()]
+        return {
+            **answers,
+            **({"abstained": None in answers.values()} if policy.thresholds else {}),
+            "probabilities": probabilities,
+            "calibrated": all(label in policy.levels for label in self._classes),
+            "out_of_domain": None if None in flags else any(flags),
+            "doubts": doubts,
+            "repairs": song.repairs,
+            "phrases_cut": int(cut[mine].sum()),
+            "phrases": timeline,
+        }
+
+    def _explanation(self, attributions: Mapping[str, Attribution]) -> dict[str, Any]:
+        """Attributions for JSON: nats of the song's log-odds, null where nothing can be said."""
+        return {
+            label: {
+                "class": self._classes[label][found.target],
+                "method": self._method,
+                "log_odds": _number(found.log_odds),
+                "bars": [_number(value) for value in found.bars],
+                "programs": {program_name(p): _number(v) for p, v in found.programs.items()},
+            }
+            for label, found in attributions.items()
+        }
+
+    def _figure(self, path: Path, song: Song, attributions: Mapping[str, Attribution]) -> Path:
+        """Draws a file's explanation, named like it; of one name the later ones get a number."""
+        # Matplotlib takes half a second to import.
+        from midigenre.evaluation.attribution_figures import LabelAttribution, attribution_figure
+        from midigenre.evaluation.figures import save
+
+        assert self._figures is not None
+        stem = name = safe_name(path.stem)
+        number = 1
+        # Some file systems do not tell cases apart.
+        while name.casefold() in self._figure_names:
+            number += 1
+            name = f"{stem}-{number}"
+        self._figure_names.add(name.casefold())
+        labels = [
+            LabelAttribution(
+                label, self._classes[label][found.target], found.log_odds, found.bars,
+                found.programs,
+            )
+            for label, found in attributions.items()
+        ]  # fmt: skip
+        figure = attribution_figure(
+            song.notes, song.bar_ticks, song.tpq, path.name, labels, song.file_seconds
         )
+        return save(figure, self._figures / f"{name}.png")
 
-    def table(self, figures: bool) -> Callable[[Mapping[str, Any]], None]:
+    def table(self) -> Callable[[Mapping[str, Any]], None]:
         """Prints the head of a CSV table; what it returns prints a row for an answer."""
-        columns = table_columns(self._classes, bool(self._doubt.thresholds), figures)
+        columns = [
+            "path",
+            *(column for label in self._classes for column in (label, f"{label}_probability")),
+            *(["abstained"] if self._policy.thresholds else []),
+            "out_of_domain", "calibrated", "phrases", "phrases_cut", "seconds", "repairs",
+            *(["figure"] if self._figures is not None else []),
+            "error", "detail",
+            *(f"{label}_probability_{name}" for label, of in self._classes.items() for name in of),
+        ]  # fmt: skip
         _print_csv(columns)
 
         def say(answer: Mapping[str, Any]) -> None:
-            row = table_row(answer)
+            row = _table_row(answer)
             _print_csv([row.get(column) for column in columns])
 
         return say
 
-    def _predict(self, songs: MemorySongs) -> tuple[Phrases, Predictions, NDArray[np.bool_]]:
-        """All phrases of the songs, in order, what the model says of them, and which were cut."""
-        data, tokens = self.trained.data, self.trained.tokens
-        with self._watch("cut"):
-            phrases = consecutive(songs, np.arange(len(songs)), phrase_length(data, tokens))
-            reader = self._reader(songs)
-            lengths = reader.lengths(phrases)
-            # Neighbours of one length share a call of attention.
-            order = np.argsort(lengths, kind="stable")
-            groups = group_by_budget(lengths[order], self._batch_phrases, self._batch_tokens)
-        cut = np.zeros(len(phrases), bool)
 
-        def batches() -> Iterator[Batch]:
-            for group in groups:
-                with self._watch("cut", within="model"):
-                    chosen = phrases.select(order[group])
-                    columns = zip(
-                        chosen.song.tolist(), chosen.first.tolist(), chosen.end.tolist(),
-                        strict=True,
-                    )  # fmt: skip
-                    read = [reader(*column) for column in columns]
-                    batch = collate([ids for ids, _ in read], {}, chosen)
-                    cut[order[group]] = [
-                        stop < end or len(ids) == data["max_tokens"]  # within its only bar
-                        for (ids, stop), end in zip(read, chosen.end, strict=True)
-                    ]
-                self._watch.tokens += batch.n_tokens
-                yield batch
-
-        with self._watch("model"):
-            found = predict_phrases(
-                self.trained.classifier,
-                batches(),
-                self._device,
-                vectors=self._songs is not None and self._songs.needs_vectors,
-            )
-        return phrases, _reordered(found, np.argsort(order)), cut
+def _table_row(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's answer as cells; of its phrases only their number and the seconds that they span."""
+    if "error" in answer:
+        return dict(answer)
+    phrases = answer["phrases"]
+    row = dict(answer) | {
+        "phrases": len(phrases),
+        "seconds": round(phrases[-1]["seconds"][1] - phrases[0]["seconds"][0], 2),
+        "repairs": json.dumps(answer["repairs"]) if answer["repairs"] else "",
+    }
+    for label, probabilities in answer["probabilities"].items():
+        row[f"{label}_probability"] = max(probabilities.values())
+        row |= {f"{label}_probability_{name}": p for name, p in probabilities.items()}
+    return row
 
 
-def _reordered(found: Predictions, order: NDArray[np.int64]) -> Predictions:
-    """The phrases in another order."""
-    return replace(
-        found,
-        log_probs={label: rows[order] for label, rows in found.log_probs.items()},
-        song=found.song[order],
-        start=found.start[order],
-        vectors=None if found.vectors is None else found.vectors[order],
-        energy={label: rows[order] for label, rows in found.energy.items()},
-    )
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), 6) + 0.0  # no minus zero
+
+
+def _named(log_probs_C: Floats, names: Sequence[str]) -> dict[str, float]:
+    return {name: round(float(np.exp(p)), 4) for name, p in zip(names, log_probs_C, strict=True)}
 
 
 def _say_json(answer: Mapping[str, Any]) -> None:

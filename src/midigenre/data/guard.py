@@ -21,14 +21,16 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
-from typing import Any
+from types import TracebackType
+from typing import Any, ClassVar
 
-from midigenre.data.read import encoded_song, refusal
+from midigenre.data.read import encoded_song, read_song, refusal
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.files import SlowReadError, check_regular
+from midigenre.midi.song import Song
 from midigenre.spec import TokenSpec
 from midigenre.storage import Location, is_remote, read, unopened
-from midigenre.tokenizers.base import from_spec
+from midigenre.tokenizers.base import Encoded, from_spec
 
 IDLE_SECONDS = 20.0
 """A child without work ends after so long: training should not pay for its memory."""
@@ -55,11 +57,18 @@ class Limits:
 
     max_file_mb: float = 16.0
     max_seconds: float = 60.0
+    group: ClassVar[str] = "prepare."  # of these settings, as messages name them
 
     @property
     def max_bytes(self) -> int:
         """Size of the largest file."""
         return int(self.max_file_mb * 1e6)
+
+
+class FileLimits(Limits):
+    """Those of a command whose settings lie in no group."""
+
+    group = ""
 
 
 def file_bytes(path: Location, limits: Limits, listed: int | None = None) -> bytes:
@@ -92,7 +101,7 @@ def file_bytes(path: Location, limits: Limits, listed: int | None = None) -> byt
     if size > most:
         raise RefusedSongError(
             "too_large",
-            f"{size / 1e6:,.1f} MB, more than prepare.max_file_mb={limits.max_file_mb:g}",
+            f"{size / 1e6:,.1f} MB, more than {limits.group}max_file_mb={limits.max_file_mb:g}",
         )
     return data
 
@@ -102,10 +111,13 @@ class Guard:
 
     Args:
         main: Module that the child runs; the tests put parsers there that die.
+        idle_seconds: A child that nothing is asked of ends after so long.
     """
 
-    def __init__(self, main: str = "midigenre.data.guard") -> None:
-        self._main = main
+    def __init__(
+        self, main: str = "midigenre.data.guard", idle_seconds: float = IDLE_SECONDS
+    ) -> None:
+        self._main, self._idle_seconds = main, idle_seconds
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._told: TokenSpec | None = None
@@ -119,6 +131,10 @@ class Guard:
         """
         return self._ask("encode", data, spec, limits)
 
+    def song(self, data: bytes, spec: TokenSpec, limits: Limits) -> dict[str, Any]:
+        """What :func:`midigenre.data.read.read_song` gives, or ``reason`` and ``detail``."""
+        return self._ask("song", data, spec, limits)
+
     def usable(self, data: bytes, spec: TokenSpec, limits: Limits) -> bool:
         """Whether a song can be read and cleaned; nothing is encoded."""
         return "reason" not in self._ask("read", data, spec, limits)
@@ -131,7 +147,7 @@ class Guard:
         ours, theirs = Pipe()
         fd = theirs.fileno()
         self._child = subprocess.Popen(
-            [sys.executable, "-P", "-m", self._main, str(fd)],
+            [sys.executable, "-P", "-m", self._main, str(fd), str(self._idle_seconds)],
             pass_fds=[fd],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno() if _has_stderr() else subprocess.DEVNULL,
@@ -151,7 +167,7 @@ class Guard:
 
     def _ask(self, what: str, data: bytes, spec: TokenSpec, limits: Limits) -> dict[str, Any]:
         for _ in range(2):
-            pipe = self._ready(spec)
+            pipe = self.ready(spec)
             try:
                 pipe.send((what, data, limits))
                 # The timer in the child comes first; this is for one that cannot even die.
@@ -171,7 +187,7 @@ class Guard:
             status = _in_words(answer["died"])
         return refusal("crashed", f"the process that read it ended twice: {status}")
 
-    def _ready(self, spec: TokenSpec) -> Connection:
+    def ready(self, spec: TokenSpec) -> Connection:
         """The pipe to a running child that knows the tokenizer.
 
         Raises:
@@ -221,7 +237,7 @@ def _in_words(code: int) -> str:
 
 
 def _too_long(limits: Limits) -> str:
-    return f"more than {limits.max_seconds:g} s (prepare.max_seconds)"
+    return f"more than {limits.max_seconds:g} s ({limits.group}max_seconds)"
 
 
 def _has_stderr() -> bool:
@@ -230,6 +246,61 @@ def _has_stderr() -> bool:
         return sys.stderr.fileno() >= 0
     except (AttributeError, OSError, ValueError):
         return False
+
+
+class FileReader:
+    """Reads the few files that a person names; a context, at whose end its child ends.
+
+    Args:
+        limits: What one file may cost.
+        guarded: False reads in this process, where a file that kills the parser kills it, too, and
+            none is stopped after ``max_seconds``.
+    """
+
+    def __init__(self, limits: FileLimits | None = None, guarded: bool = True) -> None:
+        self._limits = limits or FileLimits()
+        # Its child ends with the command, which may compute for long before it reads on.
+        self._guard = Guard(idle_seconds=3600.0) if guarded else None
+
+    def __enter__(self) -> FileReader:
+        """Starts the child without waiting for it."""
+        if self._guard is not None:
+            self._guard.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Ends it."""
+        if self._guard is not None:
+            self._guard.close()
+
+    def wait(self, spec: TokenSpec) -> None:
+        """Comes back when the child is there and knows the vocabulary."""
+        if self._guard is not None:
+            self._guard.ready(spec)
+
+    def read(self, path: Location, spec: TokenSpec) -> tuple[Song, Encoded]:
+        """A song and its tokens.
+
+        Args:
+            path: The file.
+            spec: The vocabulary.
+
+        Raises:
+            RefusedSongError: The file cannot be read or used.
+        """
+        data = file_bytes(path, self._limits)
+        if self._guard is None:
+            found = read_song(data, from_spec(spec))
+        else:
+            found = self._guard.song(data, spec, self._limits)
+            if "reason" in found:
+                raise RefusedSongError(found["reason"], found["detail"])
+        return found["song"], found["encoded"]
 
 
 _shared = threading.local()
@@ -244,18 +315,19 @@ def shared_guard() -> Guard:
     return guard
 
 
-def serve(pipe: Connection, read: Mapping[str, Any]) -> None:
+def serve(pipe: Connection, read: Mapping[str, Any], idle_seconds: float = IDLE_SECONDS) -> None:
     """Answers in forks of this process, one after the other, until nothing more is asked.
 
     Args:
         pipe: The child's end.
         read: The functions that answer, by name: ``f(data, tokenizer)``.
+        idle_seconds: How long to wait for a question.
     """
     sending = mmap.mmap(-1, 1)  # shared with the forks: 1 while one writes to the pipe
     while True:
         fork = os.fork()
         if fork == 0:
-            _serve(pipe, read, sending)
+            _serve(pipe, read, sending, idle_seconds)
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
         if code == 0:
@@ -265,8 +337,10 @@ def serve(pipe: Connection, read: Mapping[str, Any]) -> None:
         pipe.send({"died": code})
 
 
-def _serve(pipe: Connection, read: Mapping[str, Any], sending: mmap.mmap) -> None:
-    """Answers until the other side is gone or silent for :data:`IDLE_SECONDS`."""
+def _serve(
+    pipe: Connection, read: Mapping[str, Any], sending: mmap.mmap, idle_seconds: float
+) -> None:
+    """Answers until the other side is gone or silent for so long."""
 
     def say(answer: Any) -> None:
         sending[0] = 1
@@ -274,7 +348,7 @@ def _serve(pipe: Connection, read: Mapping[str, Any], sending: mmap.mmap) -> Non
         sending[0] = 0
 
     tokenizer = None
-    while pipe.poll(IDLE_SECONDS):
+    while pipe.poll(idle_seconds):
         try:
             what, *rest = pipe.recv()
         except EOFError:
@@ -309,7 +383,7 @@ def limit_memory() -> None:
 
 
 def main() -> None:
-    """The child: serves the pipe whose number is its argument."""
+    """The child: serves the pipe whose number is its first argument."""
     import midigenre.tokenizers.miditok  # noqa: F401 (once, and not in every fork)
 
     # Ctrl-C is the parent's: it decides what becomes of the part.
@@ -319,7 +393,12 @@ def main() -> None:
         limit_memory()
     serve(
         Connection(int(sys.argv[1])),
-        {"encode": encoded_song, "read": lambda data, tok: {"bars": tok.read(data).n_bars}},
+        {
+            "encode": encoded_song,
+            "song": read_song,
+            "read": lambda data, tok: {"bars": tok.read(data).n_bars},
+        },
+        float(sys.argv[2]),
     )
 
 

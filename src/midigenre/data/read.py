@@ -49,6 +49,16 @@ def encoded_song(data: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
+def read_song(data: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The ``song`` of a MIDI file's bytes, and its tokens, ``encoded``.
+
+    Raises:
+        RefusedSongError: The file cannot be read or used.
+    """
+    song = tokenizer.read(data)
+    return {"song": song, "encoded": tokenizer.encode(song)}
+
+
 def notes_digest(song: Song) -> bytes:
     """Hash of the notes and the meters of a clean song; equal ones sound alike but for tempo."""
     found = hashlib.blake2b(digest_size=DIGEST_BYTES)
