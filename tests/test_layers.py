@@ -90,7 +90,7 @@ def test_imports_are_found() -> None:
         "data.phrases"
     )
     assert "tokenizers.octuple" in imports("tokenizers.miditok")
-    assert "models.encoder" in imports("models", top_level=True)
+    assert "models.transformer" in imports("models", top_level=True)
     assert "" in imports("cli")
     assert "" not in imports("cli", top_level=True)
     assert len(MODULES) > 40

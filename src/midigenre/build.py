@@ -29,6 +29,7 @@ from midigenre.data.shards import ShardSet, open_shards
 from midigenre.data.split import check_fractions
 from midigenre.data.workers import Workers
 from midigenre.errors import UserError
+from midigenre.models.cpu import use_cpu_kernels
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.storage import location
 from midigenre.tasks.base import Task
@@ -353,7 +354,7 @@ def make_model(
     found = class_of(task)
     try:
         backbone = make_backbone(model, found.causal)
-        return found.make_model(task, model, backbone, tokens, labels, counts)
+        return use_cpu_kernels(found.make_model(task, model, backbone, tokens, labels, counts))
     except ValueError as error:
         raise UserError(f"model: {error}") from error
 

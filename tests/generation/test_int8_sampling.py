@@ -10,7 +10,7 @@ from test_sampling import check, sampler
 from midigenre.evaluation.quantized import int8_cost
 from midigenre.generation.sampling import Sampler, SamplingSettings
 from midigenre.generation.windows import Context
-from midigenre.models.quantize import quantize_int8
+from midigenre.models.cpu import quantize_int8
 from midigenre.spec import Batch
 
 pytestmark = pytest.mark.skipif(

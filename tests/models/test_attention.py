@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from packing import boundaries, packed
 from torch import Tensor
 
-from midigenre.models import attention
-from midigenre.models.attention import attend_padded, attend_runs, packed_attention
+from midigenre.models import sequences
+from midigenre.models.sequences import attend_padded, attend_runs, packed_attention
 
 MIXED = (5, 1, 9, 9, 9, 2, 7)
 EQUAL = (6, 6, 6, 6)
@@ -68,8 +68,8 @@ def test_equal_neighbours_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
         shapes.append(tuple(q.shape))
         return original(q, *args, **kwargs)
 
-    original = attention.scaled_dot_product_attention
-    monkeypatch.setattr(attention, "scaled_dot_product_attention", spy)
+    original = sequences.scaled_dot_product_attention
+    monkeypatch.setattr(sequences, "scaled_dot_product_attention", spy)
     qkv, cu_seqlens = packed((3, 3, 5, 3), 3, 2, 4)
     packed_attention(*qkv.unbind(1), cu_seqlens, (3, 3, 5, 3), causal=False)
     assert shapes == [(2, 2, 3, 4), (1, 2, 5, 4), (1, 2, 3, 4)]
@@ -104,8 +104,8 @@ def test_gpu_takes_varlen_only_where_it_exists(monkeypatch: pytest.MonkeyPatch) 
             self.dtype, self.shape = dtype, (10, 4, d)
 
     taken = []
-    monkeypatch.setattr(attention, "attend_varlen", lambda *a, **k: taken.append("varlen"))
-    monkeypatch.setattr(attention, "attend_padded", lambda *a, **k: taken.append("padded"))
+    monkeypatch.setattr(sequences, "attend_varlen", lambda *a, **k: taken.append("varlen"))
+    monkeypatch.setattr(sequences, "attend_padded", lambda *a, **k: taken.append("padded"))
 
     def choose(x: OnGpu, capability: tuple[int, int] = (9, 0), dropout_p: float = 0.0) -> str:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)

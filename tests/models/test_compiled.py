@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from midigenre.models import Encoder, compiled
-from midigenre.models.attention import attend_padded
+from midigenre.models import Encoder, transformer
+from midigenre.models.sequences import attend_padded
 
 MANY = ((5, 1, 13), (4, 4, 9), (30, 2, 2), (7, 8, 11), (40, 3, 1), (2, 3))
 
@@ -71,10 +71,10 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
     """Stands in for the GPU's kernel: one operator with its arguments, opaque to the compiler."""
 
     def attend(q, k, v, *, cu_seqlens, longest, causal):
-        assert longest % compiled.LONGEST_STEP == 0
+        assert longest % transformer.LONGEST_STEP == 0
         return _attend(q, k, v, cu_seqlens, causal)
 
-    monkeypatch.setattr(compiled, "attend_varlen", attend)
+    monkeypatch.setattr(transformer, "attend_varlen", attend)
     torch._dynamo.reset()
     yield CompileCounter()
     torch._dynamo.reset()
@@ -100,7 +100,7 @@ def test_batches_of_other_lengths_do_not_compile_anew(on_cpu) -> None:
 
 
 def test_a_longer_phrase_compiles_once_more_at_most(on_cpu, monkeypatch) -> None:
-    monkeypatch.setattr(compiled, "LONGEST_STEP", 8)  # bounds of 16, 32, 40 and 8
+    monkeypatch.setattr(transformer, "LONGEST_STEP", 8)  # bounds of 16, 32, 40 and 8
     model, plain = encoder(), encoder()
     model.compile_layers(backend=on_cpu)
     for lengths in MANY:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from packing import packed
 from torch import nn
 
-from midigenre.models import FieldEmbedding, Pooling, insert_prefix, segments_N
+from midigenre.models import FieldEmbedding, Pooling
+from midigenre.models.sequences import insert_prefix, segments_N
 
 SIZES = (7, 5, 3)
 IDS_NF = torch.tensor([[6, 4, 2], [0, 0, 0], [3, 4, 1], [6, 0, 2]])
@@ -122,7 +123,7 @@ def test_pooling_against_a_loop(lengths: list[int], kind: str) -> None:
         else:
             rows.append(pooling.score(phrase).squeeze(-1).softmax(0) @ phrase)
     want = torch.stack(rows)
-    got = pooling(h_ND, cu_seqlens, lengths)
+    got = pooling(h_ND, cu_seqlens)
     # Pooling sums in float32 whatever comes in.
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
     gradient = packed([len(lengths)], 8, seed=1)[0]
@@ -142,7 +143,7 @@ def test_attention_weights_sum_to_one_and_start_as_the_mean() -> None:
     assert weight_N.isfinite().all()
     fresh, mean = Pooling("attention", 8).double(), Pooling("mean", 8)
     torch.testing.assert_close(
-        fresh(h_ND, cu_seqlens, lengths), mean(h_ND, cu_seqlens, lengths), atol=1e-4, rtol=1e-4
+        fresh(h_ND, cu_seqlens), mean(h_ND, cu_seqlens), atol=1e-4, rtol=1e-4
     )
 
 

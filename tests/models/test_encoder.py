@@ -9,16 +9,9 @@ from hypothesis import strategies as st
 from packing import boundaries, packed
 from torch import Tensor, nn
 
-from midigenre.models import (
-    Encoder,
-    FieldEmbedding,
-    LearnedPositions,
-    positions_N,
-    rotary_tables,
-    rotate,
-    segments_N,
-)
-from midigenre.models.encoder_layer import FeedForward
+from midigenre.models import Encoder, FieldEmbedding
+from midigenre.models.sequences import positions_N, segments_N
+from midigenre.models.transformer import FeedForward, LearnedPositions, rotary_tables, rotate
 
 LENGTHS = (5, 1, 7, 7, 3)
 VARIANTS = [

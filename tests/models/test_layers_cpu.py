@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from midigenre.models import layers
-from midigenre.models.encoder import Encoder
-from midigenre.models.layers import Linear, drop_add
+from midigenre.models import Encoder, LabelHead, cpu
+from midigenre.models.cpu import FastDropAdd, Linear, use_cpu_kernels
+from midigenre.models.transformer import DropAdd
 
 needs_onednn = pytest.mark.skipif(
     "AVX512" not in torch.backends.cpu.get_cpu_capability(), reason="needs a CPU with AVX-512"
@@ -29,13 +29,13 @@ def results(linear: nn.Linear, x: Tensor, gradient: Tensor) -> list[Tensor | Non
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of what was multiplied in oneDNN."""
     seen: list[tuple[int, ...]] = []
-    original = layers._times_transposed
+    original = cpu._times_transposed
 
     def spy(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
         seen.append(tuple(a.shape))
         return original(a, b, bias)
 
-    monkeypatch.setattr(layers, "_times_transposed", spy)
+    monkeypatch.setattr(cpu, "_times_transposed", spy)
     return seen
 
 
@@ -113,7 +113,7 @@ def test_linear_leaves_the_rest_to_torch(what: str, calls: list[tuple[int, ...]]
 
 @needs_onednn
 def test_encoder_computes_the_same_in_both_libraries(calls: list[tuple[int, ...]]) -> None:
-    encoder = Encoder(32, 2, 4, 64).eval()
+    encoder = use_cpu_kernels(Encoder(32, 2, 4, 64)).eval()
     lengths = (70, 30, 30)
     h_ND, cu_seqlens = torch.randn(130, 32), torch.tensor([0, 70, 100, 130], dtype=torch.int32)
 
@@ -130,6 +130,10 @@ def test_encoder_computes_the_same_in_both_libraries(calls: list[tuple[int, ...]
         want = run()
     assert len(calls) == before
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-3)
+
+
+def drop_add(h: Tensor, change: Tensor, p: float, training: bool) -> Tensor:
+    return FastDropAdd(p).train(training)(h, change)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -184,9 +188,22 @@ def test_dropout_at_the_ends(p: float) -> None:
 
 
 def test_dropout_under_autocast_adds_to_float32() -> None:
-    encoder = Encoder(32, 1, 4, 64, dropout=0.5)
+    encoder = use_cpu_kernels(Encoder(32, 1, 4, 64, dropout=0.5))
     cu_seqlens = torch.tensor([0, 80], dtype=torch.int32)
     with torch.autocast("cpu", torch.bfloat16):
         out = encoder(torch.randn(80, 32), cu_seqlens, (80,))
     out.float().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
+
+
+def test_layers_over_tokens_take_the_kernels_and_keep_their_weights() -> None:
+    model = nn.ModuleDict(
+        {"backbone": Encoder(8, 1, 2, 8, conv_width=2), "head": LabelHead("genre", ("a", "b"), 8)}
+    )
+    before = dict(model.named_parameters())
+    assert use_cpu_kernels(model) is model
+    assert dict(model.named_parameters()) == before
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, DropAdd)):
+            fast = type(module) in (Linear, FastDropAdd)
+            assert fast == name.startswith("backbone."), name

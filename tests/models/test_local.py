@@ -9,16 +9,15 @@ from hypothesis import strategies as st
 from packing import packed
 from torch import nn
 
-from midigenre.models.encoder import Encoder
-from midigenre.models.local import LocalMixing
-from midigenre.models.positions import positions_N
+from midigenre.models.sequences import positions_N
+from midigenre.models.transformer import Encoder, LocalConvolution
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=5), st.integers(1, 5))
 @settings(max_examples=40, deadline=None)
 def test_against_torchs_convolution(lengths: list[int], width: int) -> None:
     torch.manual_seed(0)
-    local = LocalMixing(8, width).double().eval()
+    local = LocalConvolution(8, width).double().eval()
     h_ND, cu_seqlens = packed(lengths, 8)
     got = local(h_ND, positions_N(cu_seqlens, len(h_ND)))
     conv = nn.Conv1d(8, 8, width).double()

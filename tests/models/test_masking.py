@@ -335,7 +335,7 @@ def test_hidden_tokens_are_not_seen():
     assert torch.equal(seen, seen_other)
     assert torch.equal(hidden, hidden_other)
     assert torch.equal(seen, model.masking.hide(batch.ids_NF, hidden))
-    one = model.foretell(batch, hidden)[0]
+    one = model.predict(batch, hidden)[0]
     other = model.loss(batch, keys_B=keys)[0]
     assert torch.equal(one, other)
     # And the model looks both ways: the first step's loss hangs on the last step of its phrase.

@@ -14,9 +14,15 @@ from midigenre.models import (
     FieldEmbedding,
     FieldHead,
     PhraseGenerator,
+    cpu,
 )
-from midigenre.models import packed as packed_module
-from midigenre.models.packed import Frozen, PackedLinear, TransposedLinear, packed
+from midigenre.models.cpu import (
+    Frozen,
+    PackedLinear,
+    TransposedLinear,
+    packed,
+    use_cpu_kernels,
+)
 
 
 def generator(backbone: nn.Module | None = None, d_model: int = 256) -> PhraseGenerator:
@@ -32,7 +38,7 @@ def generator(backbone: nn.Module | None = None, d_model: int = 256) -> PhraseGe
         for weights in made.parameters():
             if weights.ndim == 1:  # Biases are zero at first, and would not be missed.
                 weights.add_(0.1 * torch.randn_like(weights))
-    return made.eval()
+    return use_cpu_kernels(made).eval()
 
 
 def steps(model: PhraseGenerator, n_rows: int = 3, n: int = 6) -> Tensor:
@@ -89,5 +95,5 @@ def test_what_was_not_measured_is_not_packed() -> None:
     narrow = generator(Encoder(64, 1, 4, 128), 64)
     for model in (half, double, narrow, generator(LSTM(64, 1), 64)):
         assert not any(isinstance(module, PackedLinear) for module in packed(model, 3).modules())
-    large = nn.Linear(256, packed_module._LARGE // 256)
+    large = nn.Linear(256, cpu._LARGE // 256)
     assert isinstance(packed(nn.Sequential(large), 3)[0], PackedLinear)

@@ -10,8 +10,7 @@ from test_packed import generator, steps
 from torch import nn
 
 from midigenre.models import LSTM
-from midigenre.models.packed import packed
-from midigenre.models.quantize import Int8Linear, quantize_int8
+from midigenre.models.cpu import Int8Linear, packed, quantize_int8
 
 pytestmark = pytest.mark.skipif(
     torch.backends.quantized.engine not in ("x86", "fbgemm"), reason="no FBGEMM here"

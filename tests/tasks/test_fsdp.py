@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from midigenre.models import Encoder
-from midigenre.models.encoder_layer import EncoderLayer
+from midigenre.models.transformer import EncoderLayer
 from midigenre.spec import Batch
 from midigenre.tasks.base import Task
 from midigenre.tasks.optim import AdamWSettings, matrices

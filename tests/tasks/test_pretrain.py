@@ -174,12 +174,12 @@ def test_nothing_of_a_hidden_note_but_its_onset_is_seen(kind, shards, monkeypatc
     model = made(data)
     seen = []
 
-    def foretell(self, batch, hidden_NF):
+    def predict(self, batch, hidden_NF):
         seen.append((batch, hidden_NF))
         return original(self, batch, hidden_NF)
 
-    original = MaskedModel.foretell
-    monkeypatch.setattr(MaskedModel, "foretell", foretell)
+    original = MaskedModel.predict
+    monkeypatch.setattr(MaskedModel, "predict", predict)
     found = evaluate_masked(model, data, "test")
     assert sum(int(hidden.sum()) for _, hidden in seen) == 4 * found["n_notes"]
     for batch, hidden in seen:

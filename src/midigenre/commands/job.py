@@ -373,7 +373,7 @@ def check_compile(cfg: DictConfig) -> None:
         return
     import torch
 
-    from midigenre.models.attention import no_varlen
+    from midigenre.models.sequences import no_varlen
 
     model, trainer = cfg.model, cfg.trainer
     if not hasattr(registry.find("model", model._target_), "compile_layers"):

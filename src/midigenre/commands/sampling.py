@@ -9,7 +9,7 @@ from midigenre.errors import UserError
 from midigenre.generation.grammar import Grammar
 from midigenre.generation.sampling import Choice, Sampler, SamplingSettings
 from midigenre.models import PhraseGenerator
-from midigenre.models.quantize import quantize_int8
+from midigenre.models.cpu import quantize_int8
 from midigenre.tasks.samples import context_for
 from midigenre.tokenizers.base import from_spec
 from midigenre.trained import Run

@@ -22,8 +22,7 @@ from torchmetrics import Metric
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.evaluation.bootstrap import plain
 from midigenre.evaluation.tokens import nats_per_note_interval
-from midigenre.models.masked import MaskedModel
-from midigenre.models.masking import Masking, mix
+from midigenre.models.masking import MaskedModel, Masking, mix
 from midigenre.spec import Batch
 from midigenre.tokenizers.notes import ATTRIBUTES, FoundNotes, NoteFinder
 
@@ -256,7 +255,7 @@ def evaluate_masked(
             hidden_NF = torch.zeros(loaded.ids_NF.shape, dtype=torch.bool)
             for where in tokens:
                 hidden_NF[where] = True
-            nats_NF, hits_NF = model.foretell(batch, hidden_NF.to(device))
+            nats_NF, hits_NF = model.predict(batch, hidden_NF.to(device))
             notes.add(loaded, tokens, nats_NF.cpu(), hits_NF.cpu())
     song_B = np.concatenate(song)
     scores = _no_notes(why) if notes is None else notes.scores(song_B)

@@ -8,7 +8,7 @@ import torch
 
 from midigenre.evaluation.tokens import TokenMetrics
 from midigenre.models import PhraseGenerator
-from midigenre.models.quantize import quantize_int8
+from midigenre.models.cpu import quantize_int8
 from midigenre.spec import Batch, TokenSpec
 
 

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from midigenre.models.pooling import segment_softmax
+from midigenre.models.transformer import segment_softmax
 from midigenre.spec import UNKNOWN
 
 Floats = NDArray[np.float64]

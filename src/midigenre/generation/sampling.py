@@ -17,7 +17,7 @@ from midigenre.generation.grammar import Grammar, Rows
 from midigenre.generation.grammar_vocabulary import Ids
 from midigenre.generation.windows import Context, Windows
 from midigenre.models import PhraseGenerator
-from midigenre.models.packed import packed
+from midigenre.models.cpu import packed
 from midigenre.spec import UNKNOWN
 
 Report = Callable[[str, int, int], None]

@@ -1,6 +1,7 @@
-"""Steps and conditions in, the next step out.
+"""The generator: labels and the tokens so far in, the next token out.
 
-B phrases   N packed steps   F fields   D model width   P prefix vectors
+B phrases   N packed tokens   F fields of a token   L labels
+D model width   V vocabulary of a field
 """
 
 from __future__ import annotations
@@ -11,30 +12,152 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as fn
 
-from midigenre.models.cache import State
-from midigenre.models.checks import check_choice
-from midigenre.models.conditions import ConditionEmbedding
-from midigenre.models.embedding import FieldEmbedding
-from midigenre.models.field_head import FieldHead
-from midigenre.models.positions import segments_N
-from midigenre.models.prefix import Prefixed, insert_prefix
-from midigenre.spec import Batch
+from midigenre.models.sequences import Prefixed, State, insert_prefix, segments_N
+from midigenre.models.transformer import (
+    INIT_STD,
+    FieldEmbedding,
+    PhraseModel,
+    check_choice,
+    init_weights,
+)
+from midigenre.spec import UNKNOWN, Batch
 
-ConditionBy = Literal["prefix", "add"]
+
+class ConditionEmbedding(nn.Module):
+    """What the music is conditioned on: a vector for each class of each label, one for "unknown".
+
+    In training each label of each phrase is hidden (made unknown) by chance, so that one model
+    learns music with and without it: what classifier-free guidance needs (Ho and Salimans 2022,
+    arXiv 2207.12598, section 3.2, who hide 10 to 20%).
+
+    Args:
+        classes: Number of classes of each label, in the order of the vectors.
+        d_model: Model width D.
+        dropout: Probability with which a label is hidden in training.
+
+    Raises:
+        ValueError: No label, or ``dropout`` outside 0 to 1.
+    """
+
+    def __init__(self, classes: Mapping[str, int], d_model: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        if not classes:
+            raise ValueError("conditions without a label; a generator without any takes None")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"condition_dropout={dropout} is not between 0 and 1")
+        self.classes, self.dropout = dict(classes), dropout
+        # The last row is the unknown class.
+        tables = {label: nn.Embedding(n + 1, d_model) for label, n in classes.items()}
+        self.tables = nn.ModuleDict(tables)
+        init_weights(self)
+
+    def forward(self, labels: Mapping[str, Tensor]) -> Tensor:
+        """Vectors of the labels, (B, L, D).
+
+        Args:
+            labels: Class index of each phrase for each label, int64 (B,); ``UNKNOWN`` where it is
+                not known. Labels that are no condition are ignored.
+        """
+        vectors = []
+        for label, n in self.classes.items():
+            index_B = labels[label]
+            if self.training and self.dropout:
+                hidden_B = torch.rand(index_B.shape, device=index_B.device) < self.dropout
+                index_B = index_B.masked_fill(hidden_B, UNKNOWN)
+            vectors.append(self.tables[label](index_B.masked_fill(index_B == UNKNOWN, n)))
+        return torch.stack(vectors, 1)
+
+
+class FieldHead(nn.Module):
+    """Logits of every field of a token, each knowing the fields before it in the same token.
+
+    With one field (REMI, MIDI-like) it is one linear layer. With several, the ids already chosen
+    are embedded and added to the token's vector before a small layer of each field: a velocity then
+    fits the pitch it stands beside. Compound Word does so for the family alone (Hsiao et al. 2021,
+    arXiv 2101.02402, section 4.3) and samples the others independently of each other.
+
+    Args:
+        sizes: Vocabulary size of each field (``TokenSpec.sizes``), length F.
+        d_model: Model width D.
+        order: Columns in the order in which they are predicted; as they stand if None.
+
+    Raises:
+        ValueError: ``order`` does not name every column once.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], d_model: int, order: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        self.sizes = tuple(sizes)
+        self.order = tuple(range(len(sizes)) if order is None else order)
+        if sorted(self.order) != list(range(len(sizes))):
+            raise ValueError(
+                f"order={list(self.order)} must name the columns 0 to {len(sizes) - 1}"
+            )
+        # The last field of the order is known to no other: it has no table.
+        known = {str(f): nn.Embedding(sizes[f], d_model) for f in self.order[:-1]}
+        self.known = nn.ModuleDict(known)
+        self.hidden = nn.ModuleList(nn.Linear(d_model, d_model) for _ in sizes if len(sizes) > 1)
+        self.out = nn.ModuleList(nn.Linear(d_model, size) for size in sizes)
+        init_weights(self)
+
+    def field_logits(self, h_ND: Tensor, place: int, chosen_NF: Tensor) -> Tensor:
+        """Logits of one field, (N, V).
+
+        Args:
+            h_ND: What the model made of all tokens before, shape (N, D).
+            place: Place of the field in :attr:`order`.
+            chosen_NF: Ids of the fields at earlier places, int64, shape (N, F); other columns are
+                not looked at.
+        """
+        for other in self.order[:place]:
+            h_ND = h_ND + self.known[str(other)](chosen_NF[:, other])
+        return self._logits(h_ND, self.order[place])
+
+    def forward(self, h_ND: Tensor, ids_NF: Tensor) -> list[Tensor]:
+        """Logits of every field, (N, V) each, in the order of the columns.
+
+        Args:
+            h_ND: What the model made of all tokens before, shape (N, D).
+            ids_NF: The true tokens, int64, shape (N, F), which stand for those chosen before.
+        """
+        logits: list[Tensor] = [h_ND] * len(self.sizes)
+        for place, field in enumerate(self.order):
+            if place:
+                before = self.order[place - 1]
+                h_ND = h_ND + self.known[str(before)](ids_NF[:, before])
+            logits[field] = self._logits(h_ND, field)
+        return logits
+
+    def loss(self, h_ND: Tensor, ids_NF: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of every field, float32 (N, F), and whether it was the likeliest, bool."""
+        nats, hits = [], []
+        for field, logits_NV in enumerate(self(h_ND, ids_NF)):
+            target_N = ids_NF[:, field]
+            nats.append(fn.cross_entropy(logits_NV.float(), target_N, reduction="none"))
+            hits.append(logits_NV.detach().argmax(-1) == target_N)
+        return torch.stack(nats, 1), torch.stack(hits, 1)
+
+    def _logits(self, h_ND: Tensor, field: int) -> Tensor:
+        if len(self.sizes) > 1:
+            h_ND = fn.gelu(self.hidden[field](h_ND))
+        logits_NV: Tensor = self.out[field](h_ND)
+        return logits_NV
 
 
 class Decoding:
-    """Rows that a generator is writing: what its backbone keeps of them and what they were told.
+    """Rows that a generator is writing.
 
     Args:
-        state: What the backbone keeps.
-        told_BLD: Vectors of the conditions; None without.
+        state: What the backbone keeps of them.
+        condition_BLD: Vectors of their conditions; None without.
     """
 
-    def __init__(self, state: State, told_BLD: Tensor | None) -> None:
-        self.state = state
-        self.told_BLD = told_BLD
+    def __init__(self, state: State, condition_BLD: Tensor | None) -> None:
+        self.state, self.condition_BLD = state, condition_BLD
 
     def __len__(self) -> int:
         return len(self.state)
@@ -42,27 +165,22 @@ class Decoding:
     def keep(self, rows: Sequence[int]) -> None:
         """Keeps these rows, in this order, and drops the others."""
         self.state.keep(rows)
-        if self.told_BLD is not None:
-            self.told_BLD = self.told_BLD[list(rows)]
+        if self.condition_BLD is not None:
+            self.condition_BLD = self.condition_BLD[list(rows)]
 
 
-class PhraseGenerator(nn.Module):
-    """Embedding, conditions, backbone run causally, and a head that foretells each step.
+class PhraseGenerator(PhraseModel):
+    """Embedding, conditions, backbone run causally, and a head that predicts each token.
 
-    A learned start vector stands before every phrase: the output there foretells the first step,
-    the output at each step the following one. ``prefix`` puts a vector for each condition behind
-    the start vector; ``add`` adds their sum to the start vector and to every step.
-
-    ``embedding`` and ``backbone`` carry the names that they have in every other model, so their
-    pretrained weights load unchanged.
+    A learned start vector stands before every phrase: the output there predicts the first token,
+    the output at each token the following one. ``prefix`` puts a vector for each condition behind
+    the start vector; ``add`` adds their sum to the start vector and to every token.
 
     Args:
         embedding: Token ids to vectors.
-        backbone: :class:`midigenre.models.Encoder` or any module with its attribute ``d_model``,
-            its call ``(h_ND, cu_seqlens, lengths, *, causal) -> h_ND`` and, for writing, its
-            ``new_state``, ``prefill`` and ``step``.
-        conditions: What the model is told; None for nothing.
-        head: Foretells a step from the vector before it.
+        backbone: See :class:`midigenre.models.transformer.PhraseModel`.
+        conditions: What the music is conditioned on; None for nothing.
+        head: Predicts a token from the vector before it.
         condition_by: ``prefix`` or ``add``.
 
     Raises:
@@ -70,139 +188,118 @@ class PhraseGenerator(nn.Module):
     """
 
     def __init__(
-        self,
-        embedding: FieldEmbedding,
-        backbone: nn.Module,
-        conditions: ConditionEmbedding | None,
-        head: FieldHead,
-        condition_by: ConditionBy = "prefix",
-    ) -> None:
-        super().__init__()
+        self, embedding: FieldEmbedding, backbone: nn.Module, conditions: ConditionEmbedding | None,
+        head: FieldHead, condition_by: Literal["prefix", "add"] = "prefix",
+    ) -> None:  # fmt: skip
         check_choice("condition_by", condition_by, ("prefix", "add"))
-        d_model: int = backbone.d_model  # type: ignore[assignment]
-        if embedding.d_model != d_model:
-            raise ValueError(
-                f"the embedding has d_model={embedding.d_model}, the backbone d_model={d_model}"
-            )
-        self.embedding = embedding
-        self.backbone = backbone
-        self.conditions = conditions
-        self.head = head
-        self.condition_by = condition_by
-        self.start_D = nn.Parameter(0.02 * torch.randn(d_model))
-
-    def forward(self, batch: Batch) -> Tensor:
-        """The vector that foretells each step.
-
-        Args:
-            batch: Packed phrases, with a class index for each condition.
-
-        Returns:
-            Shape (N, D): row t comes from what lies before step t alone.
-        """
-        told_BLD = None if self.conditions is None else self.conditions(batch.labels)
-        put = self._put(batch.ids_NF, batch.cu_seqlens, batch.lengths, told_BLD)
-        h_MD: Tensor = self.backbone(put.h_MD, put.cu_seqlens, put.lengths, causal=True)
-        # The vector before a step, which may be a prefix, foretells it.
-        return h_MD[put.tokens_N - 1]
+        super().__init__(embedding, backbone)
+        self.conditions, self.head, self.condition_by = conditions, head, condition_by
+        self.start_D = nn.Parameter(INIT_STD * torch.randn(self.d_model))
 
     @property
     def n_prefix(self) -> int:
         """Vectors before every phrase, P."""
-        told = self.conditions is not None and self.condition_by == "prefix"
-        return 1 + (len(self.conditions.classes) if told and self.conditions else 0)
+        labels = self.conditions.classes if self.conditions is not None else ()
+        return 1 + (len(labels) if self.condition_by == "prefix" else 0)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The vector that predicts each token, (N, D).
+
+        Row t comes from what lies before token t alone. The batch has a class index for each
+        condition.
+        """
+        put = self._put(
+            batch.ids_NF, batch.cu_seqlens, batch.lengths, self._conditions(batch.labels)
+        )
+        h_MD: Tensor = self.backbone(put.h_MD, put.cu_seqlens, put.lengths, causal=True)
+        # The vector before a token, which may be a prefix, predicts it.
+        return h_MD[put.tokens_N - 1]
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """:meth:`FieldHead.loss`; sum the nats over F for those of a token."""
+        nats_NF, hits_NF = self.head.loss(self(batch), batch.ids_NF)
+        return nats_NF, hits_NF
 
     def begin(
         self, labels: Mapping[str, Tensor], primes: Sequence[Tensor], capacity: int
     ) -> tuple[Tensor, Decoding]:
-        """Begin B rows that are then written step by step with :meth:`advance`.
+        """Begins B rows that are then written token by token with :meth:`advance`.
 
         Args:
             labels: Class index of each row for each condition, int64 (B,).
-            primes: Steps that each row begins with, int64 (T, F); T may be 0.
-            capacity: Steps that a row may have.
+            primes: Tokens that each row begins with, int64 (T, F); T may be 0.
+            capacity: Tokens that a row may have.
 
         Returns:
-            The vector that foretells the next step of each row, shape (B, D), and the rows.
+            The vector that predicts the next token of each row, shape (B, D), and the rows.
 
         Raises:
             ValueError: A prime passes the capacity.
         """
-        told_BLD = None if self.conditions is None else self.conditions(labels)
         state: State = self.backbone.new_state(  # type: ignore[operator]
             len(primes), capacity + self.n_prefix, self.start_D.device, self.start_D.dtype
         )
-        rows = Decoding(state, told_BLD)
+        rows = Decoding(state, self._conditions(labels))
         return self.restart(range(len(primes)), primes, rows), rows
 
     def advance(self, ids_BF: Tensor, rows: Decoding) -> Tensor:
-        """Tell every row its next step.
+        """Gives every row its next token.
 
         Args:
-            ids_BF: The steps, int64, shape (B, F).
-            rows: The rows; they grow by the step.
+            ids_BF: The tokens, int64, shape (B, F).
+            rows: The rows; they grow by the token.
 
         Returns:
-            The vector that foretells the step after it, shape (B, D): what :meth:`forward` gives
+            The vector that predicts the token after it, shape (B, D): what :meth:`forward` gives
             for the whole row.
 
         Raises:
             ValueError: A row is full; :meth:`restart` it with its last bars.
         """
         h_BD = self.embedding(ids_BF)
-        if rows.told_BLD is not None and self.condition_by == "add":
-            h_BD = h_BD + rows.told_BLD.sum(1)
+        if rows.condition_BLD is not None and self.condition_by == "add":
+            h_BD = h_BD + rows.condition_BLD.sum(1)
         out_BD: Tensor = self.backbone.step(h_BD, rows.state)  # type: ignore[operator]
         return out_BD
 
     def restart(self, which: Sequence[int], windows: Sequence[Tensor], rows: Decoding) -> Tensor:
-        """Begin some rows anew, under the conditions that they have.
+        """Begins some rows again, under the conditions that they have.
 
         Args:
             which: These rows.
-            windows: Steps that each of them now begins with, int64 (T, F).
+            windows: Tokens that each of them now begins with, int64 (T, F).
             rows: All rows.
 
         Returns:
-            The vector that foretells the next step of each of ``which``, in their order.
+            The vector that predicts the next token of each of ``which``, in their order.
 
         Raises:
             ValueError: A window passes the capacity.
         """
-        sizes = [len(window) for window in windows]
-        cu_seqlens = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32)
-        told_RLD = None if rows.told_BLD is None else rows.told_BLD[list(which)]
-        device = self.start_D.device
-        put = self._put(torch.cat(list(windows)).to(device), cu_seqlens.to(device), sizes, told_RLD)
+        sizes, device = [len(window) for window in windows], self.start_D.device
+        cu_seqlens = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device)
+        condition_RLD = None if rows.condition_BLD is None else rows.condition_BLD[list(which)]
+        put = self._put(torch.cat(list(windows)).to(device), cu_seqlens, sizes, condition_RLD)
         h_MD: Tensor = self.backbone.prefill(  # type: ignore[operator]
             put.h_MD, put.cu_seqlens, put.lengths, rows.state, which
         )
         return h_MD[put.cu_seqlens[1:].long() - 1]
 
+    def _conditions(self, labels: Mapping[str, Tensor]) -> Tensor | None:
+        return None if self.conditions is None else self.conditions(labels)
+
     def _put(
-        self,
-        ids_NF: Tensor,
-        cu_seqlens: Tensor,
-        lengths: Sequence[int],
-        told_BLD: Tensor | None,
-    ) -> Prefixed:
+        self, ids_NF: Tensor, cu_seqlens: Tensor, lengths: Sequence[int],
+        condition_BLD: Tensor | None,
+    ) -> Prefixed:  # fmt: skip
         """Phrases as vectors, with what stands before them and what is added to them."""
         h_ND = self.embedding(ids_NF)
         prefix_BPD = self.start_D.expand(len(lengths), 1, -1)
-        if told_BLD is not None:
+        if condition_BLD is not None:
             if self.condition_by == "prefix":
-                prefix_BPD = torch.cat([prefix_BPD, told_BLD], 1)
+                prefix_BPD = torch.cat([prefix_BPD, condition_BLD], 1)
             else:
-                told_BD = told_BLD.sum(1)
-                prefix_BPD = prefix_BPD + told_BD[:, None]
-                h_ND = h_ND + told_BD[segments_N(cu_seqlens, len(h_ND))]
+                condition_BD = condition_BLD.sum(1)
+                prefix_BPD = prefix_BPD + condition_BD[:, None]
+                h_ND = h_ND + condition_BD[segments_N(cu_seqlens, len(h_ND))]
         return insert_prefix(h_ND, cu_seqlens, lengths, prefix_BPD)
-
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of every token, and whether it was the likeliest.
-
-        Returns:
-            nats_NF, float32, and hits_NF, bool; sum the nats over F for those of a step.
-        """
-        nats_NF, hits_NF = self.head.loss(self(batch), batch.ids_NF)
-        return nats_NF, hits_NF

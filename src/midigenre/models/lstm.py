@@ -1,6 +1,6 @@
 """The LSTM baseline, over packed phrases.
 
-N packed steps   D model width   B phrases
+N packed tokens   D model width   B phrases
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, pad_sequence, unpack_sequence
 
-from midigenre.models.cache import RecurrentState
+from midigenre.models.sequences import State
 
 
 class LSTM(nn.Module):
@@ -31,9 +31,6 @@ class LSTM(nn.Module):
         n_layers: Number of layers.
         dropout: Dropout between the layers.
         bidirectional: Whether a second direction reads each phrase from its end.
-
-    Attributes:
-        d_model: Model width D.
 
     Raises:
         ValueError: ``d_model`` cannot be shared between two directions.
@@ -59,16 +56,7 @@ class LSTM(nn.Module):
     def forward(
         self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], *, causal: bool = False
     ) -> Tensor:
-        """Encode packed phrases.
-
-        Args:
-            h_ND: Packed vectors, shape (N, D).
-            cu_seqlens: Phrase boundaries; not needed here.
-            lengths: The phrase lengths as Python numbers, each at least 1.
-            causal: Whether a step may know only those before it: what the weights were made for.
-
-        Returns:
-            Shape (N, D).
+        """Encodes packed phrases, (N, D) to (N, D); the boundaries are not needed here.
 
         Raises:
             ValueError: ``causal`` is not what the weights were made for.
@@ -80,39 +68,30 @@ class LSTM(nn.Module):
 
     def new_state(
         self, n_rows: int, capacity: int, device: torch.device, dtype: torch.dtype
-    ) -> RecurrentState:
-        """The state of rows that are written step by step; every row is empty.
-
-        Args:
-            n_rows: Number of rows B.
-            capacity: Steps that a row may have; the state takes the same room whatever it is.
-            device: Where the rows live.
-            dtype: Type of the model's vectors.
-        """
+    ) -> State:
+        """Outputs and cells of every layer; see :meth:`midigenre.models.Encoder.new_state`."""
         self._check(causal=True)
-        return RecurrentState(n_rows, capacity, self.lstm.num_layers, self.d_model, device, dtype)
+        shape = (self.lstm.num_layers, n_rows, self.d_model)
+        zeros = {name: torch.zeros(shape, device=device, dtype=dtype) for name in ("h", "c")}
+        return State(capacity, zeros)
 
     def prefill(
-        self,
-        h_ND: Tensor,
-        cu_seqlens: Tensor,
-        lengths: Sequence[int],
-        state: RecurrentState,
+        self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], state: State,
         rows: Sequence[int],
-    ) -> Tensor:
-        """Begin some rows anew with whole phrases; see :meth:`midigenre.models.Encoder.prefill`."""
+    ) -> Tensor:  # fmt: skip
+        """Begins some rows with whole phrases; see :meth:`midigenre.models.Encoder.prefill`."""
         state.reset(rows, lengths)
-        out_ND, (h_KRD, c_KRD) = self._packed(h_ND, lengths)
+        out_ND, last = self._packed(h_ND, lengths)
         at = torch.tensor(rows, device=h_ND.device)
-        state.h_KBD[:, at], state.c_KBD[:, at] = h_KRD, c_KRD
+        state.tensors["h"][:, at], state.tensors["c"][:, at] = last
         return out_ND
 
-    def step(self, h_BD: Tensor, state: RecurrentState) -> Tensor:
+    def step(self, h_BD: Tensor, state: State) -> Tensor:
         """One further step of every row; see :meth:`midigenre.models.Encoder.step`."""
         state.grow()
-        out_1BD, (state.h_KBD, state.c_KBD) = self.lstm(
-            self.input_norm(h_BD)[None], (state.h_KBD, state.c_KBD)
-        )
+        before = state.tensors["h"], state.tensors["c"]
+        out_1BD, (h_KBD, c_KBD) = self.lstm(self.input_norm(h_BD)[None], before)
+        state.tensors = {"h": h_KBD, "c": c_KBD}
         out_BD: Tensor = self.final_norm(out_1BD[0])
         return out_BD
 

@@ -1,6 +1,7 @@
-"""Which tokens a masked model must foretell, and what it sees in their place.
+"""Masked modelling: which tokens are hidden, what is seen in their place, and their prediction.
 
-    N packed tokens   F fields of a step   B phrases   A attributes   V ids of all fields
+    N packed tokens   F fields of a token   B phrases   A attributes   V ids of all fields
+    D model width   M tokens that hide something
 
 Every token belongs to a *group*, whose tokens are hidden together. Each group is hidden with the
 same probability, so that the share of hidden tokens is that probability whatever the groups' sizes.
@@ -20,28 +21,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as fn
 
 from midigenre.errors import UserError
-from midigenre.models.checks import check_choice
-from midigenre.models.positions import segments_N
-from midigenre.spec import TokenSpec
+from midigenre.models.sequences import segments_N
+from midigenre.models.transformer import FieldEmbedding, PhraseModel, check_choice, init_weights
+from midigenre.spec import Batch, TokenSpec
 
-Strategy = Literal["element", "compound", "bar"]
 STRATEGIES = ("element", "compound", "bar")
 
 _SAME = {"PitchDrum": "Pitch", "DrumOn": "NoteOn", "DrumOff": "NoteOff"}
 """Drums have tokens of their own; for a model they are values of the same attribute."""
 
-_OPENS = ("Pitch", "PitchDrum", "NoteOn", "DrumOn", "NoteOff", "DrumOff",
-          "PitchIntervalTime", "PitchIntervalChord")  # fmt: skip
-_BEFORE = ("Program",)
-_BEHIND = ("Velocity", "Duration")
+_OTHER, _BEFORE, _OPENS, _BEHIND = range(4)
+_KIND = {
+    "Program": _BEFORE, "Velocity": _BEHIND, "Duration": _BEHIND,
+    "Pitch": _OPENS, "PitchDrum": _OPENS, "NoteOn": _OPENS, "DrumOn": _OPENS, "NoteOff": _OPENS,
+    "DrumOff": _OPENS, "PitchIntervalTime": _OPENS, "PitchIntervalChord": _OPENS,
+}  # fmt: skip
+"""Where tokens of a type stand in the run of tokens that is a note."""
 
-NOTE_TYPES = (*_OPENS, *_BEFORE, *_BEHIND)
+NOTE_TYPES = tuple(_KIND)
 """Types of tokens that say what a note is; all others say where notes stand, and in what frame."""
 
 NEVER = ("PAD", "BOS", "EOS", "MASK", "Ignore")
@@ -91,7 +95,7 @@ class Masking(nn.Module):
     def __init__(
         self,
         spec: TokenSpec,
-        strategy: Strategy = "compound",
+        strategy: str = "compound",
         share: float = 0.3,
         replace: Sequence[float] = (0.8, 0.1, 0.1),
         structure: bool = False,
@@ -129,16 +133,13 @@ class Masking(nn.Module):
         )
         bar_field = next((f for f, x in enumerate(spec.fields) if x.is_type("Bar").any()), 0)
         self.bar_field = bar_field
-        for name, table in {
-            "base_F": base_F,
-            "mask_F": torch.tensor(mask),
-            "attribute_V": attribute_V,
-            "first_V": first_V,
-            "count_V": count_V,
-            "member_V": member_V,
-            "kind_V": torch.tensor([_kind(t) for t in types_V]),
+        tables = {
+            "base_F": base_F, "mask_F": torch.tensor(mask), "attribute_V": attribute_V,
+            "first_V": first_V, "count_V": count_V, "member_V": member_V,
+            "kind_V": torch.tensor([_KIND.get(t, _OTHER) for t in types_V]),
             "bar_V": torch.tensor([t == "Bar" for t in types_V]),
-        }.items():
+        }  # fmt: skip
+        for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
 
     def forward(
@@ -163,7 +164,7 @@ class Masking(nn.Module):
                 one token of each phrase is hidden, if any may be.
 
         Returns:
-            The ids that the model sees, and which tokens it must foretell (bool), both (N, F).
+            The ids that the model sees, and which tokens it must predict (bool), both (N, F).
         """
         N, F = ids_NF.shape
         of_N = segments_N(cu_seqlens, N)
@@ -215,8 +216,8 @@ class Masking(nn.Module):
             return noise(1, 0).expand(N, F)
         kind_N = self.kind_V[ids_NF[:, 0]]
         last_N = kind_N.roll(1)
-        goes_on_N = (kind_N == _KINDS["behind"]) & (last_N != _KINDS["other"])
-        goes_on_N |= (kind_N == _KINDS["opens"]) & (last_N == _KINDS["before"])
+        goes_on_N = (kind_N == _BEHIND) & (last_N != _OTHER)
+        goes_on_N |= (kind_N == _OPENS) & (last_N == _BEFORE)
         first_N = self._first_step(begins_N | ~goes_on_N)
         return noise(1, 0)[first_N]
 
@@ -296,17 +297,6 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-_KINDS = {"other": 0, "before": 1, "opens": 2, "behind": 3}
-
-
-def _kind(type_: str) -> int:
-    """Where tokens of a type stand in the run of tokens that is a note."""
-    for kind, types in (("before", _BEFORE), ("opens", _OPENS), ("behind", _BEHIND)):
-        if type_ in types:
-            return _KINDS[kind]
-    return _KINDS["other"]
-
-
 def _ids_by_type(spec: TokenSpec) -> tuple[Tensor, Tensor, Tensor]:
     """The ids of each type side by side, field by field.
 
@@ -314,17 +304,160 @@ def _ids_by_type(spec: TokenSpec) -> tuple[Tensor, Tensor, Tensor]:
         For each id where those of its type begin in the table, how many they are, and the table;
         all of shape (V,).
     """
-    first: list[int] = []
-    count: list[int] = []
-    member: list[int] = []
-    for field in spec.fields:
-        ids_of: dict[str, list[int]] = {}
-        for i, type_ in enumerate(field.types):
-            ids_of.setdefault(type_, []).append(i)
-        begin = {}
-        for type_, ids in ids_of.items():
-            begin[type_] = len(member)
-            member += ids
-        first += [begin[t] for t in field.types]
-        count += [len(ids_of[t]) for t in field.types]
-    return torch.tensor(first), torch.tensor(count), torch.tensor(member)
+    names = [(f, type_) for f, field in enumerate(spec.fields) for type_ in field.types]
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    number_V = torch.tensor([number[name] for name in names])
+    id_V = torch.cat([torch.arange(len(field)) for field in spec.fields])
+    count = number_V.bincount()
+    return (count.cumsum(0) - count)[number_V], count[number_V], id_V[number_V.argsort(stable=True)]
+
+
+class MaskedHead(nn.Module):
+    """Linear, GELU, norm, and a linear layer for each field: BERT's head, for compound steps too.
+
+    Each hidden field is predicted from the context, independently of the token's other hidden ones
+    (MusicBERT, Zeng et al. 2021, arXiv 2106.05630, section 3.2). Logits are made only of steps that
+    hide something and only of the fields that they hide, which is most of a head's work.
+
+    Args:
+        sizes: Vocabulary size of each field (``TokenSpec.sizes``), length F.
+        d_model: Model width D.
+        fields: Columns in which tokens are hidden (:attr:`Masking.fields`); None for all. The
+            others have no weights.
+
+    Raises:
+        ValueError: ``fields`` names no column, or one that there is not.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], d_model: int, fields: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        self.sizes = tuple(sizes)
+        self.fields = tuple(range(len(sizes)) if fields is None else fields)
+        if not self.fields or not set(self.fields) <= set(range(len(sizes))):
+            raise ValueError(f"fields={list(self.fields)} must name columns 0 to {len(sizes) - 1}")
+        self.hidden = nn.Linear(d_model, d_model)
+        self.norm = nn.LayerNorm(d_model)
+        self.out = nn.ModuleDict({str(f): nn.Linear(d_model, sizes[f]) for f in self.fields})
+        init_weights(self)
+
+    def loss(self, h_ND: Tensor, ids_NF: Tensor, hidden_NF: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of every hidden token, and whether it was the likeliest.
+
+        Waits for the device once, to learn how many tokens are hidden.
+
+        Args:
+            h_ND: What the backbone made of the steps with their tokens hidden, shape (N, D).
+            ids_NF: The true tokens, int64, shape (N, F).
+            hidden_NF: Which are hidden, bool, shape (N, F); in columns of :attr:`fields` alone.
+
+        Returns:
+            nats_NF, float32, 0 where nothing is hidden; hits_NF, bool, False there.
+        """
+        any_N = hidden_NF.any(1)
+        of_field = [hidden_NF[:, f].sum() for f in self.fields]
+        n_steps, *counts = torch.stack([any_N.sum(), *of_field]).tolist()
+        steps_M = torch.nonzero_static(any_N, size=n_steps)[:, 0]
+        h_MD = self.norm(fn.gelu(self.hidden(h_ND[steps_M])))
+        steps, columns, nats, hits = [], [], [], []
+        for field, count in zip(self.fields, counts, strict=True):
+            # Without a row too: a weight without a gradient would stop several processes.
+            rows = torch.nonzero_static(hidden_NF[steps_M, field], size=count)[:, 0]
+            logits_nV = self.out[str(field)](h_MD[rows])
+            target_n = ids_NF[steps_M[rows], field]
+            nats.append(fn.cross_entropy(logits_nV.float(), target_n, reduction="none"))
+            hits.append(logits_nV.detach().argmax(-1) == target_n)
+            steps.append(steps_M[rows])
+            columns.append(torch.full_like(rows, field))
+        where = torch.cat(steps), torch.cat(columns)
+        nats_NF = torch.zeros(ids_NF.shape, device=h_ND.device).index_put(where, torch.cat(nats))
+        hits_NF = torch.zeros_like(hidden_NF).index_put(where, torch.cat(hits))
+        return nats_NF, hits_NF
+
+
+class MaskedModel(PhraseModel):
+    """Embedding, backbone run in both directions, and a head that predicts hidden tokens.
+
+    Args:
+        embedding: Token ids to vectors.
+        backbone: See :class:`midigenre.models.transformer.PhraseModel`.
+        masking: Chooses what is hidden.
+        head: Predicts it.
+
+    Raises:
+        ValueError: Widths that differ.
+    """
+
+    def __init__(
+        self, embedding: FieldEmbedding, backbone: nn.Module, masking: Masking, head: MaskedHead
+    ) -> None:
+        super().__init__(embedding, backbone)
+        self.masking, self.head = masking, head
+
+    def forward(self, batch: Batch, seen_NF: Tensor) -> Tensor:
+        """What the backbone makes of a batch of which other tokens are seen, shape (N, D)."""
+        h_ND: Tensor = self.backbone(
+            self.embedding(seen_NF), batch.cu_seqlens, batch.lengths, causal=False
+        )
+        return h_ND
+
+    def loss(
+        self, batch: Batch, share: float | None = None, keys_B: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Hides tokens of a batch and predicts them.
+
+        Args:
+            batch: Packed phrases.
+            share: See :meth:`Masking.forward`.
+            keys_B: See :meth:`Masking.forward`.
+
+        Returns:
+            nats_NF and hits_NF of :meth:`MaskedHead.loss`, and which tokens were hidden.
+        """
+        seen_NF, hidden_NF = self.masking(
+            batch.ids_NF, batch.cu_seqlens, share=share, keys_B=keys_B
+        )
+        nats_NF, hits_NF = self.head.loss(self(batch, seen_NF), batch.ids_NF, hidden_NF)
+        return nats_NF, hits_NF, hidden_NF
+
+    def predict(self, batch: Batch, hidden_NF: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicts given tokens, all of them seen as MASK: nats_NF and hits_NF."""
+        seen_NF = self.masking.hide(batch.ids_NF, hidden_NF)
+        return self.head.loss(self(batch, seen_NF), batch.ids_NF, hidden_NF)
+
+
+class MaskedLoss(nn.Module):
+    """Masked modelling beside another loss: hides tokens of a batch and predicts them.
+
+    Args:
+        masking: Chooses what is hidden.
+        head: Predicts it.
+        weight: Factor of the loss in what is minimised.
+
+    Raises:
+        ValueError: ``weight`` is not above 0.
+    """
+
+    def __init__(self, masking: Masking, head: MaskedHead, weight: float) -> None:
+        super().__init__()
+        if not weight > 0:
+            raise ValueError(f"a weight of masked modelling must be above 0, got {weight}")
+        self.masking, self.head, self.weight = masking, head, weight
+
+    def hide(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """The batch as the model sees it, and the mask of what it must predict, (N, F)."""
+        seen_NF, hidden_NF = self.masking(batch.ids_NF, batch.cu_seqlens)
+        return replace(batch, ids_NF=seen_NF), hidden_NF
+
+    def forward(self, h_ND: Tensor, ids_NF: Tensor, hidden_NF: Tensor) -> Tensor:
+        """Mean nats of a hidden token; 0, and still connected to the graph, if none is hidden.
+
+        Args:
+            h_ND: Vectors of the tokens of the batch that was seen, shape (N, D).
+            ids_NF: The tokens as they are, shape (N, F).
+            hidden_NF: From :meth:`hide`.
+        """
+        nats_NF, _ = self.head.loss(h_ND, ids_NF, hidden_NF)
+        mean: Tensor = nats_NF.sum() / hidden_NF.sum().clamp_min(1)
+        return mean

@@ -20,13 +20,13 @@ from midigenre.models import (
     FieldEmbedding,
     LabelHead,
     MaskedHead,
+    MaskedLoss,
     Masking,
     PhraseClassifier,
     Pooling,
     class_weights,
 )
-from midigenre.models.checks import check_choice
-from midigenre.models.classifier import MaskedLoss
+from midigenre.models.transformer import check_choice
 from midigenre.spec import Batch, LabelSpec, TokenSpec
 from midigenre.tasks.base import Outcome, Task
 from midigenre.tasks.evaluate import evaluate_split, fit_calibration, fitted_baselines
@@ -244,7 +244,7 @@ def losses(model: PhraseClassifier, batch: Batch) -> Losses:
         logits, masked = model(batch), None
     else:
         seen, hidden_NF = model.masked.hide(batch)
-        h_BD, h_ND = model.encode_steps(seen)
+        h_BD, h_ND = model.encode_tokens(seen)
         logits, masked = model.logits(h_BD), model.masked(h_ND, batch.ids_NF, hidden_NF)
     total, _ = model.loss(logits, batch)
     with torch.no_grad():

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.errors import StoppedError, UserError
-from midigenre.models.encoder_layer import EncoderLayer
+from midigenre.models.transformer import EncoderLayer
 from midigenre.tasks.base import Task
 
 

@@ -1,0 +1,339 @@
+"""Faster insides for the CPU, put into a finished model from outside; same weights, same meaning.
+
+    N packed tokens   I, O width going in and coming out
+
+:func:`use_cpu_kernels` for training and evaluation, :func:`packed` for decoding once the weights no
+longer change, :func:`quantize_int8` for a generator in eight bits. All PyTorch's private operators
+that the project calls stand here, each with a test that holds it against the public one. What was
+measured, and why these: ``experiments/speed/README.md``.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from midigenre.models.generator import PhraseGenerator
+from midigenre.models.transformer import DropAdd, LabelHead, Pooling
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_BLOCK = 512  # Rows of a product over the tokens: both operands stay in the second-level cache.
+_MANY_ROWS = 64
+_LARGE = 1 << 16  # Weights of a product that is worth the call for few rows, as in generation.
+_LEVELS = 1 << 16  # A dropout rate is rounded to 16 bits.
+
+
+def use_cpu_kernels(model: Model) -> Model:
+    """Gives the layers that run over tokens their CPU kernels; elsewhere they stay what they were.
+
+    Heads and pooling are left alone: they see a row for each phrase and not for each token.
+
+    Args:
+        model: The model; its linear layers and :class:`DropAdd` change their class, nothing else.
+
+    Returns:
+        ``model``.
+    """
+    for child in model.children():
+        if type(child) is nn.Linear:
+            child.__class__ = Linear
+        elif type(child) is DropAdd:
+            child.__class__ = FastDropAdd
+        elif not isinstance(child, (LabelHead, Pooling)):
+            use_cpu_kernels(child)
+    return model
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` whose three products run in oneDNN where that was measured to be faster.
+
+    PyTorch multiplies float32 with MKL, which takes AVX2 kernels on AMD's processors; oneDNN, which
+    is part of PyTorch too, takes AVX-512 and is twice as fast there.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Shape (N, I) to shape (N, O)."""
+        if not self._onednn_is_faster(input):
+            return super().forward(input)
+        if input.shape[0] < _MANY_ROWS:
+            return _times_transposed(input.contiguous(), self.weight, self.bias)
+        out_NO: Tensor = _OneDnnLinear.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return out_NO
+
+    def _onednn_is_faster(self, x_NI: Tensor) -> bool:
+        """Rows of float32 on a CPU with AVX-512; few rows only where nothing must flow back."""
+        return bool(
+            x_NI.device.type == "cpu"
+            and x_NI.dtype == self.weight.dtype == torch.float32
+            and x_NI.ndim == 2
+            and (x_NI.shape[0] >= _MANY_ROWS or self._few_but_large(x_NI))
+            and _has_onednn()
+            and not torch.is_autocast_enabled("cpu")  # it knows nn.Linear and makes it bfloat16
+            and not torch.compiler.is_compiling()  # True for torch.export as well.
+        )
+
+    def _few_but_large(self, x_NI: Tensor) -> bool:
+        is_large = x_NI.shape[0] > 0 and self.weight.numel() >= _LARGE
+        return is_large and not torch.is_grad_enabled()
+
+
+def _has_onednn() -> bool:
+    return bool(
+        "AVX512" in torch.backends.cpu.get_cpu_capability()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and torch.backends.mkldnn.enabled
+    )
+
+
+def _times_transposed(a_MK: Tensor, b_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    """``a @ b.T + bias`` in oneDNN; PyTorch has no public name for it (Inductor calls this one)."""
+    product_MN: Tensor = torch.ops.mkldnn._linear_pointwise.default(
+        a_MK, b_NK, bias_N, "none", [], ""
+    )
+    return product_MN
+
+
+def _even_rows(x_NI: Tensor) -> Tensor:
+    """``x``, contiguous, with rows of zeros added up to the next of eight lengths an octave.
+
+    oneDNN writes and keeps code for each number of rows that it meets, and packed batches bring
+    ever new ones: as they come, a process grew by 5 MB a step. Making that code takes the time that
+    the added rows, 3% on average, take.
+    """
+    rows = x_NI.shape[0]
+    step = max(64, 1 << max(0, (rows - 1).bit_length() - 4))
+    # Other strides are right too, but oneDNN's kernels for them are a hundred times slower.
+    x_NI = x_NI.contiguous()
+    return nn.functional.pad(x_NI, (0, 0, 0, -rows % step)) if rows % step else x_NI
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        N = x_NI.shape[0]
+        x_NI = _even_rows(x_NI)
+        ctx.save_for_backward(x_NI, weight_OI)
+        return _times_transposed(x_NI, weight_OI, bias_O)[:N]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
+        x_NI, weight_OI = ctx.saved_tensors
+        N, grad_NO = grad_NO.shape[0], _even_rows(grad_NO)
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        return (
+            _times_transposed(grad_NO, weight_OI.t())[:N] if wants_x else None,
+            _weight_gradient(x_NI, grad_NO) if wants_weight else None,
+            grad_NO.sum(0) if wants_bias else None,
+        )
+
+
+def _weight_gradient(x_NI: Tensor, grad_NO: Tensor) -> Tensor:
+    """``grad.T @ x``, shape (O, I), summed over blocks of rows."""
+    sum_IO: Tensor | None = None
+    blocks = zip(torch.split(x_NI, _BLOCK), torch.split(grad_NO, _BLOCK), strict=True)
+    for x_bI, grad_bO in blocks:
+        product_IO = _times_transposed(x_bI.t(), grad_bO.t())
+        sum_IO = product_IO if sum_IO is None else sum_IO.add_(product_IO)
+    assert sum_IO is not None  # A tensor without rows splits into one block.
+    return sum_IO.t().contiguous()
+
+
+class FastDropAdd(DropAdd):
+    """:class:`DropAdd` from 16 random bits a value: PyTorch draws a number of a generator for each.
+
+    ``p`` is rounded to a multiple of 1/65536; what is kept is scaled by the rounded rate, so that
+    the mean stays exact.
+    """
+
+    def forward(self, h: Tensor, change: Tensor) -> Tensor:
+        """Two tensors of one shape to a third; the seed of PyTorch's default generator decides."""
+        dropped = round(self.p * _LEVELS)
+        off = not self.training or self.p == 0.0
+        if off or change.device.type != "cpu" or not 0 < dropped < _LEVELS:
+            return super().forward(h, change)
+        # 64 bits a draw, cut into four; `random_()` without bounds would leave the sign bit at 0.
+        words = torch.empty(-(-change.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        bits = words.view(torch.int16)[: change.numel()].view(change.shape)
+        # The comparison writes 0 and 1 in the type of `change`, which saves a pass over memory.
+        keep = torch.empty(change.shape, dtype=change.dtype)
+        torch.ge(bits, dropped - _LEVELS // 2, out=keep)
+        return torch.addcmul(h, change, keep, value=_LEVELS / (_LEVELS - dropped))
+
+
+# --- decoding: weights that no longer change ------------------------------------------------------
+
+
+class Frozen(nn.Module):
+    """A linear layer in another form, made of one whose weights no longer change."""
+
+
+class TransposedLinear(Frozen):
+    """A linear layer with a second copy of its weights, transposed: for one row on one thread."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+        self.weight_IO = linear.weight.detach().t().contiguous()
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        """Shape (N, I) to shape (N, O), without a gradient."""
+        bias_O = self.linear.bias
+        if x_NI.shape[0] > 1 or bias_O is None:
+            out_NO: Tensor = self.linear(x_NI)
+            return out_NO
+        return torch.addmm(bias_O, x_NI, self.weight_IO)
+
+
+class PackedLinear(Frozen):
+    """A linear layer with a second copy of its weights in the order that oneDNN multiplies in.
+
+    Given plain ones oneDNN reads them across that order at every product, which is lost among many
+    rows but not among the few of a decoding step.
+
+    Args:
+        linear: The layer: float32, on the CPU.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+        # The order that is best for one or two rows is bad for more; this one is good for all.
+        self.packed_OI: Tensor = torch.ops.mkldnn._reorder_linear_weight(
+            linear.weight.detach(), _MANY_ROWS
+        )
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        """Shape (N, I) to shape (N, O), without a gradient."""
+        if x_NI.shape[0] >= _MANY_ROWS:  # as fast, and keeps no code for each length
+            out_NO: Tensor = self.linear(x_NI)
+            return out_NO
+        return _times_transposed(x_NI.contiguous(), self.packed_OI, self.linear.bias)
+
+
+class Int8Linear(Frozen):
+    """A linear layer in eight bits, by FBGEMM's operators.
+
+    Weights have one scale for each output (symmetric, -127 to 127), activations one for each row,
+    taken when they come: a row does not change with those beside it, so a piece stays what its seed
+    says whatever is drawn with it. ``torch.ao.quantization`` has no scale for each row.
+
+    Args:
+        linear: The layer: float32, on the CPU.
+    """
+
+    SMALLEST = 1e-12  # A row of zeros stays one.
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        weight_OI = linear.weight.detach()
+        scale_O = weight_OI.abs().amax(1).clamp(min=self.SMALLEST).double() / 127
+        with warnings.catch_warnings():
+            # PyTorch means to drop its quantised tensor types some day (its issue 184982); what
+            # shall stand in their place on CPU is torchao, seven times slower here.
+            warnings.filterwarnings("ignore", message="torch.quantize_per_tensor.*deprecated")
+            rounded_OI = torch.quantize_per_channel(
+                weight_OI, scale_O, torch.zeros(len(scale_O), dtype=torch.int64), 0, torch.qint8
+            )
+            self.packed = torch.ops.quantized.linear_prepack(rounded_OI, None)
+        # Unsigned, zero in the middle. Without VNNI two products meet in 16 bits, where eight bits
+        # could overflow and seven cannot.
+        self.zero = 128 if torch.cpu.get_capabilities().get("avx512_vnni") else 64
+        self.scale = 1 / (self.zero - 1)
+        bias_O = linear.bias
+        self.bias_O = torch.zeros(linear.out_features) if bias_O is None else bias_O.detach()
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        """Shape (N, I) to shape (N, O), without a gradient."""
+        largest_N1 = x_NI.abs().amax(1, keepdim=True).clamp_(min=self.SMALLEST)
+        product_NO = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            x_NI / largest_N1, self.scale, self.zero, self.packed
+        )
+        return torch.addcmul(self.bias_O, product_NO, largest_N1)
+
+
+def packed(model: Model, n_rows: int) -> Model:
+    """The model with its large linear layers packed, where that was measured to be faster.
+
+    Args:
+        model: Any model; it stays as it is, and what is not packed is shared with it. Pack again
+            when its weights have changed.
+        n_rows: Rows that it will write side by side; others are right too, but slower.
+
+    Returns:
+        A copy for use without gradients. Elsewhere than in float32 on a CPU with AVX-512 its layers
+        are the same.
+    """
+    # MKL takes one row on one thread, however many there are, and is then ahead of oneDNN.
+    alone = n_rows == 1 and torch.get_num_threads() == 1
+    layer = TransposedLinear if alone else PackedLinear
+
+    def made(linear: nn.Linear) -> Frozen | None:
+        weight = linear.weight
+        on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
+        gains = on_cpu and weight.numel() >= _LARGE and _has_onednn()
+        return layer(linear) if gains else None
+
+    return with_linears(model, made)
+
+
+def with_linears(model: Model, make: Callable[[nn.Linear], Frozen | None]) -> Model:
+    """A copy of a model that shares its tensors, with other linear layers.
+
+    Args:
+        model: The model.
+        make: The new layer of each linear layer; None where it stays.
+    """
+    frozen = [module for module in model.modules() if isinstance(module, Frozen)]
+    shared = [*model.parameters(), *model.buffers(), *frozen]
+    twin = copy.deepcopy(model, {id(one): one for one in shared})
+
+    def swap(parent: nn.Module) -> None:
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Linear):
+                if (made := make(child)) is not None:
+                    setattr(parent, name, made)
+            elif not isinstance(child, Frozen):
+                swap(child)
+
+    swap(twin)
+    return twin
+
+
+def quantize_int8(model: PhraseGenerator) -> PhraseGenerator:
+    """The generator with the linear layers of its backbone in eight bits.
+
+    Embedding and head stay as they are: a hundredth of the weights, and the ones that name tokens.
+
+    Args:
+        model: The generator; it stays as it is, and what is not quantised is shared with it.
+
+    Returns:
+        A copy for use without gradients.
+
+    Raises:
+        ValueError: The backbone is an LSTM, the weights are not float32 on the CPU, or PyTorch has
+            no FBGEMM here.
+    """
+    if any(isinstance(module, nn.RNNBase) for module in model.backbone.modules()):
+        raise ValueError("int8 is for the encoder; this generator's backbone is an LSTM")
+    if any(isinstance(module, Frozen) for module in model.modules()):
+        raise ValueError("int8 is made of a model as it was trained; this one is packed already")
+    weight = next(model.backbone.parameters())
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        name = str(weight.dtype).removeprefix("torch.")
+        raise ValueError(f"int8 is made of float32 on the cpu; this is {name} on {weight.device}")
+    engine = torch.backends.quantized.engine
+    if engine not in ("x86", "fbgemm"):  # FBGEMM both, where linear layers are concerned
+        raise ValueError(f"int8 needs FBGEMM (x86); PyTorch's engine here is {engine}")
+    twin = with_linears(model, lambda linear: None)
+    twin.backbone = with_linears(model.backbone, Int8Linear)
+    return twin

@@ -1,0 +1,825 @@
+"""The classifier in one file: packed phrases in, logits of each label out.
+
+    B phrases   N packed tokens of all phrases   F fields of a token   C classes of a label
+    D model width   H heads   d width of a head (D / H)   K tokens that the convolution sees
+
+A batch is packed and never padded (:mod:`midigenre.models.sequences`): linear layers run over all N
+tokens at once; only attention, positions, the convolution and pooling look at the boundaries of the
+phrases. The same weights run in both directions (classification, masked modelling) and causally
+(generation): ``causal`` is an argument of the call.
+
+A *backbone* is any module with an attribute ``d_model`` and the call of :class:`Encoder`; one that
+generates also has its ``new_state``, ``prefill`` and ``step``. On CPU :mod:`midigenre.models.cpu`
+puts faster kernels in the place of ``nn.Linear`` and :class:`DropAdd`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as fn
+
+from midigenre.models.sequences import (
+    State,
+    attend_varlen,
+    cached_attention,
+    insert_prefix,
+    packed_attention,
+    positions_N,
+    segments_N,
+)
+from midigenre.spec import UNKNOWN, Batch
+
+if TYPE_CHECKING:  # it stands above this file
+    from midigenre.models.masking import MaskedLoss
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosine and signed sine of each token's angles, float32, shape (N, 1, d)."""
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(q_NHd, k_NHd, v_NHd) -> out_NHd``: packed attention in training, a cache in generation."""
+
+INIT_STD = 0.02  # GPT-2 and BERT
+ROPE_BASE = 10_000.0  # Su et al. 2021 (RoFormer, arXiv 2104.09864), section 3.2.2
+# Under torch.compile the longest phrase is rounded up to a multiple of it: the attention's grid
+# becomes larger, and the blocks that have nothing to do end at once.
+LONGEST_STEP = 2048
+
+
+def check_choice(setting: str, value: str, choices: Sequence[str]) -> None:
+    """Raises a ValueError that names setting, value and choices where it is none of them."""
+    if value not in choices:
+        raise ValueError(f"{setting}={value!r} is unknown; choose from: {', '.join(choices)}")
+
+
+def init_weights(module: nn.Module, std: float = INIT_STD) -> None:
+    """Draws weights of linear layers and tables from a normal distribution; biases become 0."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(part.weight, std=std)
+        if isinstance(part, nn.Linear):
+            nn.init.zeros_(part.bias)
+
+
+# --- the encoder ----------------------------------------------------------------------------------
+
+
+class DropAdd(nn.Module):
+    """``h + dropout(change)``: how a residual takes what a layer has made (Srivastava et al. 2014).
+
+    Args:
+        p: Probability with which a value is zeroed in training.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, h: Tensor, change: Tensor) -> Tensor:
+        """Two tensors of one shape to a third."""
+        return h + fn.dropout(change, self.p, self.training)
+
+
+def rotary_tables(positions_N: Tensor, d_head: int) -> Rotary:
+    """Angles of rotary position embeddings (RoFormer, section 3.2.2, equation 15).
+
+    Computed in float32 at every call, once for all layers: it costs far less than one linear layer,
+    there is no longest phrase, and no buffer that ``model.bfloat16()`` could round.
+    """
+    pairs = torch.arange(0, d_head, 2, device=positions_N.device, dtype=torch.float32)
+    angles = positions_N.float()[:, None, None] * ROPE_BASE ** (-pairs / d_head)
+    cos, sin = angles.cos(), angles.sin()
+    # Full width, with the sine negative in the first half: one product each, not four on halves.
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def rotate(x_NHd: Tensor, rotary: Rotary) -> Tensor:
+    """Turns queries or keys by the angle of their position; number i is paired with i + d / 2.
+
+    The convention of GPT-NeoX and of LLaMA in Hugging Face. Pairing neighbours as complex numbers
+    is the same up to the order of the weights and twice as fast on CPU, but complex numbers know
+    neither bfloat16 nor ONNX.
+    """
+    cos_N1d, sin_N1d = rotary
+    a, b = x_NHd.chunk(2, dim=-1)
+    turned = torch.addcmul(x_NHd * cos_N1d, torch.cat((b, a), dim=-1), sin_N1d)
+    # float32 tables lift bfloat16 to float32 here; attention must get its half precision back.
+    return turned.to(x_NHd.dtype)
+
+
+class LearnedPositions(nn.Module):
+    """One learned vector for each position, as in BERT and GPT-2."""
+
+    def __init__(self, max_positions: int, d_model: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(max_positions, d_model)
+        init_weights(self)
+
+    def forward(self, positions_N: Tensor, longest: int) -> Tensor:
+        """Vectors, (N, D). On the host, where ``longest`` is known, the check waits for nothing."""
+        if longest > self.table.num_embeddings:
+            raise ValueError(
+                f"a phrase of {longest} tokens (vectors before it included) does not fit "
+                f"max_positions={self.table.num_embeddings}; raise max_positions, cut phrases "
+                f"shorter, or take positions='rope', which has no longest phrase"
+            )
+        h_ND: Tensor = self.table(positions_N)
+        return h_ND
+
+
+class LocalConvolution(nn.Module):
+    """A convolution over a phrase's last K tokens: h + dropout(gelu(W [x_t .. x_(t-K+1)] + b)).
+
+    Here x is the normed h. Attention from scratch finds n-grams late, after it has learned songs
+    by heart; a few labelled songs do better with the n-grams given (Kim 2014, arXiv 1408.5882, for
+    text). It looks back only, so that it means the same in both directions of the encoder and
+    generation needs to keep no more than the last ``width - 1`` tokens.
+    """
+
+    def __init__(self, d_model: int, width: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"conv_width={width} must be 1 or more, or 0 for none")
+        self.width, self.add = width, DropAdd(dropout)
+        self.norm = nn.LayerNorm(d_model)
+        self.project = nn.Linear(width * d_model, d_model)
+        init_weights(self.project, 1 / math.sqrt(width * d_model))  # keeps the scale
+
+    def forward(self, h_ND: Tensor, positions_N: Tensor) -> Tensor:
+        """Packed vectors, (N, D) to (N, D); what lies before position 0 counts as zeros."""
+        x_ND = self.norm(h_ND)
+        back = [x_ND]
+        for step in range(1, self.width):
+            earlier_ND = fn.pad(x_ND, (0, 0, step, 0))[: len(x_ND)]
+            back.append(earlier_ND * (positions_N >= step)[:, None])
+        return self._mix(h_ND, torch.cat(back, dim=-1))
+
+    def remember(
+        self, h_ND: Tensor, lengths: Sequence[int], before: Tensor, rows: Sequence[int]
+    ) -> None:
+        """Notes what :meth:`step` needs behind whole phrases in ``before``, (K - 1, B, D)."""
+        for row, x_TD in zip(rows, torch.split(self.norm(h_ND), list(lengths)), strict=True):
+            last = x_TD.flip(0)[: self.width - 1]  # the last first, zeros before a phrase
+            before[:, row] = fn.pad(last, (0, 0, 0, self.width - 1 - len(last)))
+
+    def step(self, h_BD: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """One further token of every row: its vector, (B, D), and the next ``before``."""
+        seen_KBD = torch.cat([self.norm(h_BD)[None], before])
+        return self._mix(h_BD, seen_KBD.transpose(0, 1).flatten(1)), seen_KBD[: self.width - 1]
+
+    def _mix(self, h_ND: Tensor, seen: Tensor) -> Tensor:
+        mixed_ND: Tensor = self.add(h_ND, fn.gelu(self.project(seen)))
+        return mixed_ND
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2), with biases as DistilBERT."""
+
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        # Query, key and value in one product; the rows are laid out as nn.MultiheadAttention's.
+        self.qkv = nn.Linear(d_model, 3 * d_model)
+        self.out = nn.Linear(d_model, d_model)
+
+    def forward(self, h_ND: Tensor, rotary: Rotary | None, attend: Attend) -> Tensor:
+        """Packed vectors, (N, D) to (N, D)."""
+        qkv_N3Hd = self.qkv(h_ND).unflatten(-1, (3, self.n_heads, -1))
+        if rotary is None:
+            q_NHd, k_NHd, v_NHd = qkv_N3Hd.unbind(1)
+        else:
+            # Queries and keys turn together, as 2H heads: one pass over memory and not two.
+            qk_NHd, v_NHd = qkv_N3Hd[:, :2].flatten(1, 2), qkv_N3Hd[:, 2]
+            q_NHd, k_NHd = rotate(qk_NHd, rotary).chunk(2, dim=1)
+        out_ND: Tensor = self.out(attend(q_NHd, k_NHd, v_NHd).flatten(1))
+        return out_ND
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with GELU, or its gated form GEGLU (Shazeer 2020, arXiv 2002.05202, eq. 6).
+
+    GEGLU has a third matrix, so it takes half as many weights again.
+    """
+
+    def __init__(self, d_model: int, d_ff: int, activation: str) -> None:
+        super().__init__()
+        self.gated = activation == "geglu"
+        self.up = nn.Linear(d_model, 2 * d_ff if self.gated else d_ff)
+        self.down = nn.Linear(d_ff, d_model)
+
+    def forward(self, h_ND: Tensor) -> Tensor:
+        """Packed vectors, (N, D) to (N, D)."""
+        inner = self.up(h_ND)
+        if self.gated:
+            gate, inner = inner.chunk(2, dim=-1)
+            inner = fn.gelu(gate) * inner
+        else:
+            inner = fn.gelu(inner)
+        out_ND: Tensor = self.down(inner)
+        return out_ND
+
+
+class EncoderLayer(nn.Module):
+    """Attention and feed-forward, each with a residual.
+
+    ``pre`` normalises what goes into them (Xiong et al. 2020, arXiv 2002.04745), ``post`` the sum
+    that comes out (Vaswani et al. 2017; DistilBERT; ``nn.TransformerEncoderLayer``). Dropout falls
+    on the two residuals only, as in DistilBERT, GPT-2 and BERT. The slides try an extra LayerNorm
+    in each layer and do not say where: here it takes the layer's output.
+    """
+
+    def __init__(
+        self, d_model: int, n_heads: int, d_ff: int, norm: str, activation: str, dropout: float,
+        extra_norm: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.pre = norm == "pre"
+        self.attention = SelfAttention(d_model, n_heads)
+        self.feed_forward = FeedForward(d_model, d_ff, activation)
+        self.attention_norm = nn.LayerNorm(d_model)
+        self.feed_forward_norm = nn.LayerNorm(d_model)
+        self.output_norm = nn.LayerNorm(d_model) if extra_norm else nn.Identity()
+        self.add = DropAdd(dropout)
+
+    def forward(self, h_ND: Tensor, rotary: Rotary | None, attend: Attend) -> Tensor:
+        """Packed vectors, (N, D) to (N, D)."""
+        if self.pre:
+            h_ND = self.add(h_ND, self.attention(self.attention_norm(h_ND), rotary, attend))
+            h_ND = self.add(h_ND, self.feed_forward(self.feed_forward_norm(h_ND)))
+        else:
+            h_ND = self.attention_norm(self.add(h_ND, self.attention(h_ND, rotary, attend)))
+            h_ND = self.feed_forward_norm(self.add(h_ND, self.feed_forward(h_ND)))
+        out_ND: Tensor = self.output_norm(h_ND)
+        return out_ND
+
+
+class Encoder(nn.Module):
+    """The transformer of every task, initialised as GPT-2 (Radford et al. 2019, section 2.3).
+
+    The two projections of a layer into the residual are scaled by 1 / sqrt(2 n_layers).
+
+    Args:
+        d_model: Model width D.
+        n_layers: Number of layers.
+        n_heads: Number of heads H.
+        d_ff: Width inside the feed-forward.
+        norm: ``pre`` (with a norm after the last layer) or ``post``.
+        positions: ``rope`` or ``learned``.
+        activation: ``gelu`` (exact, as BERT) or ``geglu``.
+        dropout: Dropout of the residuals.
+        attention_dropout: Dropout of the attention weights. Costs 2.2x on CPU and the fast kernels
+            on GPU.
+        max_positions: Longest phrase for ``learned``, vectors put before it included; ``rope`` has
+            no limit and ignores it.
+        conv_width: Tokens that a :class:`LocalConvolution` before the first layer sees; 0 for none.
+        extra_norm: Whether each layer's output is normalised once more.
+
+    Raises:
+        ValueError: A setting that is unknown or does not fit the others.
+    """
+
+    def __init__(
+        self, d_model: int, n_layers: int, n_heads: int, d_ff: int,
+        norm: Literal["pre", "post"] = "pre", positions: Literal["rope", "learned"] = "rope",
+        activation: Literal["gelu", "geglu"] = "gelu", dropout: float = 0.1,
+        attention_dropout: float = 0.0, max_positions: int = 2048, conv_width: int = 0,
+        extra_norm: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        check_choice("norm", norm, ("pre", "post"))
+        check_choice("positions", positions, ("rope", "learned"))
+        check_choice("activation", activation, ("gelu", "geglu"))
+        if n_heads < 1 or d_model % n_heads:
+            fits = [n for n in range(1, min(d_model, 64) + 1) if d_model % n == 0]
+            raise ValueError(
+                f"d_model={d_model} cannot be divided into n_heads={n_heads}; "
+                f"n_heads that divide it: {', '.join(map(str, fits))}"
+            )
+        self.d_model, self.d_head = d_model, d_model // n_heads
+        self.attention_dropout = attention_dropout
+        self._compiled: Callable[..., Tensor] | None = None
+        self.positions: LearnedPositions | None = None
+        if positions == "learned":
+            self.positions = LearnedPositions(max_positions, d_model)
+        elif self.d_head % 2:
+            raise ValueError(
+                f"positions='rope' turns pairs of numbers, but the head width d_model / n_heads is "
+                f"{self.d_head}, an odd number; change n_heads or d_model, or take "
+                f"positions='learned'"
+            )
+        self.local = LocalConvolution(d_model, conv_width, dropout) if conv_width else None
+        self.layers = nn.ModuleList(
+            EncoderLayer(d_model, n_heads, d_ff, norm, activation, dropout, extra_norm)
+            for _ in range(n_layers)
+        )
+        self.final_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
+        for name, module in self.layers.named_modules():
+            if isinstance(module, nn.Linear):
+                last = name.endswith(("attention.out", "feed_forward.down"))
+                init_weights(module, INIT_STD / math.sqrt(2 * n_layers) if last else INIT_STD)
+
+    def forward(
+        self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], *, causal: bool = False
+    ) -> Tensor:
+        """Encodes packed phrases.
+
+        Args:
+            h_ND: Packed vectors, shape (N, D).
+            cu_seqlens: Phrase boundaries, on the device of ``h_ND``.
+            lengths: The phrase lengths.
+            causal: Whether a token sees only itself and those before it.
+
+        Returns:
+            Shape (N, D).
+
+        Raises:
+            ValueError: A phrase is longer than ``max_positions`` of learned positions.
+        """
+        positions, longest = positions_N(cu_seqlens, h_ND.shape[0]), max(lengths)
+        if self.local is not None:
+            h_ND = self.local(h_ND, positions)
+        h_ND, rotary = self._place(h_ND, positions, longest)
+        if self._compiled is not None and self.training:
+            # What varies must be known as such, or every batch is compiled anew.
+            for varying in (h_ND, cu_seqlens, *(rotary or ())):
+                torch._dynamo.maybe_mark_dynamic(varying, 0)
+            bound = -(-longest // LONGEST_STEP) * LONGEST_STEP
+            return self._compiled(self, h_ND, rotary, cu_seqlens, bound, causal)
+        return self._run(h_ND, rotary, repeat(self._packed(cu_seqlens, lengths, causal)))
+
+    def _place(
+        self, h_ND: Tensor, positions_N: Tensor, longest: int
+    ) -> tuple[Tensor, Rotary | None]:
+        """Adds learned vectors of the positions, or makes the table of angles for the layers."""
+        if self.positions is None:
+            return h_ND, rotary_tables(positions_N, self.d_head)
+        return h_ND + self.positions(positions_N, longest), None
+
+    def _packed(self, cu_seqlens: Tensor, lengths: Sequence[int], causal: bool) -> Attend:
+        return partial(
+            packed_attention, cu_seqlens=cu_seqlens, lengths=lengths, causal=causal,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+        )  # fmt: skip
+
+    def _run(self, h_ND: Tensor, rotary: Rotary | None, attends: Iterable[Attend]) -> Tensor:
+        """All layers, each with what mixes its tokens, and the last norm."""
+        for layer, attend in zip(self.layers, attends, strict=False):
+            h_ND = layer(h_ND, rotary, attend)
+        out_ND: Tensor = self.final_norm(h_ND)
+        return out_ND
+
+    def compile_layers(self, **options: Any) -> None:
+        """From now on training passes go through ``torch.compile``; evaluation stays as it is.
+
+        They then need a GPU and half precision (:func:`attend_varlen`). The weights keep their
+        names, and the first pass takes some 20 s longer.
+
+        Args:
+            options: Of ``torch.compile``.
+
+        Raises:
+            ValueError: The model has attention dropout, which the fast kernels do not know.
+        """
+        if self.attention_dropout:
+            raise ValueError(
+                f"attention_dropout={self.attention_dropout} rules variable-length attention out, "
+                "which compiled layers need; set it to 0"
+            )
+        self._compiled = torch.compile(_run_varlen, **options)
+
+    def new_state(
+        self, n_rows: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> State:
+        """Room for keys and values of empty rows that are then written token by token.
+
+        Raises:
+            ValueError: ``capacity``, in tokens of a row, passes ``max_positions``.
+        """
+        if self.positions is not None and capacity > self.positions.table.num_embeddings:
+            limit = self.positions.table.num_embeddings
+            raise ValueError(f"a capacity of {capacity} does not fit max_positions={limit}")
+        heads = self.d_model // self.d_head
+        cache = (len(self.layers), n_rows, heads, capacity, self.d_head)
+        shapes: dict[str, tuple[int, ...]] = {"k": cache, "v": cache}
+        if self.local is not None:
+            shapes["before"] = (self.local.width - 1, n_rows, self.d_model)
+        # Zeros, not what lay in memory: a masked weight is 0, but 0 times infinity is not.
+        zeros = {k: torch.zeros(shape, device=device, dtype=dtype) for k, shape in shapes.items()}
+        return State(capacity, zeros)
+
+    def prefill(
+        self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], state: State,
+        rows: Sequence[int],
+    ) -> Tensor:  # fmt: skip
+        """The causal pass over whole phrases, with which these rows of ``state`` begin again.
+
+        Raises:
+            ValueError: A phrase passes the capacity.
+        """
+        state.reset(rows, lengths)
+        positions = positions_N(cu_seqlens, h_ND.shape[0])
+        if self.local is not None:
+            self.local.remember(h_ND, lengths, state.tensors["before"], rows)
+            h_ND = self.local(h_ND, positions)
+        attend = self._packed(cu_seqlens, lengths, causal=True)
+
+        def attend_and_fill(q: Tensor, k: Tensor, v: Tensor, *, layer: int) -> Tensor:
+            for name, packed in (("k", k), ("v", v)):
+                for row, x_THd in zip(rows, torch.split(packed, list(lengths)), strict=True):
+                    state.tensors[name][layer, row, :, : len(x_THd)] = x_THd.transpose(0, 1)
+            return attend(q, k, v)
+
+        h_ND, rotary = self._place(h_ND, positions, max(lengths))
+        fills = (partial(attend_and_fill, layer=i) for i in range(len(self.layers)))
+        return self._run(h_ND, rotary, fills)
+
+    def step(self, h_BD: Tensor, state: State) -> Tensor:
+        """One further token of every row, (B, D) to (B, D): the full causal pass at its last token.
+
+        Raises:
+            ValueError: A row is full.
+        """
+        state.grow()
+        if self.local is not None:
+            h_BD, state.tensors["before"] = self.local.step(h_BD, state.tensors["before"])
+        h_BD, rotary = self._place(h_BD, state.lengths_B - 1, max(state.lengths))
+        return self._run(h_BD, rotary, cached_attention(state))
+
+
+def _run_varlen(
+    encoder: Encoder, h_ND: Tensor, rotary: Rotary | None, cu_seqlens: Tensor, longest: int,
+    causal: bool,
+) -> Tensor:  # fmt: skip
+    """What is compiled. The encoder is an argument, so that a copy of it runs its own weights."""
+    attend = partial(attend_varlen, cu_seqlens=cu_seqlens, longest=longest, causal=causal)
+    return encoder._run(h_ND, rotary, repeat(attend))
+
+
+# --- before and behind it -------------------------------------------------------------------------
+
+
+class FieldEmbedding(nn.Module):
+    """Token ids to vectors: the one place where the number of fields of a tokenizer matters.
+
+    One table for each field; the vectors of a token are concatenated and projected, or summed.
+    Concatenation with a linear layer is MusicBERT's way (Zeng et al. 2021, arXiv 2106.05630,
+    section 3.2) and, with narrow tables, Compound Word's (Hsiao et al. 2021, arXiv 2101.02402,
+    section 4.2). With one field (REMI, MIDI-like) there is nothing to combine: it is one plain
+    embedding table, whatever ``combine`` and ``d_field`` say.
+
+    Each field has its own table instead of an offset into a common one: an id beyond its field's
+    vocabulary is an error then, not another field's vector.
+
+    Args:
+        sizes: Vocabulary size of each field (``TokenSpec.sizes``), length F.
+        d_model: Model width D.
+        combine: ``concat`` or ``sum``.
+        d_field: Width of each table for ``concat``; ``d_model`` if None, as in MusicBERT.
+        dropout: Dropout of the result.
+
+    Raises:
+        ValueError: An unknown ``combine``, no field, or a ``d_field`` that ``sum`` cannot use.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], d_model: int, combine: Literal["concat", "sum"] = "concat",
+        d_field: int | None = None, dropout: float = 0.1,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        check_choice("combine", combine, ("concat", "sum"))
+        if not sizes:
+            raise ValueError("sizes is empty; a token stream has at least one field")
+        concat = combine == "concat" and len(sizes) > 1
+        if combine == "sum" and len(sizes) > 1 and d_field not in (None, d_model):
+            raise ValueError(
+                f"d_field={d_field} cannot be summed into d_model={d_model}; "
+                f"leave d_field empty or take combine='concat'"
+            )
+        self.sizes, self.d_model = tuple(sizes), d_model
+        d_table = d_field or d_model if concat else d_model
+        self.tables = nn.ModuleList(nn.Embedding(size, d_table) for size in sizes)
+        self.project = nn.Linear(len(sizes) * d_table, d_model) if concat else None
+        self.dropout = nn.Dropout(dropout)
+        # A token has standard deviation 0.02 for any way to combine its fields.
+        init_weights(self.tables, INIT_STD if concat else INIT_STD / math.sqrt(len(sizes)))
+        if self.project is not None:  # 1 / sqrt(fan in) keeps the scale; 0.02 would shrink it
+            init_weights(self.project, 1 / math.sqrt(self.project.in_features))
+
+    def forward(self, ids_NF: Tensor) -> Tensor:
+        """Token ids, int64 (N, F), to vectors, (N, D).
+
+        Raises:
+            ValueError: ``ids_NF`` has another number of fields.
+        """
+        if ids_NF.shape[1] != len(self.sizes):
+            raise ValueError(
+                f"the tokens have {ids_NF.shape[1]} fields, this model was built for "
+                f"{len(self.sizes)}; use shards of the tokenizer that the model was trained with"
+            )
+        fields = [table(ids_N) for table, ids_N in zip(self.tables, ids_NF.T, strict=True)]
+        if self.project is not None:
+            h_ND = self.project(torch.cat(fields, dim=-1))
+        else:
+            h_ND = sum(fields[1:], fields[0])
+        dropped: Tensor = self.dropout(h_ND)
+        return dropped
+
+
+def segment_softmax(score_N: Tensor, segment_N: Tensor, n_segments: int) -> Tensor:
+    """Softmax of scores, (N,), within each of B phrases, to which ``segment_N`` assigns them."""
+    top_B = score_N.new_full((n_segments,), -torch.inf)
+    # The maximum only guards the exponential against overflow; it cancels, so it needs no gradient.
+    top_B = top_B.scatter_reduce(0, segment_N, score_N.detach(), "amax")
+    exp_N = (score_N - top_B[segment_N]).exp()
+    total_B = score_N.new_zeros(n_segments).index_add(0, segment_N, exp_N)
+    return exp_N / total_B[segment_N]
+
+
+class Pooling(nn.Module):
+    """A packed phrase to one vector, without a loop over phrases.
+
+    ``cls`` takes the first vector of each phrase (the caller puts it there: Devlin et al. 2019,
+    section 3); ``mean`` averages; ``attention`` weighs tokens by a learned score
+    u . tanh(W h + b) (Yang et al. 2016, Hierarchical Attention Networks, equations 5 to 7);
+    ``mean_max`` projects mean and maximum, how much of something there is and whether there is any
+    (Howard and Ruder 2018, arXiv 1801.06146, section 3.3).
+
+    Args:
+        kind: ``cls``, ``mean``, ``attention`` or ``mean_max``.
+        d_model: Model width D.
+
+    Raises:
+        ValueError: An unknown ``kind``.
+    """
+
+    def __init__(self, kind: str, d_model: int) -> None:
+        super().__init__()
+        check_choice("pooling", kind, ("cls", "mean", "attention", "mean_max"))
+        self.kind = kind
+        self.score: nn.Sequential | None = None
+        self.project: nn.Linear | None = None
+        if kind == "mean_max":
+            self.project = nn.Linear(2 * d_model, d_model)
+            init_weights(self.project, 1 / math.sqrt(2 * d_model))
+        if kind == "attention":
+            hidden, score = nn.Linear(d_model, d_model), nn.Linear(d_model, 1, bias=False)
+            init_weights(hidden)
+            nn.init.zeros_(score.weight)  # Training starts from the mean.
+            self.score = nn.Sequential(hidden, nn.Tanh(), score)
+
+    def weights(self, h_ND: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """How much each token counts in attention pooling: float32 (N,), 1 in sum over a phrase.
+
+        Raises:
+            ValueError: The pooling has no such weights.
+        """
+        if self.score is None:
+            raise ValueError(f"pooling={self.kind!r} has no weights; only 'attention' has")
+        segment_N = segments_N(cu_seqlens, h_ND.shape[0])
+        score_N = self.score(h_ND).squeeze(-1).float()
+        return segment_softmax(score_N, segment_N, cu_seqlens.shape[0] - 1)
+
+    def forward(self, h_ND: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Packed vectors, (N, D), to one for each phrase, (B, D), of the same type."""
+        if self.kind == "cls":
+            return h_ND[cu_seqlens[:-1].long()]
+        (N, D), B = h_ND.shape, cu_seqlens.shape[0] - 1
+        segment_N = segments_N(cu_seqlens, N)
+        # Summed in float32: bfloat16 loses small terms of a long phrase.
+        weighted_ND = h_ND.float()
+        if self.kind == "attention":
+            weighted_ND = weighted_ND * self.weights(h_ND, cu_seqlens)[:, None]
+        h_BD = weighted_ND.new_zeros(B, D).index_add(0, segment_N, weighted_ND)
+        if self.kind != "attention":
+            h_BD = h_BD / cu_seqlens.diff()[:, None]
+        h_BD = h_BD.to(h_ND.dtype)
+        if self.project is None:
+            return h_BD
+        low_BD, index_ND = h_ND.new_full((B, D), -torch.inf), segment_N[:, None].expand(-1, D)
+        max_BD = low_BD.scatter_reduce(0, index_ND, h_ND, "amax")
+        both_BD: Tensor = self.project(torch.cat((h_BD, max_BD), dim=-1))
+        return both_BD
+
+
+def class_weights(counts_C: Tensor, power: float = 1.0) -> Tensor:
+    """Weights that make up for rare classes.
+
+    ``(n / (k * count)) ** power`` for k classes with at least one phrase among n: scikit-learn's
+    ``class_weight="balanced"`` (after King and Zeng 2001) for power 1.
+
+    Args:
+        counts_C: Number of training phrases of each class, shape (C,).
+        power: 0 is no weighting, 1 balanced, 0.5 the square root in between.
+
+    Returns:
+        float32, shape (C,); 0 for a class without phrases, which cannot be weighted.
+
+    Raises:
+        ValueError: ``power`` is negative, or no class has a phrase.
+    """
+    if power < 0:
+        raise ValueError(
+            f"power={power} would favour common classes; give 0 (none) to 1 (balanced)"
+        )
+    counts_C = counts_C.double()
+    seen_C = counts_C > 0
+    if not bool(seen_C.any()):
+        raise ValueError("class weights need at least one labelled phrase; all counts are 0")
+    balanced_C = counts_C.sum() / (seen_C.sum() * counts_C.clamp_min(1))
+    return torch.where(seen_C, balanced_C**power, 0.0).float()
+
+
+class LabelHead(nn.Module):
+    """Linear, GELU, dropout, linear: one logit for each class of a label; it owns the label's loss.
+
+    The shape is that of DistilBERT's sequence classifier (a hidden layer of the model's width),
+    with GELU instead of its ReLU to match the encoder.
+
+    Args:
+        label: Name of the label, for instance ``genre``.
+        classes: Its class names, in the order of the logits.
+        d_model: Model width D.
+        class_weights: Weight of each class in the loss, length C; equal weights if None.
+        label_smoothing: Share of the target spread over all classes (Szegedy et al. 2016,
+            section 7).
+        dropout: Dropout before the last layer.
+        loss_weight: Factor of this label in the sum over the heads (:meth:`PhraseClassifier.loss`
+            applies it, not :meth:`loss`).
+        linear: Leave the hidden layer out: dropout and one linear layer, the head of a linear
+            probe (Alain and Bengio 2017, arXiv 1610.01644).
+
+    Raises:
+        ValueError: Weights of another length, or smoothing outside 0 to 1.
+    """
+
+    weight_C: Tensor
+
+    def __init__(
+        self, label: str, classes: Sequence[str], d_model: int,
+        class_weights: Sequence[float] | Tensor | None = None, label_smoothing: float = 0.0,
+        dropout: float = 0.1, loss_weight: float = 1.0, linear: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing={label_smoothing} is not between 0 and 1")
+        weight_C = torch.ones(len(classes))
+        if class_weights is not None:
+            weight_C = torch.as_tensor(class_weights, dtype=torch.float32).clone()
+        if weight_C.shape != (len(classes),):
+            raise ValueError(
+                f"{weight_C.numel()} class weights for the {len(classes)} classes of {label!r}: "
+                f"{', '.join(classes)}"
+            )
+        self.label, self.classes = label, tuple(classes)
+        self.label_smoothing, self.loss_weight = label_smoothing, loss_weight
+        self.register_buffer("weight_C", weight_C)
+        self.hidden = None if linear else nn.Linear(d_model, d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(d_model, len(classes))
+        init_weights(self)
+
+    def forward(self, h_BD: Tensor) -> Tensor:
+        """Vectors of the phrases, (B, D), to logits of the classes, (B, C)."""
+        if self.hidden is not None:
+            h_BD = fn.gelu(self.hidden(h_BD))
+        logits_BC: Tensor = self.out(self.dropout(h_BD))
+        return logits_BC
+
+    def loss(
+        self, logits_BC: Tensor, target_B: Tensor, step_counts_C: Tensor | None = None,
+        step_batches: int = 1,
+    ) -> Tensor:  # fmt: skip
+        """Weighted cross-entropy with label smoothing over the phrases whose label is known.
+
+        It is a sum over this batch divided by the class weights of the targets. Taken from this
+        batch alone that is ``F.cross_entropy`` with its mean reduction. Taken from the whole
+        optimizer step (``step_counts_C``), the losses of its batches add up to the loss of one
+        large batch, however unequal they are; ``step_batches`` undoes the division by the number of
+        batches that the trainer makes afterwards.
+
+        Args:
+            logits_BC: From :meth:`forward`, shape (B, C).
+            target_B: Class of each phrase, int64, shape (B,); ``UNKNOWN`` adds nothing.
+            step_counts_C: Phrases of each class in all batches of the step, shape (C,).
+            step_batches: Number of batches in the step.
+
+        Returns:
+            A float32 scalar; 0, and still connected to the graph, if nothing is known.
+        """
+        weight_C = self.weight_C.float()
+        sum_ = fn.cross_entropy(
+            logits_BC.float(), target_B, weight_C, ignore_index=UNKNOWN, reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )  # fmt: skip
+        if step_counts_C is None:
+            total = (weight_C[target_B.clamp_min(0)] * (target_B != UNKNOWN)).sum()
+        else:
+            total = (step_counts_C * weight_C).sum() / step_batches
+        # No known label, or only classes of weight 0: F.cross_entropy would return nan or inf.
+        return torch.where(total > 0, sum_ / torch.where(total > 0, total, 1.0), sum_ * 0.0)
+
+
+class PhraseModel(nn.Module):
+    """What every model begins with; under these names pretrained weights load unchanged.
+
+    Args:
+        embedding: Token ids to vectors.
+        backbone: :class:`Encoder`, or what does as one (see the module).
+
+    Raises:
+        ValueError: Widths that differ.
+    """
+
+    def __init__(self, embedding: FieldEmbedding, backbone: nn.Module) -> None:
+        super().__init__()
+        self.d_model: int = backbone.d_model  # type: ignore[assignment]
+        if embedding.d_model != self.d_model:
+            raise ValueError(
+                f"the embedding has d_model={embedding.d_model}, the backbone "
+                f"d_model={self.d_model}"
+            )
+        self.embedding, self.backbone = embedding, backbone
+
+
+class PhraseClassifier(PhraseModel):
+    """Embedding, backbone, pooling, and one head for each label.
+
+    Args:
+        embedding: Token ids to vectors.
+        backbone: See :class:`PhraseModel`.
+        pooling: Packed vectors to one for each phrase. With ``cls`` the model puts a learned vector
+            before each phrase, which takes one position.
+        heads: One for each label.
+        masked: What hides tokens in training and predicts them beside the labels; None for no
+            such loss.
+
+    Raises:
+        ValueError: Widths that differ, no head, or two heads for one label.
+    """
+
+    def __init__(
+        self, embedding: FieldEmbedding, backbone: nn.Module, pooling: Pooling,
+        heads: Sequence[LabelHead], masked: MaskedLoss | None = None,
+    ) -> None:  # fmt: skip
+        labels = [head.label for head in heads]
+        if not heads or len(set(labels)) < len(labels):
+            raise ValueError(f"a classifier needs one head for each label, got {labels}")
+        super().__init__(embedding, backbone)
+        self.pooling = pooling
+        self.heads = nn.ModuleDict({head.label: head for head in heads})
+        self.masked = masked
+        self.cls_D: nn.Parameter | None = None
+        if pooling.kind == "cls":
+            self.cls_D = nn.Parameter(INIT_STD * torch.randn(self.d_model))
+
+    def label_heads(self) -> dict[str, LabelHead]:
+        """The head of each label."""
+        return cast(dict[str, LabelHead], dict(self.heads.items()))
+
+    def encode(self, batch: Batch) -> Tensor:
+        """One vector for each phrase, (B, D)."""
+        return self.encode_tokens(batch)[0]
+
+    def encode_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One vector for each phrase, (B, D), and one for each token, (N, D), without CLS."""
+        h, cu_seqlens, lengths = self.embedding(batch.ids_NF), batch.cu_seqlens, batch.lengths
+        tokens_N: Tensor | slice = slice(None)
+        if self.cls_D is not None:
+            cls_BPD = self.cls_D.expand(batch.n_phrases, 1, -1)
+            h, cu_seqlens, lengths, tokens_N, _ = insert_prefix(h, cu_seqlens, lengths, cls_BPD)
+        h = self.backbone(h, cu_seqlens, lengths, causal=False)
+        return self.pooling(h, cu_seqlens), h[tokens_N]
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits of each label, ``{label: logits_BC}``."""
+        return self.logits(self.encode(batch))
+
+    def logits(self, h_BD: Tensor) -> dict[str, Tensor]:
+        """Logits of each label from the vectors of :meth:`encode`, ``{label: logits_BC}``."""
+        return {label: head(h_BD) for label, head in self.label_heads().items()}
+
+    def loss(self, logits: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """What to minimise, and the loss of each label on its own.
+
+        Args:
+            logits: From :meth:`forward`.
+            batch: The same batch, with labels and, for exact accumulation, ``step_counts``.
+
+        Returns:
+            The sum over the heads, each times its ``loss_weight``, and ``{label: loss}`` without
+            those weights.
+        """
+        losses: dict[str, Tensor] = {}
+        total = torch.zeros((), device=batch.ids_NF.device)
+        for label, head in self.label_heads().items():
+            losses[label] = head.loss(
+                logits[label], batch.labels[label], batch.step_counts.get(label), batch.step_batches
+            )
+            total = total + head.loss_weight * losses[label]
+        return total, losses
