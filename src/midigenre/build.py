@@ -32,7 +32,7 @@ from midigenre.errors import UserError
 from midigenre.models.cpu import use_cpu_kernels
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.storage import location
-from midigenre.tasks.base import Task
+from midigenre.tasks.base import Parts, Task
 from midigenre.tasks.callbacks import WholeCheckpoints
 from midigenre.tasks.optim import OptimSettings
 from midigenre.tokenizers.base import Tokenizer
@@ -354,7 +354,8 @@ def make_model(
     found = class_of(task)
     try:
         backbone = make_backbone(model, found.causal)
-        return use_cpu_kernels(found.make_model(task, model, backbone, tokens, labels, counts))
+        parts = Parts.from_config(model, backbone, tokens, labels, counts)
+        return use_cpu_kernels(found.make_model(task, parts))
     except ValueError as error:
         raise UserError(f"model: {error}") from error
 

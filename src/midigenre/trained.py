@@ -29,7 +29,7 @@ from midigenre.registry import reading
 from midigenre.run import RunFolder
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.tasks.base import CHECKPOINT_KEY
-from midigenre.tasks.groups import check_frozen
+from midigenre.tasks.optim import check_frozen
 
 _OTHER = "give another checkpoint, for instance ckpt=best or ckpt=last of its run"
 

@@ -17,8 +17,7 @@ from midigenre.models import (
     Pooling,
 )
 from midigenre.spec import Batch
-from midigenre.tasks.groups import depth, freeze, matrices
-from midigenre.tasks.optim import AdamWSettings
+from midigenre.tasks.optim import AdamWSettings, depth, freeze, matrices
 
 
 def classifier(kind: str = "encoder", n_layers: int = 3, seed: int = 0) -> PhraseClassifier:

@@ -14,8 +14,7 @@ from midigenre.build import plain
 from midigenre.registry import conf_dir
 from midigenre.tasks.classify import ClassifyTask
 from midigenre.tasks.generate import GenerateTask
-from midigenre.tasks.hparams import COSTS, finish_hparams, start_hparams
-from midigenre.tasks.loggers import TensorBoardLogger
+from midigenre.tasks.loggers import COSTS, TensorBoardLogger, finish_hparams, start_hparams
 from midigenre.tasks.pretrain import PretrainTask
 
 

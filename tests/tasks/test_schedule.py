@@ -14,8 +14,13 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Timer
 from torch import nn
 
-from midigenre.tasks.optim import SCHEDULES, AdamOneCycleSettings, AdamWSettings, OptimSettings
-from midigenre.tasks.schedule import time_share
+from midigenre.tasks.optim import (
+    SCHEDULES,
+    AdamOneCycleSettings,
+    AdamWSettings,
+    OptimSettings,
+    time_share,
+)
 
 SETTINGS = {
     "adamw": AdamWSettings(lr=0.1, final_ratio=0.01),

@@ -61,12 +61,10 @@ from midigenre.files import FULL, remove_parts, write_json
 from midigenre.models import Encoder
 from midigenre.registry import reading
 from midigenre.run import RunFolder
-from midigenre.tasks.base import Outcome, Task
+from midigenre.tasks.base import Outcome, Task, peak_memory_bytes
 from midigenre.tasks.callbacks import tensorboard_of
-from midigenre.tasks.cost import peak_memory_bytes
 from midigenre.tasks.fit import fit
-from midigenre.tasks.hparams import finish_hparams, start_hparams
-from midigenre.tasks.loggers import final_tag
+from midigenre.tasks.loggers import final_tag, finish_hparams, start_hparams
 from midigenre.trained import Start, check_last, finetuned, load_run, start_from
 from midigenre.wording import plural
 

@@ -83,10 +83,10 @@ class Masking(nn.Module):
             vocabulary in which there is nothing to hide.
     """
 
-    base_F: Tensor
+    base_F: Tensor  # what is added to an id to make it one of all fields
     mask_F: Tensor
-    attribute_V: Tensor
-    first_V: Tensor
+    attribute_V: Tensor  # -1 for what is never hidden
+    first_V: Tensor  # of the ids of its type in member_V, and how many they are
     count_V: Tensor
     member_V: Tensor
     kind_V: Tensor
@@ -131,8 +131,7 @@ class Masking(nn.Module):
         self.fields = tuple(
             f for f, field in enumerate(spec.fields) if any(hidden[t] for t in field.types)
         )
-        bar_field = next((f for f, x in enumerate(spec.fields) if x.is_type("Bar").any()), 0)
-        self.bar_field = bar_field
+        self.bar_field = next((f for f, x in enumerate(spec.fields) if x.is_type("Bar").any()), 0)
         tables = {
             "base_F": base_F, "mask_F": torch.tensor(mask), "attribute_V": attribute_V,
             "first_V": first_V, "count_V": count_V, "member_V": member_V,

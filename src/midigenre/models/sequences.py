@@ -77,7 +77,9 @@ def attend_runs(
         qkv = [
             x[None] if count == 1 else x.unflatten(1, (count, length)).transpose(0, 1) for x in qkv
         ]
-        out = scaled_dot_product_attention(*qkv, dropout_p=dropout_p, is_causal=causal)
+        out = scaled_dot_product_attention(
+            qkv[0], qkv[1], qkv[2], dropout_p=dropout_p, is_causal=causal
+        )
         outs.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(outs)
 

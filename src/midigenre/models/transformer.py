@@ -327,16 +327,7 @@ class Encoder(nn.Module):
     def forward(
         self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], *, causal: bool = False
     ) -> Tensor:
-        """Encodes packed phrases.
-
-        Args:
-            h_ND: Packed vectors, shape (N, D).
-            cu_seqlens: Phrase boundaries, on the device of ``h_ND``.
-            lengths: The phrase lengths.
-            causal: Whether a token sees only itself and those before it.
-
-        Returns:
-            Shape (N, D).
+        """Encodes packed phrases, (N, D) to (N, D).
 
         Raises:
             ValueError: A phrase is longer than ``max_positions`` of learned positions.
@@ -378,10 +369,7 @@ class Encoder(nn.Module):
         """From now on training passes go through ``torch.compile``; evaluation stays as it is.
 
         They then need a GPU and half precision (:func:`attend_varlen`). The weights keep their
-        names, and the first pass takes some 20 s longer.
-
-        Args:
-            options: Of ``torch.compile``.
+        names, and the first pass takes some 20 s longer. ``options`` are those of torch.
 
         Raises:
             ValueError: The model has attention dropout, which the fast kernels do not know.
@@ -473,8 +461,7 @@ class FieldEmbedding(nn.Module):
     section 4.2). With one field (REMI, MIDI-like) there is nothing to combine: it is one plain
     embedding table, whatever ``combine`` and ``d_field`` say.
 
-    Each field has its own table instead of an offset into a common one: an id beyond its field's
-    vocabulary is an error then, not another field's vector.
+    Each field has a table of its own, so that an id beyond its vocabulary is an error.
 
     Args:
         sizes: Vocabulary size of each field (``TokenSpec.sizes``), length F.
@@ -608,17 +595,10 @@ class Pooling(nn.Module):
 
 
 def class_weights(counts_C: Tensor, power: float = 1.0) -> Tensor:
-    """Weights that make up for rare classes.
+    """Weights, float32 (C,), that make up for rare classes; 0 for a class without phrases.
 
-    ``(n / (k * count)) ** power`` for k classes with at least one phrase among n: scikit-learn's
-    ``class_weight="balanced"`` (after King and Zeng 2001) for power 1.
-
-    Args:
-        counts_C: Number of training phrases of each class, shape (C,).
-        power: 0 is no weighting, 1 balanced, 0.5 the square root in between.
-
-    Returns:
-        float32, shape (C,); 0 for a class without phrases, which cannot be weighted.
+    ``(n / (k * count)) ** power`` for k classes with at least one training phrase among n. Power 0
+    is no weighting, 1 scikit-learn's ``class_weight="balanced"`` (after King and Zeng 2001).
 
     Raises:
         ValueError: ``power`` is negative, or no class has a phrase.
@@ -638,8 +618,7 @@ def class_weights(counts_C: Tensor, power: float = 1.0) -> Tensor:
 class LabelHead(nn.Module):
     """Linear, GELU, dropout, linear: one logit for each class of a label; it owns the label's loss.
 
-    The shape is that of DistilBERT's sequence classifier (a hidden layer of the model's width),
-    with GELU instead of its ReLU to match the encoder.
+    The shape is DistilBERT's (a hidden layer of the model's width), with GELU to match the encoder.
 
     Args:
         label: Name of the label, for instance ``genre``.
@@ -697,17 +676,15 @@ class LabelHead(nn.Module):
     ) -> Tensor:  # fmt: skip
         """Weighted cross-entropy with label smoothing over the phrases whose label is known.
 
-        It is a sum over this batch divided by the class weights of the targets. Taken from this
-        batch alone that is ``F.cross_entropy`` with its mean reduction. Taken from the whole
-        optimizer step (``step_counts_C``), the losses of its batches add up to the loss of one
-        large batch, however unequal they are; ``step_batches`` undoes the division by the number of
-        batches that the trainer makes afterwards.
+        It is a sum over this batch divided by the class weights of the targets: of this batch
+        alone, as ``F.cross_entropy``, or of the whole optimizer step. Then the losses of its
+        batches add up to the loss of one large batch, however unequal they are.
 
         Args:
-            logits_BC: From :meth:`forward`, shape (B, C).
-            target_B: Class of each phrase, int64, shape (B,); ``UNKNOWN`` adds nothing.
-            step_counts_C: Phrases of each class in all batches of the step, shape (C,).
-            step_batches: Number of batches in the step.
+            logits_BC: From :meth:`forward`.
+            target_B: Class of each phrase, int64; ``UNKNOWN`` adds nothing.
+            step_counts_C: Phrases of each class in all batches of the step.
+            step_batches: Number of these batches, by which the trainer divides afterwards.
 
         Returns:
             A float32 scalar; 0, and still connected to the graph, if nothing is known.
@@ -805,15 +782,9 @@ class PhraseClassifier(PhraseModel):
         return {label: head(h_BD) for label, head in self.label_heads().items()}
 
     def loss(self, logits: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """What to minimise, and the loss of each label on its own.
+        """The sum over the labels, each times its ``loss_weight``, and ``{label: loss}`` without.
 
-        Args:
-            logits: From :meth:`forward`.
-            batch: The same batch, with labels and, for exact accumulation, ``step_counts``.
-
-        Returns:
-            The sum over the heads, each times its ``loss_weight``, and ``{label: loss}`` without
-            those weights.
+        The batch is that of the logits, with labels and, for exact accumulation, ``step_counts``.
         """
         losses: dict[str, Tensor] = {}
         total = torch.zeros((), device=batch.ids_NF.device)

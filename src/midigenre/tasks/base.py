@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import resource
+import sys
+import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,17 +23,98 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.errors import UserError
+from midigenre.models import FieldEmbedding
 from midigenre.spec import Batch, LabelSpec, TokenSpec
-from midigenre.tasks.cost import Cost, peak_memory_bytes
-from midigenre.tasks.groups import freeze, matrices
-from midigenre.tasks.optim import OptimSettings
-from midigenre.tasks.schedule import time_share
+from midigenre.tasks.optim import OptimSettings, freeze, matrices, time_share
 
 CHECKPOINT_KEY = "midigenre"
 """Where a checkpoint holds what is needed to rebuild the model, as plain data."""
 
 COST_KEY = "midigenre_cost"
 """Where it holds what the run has cost so far."""
+
+
+class Cost:
+    """Counts what training has seen and how long it took, over interruptions too.
+
+    Args:
+        tokens: Packed steps that were trained on so far (there is no padding).
+        phrases: Phrases, likewise.
+        seconds: Time in ``fit`` so far, validation included.
+    """
+
+    def __init__(self, tokens: int = 0, phrases: int = 0, seconds: float = 0.0) -> None:
+        self.tokens, self.phrases = tokens, phrases
+        self._before = seconds
+        self.start()
+
+    def start(self) -> None:
+        """Starts the clock."""
+        self._started = self._since = time.perf_counter()
+        self._tokens_since = self.tokens
+
+    @property
+    def seconds(self) -> float:
+        """Time in ``fit``, that of earlier, interrupted calls included."""
+        return self._before + time.perf_counter() - self._started
+
+    def add(self, tokens: int, phrases: int) -> None:
+        """Counts a batch."""
+        self.tokens += tokens
+        self.phrases += phrases
+
+    def rate(self) -> float:
+        """Tokens a second since the last call."""
+        now = time.perf_counter()
+        rate = (self.tokens - self._tokens_since) / (now - self._since)
+        self._tokens_since, self._since = self.tokens, now
+        return rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """Arguments that make an equal one."""
+        return {"tokens": self.tokens, "phrases": self.phrases, "seconds": self.seconds}
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory so far: allocated on a GPU, else resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the model of a task is made of.
+
+    Attributes:
+        embedding: Token ids to vectors.
+        backbone: Of the width of the embedding.
+        pooling: The name of a pooling.
+        tokens: Vocabulary, from the shards or a checkpoint.
+        labels: Class names, likewise.
+        counts: Training phrases of each class for each label; None where what follows from them
+            comes from a checkpoint.
+    """
+
+    embedding: FieldEmbedding
+    backbone: nn.Module
+    pooling: str
+    tokens: TokenSpec
+    labels: LabelSpec
+    counts: Mapping[str, Any] | None = None
+
+    @classmethod
+    def from_config(
+        cls, model: Mapping[str, Any], backbone: nn.Module, tokens: TokenSpec, labels: LabelSpec,
+        counts: Mapping[str, Any] | None = None,
+    ) -> Parts:  # fmt: skip
+        """From ``cfg.model`` as plain data and the backbone that was made of it."""
+        width: int = backbone.d_model  # type: ignore[assignment]
+        embedding = FieldEmbedding(
+            tokens.sizes, width, model["combine"], model["d_field"], model["dropout"]
+        )
+        return cls(embedding, backbone, model["pooling"], tokens, labels, counts)
 
 
 @dataclass(frozen=True)
@@ -73,18 +157,11 @@ class Task(L.LightningModule):
     causal: ClassVar[bool] = False
 
     def __init__(
-        self,
-        model: nn.Module,
-        optim: OptimSettings,
-        describe: Mapping[str, Any],
-        seed: int = 0,
+        self, model: nn.Module, optim: OptimSettings, describe: Mapping[str, Any], seed: int = 0
     ) -> None:
         super().__init__()
-        self.seed = seed
-        self.model = model
-        self.optim = optim
+        self.model, self.optim, self.describe, self.seed = model, optim, dict(describe), seed
         self._decayed = matrices(model)
-        self.describe = dict(describe)
         self.cost = Cost()
         self._still: tuple[nn.Module, ...] = ()
         self._losses: list[tuple[int, float, Tensor]] = []  # step, learning rate, loss
@@ -93,7 +170,7 @@ class Task(L.LightningModule):
         """Keeps the embedding and the first layers as they are.
 
         Args:
-            freeze_layers: See :func:`midigenre.tasks.groups.freeze`.
+            freeze_layers: See :func:`midigenre.tasks.optim.freeze`.
 
         Raises:
             UserError: The backbone has fewer layers.
@@ -117,25 +194,8 @@ class Task(L.LightningModule):
 
     @classmethod
     @abstractmethod
-    def make_model(
-        cls,
-        task: Mapping[str, Any],
-        model: Mapping[str, Any],
-        backbone: nn.Module,
-        tokens: TokenSpec,
-        labels: LabelSpec,
-        counts: Mapping[str, Any] | None = None,
-    ) -> nn.Module:
-        """The model of this task around a backbone.
-
-        Args:
-            task: ``cfg.task`` as plain data.
-            model: ``cfg.model`` as plain data.
-            backbone: Made from it.
-            tokens: Vocabulary, from the shards or a checkpoint.
-            labels: Class names, likewise.
-            counts: Training phrases of each class for each label; None where what follows from
-                them comes from a checkpoint.
+    def make_model(cls, task: Mapping[str, Any], parts: Parts) -> nn.Module:
+        """The model of this task; ``task`` is ``cfg.task`` as plain data.
 
         Raises:
             ValueError: A setting is out of range.
@@ -144,11 +204,7 @@ class Task(L.LightningModule):
     @classmethod
     @abstractmethod
     def test(
-        cls,
-        model: nn.Module,
-        data: PhraseDataModule,
-        folder: Path | None,
-        task: Mapping[str, Any] | None = None,
+        cls, model: nn.Module, data: PhraseDataModule, folder: Path | None, task: Mapping[str, Any]
     ) -> Outcome:
         """Scores of a trained model on the test songs.
 
@@ -157,7 +213,7 @@ class Task(L.LightningModule):
             data: The run's songs.
             folder: Where tables of single predictions go, and what is fitted after training; None
                 for no files.
-            task: ``cfg.task`` as plain data; None where nothing in it matters here.
+            task: ``cfg.task`` as plain data.
         """
 
     @staticmethod
@@ -202,12 +258,17 @@ class Task(L.LightningModule):
         """Starts the clock."""
         self.cost.start()
 
+    def on_validation_epoch_end(self) -> None:
+        """Logs the scores over the whole split."""
+        metrics: Any = self.val_metrics
+        for name, value in metrics.compute().items():
+            self.log(f"val/{name}", value.float(), prog_bar=name == "loss")
+        metrics.reset()
+
     def configure_gradient_clipping(
-        self,
-        optimizer: Any,
-        gradient_clip_val: int | float | None = None,
+        self, optimizer: Any, gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Clips the norm of all gradients together and logs it as it was before."""
         if gradient_clip_algorithm not in (None, "norm"):
             super().configure_gradient_clipping(
@@ -239,10 +300,8 @@ class Task(L.LightningModule):
                 "trainer.max_steps, max_epochs or max_time"
             )
         schedule = self.optim.scheduler(optimizer, total, share)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        stepwise = {"scheduler": schedule, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": stepwise}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Notes the loss, from which no step is made if it is not finite.
@@ -307,7 +366,7 @@ class Task(L.LightningModule):
         checkpoint[COST_KEY] = self.cost.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on counting where the checkpoint was."""
+        """Counts from where the checkpoint was."""
         self.cost = Cost(**checkpoint[COST_KEY])
 
 

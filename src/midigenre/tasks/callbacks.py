@@ -1,4 +1,4 @@
-"""What happens around training: the last checkpoint; figures and tables for TensorBoard."""
+"""What happens around training: checkpoints, averaged weights, the bar, TensorBoard's pictures."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.types import _PATH
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer, WeightAveraging
+from lightning.pytorch.callbacks import (
+    Callback,
+    ModelCheckpoint,
+    RichProgressBar,
+    WeightAveraging,
+)
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import FSDPStrategy
@@ -25,6 +31,7 @@ from midigenre.evaluation.figures import confusion_figure
 from midigenre.files import whole, write_bytes
 from midigenre.spec import UNKNOWN, Batch
 from midigenre.tasks.classify import ClassifyTask
+from midigenre.tasks.optim import time_limits
 
 
 def tensorboard_of(trainer: L.Trainer) -> Any:
@@ -63,20 +70,70 @@ class ValidateLastStep(Callback):
     """
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch,
         batch_idx: int,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Asks the trainer to stop, which validates, where it would only break off."""
         if 0 < trainer.max_steps <= trainer.global_step:
             trainer.should_stop = True
 
 
+class Loop:
+    """The insides of Lightning that :class:`LastCheckpoint` needs, all in one place.
+
+    They are not part of its interface: ``tests/tasks/test_lightning_insides.py`` holds them against
+    the version that is installed.
+    """
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self._fit, self._signals = trainer.fit_loop, trainer._signal_connector
+
+    def end_epochs_once(self) -> None:
+        """Makes the next epoch begin where one has ended, with ``max_steps`` too.
+
+        Lightning would end the last one a second time there.
+        """
+        self._fit._iteration_based_training = lambda: False  # type: ignore[method-assign]
+
+    @property
+    def received_sigterm(self) -> bool:
+        """Whether the process was asked to stop, which Lightning then does behind the batch."""
+        return self._signals.received_sigterm
+
+    @received_sigterm.setter
+    def received_sigterm(self, is_so: bool) -> None:
+        self._signals.received_sigterm = is_so
+
+    @property
+    def is_last_batch(self) -> bool:
+        """Whether the batch is the last one of the epoch."""
+        return self._fit.epoch_loop.batch_progress.is_last_batch
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether ``min_epochs`` and ``min_steps`` let the training stop."""
+        return self._fit._can_stop_early
+
+    def validates(self) -> bool:
+        """Whether a validation follows the batch."""
+        assert self._fit._data_fetcher is not None
+        return self._fit.epoch_loop._should_check_val_fx(self._fit._data_fetcher)
+
+    @staticmethod
+    def inside(loops: dict[str, Any]) -> None:
+        """Puts the end of a training, as a checkpoint holds it, to where its last batch was."""
+        loop = loops["fit_loop"]
+        epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+        finished = epochs["current"]["processed"] == epochs["current"]["ready"]
+        if finished and not batches["is_last_batch"]:
+            for counts in ("total", "current"):
+                epochs[counts]["processed"] -= 1
+                batches[counts]["completed"] -= 1
+            loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+
+
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps ``last.ckpt``, from which training goes on exactly.
+    """Keeps ``last.ckpt``, from which training resumes exactly.
 
     It is written after each epoch, every few minutes within one, and when the training is asked to
     stop, by a signal, the clock or ``trainer.max_steps``. Within an epoch it is written after a
@@ -105,40 +162,32 @@ class LastCheckpoint(ModelCheckpoint):
         self._before: dict[str, Any] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Makes Lightning begin the next epoch where one has ended, with ``max_steps`` too.
-
-        There it would end the last one a second time.
-        """
+        """See :meth:`Loop.end_epochs_once`."""
         super().setup(trainer, pl_module, stage)
-        trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+        Loop(trainer).end_epochs_once()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
         self._saved = time.monotonic()
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any,
         batch_idx: int,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Saves when the time has come or the process is asked to stop."""
-        signals, loop = trainer._signal_connector, trainer.fit_loop.epoch_loop
-        last = loop.batch_progress.is_last_batch
+        loop = Loop(trainer)
+        last = loop.is_last_batch
         whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         # Lightning stops at once; hold it back until the step is whole.
-        self._stopping |= signals.received_sigterm
+        self._stopping |= loop.received_sigterm
         self._ending |= trainer.should_stop
         trainer.should_stop = False
-        assert trainer.fit_loop._data_fetcher is not None
-        validates = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+        validates = loop.validates()
         trainer.should_stop = self._ending and (whole_step or last)
-        ends = trainer.should_stop and trainer.fit_loop._can_stop_early
+        ends = trainer.should_stop and loop.may_stop
         # After the last batch, of the epoch or of all, a checkpoint would leave out the validation:
         # there it is saved, and stops, after that.
-        signals.received_sigterm = self._stopping and whole_step and not last and not ends
+        loop.received_sigterm = self._stopping and whole_step and not last and not ends
         self._before = self._states(trainer) if ends and not validates else None
         if not whole_step or last or ends:
             return
@@ -165,7 +214,7 @@ class LastCheckpoint(ModelCheckpoint):
         """Saves, and stops if that was held back."""
         super().on_train_epoch_end(trainer, pl_module)
         self._saved = time.monotonic()
-        trainer._signal_connector.received_sigterm |= self._stopping
+        Loop(trainer).received_sigterm |= self._stopping
         if self._before is not None and trainer.is_global_zero:
             for path in _best_files(self._before):
                 if _kept(path).samefile(path):  # the last validation has not been the best
@@ -198,15 +247,7 @@ class LastCheckpoint(ModelCheckpoint):
             _move(states, str(self.dirpath))
         if self._is_over(trainer, checkpoint):
             return
-        loop = checkpoint["loops"]["fit_loop"]
-        epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
-        finished = epochs["current"]["processed"] == epochs["current"]["ready"]
-        if finished and not batches["is_last_batch"]:
-            # As it was when the last batch had been trained.
-            for counts in ("total", "current"):
-                epochs[counts]["processed"] -= 1
-                batches[counts]["completed"] -= 1
-            loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+        Loop.inside(checkpoint["loops"])
         if before is not None:
             checkpoint["callbacks"] |= before
             if trainer.is_global_zero:
@@ -218,11 +259,8 @@ class LastCheckpoint(ModelCheckpoint):
         """Whether the trainer has nothing to do after a checkpoint."""
         states, done = checkpoint["callbacks"], checkpoint["global_step"]
         timed = any(
-            isinstance(callback, Timer)
-            and callback._duration is not None
-            and callback.state_key in states
-            and states[callback.state_key]["time_elapsed"]["train"] >= callback._duration
-            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            timer.state_key in states and states[timer.state_key]["time_elapsed"]["train"] >= limit
+            for timer, limit in time_limits(trainer)
         )
         return timed or 0 <= trainer.max_steps <= done
 
@@ -319,6 +357,32 @@ def average_weights(decay: float | None = None) -> Callback:
     return AverageWeights(decay)
 
 
+LEFT = "left"
+"""What the bar calls the time until ``trainer.max_time`` is up."""
+
+
+class TrainingBar(RichProgressBar):
+    """Lightning's bar, which also counts down ``trainer.max_time``.
+
+    Where only the clock ends the training (``trainer.max_epochs=-1``) it names no last epoch.
+    """
+
+    def get_metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """The time left as hours:minutes:seconds, then what is logged for the bar."""
+        found: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        found.pop("v_num", None)
+        left = [limit - timer.time_elapsed() for timer, limit in time_limits(trainer)]
+        if not left:
+            return found
+        return {LEFT: str(timedelta(seconds=max(0, round(min(left)))))} | found
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        description = super()._get_train_description(current_epoch)
+        return f"{description.split('/')[0]:10}" if self.trainer.max_epochs == -1 else description
+
+
 class ConfusionFigures(Callback):
     """After each validation, the confusion matrix of each label as a figure."""
 
@@ -352,14 +416,9 @@ class PhraseTable(Callback):
         self._rows = []
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch,
+        batch_idx: int, dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
         """Takes phrases at even distances over all batches."""
         n_batches = int(trainer.num_val_batches[0])
         due = sum(k * n_batches // self.n_phrases == batch_idx for k in range(self.n_phrases))

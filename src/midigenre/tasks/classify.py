@@ -17,7 +17,6 @@ from midigenre.evaluation.metrics import LabelMetrics
 from midigenre.evaluation.report import LEVELS, print_scores
 from midigenre.evaluation.score_figures import evaluation_figures
 from midigenre.models import (
-    FieldEmbedding,
     LabelHead,
     MaskedHead,
     MaskedLoss,
@@ -27,8 +26,8 @@ from midigenre.models import (
     class_weights,
 )
 from midigenre.models.transformer import check_choice
-from midigenre.spec import Batch, LabelSpec, TokenSpec
-from midigenre.tasks.base import Outcome, Task
+from midigenre.spec import Batch
+from midigenre.tasks.base import Outcome, Parts, Task
 from midigenre.tasks.evaluate import evaluate_split, fit_calibration, fitted_baselines
 from midigenre.tasks.optim import OptimSettings
 from midigenre.tasks.predict import predict_phrases
@@ -59,12 +58,9 @@ class ClassifyTask(Task):
     model: PhraseClassifier
 
     def __init__(
-        self,
-        model: PhraseClassifier,
-        optim: OptimSettings,
-        describe: Mapping[str, Any],
+        self, model: PhraseClassifier, optim: OptimSettings, describe: Mapping[str, Any],
         seed: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(model, optim, describe, seed)
         self.val_metrics = nn.ModuleDict(
             {label: LabelMetrics(len(head.classes)) for label, head in model.label_heads().items()}
@@ -77,59 +73,39 @@ class ClassifyTask(Task):
         return tuple(task["labels"])
 
     @classmethod
-    def make_model(
-        cls,
-        task: Mapping[str, Any],
-        model: Mapping[str, Any],
-        backbone: nn.Module,
-        tokens: TokenSpec,
-        labels: LabelSpec,
-        counts: Mapping[str, Any] | None = None,
-    ) -> PhraseClassifier:
+    def make_model(cls, task: Mapping[str, Any], parts: Parts) -> PhraseClassifier:
         """See :meth:`Task.make_model`."""
-        song_kind(task)  # refused before hours of training, not after
-        # Runs of older versions know neither of these.
-        head, mlm_weight = task.get("head", "mlp"), task.get("mlm_weight", 0.0)
-        check_choice("task.head", head, ("mlp", "linear"))
-        d_model: int = backbone.d_model  # type: ignore[assignment]
-        embedding = FieldEmbedding(
-            tokens.sizes, d_model, model["combine"], model["d_field"], model["dropout"]
-        )
-        heads = [
-            LabelHead(
-                label,
-                labels.classes[label],
-                d_model,
-                None if counts is None
-                else class_weights(torch.as_tensor(counts[label]), task["class_weight_power"]),
-                task["label_smoothing"],
-                task["head_dropout"],
-                loss_weight,
-                head == "linear",
-            )
-            for label, loss_weight in task["labels"].items()
-        ]  # fmt: skip
-        pooling, masked = Pooling(model["pooling"], d_model), None
-        if mlm_weight != 0:
-            masking = Masking(tokens, **task["mlm"])
-            masked_head = MaskedHead(tokens.sizes, d_model, masking.fields)
-            masked = MaskedLoss(masking, masked_head, mlm_weight)
-        return PhraseClassifier(embedding, backbone, pooling, heads, masked)
+        song_kind(task)  # rejected before hours of training, not after
+        check_choice("task.head", task["head"], ("mlp", "linear"))
+        width, heads = parts.embedding.d_model, []
+        for label, loss_weight in task["labels"].items():
+            weights = None
+            if parts.counts is not None:
+                counts_C = torch.as_tensor(parts.counts[label])
+                weights = class_weights(counts_C, task["class_weight_power"])
+            heads.append(
+                LabelHead(
+                    label, parts.labels.classes[label], width, weights, task["label_smoothing"],
+                    task["head_dropout"], loss_weight, task["head"] == "linear",
+                )
+            )  # fmt: skip
+        pooling, masked = Pooling(parts.pooling, width), None
+        if task["mlm_weight"] != 0:
+            masking = Masking(parts.tokens, **task["mlm"])
+            head = MaskedHead(parts.tokens.sizes, width, masking.fields)
+            masked = MaskedLoss(masking, head, task["mlm_weight"])
+        return PhraseClassifier(parts.embedding, parts.backbone, pooling, heads, masked)
 
     @classmethod
     def test(
-        cls,
-        model: nn.Module,
-        data: PhraseDataModule,
-        folder: Path | None,
-        task: Mapping[str, Any] | None = None,
+        cls, model: nn.Module, data: PhraseDataModule, folder: Path | None, task: Mapping[str, Any]
     ) -> Outcome:
         """See :meth:`Task.test`."""
         assert isinstance(model, PhraseClassifier)
         predictions = None if folder is None else folder / "predictions.csv"
         device = next(model.parameters()).device
         fitted = fitted_baselines(model, data)
-        kind, val = song_kind(task or {}), None
+        kind, val = song_kind(task), None
         if len(data.rows("val")):  # read once for the song models and the calibration
             loader = data.eval_dataloader("val")
             val = predict_phrases(model, loader, device, vectors=kind != "mean")

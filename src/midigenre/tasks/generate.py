@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.evaluation.tokens import TokenMetrics, by_class, nats_per_note_interval
 from midigenre.generation.grammar import Grammar
-from midigenre.models import ConditionEmbedding, FieldEmbedding, FieldHead, PhraseGenerator
-from midigenre.spec import UNKNOWN, Batch, LabelSpec, TokenSpec
-from midigenre.tasks.base import Outcome, Task
+from midigenre.models import ConditionEmbedding, FieldHead, PhraseGenerator
+from midigenre.spec import UNKNOWN, Batch, TokenSpec
+from midigenre.tasks.base import Outcome, Parts, Task
 from midigenre.tasks.optim import OptimSettings
 from midigenre.tokenizers.base import from_spec
 
@@ -46,12 +46,9 @@ class GenerateTask(Task):
     model: PhraseGenerator
 
     def __init__(
-        self,
-        model: PhraseGenerator,
-        optim: OptimSettings,
-        describe: Mapping[str, Any],
+        self, model: PhraseGenerator, optim: OptimSettings, describe: Mapping[str, Any],
         seed: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(model, optim, describe, seed)
         self.val_metrics = TokenMetrics(TokenSpec.from_dict(describe["tokens"]))
 
@@ -61,27 +58,18 @@ class GenerateTask(Task):
         return tuple(task["conditions"])
 
     @classmethod
-    def make_model(
-        cls,
-        task: Mapping[str, Any],
-        model: Mapping[str, Any],
-        backbone: nn.Module,
-        tokens: TokenSpec,
-        labels: LabelSpec,
-        counts: Mapping[str, Any] | None = None,
-    ) -> PhraseGenerator:
+    def make_model(cls, task: Mapping[str, Any], parts: Parts) -> PhraseGenerator:
         """See :meth:`Task.make_model`."""
-        d_model: int = backbone.d_model  # type: ignore[assignment]
-        embedding = FieldEmbedding(
-            tokens.sizes, d_model, model["combine"], model["d_field"], model["dropout"]
-        )
-        classes = {label: len(labels.classes[label]) for label in task["conditions"]}
+        width = parts.embedding.d_model
+        classes = {label: len(parts.labels.classes[label]) for label in task["conditions"]}
         conditions = (
-            ConditionEmbedding(classes, d_model, task["condition_dropout"]) if classes else None
+            ConditionEmbedding(classes, width, task["condition_dropout"]) if classes else None
         )
-        # Each field is foretold after those that the grammar lets decide on it.
-        head = FieldHead(tokens.sizes, d_model, Grammar.of(from_spec(tokens)).order)
-        return PhraseGenerator(embedding, backbone, conditions, head, task["condition_by"])
+        # Each field is predicted after those that the grammar lets decide on it.
+        head = FieldHead(parts.tokens.sizes, width, Grammar.of(from_spec(parts.tokens)).order)
+        return PhraseGenerator(
+            parts.embedding, parts.backbone, conditions, head, task["condition_by"]
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean nats a step of a batch."""
@@ -96,20 +84,10 @@ class GenerateTask(Task):
         nats_NF, hits_NF = self.model.loss(batch)
         self.val_metrics.update(nats_NF, hits_NF, batch.ids_NF)
 
-    def on_validation_epoch_end(self) -> None:
-        """Logs the scores over all steps."""
-        for name, value in self.val_metrics.compute().items():
-            self.log(f"val/{name}", value.float(), prog_bar=name == "loss")
-        self.val_metrics.reset()
-
     @classmethod
     @torch.no_grad()
     def test(
-        cls,
-        model: nn.Module,
-        data: PhraseDataModule,
-        folder: Path | None,
-        task: Mapping[str, Any] | None = None,
+        cls, model: nn.Module, data: PhraseDataModule, folder: Path | None, task: Mapping[str, Any]
     ) -> Outcome:
         """See :meth:`Task.test`: under the songs' own labels, and with all of them hidden."""
         assert isinstance(model, PhraseGenerator)

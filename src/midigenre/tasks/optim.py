@@ -1,21 +1,282 @@
-"""Optimizers and their learning-rate schedules."""
+"""Optimizers, what they train and at which rate, and the schedules of the learning rate.
+
+With ``trainer.max_time`` a run may end long before its last step. A schedule over steps alone would
+never come to its end there, and the low rates at the end are what most of a schedule's gain is from
+(Hägele et al. 2024, arXiv 2405.18392). So a schedule is as far as the steps or the clock.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import Timer
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from midigenre.tasks.groups import groups, matrices, trained
-from midigenre.tasks.schedule import NOMINAL_STEPS, OneCycle, TimedLR, TimeShare
+from midigenre.errors import UserError
 
 SCHEDULES = ("linear", "cosine", "wsd", "constant")
+
+
+# --- what is trained ------------------------------------------------------------------------------
+
+
+_LAYER = re.compile(r"^backbone\.(?:layers\.(\d+)\.|lstm\.\w+_l(\d+)(?:_reverse)?$)")
+
+Named = list[tuple[str, nn.Parameter]]
+
+
+def matrices(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters of two dimensions or more."""
+    return frozenset(name for name, p in model.named_parameters() if p.ndim >= 2)
+
+
+def trained(model: nn.Module) -> Named:
+    """The parameters that need gradients, by the names that they have without FSDP."""
+    # FSDP puts a name of its own between those of the modules that it wraps.
+    used = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    return [(name.replace("_fsdp_wrapped_module.", ""), p) for name, p in used]
+
+
+def n_layers(names: Iterable[str]) -> int:
+    """Number of layers of the backbone that these names of parameters belong to."""
+    return 1 + max((_layer(name) for name in names), default=-1)
+
+
+def depth(name: str, layers: int) -> int:
+    """How far from the tokens a parameter lies.
+
+    Norms go with their layer: one before the first layer with the first, one behind the last with
+    the last. What :data:`midigenre.trained.SHARED` leaves out (pooling, heads, CLS) is new in a
+    model that starts from another one and lies highest.
+
+    Args:
+        name: Its name, without FSDP's.
+        layers: Number of layers of the backbone.
+
+    Returns:
+        0 for the embedding and what stands between it and the layers (learned positions, the local
+        convolution), 1 to ``layers`` for the layers, ``layers + 1`` for the rest.
+    """
+    layer = _layer(name)
+    if layer >= 0:
+        return layer + 1
+    if name.startswith(("embedding.", "backbone.positions.", "backbone.local.")):
+        return 0
+    if name.startswith("backbone.input_norm."):
+        return min(1, layers)
+    return layers if name.startswith("backbone.") else layers + 1
+
+
+def _layer(name: str) -> int:
+    found = _LAYER.match(name)
+    return -1 if found is None else int(found[1] or found[2] or 0)
+
+
+def groups(
+    used: Named, decayed: Collection[str], lr: float, weight_decay: float, layer_decay: float
+) -> list[dict[str, Any]]:
+    """Parameter groups of an optimizer, the one with the highest rate first.
+
+    Args:
+        used: What it trains.
+        decayed: Names of the parameters that are decayed.
+        lr: Rate of the head.
+        weight_decay: Decay of the decayed.
+        layer_decay: The rate of a layer over that of the next one (Clark et al. 2020, ELECTRA,
+            appendix A; Bao et al. 2022, BEiT, appendix): ``lr`` for the heads, ``lr *
+            layer_decay ** (L + 1 - depth)`` for the others of ``L`` layers (:func:`depth`).
+            1 gives all the same rate, in two groups.
+
+    Returns:
+        Groups that hold at least one parameter.
+    """
+    top = n_layers(name for name, _ in used) + 1
+    levels: list[int | None] = [None] if layer_decay == 1 else list(range(top, -1, -1))
+    found: list[dict[str, Any]] = []
+    for level in levels:
+        here = [(n, p) for n, p in used if level is None or depth(n, top - 1) == level]
+        rate = {} if level is None else {"lr": lr * layer_decay ** (top - level)}
+        for decay in (True, False):
+            params = [p for n, p in here if (n in decayed) == decay]
+            if params:
+                group = {"params": params, "weight_decay": weight_decay if decay else 0.0}
+                found.append(group | rate)
+    return found
+
+
+def check_frozen(freeze_layers: Any, layers: int) -> None:
+    """Refuses a setting ``freeze_layers`` that does not fit a backbone of so many layers.
+
+    Raises:
+        UserError: It is neither ``all`` nor a number from 0 to ``layers``.
+    """
+    is_number = isinstance(freeze_layers, int) and not isinstance(freeze_layers, bool)
+    if freeze_layers != "all" and not (is_number and 0 <= freeze_layers <= layers):
+        raise UserError(
+            f"freeze_layers={freeze_layers}: give all (the whole backbone) or 0 (nothing) to "
+            f"{layers}, the layers of this model"
+        )
+
+
+def freeze(model: nn.Module, freeze_layers: int | str) -> tuple[nn.Module, ...]:
+    """Takes the gradients from the embedding and the first layers of a model's backbone.
+
+    Args:
+        model: A model with an ``embedding`` and a ``backbone``, not yet wrapped by a strategy.
+        freeze_layers: How many layers to freeze; the embedding and what stands before the layers
+            goes with the first of them. ``all``: the whole backbone with its last norm, for a
+            probe. 0: nothing.
+
+    Returns:
+        The modules that are frozen as a whole and belong into evaluation mode: a probe sees what
+        the backbone says without dropout. None where some layers go on learning: there dropout
+        stays on, as in ordinary fine-tuning.
+
+    Raises:
+        UserError: See :func:`check_frozen`.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    layers = n_layers(names)
+    check_frozen(freeze_layers, layers)
+    if freeze_layers == 0:
+        return ()
+    whole = freeze_layers == "all"
+    for name, p in model.named_parameters():
+        inside = name.startswith(("embedding.", "backbone."))
+        # The last norm stands behind the whole backbone, not in a layer that may be frozen.
+        below = not name.startswith("backbone.final_norm.")
+        if inside and (whole or (below and depth(name, layers) <= int(freeze_layers))):
+            p.requires_grad_(False)
+    if not whole:
+        return ()
+    return model.get_submodule("embedding"), model.get_submodule("backbone")
+
+
+# --- schedules ------------------------------------------------------------------------------------
+
+
+NOMINAL_STEPS = 100_000
+"""Length of a schedule that only the clock ends: its resolution, no number of steps."""
+
+TimeShare = Callable[[], float]
+"""Share of the training's time that is over, 0 to 1; it never falls."""
+
+
+def time_limits(trainer: L.Trainer) -> list[tuple[Timer, float]]:
+    """The timers that bound the training (``trainer.max_time``), and their seconds."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    timers = [(x, x.time_remaining()) for x in callbacks if isinstance(x, Timer)]
+    return [(timer, timer.time_elapsed() + left) for timer, left in timers if left is not None]
+
+
+def time_share(trainer: L.Trainer) -> TimeShare | None:
+    """How much of ``trainer.max_time`` is over; None where nothing bounds the time.
+
+    That is the time in the training loop, validation included, over all interruptions: the count of
+    Lightning's Timer is in the checkpoints. All processes take the time of the first, or their
+    rates would part.
+    """
+    if not (limits := time_limits(trainer)):
+        return None
+
+    def share() -> float:
+        over = max(timer.time_elapsed() / max(limit, 1e-9) for timer, limit in limits)
+        return float(trainer.strategy.broadcast(min(1.0, over)))
+
+    return share
+
+
+class TimedLR(LRScheduler):
+    """A rate that follows the step and the clock.
+
+    What is saved is the step alone: the clock has its own state, and a run that goes on with
+    another ``trainer.max_time`` follows the new one.
+
+    Args:
+        optimizer: Whose rate.
+        factor: ``(step, share of the time) -> rate over the peak``.
+        share: The clock.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, factor: Callable[[int, float], float], share: TimeShare
+    ) -> None:
+        self._factor, self._share = factor, share
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[Any]:
+        """The rate of each group for the coming step."""
+        factor = self._factor(self.last_epoch, self._share())
+        return [peak * factor for peak in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {k: v for k, v in super().state_dict().items() if k not in ("_factor", "_share")}
+
+
+class OneCycle(OneCycleLR):
+    """Torch's one cycle, whose length is that of the run.
+
+    Also of one that goes on with another ``trainer.max_*``; and it is as far as the clock where
+    that is further than the steps.
+
+    Args:
+        optimizer: Whose rate.
+        share: The clock; None for none.
+        max_lr: The peak.
+        total_steps: Length of the cycle; infinite where only the clock ends it.
+        settings: Torch's own.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        share: TimeShare | None,
+        max_lr: float,
+        total_steps: float,
+        **settings: Any,
+    ) -> None:
+        self._share, self._by_steps = share, math.isfinite(total_steps)
+        steps = int(total_steps) if self._by_steps else NOMINAL_STEPS
+        super().__init__(optimizer, max_lr, steps, **settings)
+
+    def get_lr(self) -> list[Any]:
+        """The rate of each group for the coming step."""
+        if self._share is None:
+            return super().get_lr()
+        step = self.last_epoch
+        # Torch reads the place in the cycle here.
+        self.last_epoch = self._place(step, self._share())  # type: ignore[assignment]
+        try:
+            return super().get_lr()
+        finally:
+            self.last_epoch = step
+
+    def _place(self, step: int, share: float) -> float:
+        last = self.total_steps - 1
+        return min(last, max(step if self._by_steps else 0, share * last))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        ours = ("_share", "_by_steps")
+        return {k: v for k, v in super().state_dict().items() if k not in ours}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on, with the length of this run."""
+        length = ("total_steps", "_schedule_phases")
+        super().load_state_dict({k: v for k, v in state_dict.items() if k not in length})
+
+
+# --- settings -------------------------------------------------------------------------------------
 
 
 class OptimSettings(ABC):
@@ -70,7 +331,7 @@ class AdamWSettings(OptimSettings):
         decay_share: Share of all steps that ``wsd`` decays over.
         final_ratio: Rate at the end over the peak.
         layer_decay: Rate of a layer over that of the next, for a model that starts from another
-            one (:func:`midigenre.tasks.groups.groups`); 1 for one rate.
+            one (:func:`groups`); 1 for one rate.
 
     Raises:
         ValueError: A value is out of range.
@@ -106,14 +367,9 @@ class AdamWSettings(OptimSettings):
     def optimizer(self, model: nn.Module, decayed: Collection[str] | None = None) -> Optimizer:
         """Groups with and without decay; see :meth:`OptimSettings.optimizer`."""
         decayed = matrices(model) if decayed is None else decayed
-        return self._adamw(trained(model), decayed)
-
-    def _adamw(
-        self, used: list[tuple[str, nn.Parameter]], decayed: Collection[str]
-    ) -> torch.optim.AdamW:
         # `fused` is one pass over all parameters; on CPU too it beats the per-tensor loop.
         return torch.optim.AdamW(
-            groups(used, decayed, self.lr, self.weight_decay, self.layer_decay),
+            groups(trained(model), decayed, self.lr, self.weight_decay, self.layer_decay),
             lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True,
         )  # fmt: skip
 
@@ -227,18 +483,10 @@ class AdamOneCycleSettings(OptimSettings):
         """See :meth:`OptimSettings.scheduler`."""
         # Torch divides by the steps of the rise less one: with just one step begin at the peak.
         one_step = self.pct_start * total_steps == 1
-        return OneCycle(
-            optimizer,
-            share,
-            self.lr,
-            total_steps,
-            pct_start=self.pct_start * (1 - 1e-12) if one_step else self.pct_start,
-            cycle_momentum=self.cycle_momentum,
-            base_momentum=self.base_momentum,
-            max_momentum=self.max_momentum,
-            div_factor=self.div_factor,
-            final_div_factor=self.final_div_factor,
-        )
+        settings = {k: v for k, v in asdict(self).items() if k not in ("lr", "betas", "eps")}
+        if one_step:
+            settings["pct_start"] *= 1 - 1e-12
+        return OneCycle(optimizer, share, self.lr, total_steps, **settings)
 
 
 def _check_adam(lr: object, betas: tuple[float, float], eps: float) -> None:

@@ -12,11 +12,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from midigenre.data.datamodule import PhraseDataModule
-from midigenre.evaluation.masked import EVAL_SHARE, MaskedMetrics, evaluate_masked, phrase_keys
-from midigenre.models import FieldEmbedding, MaskedHead, MaskedModel, Masking
+from midigenre.evaluation.masked import MaskedMetrics, evaluate_masked, phrase_keys
+from midigenre.models import MaskedHead, MaskedModel, Masking
 from midigenre.models.masking import check_share
-from midigenre.spec import Batch, LabelSpec, TokenSpec
-from midigenre.tasks.base import Outcome, Task
+from midigenre.spec import Batch
+from midigenre.tasks.base import Outcome, Parts, Task
 from midigenre.tasks.optim import OptimSettings
 from midigenre.wording import plural
 
@@ -46,11 +46,7 @@ class PretrainTask(Task):
     model: MaskedModel
 
     def __init__(
-        self,
-        model: MaskedModel,
-        optim: OptimSettings,
-        describe: Mapping[str, Any],
-        seed: int = 0,
+        self, model: MaskedModel, optim: OptimSettings, describe: Mapping[str, Any], seed: int = 0
     ) -> None:
         super().__init__(model, optim, describe, seed)
         self.val_metrics = MaskedMetrics(model.masking)
@@ -62,15 +58,7 @@ class PretrainTask(Task):
         return ()
 
     @classmethod
-    def make_model(
-        cls,
-        task: Mapping[str, Any],
-        model: Mapping[str, Any],
-        backbone: nn.Module,
-        tokens: TokenSpec,
-        labels: LabelSpec,
-        counts: Mapping[str, Any] | None = None,
-    ) -> MaskedModel:
+    def make_model(cls, task: Mapping[str, Any], parts: Parts) -> MaskedModel:
         """See :meth:`Task.make_model`.
 
         Raises:
@@ -79,14 +67,10 @@ class PretrainTask(Task):
         """
         check_share("eval_share", task["eval_share"])
         masking = Masking(
-            tokens, task["strategy"], task["share"], task["replace"], task["structure"]
+            parts.tokens, task["strategy"], task["share"], task["replace"], task["structure"]
         )
-        d_model: int = backbone.d_model  # type: ignore[assignment]
-        embedding = FieldEmbedding(
-            tokens.sizes, d_model, model["combine"], model["d_field"], model["dropout"]
-        )
-        head = MaskedHead(tokens.sizes, d_model, masking.fields)
-        return MaskedModel(embedding, backbone, masking, head)
+        head = MaskedHead(parts.tokens.sizes, parts.embedding.d_model, masking.fields)
+        return MaskedModel(parts.embedding, parts.backbone, masking, head)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean nats a hidden token of a batch."""
@@ -102,25 +86,14 @@ class PretrainTask(Task):
         attribute_NF = self.model.masking.attributes_NF(batch.ids_NF)
         self.val_metrics.update(nats_NF, hits_NF, hidden_NF, attribute_NF)
 
-    def on_validation_epoch_end(self) -> None:
-        """Logs the scores over all hidden tokens."""
-        for name, value in self.val_metrics.compute().items():
-            self.log(f"val/{name}", value.float(), prog_bar=name == "loss")
-        self.val_metrics.reset()
-
     @classmethod
     @torch.no_grad()
     def test(
-        cls,
-        model: nn.Module,
-        data: PhraseDataModule,
-        folder: Path | None,
-        task: Mapping[str, Any] | None = None,
+        cls, model: nn.Module, data: PhraseDataModule, folder: Path | None, task: Mapping[str, Any]
     ) -> Outcome:
         """See :meth:`Task.test`."""
         assert isinstance(model, MaskedModel)
-        share = EVAL_SHARE if task is None else task["eval_share"]
-        found = evaluate_masked(model, data, "test", share)
+        found = evaluate_masked(model, data, "test", task["eval_share"])
         scores = {name: found[name] for name in ("nats_per_note", *SHOWN)}
         # Where notes cannot be found in the tokens.
         scores = {name: value for name, value in scores.items() if value is not None}
