@@ -7,8 +7,8 @@ from hydra import compose, initialize_config_dir
 from midigenre.build import make_backbone, make_model, make_optim, make_tokenizer, plain
 from midigenre.cli import main
 from midigenre.corpora.toy import Toy
-from midigenre.data.batches import collate
 from midigenre.data.phrases import Phrases
+from midigenre.data.sampler import collate
 from midigenre.registry import conf_dir
 from midigenre.spec import LabelSpec
 from midigenre.tasks.optim import AdamOneCycleSettings

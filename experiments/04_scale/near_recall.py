@@ -26,7 +26,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.stats import binomtest  # type: ignore[attr-defined]
 
 from midigenre.data.near import ROW, SKETCH, near_pairs, sketch
-from midigenre.data.read import _SKETCH_GRID
+from midigenre.data.sandbox import _SKETCH_GRID
 from midigenre.errors import RefusedSongError
 from midigenre.files import write_json
 from midigenre.midi.clean import clean, read_score

@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 import midigenre.tokenizers.base as tokenizers
 from midigenre.commands import predict
 from midigenre.corpora.folder import midi_files
-from midigenre.data import guard as reading
+from midigenre.data import sandbox as reading
 from midigenre.data.shards import MemorySongs
 from midigenre.files import write_json
 from midigenre.registry import conf_dir
@@ -121,7 +121,7 @@ def answered(cfg: DictConfig, files: Sequence[str]) -> dict[str, Any]:
             ("parse", tokenizers, "read_score"),
             ("clean", kind, "clean"),
             ("encode", kind, "encode"),
-            ("guard", reading.Guard, "song"),
+            ("guard", reading.Sandbox, "song"),
             ("cut", predict, "consecutive"),
             ("cut", predict.PhraseReader, "lengths"),
             ("cut", predict.PhraseReader, "__call__"),

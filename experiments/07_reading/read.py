@@ -29,8 +29,7 @@ from symusic.core import ScoreTick
 from midigenre.build import make_tokenizer
 from midigenre.cli import conf_dir
 from midigenre.corpora.folder import midi_files
-from midigenre.data.guard import Guard, Limits
-from midigenre.data.read import encoded_song
+from midigenre.data.sandbox import Limits, Sandbox, encoded_song
 from midigenre.errors import RefusedSongError
 from midigenre.files import write_json
 from midigenre.midi.clean import read_score
@@ -179,7 +178,7 @@ def mutant(data: bytes, seed: str) -> bytes:
 
 def check_damaged(nasty: Iterable[Path], paths: Sequence[Path]) -> dict[str, Any]:
     """Reads each as ``prepare`` does, in the guard."""
-    guard, spec, limits = Guard(), tokenizer().spec, Limits()
+    guard, spec, limits = Sandbox(), tokenizer().spec, Limits()
     answers: dict[str, dict[str, Any]] = {}
     jobs = [(path.name, path.read_bytes()) for path in nasty]
     jobs += [

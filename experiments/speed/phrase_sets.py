@@ -26,8 +26,8 @@ from midigenre.corpora.sequencer import (
     in_register,
     triad,
 )
-from midigenre.data.batches import collate
 from midigenre.data.phrases import PhraseReader, Phrases, consecutive
+from midigenre.data.sampler import collate
 from midigenre.data.shards import MemorySongs, ShardSet
 from midigenre.spec import Batch, LabelSpec, TokenSpec
 from midigenre.tokenizers.base import Tokenizer

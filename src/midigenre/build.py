@@ -17,17 +17,16 @@ from torch import nn
 from midigenre import registry
 from midigenre.corpora.base import Corpus, Progress, no_progress
 from midigenre.data.augment import AugmentSettings
+from midigenre.data.chunks import Workers
 from midigenre.data.datamodule import PhraseDataModule
-from midigenre.data.fold import Fold
-from midigenre.data.guard import Limits
 from midigenre.data.labels import LabelSettings
 from midigenre.data.phrases import PhraseLength, phrase_length
 from midigenre.data.prepare import Settings, default_workers, prepare
-from midigenre.data.protocol import Protocol
-from midigenre.data.protocol import settings_of as protocol_settings
+from midigenre.data.sandbox import Limits
 from midigenre.data.shards import ShardSet, open_shards
-from midigenre.data.split import check_fractions
-from midigenre.data.workers import Workers
+from midigenre.data.splits import Protocol, check_fractions
+from midigenre.data.splits import settings_of as protocol_settings
+from midigenre.data.subset import Subset
 from midigenre.errors import UserError
 from midigenre.models.cpu import use_cpu_kernels
 from midigenre.spec import LabelSpec, TokenSpec
@@ -243,8 +242,8 @@ def check(cfg: DictConfig) -> None:
     if not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed} must lie in 0 to {2**32 - 1}")
     if cfg.fold is not None:
-        Fold.of(cfg.fold)
-    Protocol.of(protocol_settings(plain(cfg.get("protocol")), plain(cfg.split)))
+        Subset.from_config(cfg.fold)
+    Protocol.from_config(protocol_settings(plain(cfg.get("protocol")), plain(cfg.split)))
     for key in ("max_epochs", "max_steps"):
         if cfg.trainer.get(key) == 0:
             raise UserError(f"trainer.{key}=0 trains nothing; give 1 or more, or leave it out")

@@ -342,3 +342,8 @@ def inside(name: str) -> bool:
     """Whether a relative name with ``/`` stays below the folder that it is put in."""
     parts = name.replace("\\", "/").split("/")
     return bool(any(parts) and parts[0] and ".." not in parts and "\0" not in name)
+
+
+def safe_name(text: str) -> str:
+    """A file name for a song id or any other text."""
+    return re.sub(r"[^\w.+-]+", "_", text, flags=re.UNICODE).strip("._") or "_"

@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # processes that prepare never need it: a second and 200 MB e
     import torch
     from torch import Tensor
 
+SPLITS = ("train", "val", "test")
+
 UNKNOWN = -1
 """Label index of a song whose label is not known; such phrases add nothing to that label's loss."""
 

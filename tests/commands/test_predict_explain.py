@@ -12,7 +12,7 @@ from test_predict_evaluate import answers
 
 from midigenre.commands import predict
 from midigenre.corpora.toy import Toy
-from midigenre.data.guard import FileLimits, FileReader, Guard
+from midigenre.data.sandbox import FileLimits, FileReader, Sandbox
 from midigenre.errors import RefusedSongError
 from midigenre.evaluation.calibration import Calibration, LevelCalibration
 
@@ -161,7 +161,7 @@ def test_a_file_that_kills_the_reader_costs_itself_alone(toy_run, songs, home, t
     (tmp_path / "sitecustomize.py").write_text(
         textwrap.dedent("""
         import os, sys
-        if "midigenre.data.guard" in sys.orig_argv:
+        if "midigenre.data.sandbox" in sys.orig_argv:
             import midigenre.midi.clean as music
             well_formed = music.well_formed
             def dying(data, *rest):
@@ -213,7 +213,7 @@ def test_what_a_folder_holds_besides_is_counted(tmp_path, capsys):
 def test_the_reader_leaves_no_process(toy_run, home):
     reader = FileReader()
     with reader:
-        child = reader._guard._child
+        child = reader._sandbox._child
         assert child.poll() is None
     assert child.poll() is not None
-    assert isinstance(reader._guard, Guard)
+    assert isinstance(reader._sandbox, Sandbox)

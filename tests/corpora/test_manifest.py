@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from midigenre.corpora.base import Listing
 from midigenre.corpora.manifest import Manifest
-from midigenre.data.table import ManifestTable
+from midigenre.data.shards import ManifestTable
 from midigenre.errors import UserError
 from midigenre.files import write_csv
 

@@ -37,7 +37,7 @@ def toy_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy(toy_home: Path) -> ShardSet:
     """48 toy songs as REMI in five parts. Read only."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare_module, "SONGS_PER_PART", (10, 10))
+        patch.setattr(prepare_module, "SONGS_PER_FILE", (10, 10))
         return prepared(Toy(n_songs=48), toy_home)
 
 

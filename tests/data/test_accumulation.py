@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from midigenre.data.batches import BatchSampler, PhraseDataset, collate
 from midigenre.data.phrases import PhraseReader, Phrases, consecutive
+from midigenre.data.sampler import BatchSampler, PhraseDataset, collate
 from midigenre.data.shards import ShardSet
 from midigenre.models import Encoder, FieldEmbedding, LabelHead, PhraseClassifier, Pooling
 from midigenre.spec import UNKNOWN, Batch

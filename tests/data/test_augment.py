@@ -12,8 +12,7 @@ from toysongs import CLASSES, prepared, songs_in
 
 from midigenre.build import make_augment
 from midigenre.corpora.toy import Toy
-from midigenre.data.augment import AugmentSettings
-from midigenre.data.augment_draws import Draws, integers, jitter_wishes, uniform
+from midigenre.data.augment import AugmentSettings, Draws, integers, jitter_wishes, uniform
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.phrases import PhraseReader
 from midigenre.data.shards import ShardSet

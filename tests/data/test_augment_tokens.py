@@ -18,8 +18,8 @@ from symusic.core import ScoreTick
 from midi import DRUMS, make_score, melody, note, scores
 from midigenre.build import make_tokenizer
 from midigenre.data.augment import AugmentSettings
-from midigenre.data.augment_notes import NoteAugmenter
-from midigenre.data.augment_tokens import TokenAugmenter, why_not
+from midigenre.data.augment.notes import NoteAugmenter
+from midigenre.data.augment.tokens import TokenAugmenter, why_not
 from midigenre.errors import RefusedSongError
 from midigenre.midi.song import Song
 from midigenre.tokenizers import PhraseCutter, Tokenizer

@@ -14,17 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toysongs import tokenizer
 
-from midigenre.data.batches import (
+from midigenre.data.datamodule import PhraseDataModule
+from midigenre.data.phrases import PhraseReader, Phrases, consecutive
+from midigenre.data.sampler import (
     BatchSampler,
     PlannedBatch,
+    RandomStarts,
     collate,
     exactly,
     group_by_budget,
 )
-from midigenre.data.datamodule import PhraseDataModule
-from midigenre.data.phrases import PhraseReader, Phrases, consecutive
 from midigenre.data.shards import ShardSet
-from midigenre.data.starts import RandomStarts
 from midigenre.spec import UNKNOWN, Batch
 
 Key = tuple[int, int]

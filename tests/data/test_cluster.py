@@ -13,13 +13,13 @@ from test_prepare import content
 from toysongs import prepared, songs_in
 
 from midigenre.data import prepare as module
-from midigenre.data.workers import Workers
+from midigenre.data.chunks import Workers
 from midigenre.errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SONGS_PER_PART", (4, 4))
+    monkeypatch.setattr(module, "SONGS_PER_FILE", (4, 4))
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_what_is_no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UserError, match=r"prepare.scheduler=tcp://x:1 .*prepare.backend=dask"):
         Workers(2, "loky", "tcp://x:1")
     corpus = songs_in(tmp_path / "songs", 9)
-    monkeypatch.setattr("midigenre.data.workers.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("midigenre.data.chunks.CONNECT_SECONDS", 1)
     with pytest.raises(UserError, match="no Dask cluster answers there"):
         prepared(corpus, tmp_path, workers=Workers(2, "dask", "tcp://127.0.0.1:1"))
     monkeypatch.setitem(sys.modules, "distributed", None)

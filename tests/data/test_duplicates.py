@@ -11,8 +11,8 @@ from toysongs import Listed, midi, prepared, write
 
 from midigenre.corpora.base import SongRef
 from midigenre.data.duplicates import NAMED, without_conflicts, without_leaks
-from midigenre.data.split import SPLITS
 from midigenre.files import read_csv, read_json
+from midigenre.spec import SPLITS
 
 
 def songs_of(

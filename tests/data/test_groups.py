@@ -12,10 +12,10 @@ from symusic.core import NoteTick, ScoreTick, TempoTick, TrackTick
 from toysongs import TPQ, Listed, midi, prepared, songs_in, write
 
 from midigenre.corpora.base import SongRef, no_progress
-from midigenre.data import groups
-from midigenre.data.fold import Fold
-from midigenre.data.groups import KINDS, duplicates, kept_apart, leaked
+from midigenre.data import duplicates as groups
+from midigenre.data.duplicates import KINDS, duplicates, kept_apart, leaked
 from midigenre.data.labels import LabelSettings
+from midigenre.data.subset import Subset
 from midigenre.errors import UserError
 from midigenre.files import read_csv, read_json
 
@@ -84,7 +84,7 @@ def test_what_each_grouping_finds(tmp_path: Path) -> None:
 def test_a_group_stays_in_one_split_and_one_fold(tmp_path: Path, seed: int) -> None:
     shards = prepared(family(tmp_path), tmp_path / "home", split_seed=seed)
     assert len({row["split"] for row in shards.manifest[:5]}) == 1
-    one = Fold.of("1/2").mask(shards.manifest)
+    one = Subset.from_config("1/2").mask(shards.manifest)
     assert len(set(one[:5].tolist())) == 1
 
 

@@ -20,8 +20,8 @@ from midigenre.data.phrases import (
     length_settings,
     phrase_length,
 )
+from midigenre.data.sampler import RandomStarts
 from midigenre.data.shards import MemorySongs, ShardSet
-from midigenre.data.starts import RandomStarts
 from midigenre.errors import UserError
 from midigenre.midi.clean import clean, read_score
 from midigenre.tokenizers import Encoded

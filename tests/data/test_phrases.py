@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from toysongs import CLASSES, in_memory, midi, tokenizer
 
 from midigenre.data.phrases import PhraseReader, Phrases, at_most, consecutive
+from midigenre.data.sampler import RandomStarts
 from midigenre.data.shards import MemorySongs, ShardSet
-from midigenre.data.starts import RandomStarts
 from midigenre.errors import UserError
 from midigenre.spec import Field
 

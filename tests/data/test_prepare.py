@@ -32,16 +32,16 @@ from toysongs import (
 from midigenre.corpora.base import SongRef, Unusable
 from midigenre.corpora.folder import Folder
 from midigenre.corpora.toy import Toy
-from midigenre.data import encode
+from midigenre.data import chunks
 from midigenre.data import prepare as module
+from midigenre.data.chunks import Workers
 from midigenre.data.labels import LabelSettings
 from midigenre.data.phrases import PhraseReader, consecutive
-from midigenre.data.prepare import Settings, estimate, refresh_report, safe_name
+from midigenre.data.prepare import Settings, estimate, refresh_report
 from midigenre.data.report import print_report
 from midigenre.data.shards import ShardSet
-from midigenre.data.workers import Workers
 from midigenre.errors import UserError
-from midigenre.files import read_csv, read_json
+from midigenre.files import read_csv, read_json, safe_name
 from midigenre.midi.clean import REFUSALS
 
 
@@ -56,7 +56,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SONGS_PER_PART", (4, 4))
+    monkeypatch.setattr(module, "SONGS_PER_FILE", (4, 4))
 
 
 # What is kept and what is refused
@@ -520,7 +520,7 @@ def test_a_stopped_preparation_goes_on(
 
     made = []
     monkeypatch.setattr(
-        encode, "write_part", lambda path, *a, _write=encode.write_part: (
+        chunks, "write_part", lambda path, *a, _write=chunks.write_part: (
             made.append(path.name), _write(path, *a)
         )[1],
     )  # fmt: skip
@@ -564,7 +564,7 @@ from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from toysongs import prepared, songs_in
 from midigenre.data import prepare as module
-module.SONGS_PER_PART = (4, 4)
+module.SONGS_PER_FILE = (4, 4)
 ready, home = Path(sys.argv[1]), Path({str(tmp_path / "both")!r})
 from midigenre.corpora.folder import Folder
 from toysongs import Listed
@@ -582,7 +582,7 @@ print("encoding" in said, len(shards))
         )
         for _ in range(2)
     ]  # fmt: skip
-    monkeypatch.setattr(module, "SONGS_PER_PART", (4, 4))
+    monkeypatch.setattr(module, "SONGS_PER_FILE", (4, 4))
     here = prepared(corpus, tmp_path / "here")
     out = [process.communicate(timeout=100) for process in running]
     assert sorted(o for o, _ in out) == ["False 10\n", "True 10\n"], out
@@ -595,7 +595,7 @@ def test_a_full_disk_is_one_line(
 ) -> None:
     corpus = songs_in(tmp_path, 10)
     whole = prepared(corpus, tmp_path / "whole")
-    real = encode.write_part
+    real = chunks.write_part
 
     def full(path: Path, *rest: Any) -> str:
         if path.name == "part-00001.arrow":
@@ -603,7 +603,7 @@ def test_a_full_disk_is_one_line(
         return real(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(encode, "write_part", full)
+        patch.setattr(chunks, "write_part", full)
         with pytest.raises(UserError, match=r"No space left on device.*MIDIGENRE_HOME") as caught:
             prepared(corpus, tmp_path / "home")
     assert "\n" not in str(caught.value)

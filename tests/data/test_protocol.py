@@ -15,17 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midigenre.data.datamodule import PhraseDataModule
-from midigenre.data.protocol import (
+from midigenre.data.shards import ShardSet
+from midigenre.data.splits import (
     BY_SOURCE,
     CROSSVAL,
     HOLDOUT,
-    Part,
+    Fold,
     Protocol,
     assign_folds,
     settings_of,
     song_groups,
 )
-from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
 from midigenre.spec import UNKNOWN, LabelSpec
 
@@ -79,11 +79,13 @@ def song(i: int, genre: str, source: str = "", group: str = "", same: str = "") 
     }
 
 
-def parts(shards: Any, labels: Sequence[str] = ("genre",), **chosen: Any) -> list[Part]:
+def parts(shards: Any, labels: Sequence[str] = ("genre",), **chosen: Any) -> list[Fold]:
     given = {"name": CROSSVAL, "folds": 5, "part": None} | chosen
-    protocol = Protocol.of(settings_of(given, SPLIT | {"seed": chosen.get("seed", 0)}, labels))
+    protocol = Protocol.from_config(
+        settings_of(given, SPLIT | {"seed": chosen.get("seed", 0)}, labels)
+    )
     assert protocol is not None
-    return [protocol.deal(shards, k) for k in range(1, len(protocol.names(shards)) + 1)]
+    return [protocol.split(shards, k) for k in range(1, len(protocol.names(shards)) + 1)]
 
 
 SONGS = st.lists(
@@ -176,7 +178,7 @@ def test_validation_has_its_share_of_the_rest_and_every_class() -> None:
         assert set(genre[part.rows["val"]]) == {0, 1, 2}
 
 
-def by_source(labels: Sequence[str] = ("genre",), **chosen: Any) -> tuple[Shards, list[Part]]:
+def by_source(labels: Sequence[str] = ("genre",), **chosen: Any) -> tuple[Shards, list[Fold]]:
     rows = [song(i, GENRES[i % 2], "groove") for i in range(20)]
     rows += [song(20 + i, GENRES[i % 2], "synth") for i in range(20)]
     rows += [song(40 + i, "waltz", "synth") for i in range(5)]
@@ -224,7 +226,7 @@ def test_without_labels_a_source_is_tested_as_a_whole() -> None:
 def test_some_sources_in_their_order() -> None:
     shards, _ = by_source()
     given = {"name": BY_SOURCE, "sources": ["synth"], "part": None}
-    protocol = Protocol.of(settings_of(given, SPLIT))
+    protocol = Protocol.from_config(settings_of(given, SPLIT))
     assert protocol is not None
     assert protocol.names(shards) == ["source-synth"]  # type: ignore[arg-type]
 
@@ -235,12 +237,12 @@ def test_names_of_sources_stay_apart_as_folders() -> None:
     assert [part.name for part in found] == ["source-a_b", "source-a_b-2", "source-c"]
 
 
-def one_part(shards: Any, **chosen: Any) -> Part:
-    protocol = Protocol.of(
+def one_part(shards: Any, **chosen: Any) -> Fold:
+    protocol = Protocol.from_config(
         settings_of({"name": CROSSVAL, "folds": 5, "part": None} | chosen, SPLIT)
     )
     assert protocol is not None
-    return protocol.deal(shards, protocol.part or 1)
+    return protocol.split(shards, protocol.part or 1)
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -271,10 +273,10 @@ def test_mistakes_are_one_clear_line(what: str) -> None:
 def test_an_unknown_source_is_named_with_those_there_are() -> None:
     shards, _ = by_source()
     given = {"name": BY_SOURCE, "sources": ["lakh"], "part": 1}
-    protocol = Protocol.of(settings_of(given, SPLIT))
+    protocol = Protocol.from_config(settings_of(given, SPLIT))
     assert protocol is not None
     with pytest.raises(UserError, match="'lakh'; there is groove, synth"):
-        protocol.deal(shards)  # type: ignore[arg-type]
+        protocol.split(shards)  # type: ignore[arg-type]
 
 
 def test_the_data_module_reads_the_songs_of_its_part(toy: ShardSet) -> None:

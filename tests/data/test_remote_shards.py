@@ -24,7 +24,7 @@ N_SONGS = 14
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SONGS_PER_PART", (4, 4))
+    monkeypatch.setattr(module, "SONGS_PER_FILE", (4, 4))
 
 
 def fill(root: UPath | Path) -> None:

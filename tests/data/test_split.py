@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midigenre.data.split import SPLITS, assign_splits
+from midigenre.data.splits import assign_splits
+from midigenre.spec import SPLITS
 
 SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=25)
 

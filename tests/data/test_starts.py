@@ -14,8 +14,8 @@ from toysongs import prepared, songs_in
 from midigenre.data.augment import AugmentSettings
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.phrases import Phrases
+from midigenre.data.sampler import Balance, RandomStarts
 from midigenre.data.shards import ShardSet
-from midigenre.data.starts import Balance, RandomStarts
 from midigenre.errors import UserError
 from midigenre.spec import UNKNOWN
 

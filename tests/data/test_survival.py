@@ -26,7 +26,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from toysongs import Listed, prepared
 from midigenre.corpora.base import SongRef
 from midigenre.data import prepare as module
-module.SONGS_PER_PART = (4, 4)
+module.SONGS_PER_FILE = (4, 4)
 songs, home, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 exec(sys.argv[4])
 listed = [SongRef(f"s{{i:03d}}", songs / f"{{i:03d}}.mid", {{"genre": "ab"[i % 2]}})
@@ -49,7 +49,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, byt
     folder = tmp_path_factory.mktemp("whole")
     corpus = songs_in(folder / "songs", N_SONGS, bars=12)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SONGS_PER_PART", (4, 4))
+        patch.setattr(module, "SONGS_PER_FILE", (4, 4))
         shards = prepared(corpus, folder / "home")
     return folder / "songs", content(shards.folder)
 

@@ -11,9 +11,9 @@ import numpy as np
 from symusic.core import NoteTick, ScoreTick, TempoTick, TimeSignatureTick, TrackTick
 
 from midigenre.corpora.base import Corpus, Listing, Progress, SongRef, Unusable, no_progress
+from midigenre.data.chunks import Workers
 from midigenre.data.prepare import Settings, prepare
 from midigenre.data.shards import MemorySongs, ShardSet
-from midigenre.data.workers import Workers
 from midigenre.tokenizers.base import Tokenizer
 from midigenre.tokenizers.miditok import MidiTokTokenizer
 

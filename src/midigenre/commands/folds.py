@@ -17,8 +17,8 @@ from midigenre.commands.claims import locked
 from midigenre.commands.console import console
 from midigenre.commands.job import check_one_device
 from midigenre.commands.start import finished, source_of
-from midigenre.data.protocol import CROSSVAL, Part, Protocol, settings_of
 from midigenre.data.shards import ShardSet
+from midigenre.data.splits import CROSSVAL, Fold, Protocol, settings_of
 from midigenre.errors import UserError
 from midigenre.evaluation.bootstrap import METRICS
 from midigenre.evaluation.figures import save
@@ -43,7 +43,7 @@ def protocol_of(cfg: DictConfig) -> Protocol | None:
         UserError: A setting is out of range.
     """
     task = plain(cfg.task)
-    return Protocol.of(
+    return Protocol.from_config(
         settings_of(plain(cfg.get("protocol")), plain(cfg.split), class_of(task).labels_of(task))
     )
 
@@ -64,7 +64,7 @@ def check_devices(cfg: DictConfig) -> None:
         ) from error
 
 
-def part_of(protocol: Protocol, shards: ShardSet, number: int, labels: Sequence[str]) -> Part:
+def part_of(protocol: Protocol, shards: ShardSet, number: int, labels: Sequence[str]) -> Fold:
     """The songs of a part that can be trained.
 
     Args:
@@ -77,10 +77,10 @@ def part_of(protocol: Protocol, shards: ShardSet, number: int, labels: Sequence[
         UserError: It has no song to test, to train on or to choose the best checkpoint by, or none
             to train on that has one of the labels.
     """
-    return _usable(protocol.deal(shards, number), number, shards, labels)
+    return _usable(protocol.split(shards, number), number, shards, labels)
 
 
-def _usable(part: Part, number: int, shards: ShardSet, labels: Sequence[str]) -> Part:
+def _usable(part: Fold, number: int, shards: ShardSet, labels: Sequence[str]) -> Fold:
     for split, word in (("test", "test"), ("train", "train on"), ("val", "validate on")):
         if not len(part.rows[split]):
             why = (
@@ -98,7 +98,7 @@ def _usable(part: Part, number: int, shards: ShardSet, labels: Sequence[str]) ->
     return part
 
 
-def say_part(part: Part, number: int) -> None:
+def say_part(part: Fold, number: int) -> None:
     """Tells which songs a part has, and which cannot be tested."""
     songs = ", ".join(
         f"{len(part.rows[split]):,} {word}"
@@ -113,7 +113,7 @@ def say_part(part: Part, number: int) -> None:
     say_untestable(part)
 
 
-def say_untestable(part: Part) -> None:
+def say_untestable(part: Fold) -> None:
     """Tells the songs whose class no other source teaches."""
     for label, counts in part.untestable.items():
         named = ", ".join(f"{name} {n:,}" for name, n in counts.items())
@@ -123,7 +123,7 @@ def say_untestable(part: Part) -> None:
         )
 
 
-Planned = tuple[int, Part, DictConfig | None]
+Planned = tuple[int, Fold, DictConfig | None]
 """A part's number, its songs and its config; None where no song of it can be tested."""
 
 
@@ -144,7 +144,7 @@ def plan_parts(
     plan: list[Planned] = []
     labels = class_of(plain(cfg.task)).labels_of(plain(cfg.task))
     for number, name in enumerate(protocol.names(shards), 1):
-        part = protocol.deal(shards, number)
+        part = protocol.split(shards, number)
         if not len(part.rows["test"]):  # a source of unlabelled songs, or of classes of its own
             plan.append((number, part, None))
             continue
@@ -185,7 +185,7 @@ def run_parts(
             "the prepared split is not used"
         )
     runs: list[PartRun] = []
-    skipped: list[Part] = []
+    skipped: list[Fold] = []
     started = time.perf_counter()
     for number, part, given in plan:
         if given is None:
@@ -249,7 +249,7 @@ def _pooled(
     folder: Path,
     shards: ShardSet,
     runs: Sequence[PartRun],
-    skipped: Sequence[Part],
+    skipped: Sequence[Fold],
     seconds: float,
 ) -> float:
     """Writes what a run leaves, over all parts."""

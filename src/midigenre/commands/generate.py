@@ -19,7 +19,7 @@ from midigenre.commands.console import console, progress_bars
 from midigenre.commands.pieces import check_audio, warnings, write_piece
 from midigenre.commands.sampling import conditions_of, make_sampler, sampling_settings
 from midigenre.corpora.base import Progress
-from midigenre.data.guard import FileReader
+from midigenre.data.sandbox import FileReader
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.evaluation.music.descriptors import describe
 from midigenre.files import write_json

@@ -10,13 +10,12 @@ from omegaconf import DictConfig
 
 from midigenre.build import make_tokenizer
 from midigenre.commands.console import console
-from midigenre.data.guard import FileReader
 from midigenre.data.phrases import PhraseReader, consecutive, phrase_length
-from midigenre.data.prepare import safe_name
+from midigenre.data.sandbox import FileReader
 from midigenre.data.shards import MemorySongs, ShardSet, Songs
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.evaluation.figures import piano_roll_figure, save
-from midigenre.files import write_bytes
+from midigenre.files import safe_name, write_bytes
 from midigenre.midi.song import Song
 from midigenre.spec import TokenSpec
 from midigenre.tokenizers.base import Tokenizer, from_spec

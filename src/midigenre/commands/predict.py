@@ -20,15 +20,14 @@ from omegaconf import DictConfig
 
 from midigenre.commands.console import console
 from midigenre.corpora.folder import ENDINGS, LeftOut, in_words, midi_files
-from midigenre.data.batches import collate, group_by_budget
-from midigenre.data.guard import FileLimits, FileReader
 from midigenre.data.phrases import PhraseReader, Phrases, consecutive, phrase_length
-from midigenre.data.prepare import safe_name
+from midigenre.data.sampler import collate, group_by_budget
+from midigenre.data.sandbox import FileLimits, FileReader
 from midigenre.data.shards import MemorySongs
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.evaluation.calibration import Calibration, LevelCalibration, song_energy
 from midigenre.evaluation.instruments import program_name
-from midigenre.files import csv_cell
+from midigenre.files import csv_cell, safe_name
 from midigenre.midi.song import Song
 from midigenre.spec import Batch
 from midigenre.tasks.attribution import Attribution

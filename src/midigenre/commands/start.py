@@ -15,9 +15,8 @@ from rich.markup import escape
 from midigenre.build import class_of, plain
 from midigenre.commands.console import console
 from midigenre.data.datamodule import PhraseDataModule
-from midigenre.data.protocol import HOLDOUT
-from midigenre.data.shards import ShardSet
-from midigenre.data.table import ManifestTable
+from midigenre.data.shards import ManifestTable, ShardSet
+from midigenre.data.splits import HOLDOUT
 from midigenre.errors import UserError
 from midigenre.files import read_json
 from midigenre.run import RunFolder

@@ -19,10 +19,10 @@ from midigenre.corpora.base import (
     Listing,
     Progress,
     SongRef,
+    cached_listing,
     no_progress,
     stratified,
 )
-from midigenre.corpora.cache import cached_listing
 from midigenre.corpora.sequencer import (
     HAT,
     KICK,

@@ -26,10 +26,10 @@ from midigenre.corpora.base import (
     Progress,
     SongRef,
     Unusable,
+    cached_listing,
     no_progress,
     stratified,
 )
-from midigenre.corpora.cache import cached_listing
 from midigenre.corpora.notation import MAX_SECTION_BARS, sections
 from midigenre.corpora.styles import STYLES
 from midigenre.corpora.works import Work, catalogue, corpus_root, read

@@ -18,8 +18,14 @@ from midigenre.corpora.base import (
     stratified,
 )
 from midigenre.corpora.download import fetched
-from midigenre.corpora.folder import LeftOut, below, existing_folder, in_words, midi_entries
-from midigenre.corpora.grouping import GroupPattern
+from midigenre.corpora.folder import (
+    GroupPattern,
+    LeftOut,
+    below,
+    existing_folder,
+    in_words,
+    midi_entries,
+)
 from midigenre.errors import UserError
 from midigenre.storage import MIDI_SUFFIXES, Location, location
 
@@ -49,7 +55,7 @@ class XMIDI(Corpus):
         aliases: Other names of genres (``{"classic": "classical"}``).
         other: The genre of files that have none or one that is not in ``genres`` (those with other
             names altogether have no emotion); ``drop`` refuses them.
-        group_pattern: See :class:`~midigenre.corpora.grouping.GroupPattern`.
+        group_pattern: See :class:`~midigenre.corpora.folder.GroupPattern`.
         tracks: See :class:`~midigenre.corpora.base.Corpus`.
         download: Fetch and unpack the archive first, into ``root``, or into ``xmidi`` in the folder
             of made corpora if there is none; what is there stays.

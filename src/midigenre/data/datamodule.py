@@ -13,13 +13,12 @@ from torch.utils.data import DataLoader
 
 from midigenre.arrays import Longs
 from midigenre.data.augment import AugmentSettings
-from midigenre.data.augment_phrases import PhraseAugmenter
-from midigenre.data.batches import BatchSampler, PhraseDataset
-from midigenre.data.fold import Fold
+from midigenre.data.augment.tokens import PhraseAugmenter
 from midigenre.data.phrases import PhraseReader, Phrases, at_most, consecutive, phrase_length
-from midigenre.data.protocol import Protocol
+from midigenre.data.sampler import Balance, BatchSampler, PhraseDataset, RandomStarts
 from midigenre.data.shards import ShardSet
-from midigenre.data.starts import Balance, RandomStarts
+from midigenre.data.splits import Protocol
+from midigenre.data.subset import Subset
 from midigenre.errors import UserError
 from midigenre.spec import UNKNOWN, Batch
 
@@ -53,12 +52,12 @@ class PhraseDataModule(L.LightningDataModule):
         pin_memory: Page-locked batches, for GPUs.
         seed: Seed of the training phrases and their order.
         fold: ``i/n`` for the training and validation songs of one share
-            (:class:`~midigenre.data.fold.Fold`); None for all. Nobody trains on the test songs:
+            (:class:`~midigenre.data.subset.Subset`); None for all. Nobody trains on the test songs:
             they are the same in every fold, so that scores compare.
         task_labels: Labels that the task learns, for ``unlabelled``; none keeps all songs.
         augment: How training phrases are changed; None for not at all.
         protocol: The part that is trained and tested here, as
-            :func:`~midigenre.data.protocol.settings_of` gives it; None for the prepared split.
+            :func:`~midigenre.data.splits.settings_of` gives it; None for the prepared split.
 
     Raises:
         UserError: A setting is out of range, or the shards cannot be used.
@@ -105,7 +104,7 @@ class PhraseDataModule(L.LightningDataModule):
             raise UserError(f"data.num_workers must be 0 or more, got {num_workers}")
         if not 0 <= balance <= 1:
             raise UserError(f"data.balance must lie in 0 to 1, got {balance}")
-        self.fold = None if fold is None else Fold.of(fold)
+        self.fold = None if fold is None else Subset.from_config(fold)
         self.max_tokens = max_tokens
         self.batch_phrases, self.batch_tokens = batch_phrases, batch_tokens
         self.eval_batch_phrases = eval_batch_phrases
@@ -119,8 +118,8 @@ class PhraseDataModule(L.LightningDataModule):
         self._done = (0, 0)
         self.labels = self.shards.label_indices()
         self.protocol_settings = protocol
-        dealt = Protocol.of(protocol)
-        self.part = None if dealt is None else dealt.deal(self.shards)
+        dealt = Protocol.from_config(protocol)
+        self.part = None if dealt is None else dealt.split(self.shards)
         if self.part is not None:
             self.labels = self.part.visible(self.labels)
         if balance and balance_label not in self.labels:

@@ -1,8 +1,8 @@
 """Corpus to shards: list, hash, read, clean, encode, group, split, write.
 
 Everything is cached by the content of the settings and, for files that the user owns, of the
-listing. Parts are written one by one; a preparation that was stopped goes on after the last whole
-parts. A lock lets parallel jobs that need the same shards prepare them once.
+listing. Files are written one by one; a preparation that was stopped resumes after the last whole
+ones. A lock lets parallel jobs that need the same shards prepare them once.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,31 +24,46 @@ from filelock import FileLock, Timeout
 from upath import UPath
 
 from midigenre.corpora.base import Corpus, Listing, Progress, SongRef, Unusable, no_progress
-from midigenre.data.duplicates import file_digests, without_conflicts, without_leaks
-from midigenre.data.encode import Part, forget, song_bytes
-from midigenre.data.finish import write_tables
-from midigenre.data.groups import GROUPINGS
-from midigenre.data.guard import Limits, shared_guard
+from midigenre.data.chunks import Chunk, Workers
+from midigenre.data.duplicates import (
+    GROUPINGS,
+    KINDS,
+    Duplicates,
+    duplicate_report,
+    duplicate_rows,
+    duplicates,
+    file_digests,
+    kept_apart,
+    leaked,
+    linked_groups,
+    without_conflicts,
+    without_leaks,
+)
 from midigenre.data.labels import LabelSettings, label_spec, mapped, without_rare
+from midigenre.data.near import ROW
 from midigenre.data.phrases import PhraseLength, length_settings
 from midigenre.data.report import REPORTED, named, phrase_report, warnings, write_label_tables
-from midigenre.data.shards import FORMAT, ShardSet, lock_file, open_shards
-from midigenre.data.table import remedy
-from midigenre.data.workers import Workers
+from midigenre.data.sandbox import DIGEST_BYTES, Limits, shared_sandbox, song_bytes
+from midigenre.data.shards import FORMAT, ShardSet, lock_file, open_shards, remedy, write_spec
+from midigenre.data.splits import assign_splits
 from midigenre.errors import RefusedSongError, UserError
-from midigenre.files import make_folder, share_lock, write_json
+from midigenre.files import make_folder, share_lock, write_csv, write_json
+from midigenre.midi.clean import REFUSALS
 from midigenre.spec import LabelSpec
 from midigenre.storage import Location, exists, location, read_object, stamp
 from midigenre.tokenizers.base import Tokenizer
 from midigenre.wording import plural
 
-SONGS_PER_PART = (64, 512)
-"""Least and most songs of a part: a stop costs one part a worker, a file costs opening it."""
+SONGS_PER_FILE = (64, 512)
+"""Least and most songs of a shard file: a stop costs one a worker, each costs opening it."""
 
 # Of a corpus's settings: what its songs do not depend on, once they are listed.
 _NO_MATTER = ("name", "download", "url", "expected_files")
 
-_PARTS = 128  # parts of a corpus between those bounds
+_COLUMNS = ("song_id", "path", "source", "group", "duplicate_group", "duplicate_kind", "split",
+            "bars", "notes", "tokens", "repairs")  # fmt: skip
+
+_FILES = 128  # of a corpus between those bounds
 
 
 @dataclass(frozen=True)
@@ -245,7 +260,7 @@ def _answer(ref: SongRef, tokenizer: Tokenizer, limits: Limits) -> dict[str, Any
         data = song_bytes(ref, limits)
     except RefusedSongError as error:
         return {"reason": error.reason}
-    return shared_guard().encode(data, tokenizer.spec, limits)
+    return shared_sandbox().encode(data, tokenizer.spec, limits)
 
 
 def _usable(ref: SongRef, tokenizer: Tokenizer, limits: Limits) -> bool:
@@ -254,7 +269,7 @@ def _usable(ref: SongRef, tokenizer: Tokenizer, limits: Limits) -> bool:
         data = song_bytes(ref, limits)
     except RefusedSongError:
         return False
-    return shared_guard().usable(data, tokenizer.spec, limits)
+    return shared_sandbox().usable(data, tokenizer.spec, limits)
 
 
 def _prepare(
@@ -268,41 +283,55 @@ def _prepare(
 ) -> None:
     make_folder(folder)
     if settings.workers.n == 1:
-        shared_guard().start()  # it imports while this process hashes
+        shared_sandbox().start()  # it imports while this process hashes
     for leftover in folder.glob(".*.part"):  # of a process that was killed; the lock is ours
         leftover.unlink(missing_ok=True)
     digests = file_digests(listing.songs, settings.limits, settings.workers.n, progress)
     songs, unusable, remarks = _chosen(corpus, tokenizer, settings, listing, digests)
     labels = label_spec(corpus, songs, settings.labels)
     remarks += _vanished(listing, unusable, labels, settings.labels.map)
-    least, most = SONGS_PER_PART
-    size = min(most, max(least, len(songs) // _PARTS))
-    parts = [
-        Part(folder, i, chunk := songs[begin : begin + size],
-             [digests[song.song_id] for song in chunk], labels, tokenizer.spec, settings.limits)
+    least, most = SONGS_PER_FILE
+    size = min(most, max(least, len(songs) // _FILES))
+    chunks = [
+        Chunk(folder, i, some := songs[begin : begin + size],
+              [digests[song.song_id] for song in some], labels, tokenizer.spec, settings.limits)
         for i, begin in enumerate(range(0, len(songs), size))
     ]  # fmt: skip
     del digests
-    settings.workers.make(parts, progress)
-    about = write_tables(
-        folder, corpus, tokenizer, labels, parts, unusable, settings.grouping, settings.fractions,
-        settings.split_seed, progress,
-    )  # fmt: skip
+    settings.workers.make(chunks, progress)
+    results = _Results(refused=Counter(u.reason for u in unusable))
+    if unusable:
+        results.first_rejected(unusable[0].path, unusable[0].reason, unusable[0].detail)
+    found = _duplicates(chunks, settings.grouping, results, progress)
+    if not results.kept:
+        raise UserError(
+            f"corpus {corpus.name!r}: none of the {len(songs) or len(unusable)} files can be used; "
+            f"the first: {results.first}"
+        )
+    about = duplicate_report(found, results.kept, corpus.labels, settings.grouping)
+    splits = _splits(results.kept, found, settings, about)
+    _write_tables(folder, corpus, chunks, unusable, results, found, splits)
+    write_spec(folder, corpus.name, tokenizer.spec, labels, results.parts)
     # The report is written last: it marks the folder as finished.
     shards = open_shards(folder, home, progress, finished=False)
     report = phrase_report(shards, settings.length, settings.max_tokens)
     write_label_tables(report, folder)
-    report |= {"corpus": corpus.name} | about
-    left_out = about["duplicates"].get("left_out_of_given_splits")
-    if left_out:
+    report |= {
+        "corpus": corpus.name,
+        "refused": {reason: n for reason in REFUSALS if (n := results.refused[reason])},
+        "repairs": dict(sorted(results.repairs.items())),
+        "encoded_by_miditok": dict(results.fallbacks.most_common()),
+        "duplicates": about,
+    }
+    if left_out := about.get("left_out_of_given_splits"):
         remarks.append(
             f"{plural(left_out, 'song')} with a duplicate in a later one of the given splits left "
             "out of every split (duplicates.csv)"
         )
     report["warnings"] = [*remarks, *warnings(report)]
     write_json(folder / "report.json", report)
-    for part in parts:
-        forget(folder, part.index)
+    for chunk in chunks:
+        chunk.forget()
 
 
 def _chosen(
@@ -350,6 +379,136 @@ def _vanished(
     return found
 
 
+@dataclass
+class _Results:
+    """What became of the songs.
+
+    Attributes:
+        kept: The songs in the shards, in their order.
+        parts: Entries of ``spec.json``.
+        refused: How many songs were rejected for each reason.
+        repairs: How often each repair was made.
+        fallbacks: Songs that MidiTok encoded, by the reason.
+        first: The first rejected one, for the message when all were.
+    """
+
+    kept: list[SongRef] = field(default_factory=list)
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+    repairs: Counter[str] = field(default_factory=Counter)
+    fallbacks: Counter[str] = field(default_factory=Counter)
+    first: str = ""
+
+    def first_rejected(self, path: Location, reason: str, detail: str) -> None:
+        self.first = self.first or f"{path}: {reason} ({detail})"
+
+
+def _duplicates(
+    chunks: Sequence[Chunk], grouping: str, results: _Results, progress: Progress
+) -> Duplicates:
+    """Fills the results from the chunks, and finds the groups."""
+    digests: list[bytes] = []
+    # Room for all at once: lists of arrays and their concatenation would take twice as much.
+    n_songs = sum(len(chunk.songs) for chunk in chunks)
+    notes = np.zeros((n_songs, DIGEST_BYTES), np.uint8)
+    sketches = np.empty((n_songs, ROW), np.uint32)
+    for chunk in chunks:
+        summary = chunk.summary()
+        if summary.kept:
+            here = slice(len(results.kept), len(results.kept) + len(summary.kept))
+            notes[here], sketches[here] = summary.digests, summary.sketches
+        results.parts.append(summary.part)
+        for row in summary.kept:
+            results.kept.append(chunk.songs[row["at"]])
+            digests.append(chunk.digests[row["at"]])
+            results.repairs.update(row["repairs"])
+            results.fallbacks.update([row["fallback"]] if "fallback" in row else [])
+        for row in summary.rejected:
+            results.refused[row["reason"]] += 1
+            results.first_rejected(chunk.songs[row["at"]].path, row["reason"], row["detail"])
+    n = len(results.kept)
+    return duplicates(digests, notes[:n], sketches[:n], grouping, progress)
+
+
+def _splits(
+    songs: Sequence[SongRef], found: Duplicates, settings: Settings, about: dict[str, Any]
+) -> list[str]:
+    """The split of each song, as the source gives it or split by groups.
+
+    ``about`` gets ``naive_split_leaks``: what a split would leak that knows nothing of duplicates.
+    """
+    given = [song.split for song in songs if song.split is not None]
+    if given:
+        about["naive_split_leaks"] = leaked(given, found)
+        splits = kept_apart(given, found)
+        about["left_out_of_given_splits"] = splits.count("")
+        return splits
+    strata = [tuple(song.labels.values()) for song in songs]
+    ids, groups = [song.song_id for song in songs], [song.group for song in songs]
+    first = [
+        ids[at] if grouped else None for at, grouped in zip(found.first, found.grouped, strict=True)
+    ]
+
+    def split(first_copies: Sequence[str | None]) -> list[str]:
+        linked = linked_groups(ids, groups, first_copies)
+        return assign_splits(strata, linked, settings.fractions, settings.split_seed)
+
+    naive = split([None] * len(songs))
+    about["naive_split_leaks"] = leaked(naive, found)
+    return split(first) if any(first) else naive
+
+
+def _write_tables(
+    folder: Location,
+    corpus: Corpus,
+    chunks: Sequence[Chunk],
+    unusable: Sequence[Unusable],
+    results: _Results,
+    found: Duplicates,
+    splits: Sequence[str],
+) -> None:
+    """Writes the three tables; rows of one chunk at a time are in memory."""
+
+    def kept_rows() -> Iterator[dict[str, Any]]:
+        rows = ((chunk, row) for chunk in chunks for row in chunk.summary().kept)
+        for i, (chunk, row) in enumerate(rows):
+            ref = chunk.songs[row["at"]]
+            grouped = bool(found.grouped[i])
+            yield (
+                dict(ref.extra)
+                | {k: v or "" for k, v in ref.labels.items()}
+                | {
+                    "song_id": ref.song_id,
+                    "path": str(ref.path),
+                    "source": ref.source or corpus.name,
+                    "group": ref.group or "",
+                    "duplicate_group": results.kept[found.first[i]].song_id if grouped else "",
+                    "duplicate_kind": KINDS[found.kind[i]] if grouped else "",
+                    "split": splits[i],
+                    **{name: row[name] for name in ("bars", "notes", "tokens")},
+                    "repairs": json.dumps(row["repairs"]) if row["repairs"] else "",
+                }
+            )
+
+    def rejected_rows() -> Iterator[Mapping[str, Any]]:
+        for u in unusable:
+            yield {"song_id": u.song_id, "path": str(u.path), "reason": u.reason,
+                   "detail": u.detail, **u.labels}  # fmt: skip
+        for chunk in chunks:
+            for row in chunk.summary().rejected:
+                ref = chunk.songs[row["at"]]
+                yield {"song_id": ref.song_id, "path": str(ref.path), "reason": row["reason"],
+                       "detail": row["detail"], **ref.labels}  # fmt: skip
+
+    labels = corpus.labels
+    extra = sorted({k for s in results.kept for k in s.extra} - {*_COLUMNS, *labels})
+    write_csv(folder / "manifest.csv", kept_rows(), [*_COLUMNS, *labels, *extra])
+    columns = ["song_id", "path", *labels, "reason", "detail"]
+    write_csv(folder / "refused.csv", rejected_rows(), columns)
+    columns = ["group", "kind", "song_id", "path", "split", *labels]
+    write_csv(folder / "duplicates.csv", duplicate_rows(found, results.kept, splits), columns)
+
+
 def _key(
     corpus: Corpus,
     corpus_settings: Mapping[str, Any],
@@ -387,11 +546,6 @@ def _stamp(ref: SongRef) -> str | None:
 
 def _settings_text(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"corpus.{k}={v}" for k, v in settings.items() if not k.startswith("_"))
-
-
-def safe_name(text: str) -> str:
-    """A file name for a song id or any other text."""
-    return re.sub(r"[^\w.+-]+", "_", text, flags=re.UNICODE).strip("._") or "_"
 
 
 def default_workers() -> int:

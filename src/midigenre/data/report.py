@@ -15,9 +15,8 @@ from rich.table import Table
 from midigenre.corpora.folder import in_words
 from midigenre.data.phrases import PhraseLength, PhraseReader, consecutive, length_settings
 from midigenre.data.shards import ShardSet
-from midigenre.data.split import SPLITS
 from midigenre.files import write_csv
-from midigenre.spec import UNKNOWN
+from midigenre.spec import SPLITS, UNKNOWN
 from midigenre.storage import Location
 from midigenre.wording import plural
 

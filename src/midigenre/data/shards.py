@@ -1,13 +1,14 @@
-"""Shards: songs as tokens and notes in Arrow IPC files.
+"""Shards: songs as tokens and notes in Arrow IPC files, with a manifest.
 
 One row is one song: its token stream, where each bar starts, its note table. The files are
 memory-mapped, so that opening costs nothing and workers share the pages; any Arrow tool reads
-them. The schema's metadata holds the token spec and the label names; a part is written whole under
+them. The schema's metadata holds the token spec and the label names; a file is written whole under
 another name and then renamed.
 """
 
 from __future__ import annotations
 
+import csv
 import difflib
 import hashlib
 import json
@@ -15,27 +16,127 @@ import os
 import time
 import weakref
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from upath import UPath
 
 from midigenre.corpora.base import Progress, no_progress
-from midigenre.data.table import ManifestTable, remedy
 from midigenre.errors import UserError
-from midigenre.files import read_bytes, sha256, share_lock, whole, write_json
+from midigenre.files import csv_value, read_bytes, sha256, share_lock, whole, write_json
 from midigenre.midi.song import NOTE_COLUMNS, NoteTable, Song, seconds_at
 from midigenre.registry import reading
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.storage import Location, exists, local_copy, naming, read_object
 from midigenre.tokenizers.base import Encoded
+
+_ROWS = 4096  # rows that are read, or shown, at a time
+
+
+def remedy(folder: Location) -> str:
+    """What to do about shards that are damaged."""
+    return (
+        f"remove these shards (`midigenre prepare clean={folder.name}`, or delete {folder}) and "
+        "run `midigenre prepare` again"
+    )
+
+
+class ManifestTable(Sequence[dict[str, str]]):
+    """Rows of a CSV file; texts are kept as bytes, for paths need not be UTF-8.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: It is not there or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                reader = csv.reader(file, strict=True)
+                self.columns = [csv_value(name) for name in next(reader)]
+                batches = list(self._batches(reader))
+        except (OSError, StopIteration, ValueError, csv.Error) as error:
+            problem = error.strerror if isinstance(error, OSError) else None
+            problem = problem or str(error) or "it is empty"
+            raise UserError(f"{path} is damaged ({problem}); {remedy(path.parent)}") from error
+        self._table = pa.table(
+            [pa.chunked_array([b[i] for b in batches], pa.binary())
+             for i in range(len(self.columns))],
+            names=self.columns,
+        ).combine_chunks()  # fmt: skip
+
+    def _batches(self, reader: Any) -> Iterator[list[pa.Array]]:
+        rows: list[list[str]] = []
+
+        def packed() -> list[pa.Array]:
+            return [
+                pa.array([_packed(csv_value(row[i])) for row in rows], pa.binary())
+                for i in range(len(self.columns))
+            ]
+
+        for row in reader:
+            if len(row) != len(self.columns):
+                raise ValueError(f"{len(row)} cells in line {reader.line_num}")
+            rows.append(row)
+            if len(rows) == _ROWS:
+                yield packed()
+                rows.clear()
+        if rows:
+            yield packed()
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, str]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, str]]: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, str] | list[dict[str, str]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        row = self._table.slice(index % len(self), 1)
+        return {name: _text(row[name][0].as_py()) for name in self.columns}
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        for begin in range(0, len(self), _ROWS):
+            some = self._table.slice(begin, _ROWS)
+            texts = [[_text(t) for t in some[name].to_pylist()] for name in self.columns]
+            for row in zip(*texts, strict=True):
+                yield dict(zip(self.columns, row, strict=True))
+
+    def column(self, name: str) -> list[str]:
+        """One column."""
+        return [_text(text) for text in self._table[name].to_pylist()]
+
+    def codes(self, name: str, names: Sequence[str]) -> NDArray[np.int64]:
+        """Place of each row's text among ``names``, -1 where it is none of them."""
+        options = pa.array([_packed(n) for n in names], pa.binary())
+        found = pc.index_in(self._table[name], value_set=options)
+        codes: NDArray[np.int64] = found.fill_null(-1).to_numpy().astype(np.int64)
+        return codes
+
+
+def _packed(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _text(packed: bytes) -> str:
+    return packed.decode("utf-8", "surrogateescape")
+
 
 FORMAT = 5
 """Version of what is written, the only one that is read."""

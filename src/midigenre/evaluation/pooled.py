@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from midigenre.data.protocol import Part
 from midigenre.data.shards import ShardSet
+from midigenre.data.splits import Fold
 from midigenre.evaluation.bootstrap import METRICS, Floats, t_interval
 from midigenre.evaluation.calibration import Calibration
 from midigenre.evaluation.predictions import LabelPredictions, songs_path, write_predictions
@@ -45,7 +45,7 @@ class PartRun:
     """
 
     number: int
-    part: Part
+    part: Fold
     folder: Path
     train: Ints
 
@@ -57,7 +57,7 @@ class PartRun:
 
 
 def pool(
-    runs: Sequence[PartRun], shards: ShardSet, predictions: Path, skipped: Sequence[Part] = ()
+    runs: Sequence[PartRun], shards: ShardSet, predictions: Path, skipped: Sequence[Fold] = ()
 ) -> dict[str, Any]:
     """``evaluation.json`` over all parts.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from midigenre.data.protocol import HOLDOUT
+from midigenre.data.splits import HOLDOUT
 from midigenre.errors import UserError
 from midigenre.evaluation.origins import Origin, origin_of
 from midigenre.evaluation.settings import flatten, settings_of

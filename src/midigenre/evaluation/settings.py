@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from midigenre.data.protocol import HOLDOUT
+from midigenre.data.splits import HOLDOUT
 
 NAMED = ("corpus", "tokenizer", "model", "task")
 """Config groups that :func:`settings_of` lists by the name of the choice."""

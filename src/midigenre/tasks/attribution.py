@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from midigenre.data.batches import collate
 from midigenre.data.phrases import PhraseReader, Phrases
+from midigenre.data.sampler import collate
 from midigenre.data.shards import Songs
 from midigenre.spec import Batch
 

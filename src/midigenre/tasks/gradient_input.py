@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from midigenre.data.batches import group_by_budget
+from midigenre.data.sampler import group_by_budget
 from midigenre.data.shards import Songs
 from midigenre.midi.song import DRUMS
 from midigenre.models import PhraseClassifier

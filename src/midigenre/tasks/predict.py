@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from midigenre.data.batches import collate, group_by_budget
 from midigenre.data.phrases import PhraseReader, Phrases, consecutive, phrase_length
+from midigenre.data.sampler import collate, group_by_budget
 from midigenre.data.shards import Songs
 from midigenre.models import PhraseClassifier
 from midigenre.spec import Batch, TokenSpec

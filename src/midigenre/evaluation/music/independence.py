@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from midigenre.corpora.base import Progress, SongRef
 from midigenre.data.duplicates import file_digests
-from midigenre.data.guard import Limits
+from midigenre.data.sandbox import Limits
 from midigenre.data.shards import ShardSet
 from midigenre.storage import place
 

@@ -15,9 +15,8 @@ import pytest
 from toysongs import Listed, midi, prepared, songs_in, tokenizer, write
 
 from midigenre.corpora.base import SongRef
-from midigenre.data import encode
-from midigenre.data.guard import Guard, Limits, file_bytes
-from midigenre.data.read import encoded_song
+from midigenre.data import chunks
+from midigenre.data.sandbox import Limits, Sandbox, encoded_song, file_bytes
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.files import read_csv, read_json
 
@@ -25,13 +24,13 @@ LIMITS = Limits(max_seconds=1.0)
 
 
 @pytest.fixture(scope="module")
-def deadly() -> Iterator[Guard]:
-    guard = Guard("deadly_guard")
-    yield guard
-    guard.close()
+def deadly() -> Iterator[Sandbox]:
+    sandbox = Sandbox("deadly_sandbox", 3.0)
+    yield sandbox
+    sandbox.close()
 
 
-def test_it_says_what_this_process_would(deadly: Guard) -> None:
+def test_it_says_what_this_process_would(deadly: Sandbox) -> None:
     data, tok = midi([3, 2, 4], seed=1), tokenizer()
     here, there = encoded_song(data, tok), deadly.encode(data, tok.spec, LIMITS)
     assert list(here) == list(there)
@@ -55,7 +54,7 @@ def test_it_says_what_this_process_would(deadly: Guard) -> None:
         (b"memory", "crashed", "memory"),
     ],
 )
-def test_a_bad_file_costs_itself(deadly: Guard, data: bytes, reason: str, detail: str) -> None:
+def test_a_bad_file_costs_itself(deadly: Sandbox, data: bytes, reason: str, detail: str) -> None:
     spec = tokenizer().spec
     assert "pid" in deadly.encode(b"pid", spec, LIMITS)
     began = time.monotonic()
@@ -65,14 +64,14 @@ def test_a_bad_file_costs_itself(deadly: Guard, data: bytes, reason: str, detail
     assert "pid" in deadly.encode(b"pid", spec, LIMITS)
 
 
-def test_one_death_may_be_bad_luck(deadly: Guard, tmp_path: Path) -> None:
+def test_one_death_may_be_bad_luck(deadly: Sandbox, tmp_path: Path) -> None:
     spec = tokenizer().spec
     before = deadly.encode(b"pid", spec, LIMITS)["pid"]
     after = deadly.encode(b"once " + str(tmp_path / "mark").encode(), spec, LIMITS)["pid"]
     assert after != before
 
 
-def test_an_idle_child_ends_and_another_one_starts(deadly: Guard) -> None:
+def test_an_idle_child_ends_and_another_one_starts(deadly: Sandbox) -> None:
     spec = tokenizer().spec
     first = deadly.encode(b"pid", spec, LIMITS)["pid"]
     assert deadly.encode(b"pid", spec, LIMITS)["pid"] == first
@@ -86,7 +85,7 @@ def test_an_idle_child_ends_and_another_one_starts(deadly: Guard) -> None:
 
 def test_a_child_that_cannot_start_is_no_fault_of_the_file() -> None:
     with pytest.raises(UserError, match=r"no_such_module.*exit status 1"):
-        Guard("no_such_module").encode(b"", tokenizer().spec, LIMITS)
+        Sandbox("no_such_module").encode(b"", tokenizer().spec, LIMITS)
 
 
 def test_a_hanging_child_does_not_outlive_its_parent() -> None:
@@ -94,10 +93,10 @@ def test_a_hanging_child_does_not_outlive_its_parent() -> None:
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from toysongs import tokenizer
-from midigenre.data.guard import Guard, Limits, file_bytes
-guard = Guard("deadly_guard")
-print(guard.encode(b"pid", tokenizer().spec, Limits(max_seconds=2.0))["pid"], flush=True)
-guard.encode(b"hang", tokenizer().spec, Limits(max_seconds=2.0))
+from midigenre.data.sandbox import Sandbox, Limits, file_bytes
+sandbox = Sandbox("deadly_sandbox", 3.0)
+print(sandbox.encode(b"pid", tokenizer().spec, Limits(max_seconds=2.0))["pid"], flush=True)
+sandbox.encode(b"hang", tokenizer().spec, Limits(max_seconds=2.0))
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
@@ -112,9 +111,9 @@ guard.encode(b"hang", tokenizer().spec, Limits(max_seconds=2.0))
 
 
 def test_a_preparation_goes_on_past_bad_files(
-    tmp_path: Path, deadly: Guard, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, deadly: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode, "shared_guard", lambda: deadly)
+    monkeypatch.setattr(chunks, "shared_sandbox", lambda: deadly)
     good = songs_in(tmp_path, 4).songs(tmp_path).songs
     bad = [
         SongRef(name, write(tmp_path / name, data), {"genre": "a"})

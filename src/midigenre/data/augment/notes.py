@@ -13,8 +13,14 @@ from numpy.typing import NDArray
 from symusic.core import NoteTick, NoteTickList, ScoreTick, TempoTick, TempoTickList, TrackTick
 
 from midigenre.arrays import Longs
-from midigenre.data.augment import AugmentSettings
-from midigenre.data.augment_draws import KEEP, SOLO, Draws, jitter_wishes, velocity_noise
+from midigenre.data.augment import (
+    KEEP,
+    SOLO,
+    AugmentSettings,
+    Draws,
+    jitter_wishes,
+    velocity_noise,
+)
 from midigenre.midi.song import DEFAULT_METER, DRUMS, Grid, NoteTable, Song
 from midigenre.spec import TokenSpec
 from midigenre.tokenizers.base import Tokenizer, from_spec

@@ -13,8 +13,8 @@ from toysongs import Listed, midi, prepared, songs_in, write
 
 from midigenre.corpora.base import SongRef
 from midigenre.data.datamodule import PhraseDataModule
-from midigenre.data.fold import Fold
 from midigenre.data.shards import ShardSet
+from midigenre.data.subset import Subset
 from midigenre.errors import UserError
 
 Row = dict[str, str]
@@ -47,19 +47,19 @@ def test_what_is_no_fold_is_one_clear_line(text: object) -> None:
     with pytest.raises(
         UserError, match="give i/n with i in 1 to n, for instance fold=1/2"
     ) as error:
-        Fold.of(text)
+        Subset.from_config(text)
     assert str(error.value).startswith(f"fold={text}:")
     assert "\n" not in str(error.value)
 
 
 def test_a_fold_is_written_as_it_is_read() -> None:
-    assert (Fold.of("2/3"), str(Fold(2, 3))) == (Fold(2, 3), "2/3")
+    assert (Subset.from_config("2/3"), str(Subset(2, 3))) == (Subset(2, 3), "2/3")
 
 
 @given(MANIFESTS, st.integers(1, 5))
 @settings(max_examples=100, deadline=None)
 def test_folds_are_disjoint_and_together_everything(songs: list[Row], n: int) -> None:
-    masks = [Fold(i, n).mask(songs) for i in range(1, n + 1)]
+    masks = [Subset(i, n).mask(songs) for i in range(1, n + 1)]
     assert sum(mask.astype(int) for mask in masks).tolist() == [1] * len(songs)
     fold_of = {r["song_id"]: np.argmax([m[j] for m in masks]) for j, r in enumerate(songs)}
     for a in songs:
@@ -74,20 +74,20 @@ def test_folds_are_disjoint_and_together_everything(songs: list[Row], n: int) ->
 def test_the_share_of_a_song_is_the_same_in_every_version_and_corpus() -> None:
     """Another hash would mix the songs of a judge and a generator that exist already."""
     songs = [row(f"jazz/{i}.mid") for i in range(12)] + [row("x", "Miles"), row("y", "Ella")]
-    first = Fold(1, 2).mask(songs)
+    first = Subset(1, 2).mask(songs)
     assert np.flatnonzero(first).tolist() == [1, 4, 5, 7, 9, 11]
-    np.testing.assert_array_equal(Fold(1, 2).mask(songs[::-1]), first[::-1])
-    np.testing.assert_array_equal(Fold(1, 2).mask(songs[5:]), first[5:])
+    np.testing.assert_array_equal(Subset(1, 2).mask(songs[::-1]), first[::-1])
+    np.testing.assert_array_equal(Subset(1, 2).mask(songs[5:]), first[5:])
 
 
 def test_shares_are_about_equal() -> None:
     songs = [row(f"song {i}") for i in range(3000)]
     for i in (1, 2, 3):
-        assert 900 < Fold(i, 3).mask(songs).sum() < 1100
+        assert 900 < Subset(i, 3).mask(songs).sum() < 1100
 
 
 def test_names_need_not_be_utf8() -> None:
-    assert Fold(1, 1).mask([row("caf\udce9.mid")]).tolist() == [True]
+    assert Subset(1, 1).mask([row("caf\udce9.mid")]).tolist() == [True]
 
 
 # The data module

@@ -1,4 +1,4 @@
-"""The child of a guard whose parser dies, hangs or asks for the world, as the bytes say."""
+"""The child of a sandbox whose parser dies, hangs or asks for the world, as the bytes say."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import ctypes
 import os
 import re
 import signal
-import sys
 import time
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from midigenre.data import guard
-from midigenre.data.read import encoded_song
+from midigenre.data.sandbox import MEMORY_BYTES, encoded_song, run_child
 
 
 def encode(data: bytes, tokenizer: Any) -> Any:
@@ -25,7 +22,7 @@ def encode(data: bytes, tokenizer: Any) -> Any:
     if what == b"hang":  # in C, with the interpreter's lock: no Python code runs meanwhile
         re.match(r"(a+)+$", "a" * 60 + "b")
     if what == b"memory":
-        return {"columns": bytearray(guard.MEMORY_BYTES + (1 << 30))}
+        return {"columns": bytearray(MEMORY_BYTES + (1 << 30))}
     if what == b"once":
         if not Path(rest.decode()).exists():
             Path(rest.decode()).touch()
@@ -40,6 +37,4 @@ def encode(data: bytes, tokenizer: Any) -> Any:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    guard.limit_memory()
-    guard.serve(Connection(int(sys.argv[1])), {"encode": encode, "read": encode}, 3.0)
+    run_child({"encode": encode, "read": encode})

@@ -1,14 +1,14 @@
-"""Which songs a model is tested on, where one prepared split is not enough.
+"""Splits songs into train, validation and test, once or in turn.
 
-``crossval`` deals the songs to folds and tests every song once, by a model that has not seen it.
-``leave_one_source_out`` tests each source by a model of the others: labels often follow the source
-of a file, and a model that knows the source looks better than it is. The shards stay as they are:
-a part of a protocol is a choice of their rows.
+``crossval`` splits the songs into folds and tests every song once, by a model that was not trained
+on it. ``leave_one_source_out`` tests each source by a model of the others: labels often follow the
+source of a file, and a model that knows the source looks better than it is. The shards stay as they
+are: a fold is a choice of their rows.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
@@ -17,20 +17,149 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midigenre.arrays import Longs
-from midigenre.corpora.base import SongRef
 from midigenre.data.duplicates import linked_groups
-from midigenre.data.prepare import safe_name
 from midigenre.data.shards import ShardSet
-from midigenre.data.split import assign_splits
 from midigenre.errors import UserError
-from midigenre.spec import UNKNOWN
-from midigenre.storage import place
+from midigenre.files import safe_name
+from midigenre.spec import SPLITS, UNKNOWN
+
+
+def assign_splits(
+    strata: Sequence[Hashable],
+    groups: Sequence[Hashable],
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+) -> list[str]:
+    """Split of each song: whole groups, stratified, a function of the seed.
+
+    Groups are dealt one by one, in random order, to the split whose squared distance from its share
+    falls most. With several labels every label keeps its own shares: strata of all combinations
+    would be too small to share out. A class with three groups or more is in every split, whatever
+    its size; a group much larger than a share of validation or test goes to training.
+
+    Args:
+        strata: Class of each song; a tuple has one class for each label. A group takes its most
+            frequent one.
+        groups: Group of each song; songs of one group get one split.
+        fractions: Shares of train, validation and test.
+        seed: Seed of the order.
+
+    Returns:
+        ``train``, ``val`` or ``test`` for each song.
+
+    Raises:
+        ValueError: The fractions are negative or do not sum to 1.
+    """
+    check_fractions(fractions)
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for i, group in enumerate(groups):
+        members[group].append(i)
+    names = sorted(members, key=repr)
+    classes = {name: _classes(_most_frequent([strata[i] for i in members[name]])) for name in names}
+    sizes: dict[Hashable, list[int]] = defaultdict(list)
+    for name in names:
+        for one in classes[name]:
+            sizes[one].append(len(members[name]))
+    target = {one: _target(of, fractions) for one, of in sizes.items()}
+    held = {one: np.zeros(3) for one in sizes}
+    splits: dict[Hashable, int] = {}
+    for k in np.random.default_rng(seed).permutation(len(names)):
+        name = names[k]
+        size = len(members[name])
+        change = np.zeros(3)
+        for one in classes[name]:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                step = (size**2 - 2 * size * (target[one] - held[one])) / target[one]
+            change += np.where(_fits(size, target[one]), step, np.inf)
+        splits[name] = int(np.argmin(change))
+        for one in classes[name]:
+            held[one][splits[name]] += size
+    wanted = [i for i, fraction in enumerate(fractions) if fraction > 0]
+    _fill(splits, classes, {name: len(of) for name, of in members.items()}, wanted)
+    return [SPLITS[splits[group]] for group in groups]
+
+
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Refuses what are no shares of three splits.
+
+    Raises:
+        ValueError: The fractions are negative or do not sum to 1.
+    """
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(
+            f"split.fractions must be three shares that sum to 1, got {list(fractions)}"
+        )
+
+
+def _most_frequent(strata: Sequence[Hashable]) -> Hashable:
+    """The stratum of a group; of equally frequent ones always the same, in whatever order."""
+    return min(Counter(strata).items(), key=lambda item: (-item[1], repr(item[0])))[0]
+
+
+def _classes(stratum: Hashable) -> list[tuple[int, Hashable]]:
+    """The class of each label, told apart by the label's place."""
+    return list(enumerate(stratum if isinstance(stratum, tuple) else (stratum,)))
+
+
+def _target(sizes: Sequence[int], fractions: Sequence[float]) -> NDArray[np.float64]:
+    """Songs that each split should hold of a class with groups of these sizes."""
+    total = sum(sizes)
+    target: NDArray[np.float64] = np.array(fractions, np.float64) * total
+    if len(sizes) >= 3:
+        # One average group is the least that a split can hold.
+        least = np.where(np.array(fractions) > 0, total / len(sizes), 0)
+        target[1:] = np.maximum(target, least)[1:]
+        target[0] = total - target[1:].sum()
+    return target
+
+
+def _fits(size: int, target: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Splits that may take a group; one far above their share would fill validation or test."""
+    fits: NDArray[np.bool_] = target > 0
+    if fits[0]:
+        fits[1:] &= size <= np.minimum(2 * target, target.sum() / 2)[1:]
+    return fits
+
+
+def _fill(
+    splits: dict[Hashable, int],
+    classes: Mapping[Hashable, Sequence[Hashable]],
+    sizes: Mapping[Hashable, int],
+    wanted: Sequence[int],
+) -> None:
+    """Moves small groups until each class with three groups or more is in every split.
+
+    No class loses its last group in a split for another one's sake.
+    """
+    groups: dict[Hashable, list[Hashable]] = defaultdict(list)
+    for name in splits:
+        for one in classes[name]:
+            groups[one].append(name)
+    counts = Counter((one, splits[name]) for one, of in groups.items() for name in of)
+    for one in sorted(groups, key=lambda one: (len(groups[one]), repr(one))):
+        for split in wanted:
+            if len(groups[one]) < 3 or counts[one, split]:
+                continue
+            spare = [
+                name
+                for name in groups[one]
+                if all(counts[other, splits[name]] > 1 for other in classes[name])
+            ]
+            if not spare:
+                continue
+            # Of equally small groups one from the fullest split; then the first in random order.
+            moved = min(spare, key=lambda name: (sizes[name], -counts[one, splits[name]]))
+            for other in classes[moved]:
+                counts[other, splits[moved]] -= 1
+                counts[other, split] += 1
+            splits[moved] = split
+
 
 HOLDOUT, CROSSVAL, BY_SOURCE = "holdout", "crossval", "leave_one_source_out"
 
 
 @dataclass(frozen=True)
-class Part:
+class Fold:
     """The songs of one model of a protocol.
 
     Attributes:
@@ -92,7 +221,7 @@ class Protocol:
     val_share: float
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any] | None) -> Protocol | None:
+    def from_config(cls, settings: Mapping[str, Any] | None) -> Protocol | None:
         """From what :func:`settings_of` gives; None for the prepared split.
 
         Raises:
@@ -136,7 +265,7 @@ class Protocol:
             found.append(name if name not in found else f"{name}-{k}")
         return found
 
-    def deal(self, shards: ShardSet, part: int | None = None) -> Part:
+    def split(self, shards: ShardSet, part: int | None = None) -> Fold:
         """The songs of a part.
 
         Args:
@@ -164,22 +293,19 @@ class Protocol:
                 )
             fold_S = assign_folds(strata, groups, self.folds, self.seed)
             rest = np.flatnonzero(fold_S != k - 1)
-            return Part(
+            return Fold(
                 names[k - 1],
                 self._train_val(rest, strata, groups) | {"test": np.flatnonzero(fold_S == k - 1)},
             )
         return self._without_source(shards, k, names[k - 1], strata, groups)
 
     def _sources(self, shards: ShardSet) -> list[str]:
-        columns = shards.manifest.columns
-        there = sorted(set(shards.manifest.column("source"))) if "source" in columns else []
+        there = sorted(set(shards.manifest.column("source")))
         if len(there) < 2:
-            only = f"all songs of {shards.folder} come from {there[0]!r}" if there else (
-                f"{shards.folder} has no column source in its manifest"
-            )  # fmt: skip
             raise UserError(
-                f"protocol={BY_SOURCE}: {only}; give the songs as corpus=manifest with a column "
-                "`source` (the collection of each file), or take protocol=crossval"
+                f"protocol={BY_SOURCE}: all songs of {shards.folder} come from {there[0]!r}; give "
+                "the songs as corpus=manifest with a column `source` (the collection of each "
+                "file), or take protocol=crossval"
             )
         for source in self.sources or ():
             if source not in there:
@@ -190,7 +316,7 @@ class Protocol:
 
     def _without_source(
         self, shards: ShardSet, k: int, name: str, strata: Sequence[Hashable], groups: Sequence[str]
-    ) -> Part:
+    ) -> Fold:
         source = self._sources(shards)[k - 1]
         here_S = np.array([s == source for s in shards.manifest.column("source")], bool)
         # A copy in another collection would be trained on.
@@ -211,7 +337,7 @@ class Protocol:
             untestable[label] = {name: counts[name] for name in classes if counts[name]}
         if not labels:
             testable_S = here_S
-        return Part(
+        return Fold(
             name,
             rows | {"test": np.flatnonzero(testable_S)},
             hidden,
@@ -247,7 +373,7 @@ def settings_of(
         labels: What a classifier learns; none for other tasks.
 
     Returns:
-        Settings for :meth:`Protocol.of`; None for the prepared split.
+        Settings for :meth:`Protocol.from_config`; None for the prepared split.
 
     Raises:
         UserError: ``part`` is set for the prepared split, or nothing is left for training.
@@ -272,17 +398,10 @@ def song_groups(shards: ShardSet) -> list[str]:
 
     Not the root that the linking happens to end in, which depends on the songs' order.
     """
-    manifest = shards.manifest
-    ids, columns = manifest.column("song_id"), {}
-    for name in ("group", "duplicate_group"):
-        columns[name] = manifest.column(name) if name in manifest.columns else [""] * len(manifest)
-    nowhere = place("")
-    songs = [
-        SongRef(i, nowhere, {}, group or None)
-        for i, group in zip(ids, columns["group"], strict=True)
-    ]
-    copies = {i: first for i, first in zip(ids, columns["duplicate_group"], strict=True) if first}
-    roots = linked_groups(songs, copies)
+    ids, group, first_copy = (
+        shards.manifest.column(name) for name in ("song_id", "group", "duplicate_group")
+    )
+    roots = linked_groups(ids, group, first_copy)
     first: dict[str, str] = {}
     for song_id, root in zip(ids, roots, strict=True):
         first[root] = min(song_id, first.get(root, song_id))

@@ -14,20 +14,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from midigenre.corpora.base import SongRef
 from midigenre.data.duplicates import linked_groups
 from midigenre.errors import UserError
-from midigenre.storage import place
+
+_LINKS = ("song_id", "group", "duplicate_group")
 
 
 @dataclass(frozen=True)
-class Fold:
+class Subset:
     """The ``i``-th of ``n`` shares of the songs.
 
     Songs that belong together (a group, duplicates) are always in the same share. It follows from
     the SHA-256 of ``group:NAME``, or of ``song:ID`` where a song stands alone: not from the split,
     a seed or how many songs there are, and not from the tokenizer, but for duplicates without a
-    group. Those go by the first that was kept, which another tokenizer or ``limit`` may refuse.
+    group. Those go by the first that was kept, which another tokenizer or ``limit`` may reject.
 
     Attributes:
         i: Number of the share, from 1.
@@ -38,7 +38,7 @@ class Fold:
     n: int
 
     @classmethod
-    def of(cls, text: object) -> Fold:
+    def from_config(cls, text: object) -> Subset:
         """The share that ``fold=i/n`` names.
 
         Raises:
@@ -54,14 +54,8 @@ class Fold:
 
     def mask(self, manifest: Sequence[Mapping[str, str]]) -> NDArray[np.bool_]:
         """Which songs of a manifest are in this share, shape (songs,)."""
-        songs = [
-            SongRef(row["song_id"], place(row["path"]), {}, row["group"] or None)
-            for row in manifest
-        ]
-        duplicate_of = {
-            r["song_id"]: r["duplicate_group"] for r in manifest if r["duplicate_group"]
-        }
-        groups = linked_groups(songs, duplicate_of)
+        columns = ([row[name] for row in manifest] for name in _LINKS)
+        groups = linked_groups(*columns)
         return np.array([_hash(group) % self.n == self.i - 1 for group in groups], bool)
 
 

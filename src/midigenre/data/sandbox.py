@@ -1,15 +1,16 @@
-"""Songs are read in a process of their own, so that a bad file costs itself and not the run.
+"""Reads each file in a subprocess, so that a crash rejects that file only.
 
-A parser in C++ may die on a file, or never come back. The guard gives each file's bytes to a child
-process, which gives them to a fork of itself: when that dies, or takes so long that the kernel's
-timer ends it, the child says so and forks again, and the file is refused with the reason. The child
-ends by itself when nothing is asked of it for a while, or when its parent is gone.
+A parser in C++ may die on a file, or never come back. The sandbox gives each file's bytes to a
+child process, which gives them to a fork of itself: when that dies, or takes so long that the
+kernel's timer ends it, the child says so and forks again, and the file is rejected with the reason.
+The child ends by itself when nothing is asked of it for a while, or when its parent is gone.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
 import mmap
 import os
 import pickle
@@ -24,13 +25,18 @@ from multiprocessing.connection import Connection, Pipe
 from types import TracebackType
 from typing import Any, ClassVar
 
-from midigenre.data.read import encoded_song, read_song, refusal
+import numpy as np
+
+from midigenre.corpora.base import SongRef
+from midigenre.data.near import sketch
+from midigenre.data.shards import song_columns
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.files import SlowReadError, check_regular
-from midigenre.midi.song import Song
+from midigenre.midi.clean import clean, read_score
+from midigenre.midi.song import Grid, Song
 from midigenre.spec import TokenSpec
 from midigenre.storage import Location, is_remote, read, unopened
-from midigenre.tokenizers.base import Encoded, from_spec
+from midigenre.tokenizers.base import Encoded, Tokenizer, from_spec
 
 IDLE_SECONDS = 20.0
 """A child without work ends after so long: training should not pay for its memory."""
@@ -41,6 +47,11 @@ START_SECONDS = 120.0
 MEMORY_BYTES = 4 << 30
 """Address space that one file may take beyond what the child has when it starts."""
 
+DIGEST_BYTES = 16
+
+# One for all tokenizers, fine enough for ticks that were stretched; merged tracks and coarse grids
+# would hide likenesses.
+_SKETCH_GRID = Grid(24, max_song_bars=1 << 24)
 
 # There are as many children as cores already.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -106,7 +117,13 @@ def file_bytes(path: Location, limits: Limits, listed: int | None = None) -> byt
     return data
 
 
-class Guard:
+def song_bytes(ref: SongRef, limits: Limits) -> bytes:
+    """Bytes of a song's file, see :func:`file_bytes`."""
+    listed = ref.stamp.partition(":")[0]
+    return file_bytes(ref.path, limits, int(listed) if listed.isdigit() else None)
+
+
+class Sandbox:
     """A child process that reads songs for this one; it is started when first needed.
 
     Args:
@@ -115,7 +132,7 @@ class Guard:
     """
 
     def __init__(
-        self, main: str = "midigenre.data.guard", idle_seconds: float = IDLE_SECONDS
+        self, main: str = "midigenre.data.sandbox", idle_seconds: float = IDLE_SECONDS
     ) -> None:
         self._main, self._idle_seconds = main, idle_seconds
         self._child: subprocess.Popen[bytes] | None = None
@@ -123,7 +140,7 @@ class Guard:
         self._told: TokenSpec | None = None
 
     def encode(self, data: bytes, spec: TokenSpec, limits: Limits) -> dict[str, Any]:
-        """What :func:`midigenre.data.read.encoded_song` gives, or ``reason`` and ``detail``.
+        """What :func:`encoded_song` gives, or ``reason`` and ``detail``.
 
         A file on which the child dies is tried a second time in a fresh one: it may have been
         somebody else's fault (the machine was short of memory, say). One that takes too long is
@@ -132,7 +149,7 @@ class Guard:
         return self._ask("encode", data, spec, limits)
 
     def song(self, data: bytes, spec: TokenSpec, limits: Limits) -> dict[str, Any]:
-        """What :func:`midigenre.data.read.read_song` gives, or ``reason`` and ``detail``."""
+        """What :func:`read_song` gives, or ``reason`` and ``detail``."""
         return self._ask("song", data, spec, limits)
 
     def usable(self, data: bytes, spec: TokenSpec, limits: Limits) -> bool:
@@ -260,12 +277,12 @@ class FileReader:
     def __init__(self, limits: FileLimits | None = None, guarded: bool = True) -> None:
         self._limits = limits or FileLimits()
         # Its child ends with the command, which may compute for long before it reads on.
-        self._guard = Guard(idle_seconds=3600.0) if guarded else None
+        self._sandbox = Sandbox(idle_seconds=3600.0) if guarded else None
 
     def __enter__(self) -> FileReader:
         """Starts the child without waiting for it."""
-        if self._guard is not None:
-            self._guard.start()
+        if self._sandbox is not None:
+            self._sandbox.start()
         return self
 
     def __exit__(
@@ -275,13 +292,13 @@ class FileReader:
         traceback: TracebackType | None,
     ) -> None:
         """Ends it."""
-        if self._guard is not None:
-            self._guard.close()
+        if self._sandbox is not None:
+            self._sandbox.close()
 
     def wait(self, spec: TokenSpec) -> None:
         """Comes back when the child is there and knows the vocabulary."""
-        if self._guard is not None:
-            self._guard.ready(spec)
+        if self._sandbox is not None:
+            self._sandbox.ready(spec)
 
     def read(self, path: Location, spec: TokenSpec) -> tuple[Song, Encoded]:
         """A song and its tokens.
@@ -294,10 +311,10 @@ class FileReader:
             RefusedSongError: The file cannot be read or used.
         """
         data = file_bytes(path, self._limits)
-        if self._guard is None:
+        if self._sandbox is None:
             found = read_song(data, from_spec(spec))
         else:
-            found = self._guard.song(data, spec, self._limits)
+            found = self._sandbox.song(data, spec, self._limits)
             if "reason" in found:
                 raise RefusedSongError(found["reason"], found["detail"])
         return found["song"], found["encoded"]
@@ -306,28 +323,88 @@ class FileReader:
 _shared = threading.local()
 
 
-def shared_guard() -> Guard:
-    """The guard of this thread, whichever part asks for it; a cluster's worker may have several."""
-    if not hasattr(_shared, "guard"):
-        _shared.guard = Guard()
-        atexit.register(_shared.guard.close)
-    guard: Guard = _shared.guard
-    return guard
+def shared_sandbox() -> Sandbox:
+    """The sandbox of this thread, whoever asks for it; a worker of a cluster may have several."""
+    if not hasattr(_shared, "sandbox"):
+        _shared.sandbox = Sandbox()
+        atexit.register(_shared.sandbox.close)
+    sandbox: Sandbox = _shared.sandbox
+    return sandbox
 
 
-def serve(pipe: Connection, read: Mapping[str, Any], idle_seconds: float = IDLE_SECONDS) -> None:
-    """Answers in forks of this process, one after the other, until nothing more is asked.
+def encoded_song(data: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Reads, cleans and encodes a song.
 
     Args:
-        pipe: The child's end.
-        read: The functions that answer, by name: ``f(data, tokenizer)``.
-        idle_seconds: How long to wait for a question.
+        data: Bytes of a MIDI file.
+        tokenizer: The tokenizer.
+
+    Returns:
+        ``columns`` (of the shard's row), ``tokens`` (steps of the stream), ``repairs``,
+        ``fallback`` (why MidiTok encoded it, "" if the vectorised encoder did), ``notes_digest``
+        and ``sketch`` for the search for duplicates.
+
+    Raises:
+        RefusedSongError: The file cannot be read or used.
     """
+    repairs: dict[str, int] = {}
+    score = read_score(data, repairs)
+    song = tokenizer.clean(score)
+    encoded = tokenizer.encode(song)
+    return {
+        "columns": song_columns(song, encoded),
+        "tokens": len(encoded.ids_TF),
+        "repairs": repairs | song.repairs,
+        "fallback": encoded.fallback,
+        "notes_digest": notes_digest(song),
+        "sketch": sketch(clean(score, _SKETCH_GRID)),
+    }
+
+
+def read_song(data: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The ``song`` of a MIDI file's bytes, and its tokens, ``encoded``.
+
+    Raises:
+        RefusedSongError: The file cannot be read or used.
+    """
+    song = tokenizer.read(data)
+    return {"song": song, "encoded": tokenizer.encode(song)}
+
+
+def notes_digest(song: Song) -> bytes:
+    """Hash of the notes and the meters of a clean song; equal ones sound alike but for tempo."""
+    found = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for column in (*song.notes.columns().values(), song.meters):
+        found.update(np.ascontiguousarray(column, np.int32).tobytes())
+    return found.digest()
+
+
+def refusal(reason: str, detail: str) -> dict[str, Any]:
+    """An answer that stands for no song."""
+    return {"reason": reason, "detail": detail}
+
+
+def run_child(read: Mapping[str, Any]) -> None:
+    """The child: answers in forks of itself, one after the other, until nothing more is asked.
+
+    Its arguments are the number of its end of the pipe, and how long it waits for a question.
+
+    Args:
+        read: The functions that answer, by name: ``f(data, tokenizer)``.
+    """
+    import midigenre.tokenizers.miditok  # noqa: F401 (once, and not in every fork)
+
+    # Ctrl-C is the parent's: it decides what becomes of the files.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    if os.path.exists("/proc/self/statm"):
+        _limit_memory()
+    pipe, idle_seconds = Connection(int(sys.argv[1])), float(sys.argv[2])
     sending = mmap.mmap(-1, 1)  # shared with the forks: 1 while one writes to the pipe
     while True:
         fork = os.fork()
         if fork == 0:
-            _serve(pipe, read, sending, idle_seconds)
+            _answer(pipe, read, sending, idle_seconds)
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
         if code == 0:
@@ -337,7 +414,7 @@ def serve(pipe: Connection, read: Mapping[str, Any], idle_seconds: float = IDLE_
         pipe.send({"died": code})
 
 
-def _serve(
+def _answer(
     pipe: Connection, read: Mapping[str, Any], sending: mmap.mmap, idle_seconds: float
 ) -> None:
     """Answers until the other side is gone or silent for so long."""
@@ -374,7 +451,7 @@ def _serve(
         say(answer)
 
 
-def limit_memory() -> None:
+def _limit_memory() -> None:
     """A file that asks for more than :data:`MEMORY_BYTES` gets an error, not the machine's swap."""
     with open("/proc/self/statm", encoding="ascii") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
@@ -382,25 +459,11 @@ def limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, resource.RLIM_INFINITY))
 
 
-def main() -> None:
-    """The child: serves the pipe whose number is its first argument."""
-    import midigenre.tokenizers.miditok  # noqa: F401 (once, and not in every fork)
-
-    # Ctrl-C is the parent's: it decides what becomes of the part.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    if os.path.exists("/proc/self/statm"):
-        limit_memory()
-    serve(
-        Connection(int(sys.argv[1])),
+if __name__ == "__main__":
+    run_child(
         {
             "encode": encoded_song,
             "song": read_song,
             "read": lambda data, tok: {"bars": tok.read(data).n_bars},
-        },
-        float(sys.argv[2]),
+        }
     )
-
-
-if __name__ == "__main__":
-    main()

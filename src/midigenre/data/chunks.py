@@ -1,0 +1,284 @@
+"""Makes the files of a prepared corpus, some hundred songs each: here, in processes, on a cluster.
+
+A chunk is made by one process, which writes it where it belongs; only its size goes back. What is
+in it follows from the songs alone, so that the files are the same whoever makes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import joblib
+import numpy as np
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from numpy.typing import NDArray
+from upath import UPath
+
+from midigenre.corpora.base import Progress, SongRef, no_progress
+from midigenre.data.sandbox import DIGEST_BYTES, Limits, refusal, shared_sandbox, song_bytes
+from midigenre.data.shards import schema, write_part
+from midigenre.errors import RefusedSongError, UserError
+from midigenre.files import read_bytes, read_json, sha256, write_bytes, write_json
+from midigenre.spec import LabelSpec, TokenSpec
+from midigenre.storage import Location
+
+BACKENDS = ("loky", "dask")
+
+CONNECT_SECONDS = 30
+_ATTEMPTS = 3  # how often workers may be killed before it is no accident
+
+
+@dataclass(frozen=True)
+class ChunkSummary:
+    """What is known of a chunk's songs besides the shard file itself.
+
+    Attributes:
+        part: An entry of ``spec.json``.
+        kept: Of each song that was kept its place in the chunk, and columns of the manifest.
+        rejected: Of each other song its place, and the reason.
+        digests: Hash of the notes of each kept song, uint8 (kept, 16).
+        sketches: Its sketch, for the search for near duplicates, uint32 (kept, S).
+    """
+
+    part: dict[str, Any]
+    kept: list[dict[str, Any]]
+    rejected: list[dict[str, Any]]
+    digests: NDArray[np.uint8]
+    sketches: NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Songs that become one shard file; it goes to a worker as it is.
+
+    Attributes:
+        folder: The shards' folder.
+        index: Number of the chunk.
+        songs: Its songs.
+        digests: SHA-256 of each file, as it was listed; empty where it could not be read.
+        labels: The classes.
+        tokens: The tokenizer's spec.
+        limits: What a file may cost.
+    """
+
+    folder: Location
+    index: int
+    songs: Sequence[SongRef]
+    digests: Sequence[bytes]
+    labels: LabelSpec
+    tokens: TokenSpec
+    limits: Limits
+
+    def path(self, ending: str) -> Location:
+        """One of its files."""
+        return self.folder / f"part-{self.index:05d}.{ending}"
+
+    @property
+    def key(self) -> str:
+        """Hash of what the chunk is made of."""
+        found = hashlib.sha256()
+        for song, digest in zip(self.songs, self.digests, strict=True):
+            found.update(json.dumps(song.song_id).encode() + digest)
+        return found.hexdigest()
+
+    def make(self, progress: Progress = no_progress) -> int:
+        """Writes the chunk and what :meth:`summary` reads, unless an earlier run has done so.
+
+        Args:
+            progress: Called after every song.
+
+        Returns:
+            Number of its songs.
+
+        Raises:
+            OSError: The disk is full or cannot be written; nothing half-written is left.
+        """
+        if not self._is_made():
+            self._make(progress)
+        return len(self.songs)
+
+    def summary(self) -> ChunkSummary:
+        """What :meth:`make` noted."""
+        done = read_json(self.path("done.json"))
+        with np.load(io.BytesIO(read_bytes(self.path("npz"))), allow_pickle=False) as arrays:
+            return ChunkSummary(
+                done["part"], done["kept"], done["refused"], arrays["digests"], arrays["sketches"]
+            )
+
+    def forget(self) -> None:
+        """Removes what only :meth:`summary` needs."""
+        for ending in ("npz", "done.json"):
+            self.path(ending).unlink(missing_ok=True)
+
+    def _is_made(self) -> bool:
+        """Whether an earlier, stopped run left the chunk whole, and of the same files."""
+        if not self.path("done.json").is_file():
+            return False
+        done = read_json(self.path("done.json"))
+        return done["key"] == self.key and all(
+            (path := self.folder / name).is_file() and sha256(path) == expected
+            for name, expected in done["files"].items()
+        )
+
+    def _make(self, progress: Progress) -> None:
+        rows: list[dict[str, Any]] = []
+        kept: list[dict[str, Any]] = []
+        rejected: list[dict[str, Any]] = []
+        digests: list[bytes] = []
+        sketches: list[NDArray[np.uint32]] = []
+        for i, (ref, answer) in enumerate(zip(self.songs, self._answers(), strict=True)):
+            if "reason" in answer:
+                rejected.append({"at": i} | answer)
+            else:
+                digests.append(answer["notes_digest"])
+                sketches.append(answer["sketch"])
+                columns = answer["columns"]
+                rows.append({"song_id": ref.song_id, **self.labels.encode(ref.labels), **columns})
+                kept.append(
+                    {"at": i, "bars": len(columns["bar_onsets"]), "notes": len(columns["pitch"]),
+                     "tokens": answer["tokens"], "repairs": answer["repairs"]}
+                    | ({"fallback": answer["fallback"]} if answer["fallback"] else {})
+                )  # fmt: skip
+            progress("encoding", i + 1, len(self.songs))
+        about = write_part(self.path("arrow"), rows, schema(self.tokens, self.labels))
+        packed = io.BytesIO()
+        np.savez(
+            packed,
+            digests=np.frombuffer(b"".join(digests), np.uint8).reshape(len(kept), DIGEST_BYTES),
+            sketches=np.array(sketches, np.uint32),
+        )
+        arrays = packed.getvalue()
+        write_bytes(self.path("npz"), arrays)
+        files = {
+            about["file"]: about["sha256"],
+            self.path("npz").name: hashlib.sha256(arrays).hexdigest(),
+        }
+        # Last: it vouches for the others.
+        write_json(
+            self.path("done.json"),
+            {"key": self.key, "files": files, "part": about, "kept": kept, "refused": rejected},
+        )
+
+    def _answers(self) -> Iterator[dict[str, Any]]:
+        for ref, digest in zip(self.songs, self.digests, strict=True):
+            try:
+                data = song_bytes(ref, self.limits)
+            except RefusedSongError as error:
+                yield refusal(error.reason, error.detail)
+                continue
+            if digest and hashlib.sha256(data).digest() != digest:
+                yield refusal("changed", "it was written to while the corpus was being prepared")
+            else:
+                yield shared_sandbox().encode(data, self.tokens, self.limits)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where chunks are made; what is in them does not depend on it.
+
+    Attributes:
+        n: Processes. With a cluster that runs already it is what the cluster has.
+        backend: One of :data:`BACKENDS`, joblib's name for it.
+        scheduler: Address of a Dask cluster, for instance ``tcp://host:8786``; one of ``n``
+            processes is started on this machine if None.
+
+    Raises:
+        UserError: There is no such backend.
+    """
+
+    n: int = 1
+    backend: str = "loky"
+    scheduler: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise UserError(f"prepare.backend={self.backend}: choose {' or '.join(BACKENDS)}")
+        if self.scheduler is not None and self.backend != "dask":
+            raise UserError(
+                f"prepare.scheduler={self.scheduler} is a Dask cluster's: set prepare.backend=dask"
+            )
+
+    def make(self, chunks: Sequence[Chunk], progress: Progress) -> None:
+        """Makes all chunks; those that an earlier run made whole stay.
+
+        Args:
+            chunks: They have one folder.
+            progress: Called after every song, or every chunk where others make them.
+
+        Raises:
+            UserError: Worker processes are killed again and again, or Dask is not installed.
+            OSError: The disk is full or cannot be written.
+        """
+        total = sum(len(chunk.songs) for chunk in chunks)
+        alone = self.n == 1 or len(chunks) < 2 or _in_this_process(chunks)
+        if self.backend == "loky" and alone:
+            done = 0
+            for chunk in chunks:
+                done += chunk.make(_shifted(progress, done, total))
+                progress("encoding", done, total)
+            return
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._make_elsewhere(chunks, progress, total)
+            except TerminatedWorkerError as error:
+                if attempt + 1 == _ATTEMPTS:
+                    raise UserError(
+                        "worker processes were killed three times, perhaps for want of memory; "
+                        "run the command again with n_workers=1: it goes on where it stopped"
+                    ) from error
+            else:
+                return
+
+    def _make_elsewhere(self, chunks: Sequence[Chunk], progress: Progress, total: int) -> None:
+        with self._backend():
+            # One chunk at a time: joblib would put quick ones together and say nothing meanwhile.
+            parallel = joblib.Parallel(
+                n_jobs=-1 if self.scheduler else self.n, return_as="generator_unordered",
+                batch_size=1,
+            )  # fmt: skip
+            done = 0
+            for n in parallel(joblib.delayed(Chunk.make)(chunk) for chunk in chunks):
+                done += n
+                progress("encoding", done, total)
+
+    @contextmanager
+    def _backend(self) -> Iterator[None]:
+        if self.backend == "loky":
+            with joblib.parallel_config(backend="loky"):
+                yield
+            return
+        try:
+            from distributed import Client
+        except ImportError as error:
+            raise UserError(
+                "prepare.backend=dask needs Dask: pip install 'midigenre[dask]'"
+            ) from error
+        connect: Any = Client
+        try:
+            client = (
+                connect(self.scheduler, timeout=CONNECT_SECONDS)
+                if self.scheduler
+                else connect(n_workers=self.n, threads_per_worker=1, dashboard_address=None)
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"prepare.scheduler={self.scheduler}: no Dask cluster answers there ({error})"
+            ) from error
+        with client, joblib.parallel_config(backend="dask"):
+            yield
+
+
+def _in_this_process(chunks: Sequence[Chunk]) -> bool:
+    """Whether the songs, or the place of the shards, exist in no other process."""
+    places = [chunks[0].folder, *(song.path for song in chunks[0].songs[:1])]
+    return any(isinstance(place, UPath) and place.protocol == "memory" for place in places)
+
+
+def _shifted(progress: Progress, begin: int, total: int) -> Progress:
+    return lambda what, done, _: progress(what, begin + done, total)
