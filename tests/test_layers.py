@@ -41,6 +41,12 @@ def part(module: str) -> str:
     return module.split(".")[0]
 
 
+def packages_above(module: str) -> set[str]:
+    """``evaluation`` and ``evaluation.music`` of ``evaluation.music.bars``."""
+    names = module.split(".")
+    return {".".join(names[:i]) for i in range(1, len(names))}
+
+
 def imports(module: str, top_level: bool = False) -> set[str]:
     """Modules of midigenre that a module imports, anywhere in it or while it is loaded."""
     path = MODULES[module]
@@ -125,11 +131,9 @@ def test_no_cycles() -> None:
     """No module waits for itself while it is loaded."""
     graph = {module: imports(module, top_level=True) for module in MODULES}
     for module in MODULES:
-        # Loading a module loads the packages above it first.
+        # Loading a module loads the packages above it first; its own are being loaded already.
         for target in list(graph[module]):
-            above = target.split(".")
-            packages = {".".join(above[:i]) for i in range(1, len(above))}
-            graph[module] |= packages - {module, part(module)}
+            graph[module] |= packages_above(target) - {module} - packages_above(module)
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:

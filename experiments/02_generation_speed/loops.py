@@ -116,7 +116,7 @@ def cached(of: Subject, model: PhraseGenerator, rows: int) -> float:
 
 def sampled(of: Subject, model: PhraseGenerator, rows: int) -> float:
     """All that ``midigenre generate`` does for a token: grammar, choice in float64, bookkeeping."""
-    sampler = Sampler(model, Grammar.of(of.tokenizer), Context(of.n_tokens + 1, 64))
+    sampler = Sampler(model, Grammar(of.tokenizer), Context(of.n_tokens + 1, 64))
     settings = SamplingSettings(bars=None, tokens=of.n_tokens + 1)  # BOS is one of them
     begin = time.perf_counter()
     pieces = sampler.sample({"genre": [i % 12 for i in range(rows)]}, settings, n=rows)

@@ -34,7 +34,7 @@ def sampler(
 ) -> Sampler:
     """An untrained model; its weights are large enough to have opinions."""
     torch.manual_seed(seed)
-    grammar = Grammar.of(tokenizer(name))
+    grammar = Grammar(tokenizer(name))
     sizes = grammar.tokenizer.spec.sizes
     body = Encoder(32, 1, 2, 64, dropout=0.0) if backbone == "encoder" else LSTM(32, 1)
     model = PhraseGenerator(
@@ -208,7 +208,7 @@ def test_a_primer_is_kept_and_its_bars_come_on_top(name):
 def test_windows_are_those_that_training_cuts(name):
     """The window of a song that a row has been fed is the phrase of its last bars."""
     tok = tokenizer(name)
-    grammar = Grammar.of(tok)
+    grammar = Grammar(tok)
     beats = 3 if any("TimeSig" in f.types for f in tok.spec.fields) else 4
     notes = [
         note(bar * beats + beat + 0.5 * (bar % 2), 0.5, 48 + 5 * beat + bar, 64, program)
@@ -229,7 +229,7 @@ def test_windows_are_those_that_training_cuts(name):
 
 def test_a_note_that_began_before_the_window_has_no_end_in_it():
     tok = tokenizer("midilike")
-    grammar = Grammar.of(tok)
+    grammar = Grammar(tok)
     song = tok.clean(make_score([note(0, 6, 60), note(4, 1, 64), note(4, 4, 60, 80, 5)]))
     ids = np.concatenate([special(tok, "BOS"), tok.encode(song).ids_TF.astype(np.int64)])
     rows = grammar.start(1)

@@ -58,7 +58,7 @@ def make_sampler(trained: Run, device: torch.device, quantize: str | None = None
             model = quantize_int8(model)
         except ValueError as error:
             raise UserError(f"quantize={quantize}: {error}") from error
-    grammar = Grammar.of(from_spec(trained.tokens))
+    grammar = Grammar(from_spec(trained.tokens))
     return Sampler(model, grammar, context_for(trained.data, trained.tokens))
 
 

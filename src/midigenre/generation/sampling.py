@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from midigenre.errors import RefusedSongError, UserError
-from midigenre.generation.grammar import Grammar, Rows
-from midigenre.generation.grammar_vocabulary import Ids
+from midigenre.generation.grammar import Grammar, Ids, Rows
 from midigenre.generation.windows import Context, Windows
 from midigenre.models import PhraseGenerator
 from midigenre.models.cpu import packed

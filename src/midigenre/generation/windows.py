@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from midigenre.generation.grammar import Grammar, Rows
-from midigenre.generation.grammar_vocabulary import Ids
+from midigenre.generation.grammar import Grammar, Ids, Rows
 from midigenre.tokenizers.phrases import PhraseCutter
 
 

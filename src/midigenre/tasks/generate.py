@@ -66,7 +66,7 @@ class GenerateTask(Task):
             ConditionEmbedding(classes, width, task["condition_dropout"]) if classes else None
         )
         # Each field is predicted after those that the grammar lets decide on it.
-        head = FieldHead(parts.tokens.sizes, width, Grammar.of(from_spec(parts.tokens)).order)
+        head = FieldHead(parts.tokens.sizes, width, Grammar(from_spec(parts.tokens)).order)
         return PhraseGenerator(
             parts.embedding, parts.backbone, conditions, head, task["condition_by"]
         )

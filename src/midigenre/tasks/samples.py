@@ -140,7 +140,7 @@ class GeneratedSamples(Callback):
             for label in (model.conditions.classes if model.conditions else ())
         }
         context = context_for(pl_module.describe["data"], shards.tokens)
-        sampler = Sampler(model, Grammar.of(tokenizer), context)
+        sampler = Sampler(model, Grammar(tokenizer), context)
         try:
             pieces = sampler.sample(labels, self.settings, n=len(told))
         except UserError as error:  # training goes on, or ends with words of its own

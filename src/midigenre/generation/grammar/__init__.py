@@ -1,8 +1,7 @@
 """What may come next: masks over each field's vocabulary that keep samples valid music.
 
-``grammar_row`` holds what all families of tokenizers share, ``grammar_vocabulary`` what the ids
-mean, ``grammar_bars`` the tokenizers with a token for each bar (REMI, MuMIDI), ``grammar_compound``
-CP and Octuple, ``grammar_shifts`` MIDI-like and TSD.
+``rules`` holds what all families of tokenizers share, ``bars`` the tokenizers that write bars and
+positions (REMI, CP, Octuple), ``shifts`` those in which time moves by shifts (MIDI-like, TSD).
 """
 
 from __future__ import annotations
@@ -16,22 +15,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from midigenre.errors import UserError
-from midigenre.generation.grammar_bars import MuMIDIRow, RemiRow
-from midigenre.generation.grammar_compound import CPRow, OctupleRow
-from midigenre.generation.grammar_row import Row
-from midigenre.generation.grammar_shifts import ShiftRow
-from midigenre.generation.grammar_vocabulary import Ids, Vocabulary
+from midigenre.generation.grammar.bars import CPRules, OctupleRules, RemiRules
+from midigenre.generation.grammar.rules import Ids, Rules, State, Vocabulary
+from midigenre.generation.grammar.shifts import ShiftRules
 from midigenre.tokenizers.base import Tokenizer
 
-FAMILIES: dict[str, type[Row]] = {
-    "REMI": RemiRow,
-    "CPWord": CPRow,
-    "Octuple": OctupleRow,
-    "MIDILike": ShiftRow,
-    "TSD": ShiftRow,
-    "MuMIDI": MuMIDIRow,
+FAMILIES: dict[str, type[Rules]] = {
+    "REMI": RemiRules,
+    "CPWord": CPRules,
+    "Octuple": OctupleRules,
+    "MIDILike": ShiftRules,
+    "TSD": ShiftRules,
 }
-"""Row of each class of MidiTok that can generate."""
+"""Rules of each class of MidiTok that can generate."""
 
 
 class Grammar:
@@ -42,24 +38,17 @@ class Grammar:
     and meter that change something. So a generated stream is what the encoder would write for its
     music, up to what stands behind the last note.
 
+    Args:
+        tokenizer: The tokenizer.
+
     Attributes:
         order: The columns of a step in the order in which they are sampled, length F.
-        tokenizer: The tokenizer.
+
+    Raises:
+        UserError: There are no rules for it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, row: type[Row], vocabulary: Vocabulary) -> None:
-        self.tokenizer = tokenizer
-        self.vocabulary = vocabulary
-        self._row = row
-        self.order: tuple[int, ...] = row.field_order(vocabulary)
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer) -> Grammar:
-        """The grammar of a tokenizer.
-
-        Raises:
-            UserError: There is none for it.
-        """
+    def __init__(self, tokenizer: Tokenizer) -> None:
         settings = tokenizer.spec.tokenizer
         name, known = settings.get("cls"), ", ".join(f"tokenizer.cls={n}" for n in FAMILIES)
         if name not in FAMILIES:
@@ -67,25 +56,24 @@ class Grammar:
                 f"tokenizer {tokenizer.spec.name!r} (tokenizer.cls={name}) cannot generate: there "
                 f"is no grammar for it; use one of {known}"
             )
-        vocabulary = Vocabulary(tokenizer)
-        unknown = vocabulary.unknown()
+        self.tokenizer = tokenizer
+        self.vocabulary = Vocabulary(tokenizer)
+        unknown = self.vocabulary.unknown()
         params = settings.get("params", {})
         unknown |= {
             key for key in ("program_changes", "use_rests", "use_microtiming") if params.get(key)
         }
-        row, missing = FAMILIES[name], "Duration"
-        if name != "MIDILike" and vocabulary.column(missing) < 0:
+        if name != "MIDILike" and self.vocabulary.column("Duration") < 0:
             unknown.add("notes without durations")
-        if name == "REMI" and len(vocabulary.ids(0, "Bar")) != 1:
+        if name == "REMI" and len(self.vocabulary.ids(0, "Bar")) != 1:
             unknown.add("Bar_End")
-        if name == "MuMIDI" and vocabulary.column("Tempo") >= 0:
-            unknown.add("Tempo")
         if unknown:
             raise UserError(
                 f"tokenizer {tokenizer.spec.name!r} cannot generate: the grammar of {name} does "
                 f"not know {', '.join(sorted(unknown))}; leave it out of tokenizer.params"
             )
-        return cls(tokenizer, row, vocabulary)
+        self._family = FAMILIES[name]
+        self.order: tuple[int, ...] = self._family(self.vocabulary).order
 
     def start(
         self, n_rows: int, *, max_bars: int | None = None, exact_bars: bool | None = None
@@ -107,50 +95,48 @@ class Grammar:
         if exact_bars and max_bars is None:
             raise ValueError("exact_bars needs max_bars")
         exact = max_bars is not None if exact_bars is None else exact_bars
-        return Rows(
-            self, [self._row(self.vocabulary, self.order, max_bars, exact) for _ in range(n_rows)]
-        )
+        return Rows(self.tokenizer, self._family(self.vocabulary, max_bars, exact), n_rows)
 
 
 class Rows:
-    """B sequences in the making; see :meth:`Grammar.start`."""
+    """B sequences that are being written; see :meth:`Grammar.start`."""
 
-    def __init__(self, grammar: Grammar, rows: list[Row]) -> None:
-        self.grammar = grammar
-        self._rows = rows
+    def __init__(self, tokenizer: Tokenizer, rules: Rules, n_rows: int) -> None:
+        self._spec = tokenizer.spec
+        self._rules = rules
+        self._states: list[State] = [rules.start] * n_rows
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._states)
 
     @property
     def done_B(self) -> Tensor:
         """Whether each row has ended, bool (B,)."""
-        return torch.tensor([row.done for row in self._rows])
+        return torch.tensor([s.done for s in self._states])
 
     @property
     def bars_B(self) -> Tensor:
         """Finished bars of each row, int64 (B,): nothing will begin in them any more."""
-        return torch.tensor([row.finished_bars for row in self._rows])
+        return torch.tensor([s.finished_bars for s in self._states])
 
     @property
     def notes_B(self) -> Tensor:
         """Whole notes of each row, int64 (B,)."""
-        return torch.tensor([row.n_notes for row in self._rows])
+        return torch.tensor([s.n_notes for s in self._states])
 
     def bar_steps(self, row: int) -> list[int]:
         """Step at which each bar of a row begins (BOS counts as a step), as far as it is written.
 
         Where bars have no token, a bar begins with its first step; empty ones begin with the next.
         """
-        return list(self._rows[row].bar_steps)
+        return list(self._states[row].bar_steps)
 
     def opening(self, row: int, bar: int) -> Ids:
         """Steps that lead from a bar's line to its first step, int64 (T, F); empty but for shifts.
 
         Where time moves by shifts, the one that crosses the line lies before the bar's first step.
         """
-        steps = self._rows[row].opening(bar)
-        return np.array(steps, np.int64).reshape(-1, len(self.grammar.vocabulary.kinds))
+        return self._ids(self._rules.opening(self._states[row], bar))
 
     def allowed(self, field: int, chosen_BF: Tensor) -> Tensor:
         """What may be sampled for a field; rows that are done may only take PAD.
@@ -167,27 +153,31 @@ class Rows:
             ValueError: A row cannot go on: its bars have passed the numbers that the vocabulary has
                 (see :meth:`slide`).
         """
-        mask = np.zeros((len(self._rows), len(self.grammar.vocabulary.kinds[field])), bool)
-        for row, chosen, out in zip(self._rows, chosen_BF.tolist(), mask, strict=True):
-            row.allow(field, chosen, out)
+        mask = np.zeros((len(self._states), len(self._spec.fields[field])), bool)
+        for s, chosen, out in zip(self._states, chosen_BF.tolist(), mask, strict=True):
+            self._rules.allow(s, field, chosen, out)
         if not (alive := mask.any(axis=1)).all():
             at = int(np.flatnonzero(~alive)[0])
             raise ValueError(
-                f"row {at} cannot go on after bar {self._rows[at].bar}: "
-                f"{self.grammar.tokenizer.spec.name} numbers {self.grammar.tokenizer.spec.max_bars}"
-                " bars; slide the row's window first"
+                f"row {at} cannot go on after bar {self._states[at].bar}: {self._spec.name} "
+                f"numbers {self._spec.max_bars} bars; slide the row's window first"
             )
         return torch.from_numpy(mask).to(chosen_BF.device)
 
     def push(self, ids_BF: Tensor) -> Tensor:
-        """Goes on by one step a row, which :meth:`allowed` has allowed.
+        """Goes on by one step of each row, which :meth:`allowed` has allowed.
 
         Returns:
             Whether the step belongs to its row, bool (B,) on the CPU: not where the row had ended
             before, nor where the step only said that there would be another bar than the last.
         """
-        steps = ids_BF.tolist()
-        return torch.tensor([r.push(step) for r, step in zip(self._rows, steps, strict=True)])
+        before, next_state = self._states, self._rules.next_state
+        self._states = [
+            next_state(s, step) for s, step in zip(before, ids_BF.tolist(), strict=True)
+        ]
+        return torch.tensor(
+            [new.n_steps > old.n_steps for new, old in zip(self._states, before, strict=True)]
+        )
 
     def feed(self, row: int, ids_TF: Tensor | NDArray[np.integer[Any]]) -> None:
         """Puts a row behind steps of music that exists; its notes may sound past ``max_bars``.
@@ -195,18 +185,17 @@ class Rows:
         Raises:
             ValueError: A step cannot follow those before it, or the music fills ``max_bars``.
         """
-        fed, spec = self._rows[row], self.grammar.tokenizer.spec
-        fed.feeding = True
-        try:
-            for at, step in enumerate(ids_TF.tolist()):
-                field = fed.check(step)
-                if fed.done or field >= 0:
-                    word = spec.words(np.array([step]))[0]
-                    raise ValueError(f"step {at}, {word!r}, cannot follow those before it")
-                if not fed.push(step):
-                    raise ValueError(f"the given music has more than max_bars={fed.max_bars} bars")
-        finally:
-            fed.feeding = False
+        s = self._states[row]._replace(feeding=True)
+        for at, step in enumerate(ids_TF.tolist()):
+            if s.done or self._rules.check(s, step) >= 0:
+                word = self._spec.words(np.array([step]))[0]
+                raise ValueError(f"step {at}, {word!r}, cannot follow those before it")
+            before, s = s, self._rules.next_state(s, step)
+            if s.n_steps == before.n_steps:
+                raise ValueError(
+                    f"the given music has more than max_bars={self._rules.max_bars} bars"
+                )
+        self._states[row] = s._replace(feeding=False)
 
     def seal(self, row: int, n_bars: int) -> None:
         """Nothing will begin in the first bars of a row any more: they belong to a primer.
@@ -214,25 +203,27 @@ class Rows:
         Raises:
             ValueError: ``max_bars`` leaves no bar after them.
         """
-        if (last := self._rows[row].max_bars) is not None and n_bars >= last:
+        if (last := self._rules.max_bars) is not None and n_bars >= last:
             raise ValueError(f"{n_bars} sealed bars leave none of max_bars={last}")
-        self._rows[row].free_from = n_bars
+        self._states[row] = self._states[row]._replace(free_from=n_bars)
 
     def keep(self, rows: Sequence[int] | Tensor) -> None:
         """Keeps these rows, in this order, and drops the others."""
-        self._rows = [self._rows[i] for i in (rows.tolist() if isinstance(rows, Tensor) else rows)]
+        kept = rows.tolist() if isinstance(rows, Tensor) else rows
+        self._states = [self._states[i] for i in kept]
 
     def slide(self, row: int, first_bar: int) -> None:
         """From now on the ids call ``first_bar`` of the row bar 0.
 
-        Only vocabularies that number bars (Octuple, MuMIDI) change by it.
+        Only a vocabulary that numbers bars (Octuple) changes by it.
 
         Raises:
             ValueError: The row has no such bar yet.
         """
-        if not self._rows[row].first_bar <= first_bar <= max(0, self._rows[row].bar):
-            raise ValueError(f"row {row} is in bar {self._rows[row].bar}, not past bar {first_bar}")
-        self._rows[row].first_bar = first_bar
+        s = self._states[row]
+        if not s.first_bar <= first_bar <= max(0, s.bar):
+            raise ValueError(f"row {row} is in bar {s.bar}, not past bar {first_bar}")
+        self._states[row] = s._replace(first_bar=first_bar)
 
     def close(self, row: int) -> tuple[int, Ids]:
         """Ends a row that was cut by a budget of time or tokens.
@@ -241,5 +232,12 @@ class Rows:
             The number of its steps to keep (BOS counts) and the steps to write behind them, int64
             (T, F): then it decodes whole. A row without a note keeps no music.
         """
-        keep, more = self._rows[row].close()
-        return keep, np.array(more, np.int64).reshape(-1, len(self.grammar.vocabulary.kinds))
+        keep, more = self._rules.closing(self._states[row])
+        self._states[row] = self._states[row]._replace(done=True)
+        return keep, self._ids(more)
+
+    def _ids(self, steps: list[list[int]]) -> Ids:
+        return np.array(steps, np.int64).reshape(-1, len(self._spec.fields))
+
+
+__all__ = ["FAMILIES", "Grammar", "Ids", "Rows"]
