@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -123,6 +124,31 @@ def measured(of: Any, rows: int, args: argparse.Namespace) -> dict[str, Any]:
     return about | {"seconds": seconds}
 
 
+def int8_cost(model: Any, batches: Iterable[Any], spec: Any) -> dict[str, dict[str, float]]:
+    """Scores of a generator and of its int8 form on the same windows, under their own labels.
+
+    Args:
+        model: A trained generator, float32 on the CPU, in evaluation mode.
+        batches: Windows that it was not trained on.
+        spec: Its vocabulary.
+    """
+    import torch
+
+    from midigenre.evaluation.tokens import TokenMetrics
+    from midigenre.models.cpu import quantize_int8
+
+    models = {"float32": model, "int8": quantize_int8(model)}
+    metrics = {name: TokenMetrics(spec) for name in models}
+    with torch.inference_mode():
+        for batch in batches:
+            for name, one in models.items():
+                metrics[name].update(*one.loss(batch), batch.ids_NF)
+    return {
+        name: {key: float(value) for key, value in found.compute().items()}
+        for name, found in metrics.items()
+    }
+
+
 def quality(args: argparse.Namespace) -> dict[str, Any] | None:
     """Scores of the run's model and of its int8 form on test windows; None without a run."""
     if args.run is None:
@@ -130,7 +156,6 @@ def quality(args: argparse.Namespace) -> dict[str, Any] | None:
     from midigenre.commands.run_songs import own_shards
     from midigenre.corpora.base import no_progress
     from midigenre.data.datamodule import PhraseDataModule
-    from midigenre.evaluation.quantized import int8_cost
     from midigenre.trained import load_run
 
     trained = load_run(args.run, "best", "generator")

@@ -1,8 +1,8 @@
-"""From phrases to a song: the mean, attention over the phrases' vectors, or the blend.
+"""From phrases to a song: the mean, or the blend.
 
     python experiments/05_learning/songs.py runs/05_learning/recipe/genre_best/*/1
 
-Fits each way anew for encoders that are trained already, on the songs that their run may use for
+Fits each way again for encoders that are trained already, on the songs that their run may use for
 that, and scores the same test songs; beside them the blend of the baselines alone, to which the
 encoder adds nothing. ``results/songs.json`` (``--results``) keeps the scores, without names of
 songs, and how far the blend and the encoder are from each baseline.
@@ -24,9 +24,10 @@ from midigenre.build import class_of, plain
 from midigenre.commands.run_songs import own_shards
 from midigenre.corpora.base import no_progress
 from midigenre.data.datamodule import PhraseDataModule
+from midigenre.evaluation.blend import WITHOUT_ENCODER
 from midigenre.evaluation.markdown import markdown_table
-from midigenre.evaluation.songs import KINDS, WITHOUT_ENCODER
 from midigenre.files import read_json, write_json
+from midigenre.tasks.songs import KINDS
 from midigenre.trained import load_run
 
 RESULTS = Path(__file__).parent / "results"

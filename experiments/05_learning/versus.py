@@ -9,12 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from midigenre.evaluation.bootstrap import (
-    interval,
-    margin_macro_f1,
-    ratio,
-    resampled_margins,
-)
+from midigenre.evaluation.bootstrap import score
 from midigenre.files import read_csv
 
 Texts = NDArray[np.str_]
@@ -77,7 +72,7 @@ def versus(runs: Sequence[Path]) -> dict[str, Any]:
 def _difference(
     truth_N: Texts, ours: Sequence[Texts], theirs_N: Texts, source_N: Texts | None
 ) -> Interval | None:
-    """Interval of the mean of ours minus theirs; with sources as ``within_source`` scores them."""
+    """Interval of the mean of ours minus theirs; with sources as ``by_source`` scores them."""
     if source_N is not None:
         several = [s for s in np.unique(source_N) if len(set(truth_N[source_N == s])) > 1]
         if not several:
@@ -85,17 +80,9 @@ def _difference(
         keep = np.isin(source_N, several)
         truth_N, theirs_N, source_N = truth_N[keep], theirs_N[keep], source_N[keep]
         ours = [of[keep] for of in ours]
-    sources, place_N = np.unique(
-        np.zeros(len(truth_N)) if source_N is None else source_N, return_inverse=True
-    )
+    group_N = None if source_N is None else np.unique(source_N, return_inverse=True)[1]
     classes, codes = np.unique(np.stack([truth_N, theirs_N, *ours]), return_inverse=True)
-    # A class of a source is one of K x C cells, so that one pass counts all sources.
-    cells = place_N * len(classes) + codes.reshape(2 + len(ours), -1)
-    margins = resampled_margins(
-        cells[0], list(cells[1:]), np.arange(len(truth_N)), len(sources) * len(classes)
-    )
-    hits, truth, predicted = (m.reshape(*m.shape[:2], len(sources), len(classes)) for m in margins)
-    weight_PRK = truth.sum(-1)
-    f1_PRK = np.where(weight_PRK > 0, margin_macro_f1(hits, truth, predicted), 0.0)
-    f1_PR = ratio((f1_PRK * weight_PRK).sum(-1), weight_PRK.sum(-1))
-    return interval(f1_PR[1:].mean(0) - f1_PR[0])
+    truth, *predicted = codes.reshape(2 + len(ours), -1)
+    scores = score(truth, predicted, np.arange(len(truth)), len(classes), group_N=group_N)
+    found: Interval = scores.lead("macro_f1", slice(1, None), [0])["ci95"]
+    return found

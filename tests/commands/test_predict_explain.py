@@ -92,7 +92,6 @@ def test_a_coverage_takes_its_threshold_from_validation(midigenre, toy_run, song
         (("threshold=0.5", "coverage=0.5"), "give one of them"),
         (("coverage=0.5", "calibrate=false"), "calibration.json"),
         (("out=figures",), "explain=true"),
-        (("explain_method=lime",), "occlusion or gradient"),
         (("batch_tokens=0",), "batch_tokens"),
         (("max_seconds=0",), "max_seconds"),
     ],
@@ -103,14 +102,13 @@ def test_wrong_settings_are_named(midigenre, toy_run, songs, settings, named):
     assert named in err
 
 
-@pytest.mark.parametrize("method", ["occlusion", "gradient"])
-def test_explanations_and_figures(midigenre, toy_run, songs, tmp_path, method):
+def test_explanations_and_figures(midigenre, toy_run, songs, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         shutil.copy(songs[0], tmp_path / folder / "one song.mid")
     (tmp_path / "b" / "broken.mid").write_bytes(b"MThd")
     status, out, err = midigenre(
-        "predict", f"run={toy_run}", "explain=true", f"explain_method={method}",
+        "predict", f"run={toy_run}", "explain=true",
         f"out={tmp_path / 'figures'}", "--", str(tmp_path / "a"), str(tmp_path / "b"),
     )  # fmt: skip
     assert status == 0, err
@@ -121,7 +119,7 @@ def test_explanations_and_figures(midigenre, toy_run, songs, tmp_path, method):
     for label in ("genre", "emotion"):
         about = found[0]["explanation"][label]
         assert about["class"] == found[0][label]
-        assert about["method"] == method
+        assert about["method"] == "occlusion"
         assert len(about["bars"]) == n_bars
         assert any(about["bars"])
         assert len(about["programs"]) > 1

@@ -16,8 +16,8 @@ from toy_runs import SMALL, working_in
 
 from boards import Board
 from midigenre.cli import main
+from midigenre.evaluation.metrics import Counts, confusion_matrix, scores_of
 from midigenre.evaluation.runs import find_runs
-from midigenre.evaluation.scores import accuracy, confusion_matrix, macro_f1
 from midigenre.trained import load_run
 
 SETTINGS = (*SMALL, "corpus.n_songs=32", "trainer.max_epochs=1", "data.batch_phrases=8",
@@ -78,11 +78,10 @@ def test_the_evaluation_is_of_all_predictions_together(crossval):
             np.array([code[row[column]] for row in rows])
             for column in ("genre", "genre_model", "genre_ngram_lr")
         )
-        counts = confusion_matrix(truth, guess, len(code))
-        assert found["confusion"] == counts.tolist()
-        assert found["macro_f1"] == pytest.approx(macro_f1(counts))
-        theirs = accuracy(confusion_matrix(truth, baseline, len(code)))
-        assert found["baselines"]["ngram_lr"]["accuracy"] == pytest.approx(theirs)
+        assert found["confusion"] == confusion_matrix(truth, guess, len(code)).tolist()
+        for scores, predicted in ((found, guess), (found["baselines"]["ngram_lr"], baseline)):
+            for name, value in scores_of(Counts.of_rows(truth, predicted, len(code))).items():
+                assert scores[name] == pytest.approx(value)
         own = [part["genre"][level]["macro_f1"] for part in parts]
         assert [part["macro_f1"] for part in found["parts"]] == own
         assert found["over_parts"]["macro_f1"]["mean"] == pytest.approx(np.mean(own))

@@ -9,7 +9,7 @@ import pytest
 from toy_runs import SMALL, working_in
 
 from midigenre.cli import main
-from midigenre.evaluation.songs import SongModels
+from midigenre.evaluation.blend import Blends
 
 RUN = ("train", *SMALL, "task=genre", "optim.lr=0.003", "trainer.max_epochs=1",
        "split.fractions=[0.4,0.3,0.3]")  # fmt: skip
@@ -25,11 +25,6 @@ def trained(home, kind):
 @pytest.fixture(scope="module")
 def blend(home):
     return trained(home, "blend")
-
-
-@pytest.fixture(scope="module")
-def attention(home):
-    return trained(home, "attention")
 
 
 def test_evaluation_tells_the_blend_from_the_encoder(blend, home):
@@ -51,14 +46,13 @@ def test_evaluation_tells_the_blend_from_the_encoder(blend, home):
         assert "song_model" not in levels["phrase"]
 
 
-@pytest.mark.parametrize("kind", ["blend", pytest.param("attention", marks=pytest.mark.slow)])
-def test_evaluate_repeats_it_and_predict_says_the_same(kind, midigenre, request, home):
-    run = request.getfixturevalue(kind)
+def test_evaluate_repeats_it_and_predict_says_the_same(midigenre, blend, home):
+    run = blend
     status, out, err = midigenre("evaluate", f"run={run}")
     assert status == 0, err
     expected = json.loads((home / run / "evaluation.json").read_text())
     assert json.loads((home / out.strip()).read_text()) == expected
-    assert f"model ({kind})" in err
+    assert "model (blend)" in err
     assert "encoder alone" in err
     paths = {}
     for manifest in home.glob("shards/toy-*/manifest.csv"):
@@ -73,8 +67,7 @@ def test_evaluate_repeats_it_and_predict_says_the_same(kind, midigenre, request,
             for name, probability in answer["probabilities"][label].items():
                 stored = float(row[f"{label}_log_prob_{name}"])
                 assert probability == pytest.approx(np.exp(stored), abs=2e-4)
-    if kind == "blend":
-        assert any(row["genre_model"] != row["genre_encoder"] for row in rows)
+    assert any(row["genre_model"] != row["genre_encoder"] for row in rows)
 
 
 def test_another_corpus_has_the_stored_experts_for_baselines(midigenre, blend, home, tmp_path):
@@ -108,8 +101,8 @@ def test_other_weights_and_lost_files_are_told(midigenre, blend, home, tmp_path)
     assert "is not there" in err
     copied = tmp_path / "run"
     shutil.copytree(home / blend, copied)
-    stored = SongModels.load(copied / "song")
-    SongModels(stored.kind, stored.classes, stored.models, "other").save(copied / "song")
+    stored = Blends.load(copied / "song")
+    Blends(stored.classes, stored.blends, "other").save(copied / "song")
     status, _, err = midigenre("predict", f"run={copied}", "--", str(file))
     assert status == 0
     assert "belongs to its best checkpoint" in err
@@ -143,7 +136,7 @@ def test_the_mean_leaves_nothing_and_a_typo_is_refused(midigenre, toy_run, home)
     assert "components" not in evaluation["genre"]["song"]
     status, _, err = midigenre("train", *SMALL, "task.song=median")
     assert status == 2
-    assert "mean, attention, blend" in err
+    assert "mean, blend" in err
 
 
 @pytest.mark.slow

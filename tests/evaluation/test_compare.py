@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from midigenre.errors import UserError
-from midigenre.evaluation.compare import compare
-from midigenre.evaluation.compare_table import to_markdown, to_records
+from midigenre.evaluation.compare import compare, to_markdown, to_records
 from midigenre.evaluation.runs import find_runs
 
 # Quantiles of Student's t from printed tables (two-sided 95 %, n - 1 degrees of freedom).
@@ -154,7 +153,7 @@ def test_the_best_baseline_stands_beside_each_score(tmp_path):
     by_accuracy = table_of(tmp_path, metric="accuracy")
     assert by_accuracy.rows[0].scores["test/genre/phrase/accuracy"].baseline_name == "majority"
     assert comparison.notes == (
-        f"{PHRASE}: a baseline (hist_gb) is at or above 1 of 1 configuration",
+        f"{PHRASE}: a baseline (hist_gb) is as good as or better than 1 of 1 configuration",
     )
 
 

@@ -49,7 +49,7 @@ def test_confusion_figure(n, tmp_path):
     assert all(name in found for name in names)
     assert "True class" in found
     assert "Predicted class" in found
-    assert "Macro-F1" in found
+    assert "macro-F1" in found
 
 
 def test_confusion_figure_without_counts(tmp_path):

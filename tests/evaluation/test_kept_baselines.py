@@ -7,7 +7,6 @@ import pytest
 from phrasebook import book
 
 from midigenre.evaluation import kept_baselines as module
-from midigenre.evaluation.arrays import DAMAGED, read_arrays
 from midigenre.evaluation.baselines import (
     BASELINES,
     LEVELS,
@@ -16,6 +15,7 @@ from midigenre.evaluation.baselines import (
     predict_baselines,
 )
 from midigenre.evaluation.kept_baselines import FOLDER, kept_baselines
+from midigenre.evaluation.npz import DAMAGED, read_arrays
 
 TRUTH = np.r_[np.arange(45) % 3, -1]
 

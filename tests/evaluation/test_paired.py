@@ -12,9 +12,7 @@ from test_compare import write_run
 
 from midigenre.errors import UserError
 from midigenre.evaluation.bootstrap import paired_bootstrap
-from midigenre.evaluation.compare import compare
-from midigenre.evaluation.compare_table import to_markdown, to_records
-from midigenre.evaluation.paired import Paired, mcnemar, pair_up
+from midigenre.evaluation.compare import Paired, compare, mcnemar, pair_up, to_markdown, to_records
 from midigenre.evaluation.runs import find_runs
 
 N = 200

@@ -1,32 +1,54 @@
 """Tables of predictions say exactly what the scores count."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from tables import levels_of
 
+from midigenre.errors import UserError
 from midigenre.evaluation.bootstrap import paired_bootstrap
-from midigenre.evaluation.predictions import LabelPredictions, songs_path, write_predictions
-from midigenre.evaluation.scores import evaluate_label
+from midigenre.evaluation.predictions import (
+    concat,
+    read_tables,
+    songs_path,
+    write_predictions,
+    write_tables,
+)
+from midigenre.evaluation.scores import by_part, evaluate
 from midigenre.files import read_csv
 
 CLASSES = ("jazz, swing", 'the "blues"', "rock")
 
 
-@pytest.fixture
-def written(tmp_path):
-    rng = np.random.default_rng(0)
-    songs = np.repeat([f"song {i:02}" for i in range(30)], 4)
+def made(seed=0, first=0, **more):
+    """The tables of 30 songs of four phrases each."""
+    rng = np.random.default_rng(seed)
+    songs = np.repeat(np.arange(30) + first, 4)
     truth = np.repeat(rng.integers(-1, 3, 30), 4)
     logits = rng.normal(size=(120, 3)) + 2 * np.eye(3)[truth]
     log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    baselines = {"hist_gb": rng.integers(0, 3, 120), "metadata": "one class only"}
+    baselines = {
+        level: {"hist_gb": rng.integers(0, 3, n), "metadata": "one class only"}
+        for level, n in (("phrase", 120), ("song", 30))
+    }
+    levels = levels_of(log_probs, truth, songs, CLASSES, baselines, **more)
+    ids = np.array([f"song {i:02}" for i in songs], object)
+    bars = {"first_bar": np.tile([0, 4, 8, 12], 30)}
+    return {
+        "phrase": replace(levels["phrase"], song_N=songs, where={"song_id": ids} | bars),
+        "song": replace(levels["song"], song_N=songs[::4], where={"song_id": ids[::4]}),
+    }
+
+
+@pytest.fixture
+def written(tmp_path):
+    levels = made()
     path = tmp_path / "predictions.csv"
-    write_predictions(
-        path,
-        {"song_id": songs, "first_bar": np.tile([0, 4, 8, 12], 30)},
-        {"genre": LabelPredictions(CLASSES, truth, log_probs, baselines)},
-    )
-    scores = evaluate_label(log_probs, truth, songs, CLASSES, {"phrase": baselines}, seed=2)
-    return read_csv(path), log_probs, truth, scores["phrase"]
+    write_predictions(path, {"genre": levels})
+    assert len(read_csv(songs_path(path))) == 30
+    phrases = levels["phrase"]
+    return read_csv(path), phrases.log_probs_NC, phrases.truth_N, evaluate(phrases, seed=2)
 
 
 def test_columns_and_rows(written):
@@ -63,3 +85,39 @@ def test_songs_lie_beside_the_phrases(tmp_path):
     assert songs_path(tmp_path / "a-test-predictions.csv") == (
         tmp_path / "a-test-predictions_songs.csv"
     )
+
+
+def assert_same(one, other):
+    for name, column in one._columns().items():
+        assert np.array_equal(column, other._columns()[name]), name
+    assert (one.classes, one.missing) == (other.classes, other.missing)
+
+
+def test_tables_come_back_in_full_precision(tmp_path):
+    tables = {"genre": made(temperatures={"phrase": 1.3, "song": 0.7}), "emotion": made(1)}
+    write_tables(tmp_path / "p.npz", tables)
+    found = read_tables(tmp_path / "p.npz", ["genre", "emotion"])
+    for label, levels in tables.items():
+        for level, table in levels.items():
+            assert_same(table, found[label][level])
+    first = (tmp_path / "p.npz").read_bytes()
+    write_tables(tmp_path / "p.npz", tables)
+    assert (tmp_path / "p.npz").read_bytes() == first
+    (tmp_path / "p.npz").write_bytes(first[:500])
+    with pytest.raises(UserError, match=r"p\.npz cannot be read"):
+        read_tables(tmp_path / "p.npz", ["genre"])
+
+
+def test_joined_tables_score_as_one():
+    later, earlier = (made(seed, first)["phrase"] for seed, first in ((0, 30), (1, 0)))
+    joined = concat([later, earlier], ["b", "a"])
+    assert joined.song_N.tolist() == sorted(joined.song_N.tolist())
+    assert (joined.where["part"][:120] == "a").all()
+    assert_same(joined.select(joined.where["part"] == "a"), concat([earlier], ["a"]))
+    for name, table in (("a", earlier), ("b", later)):
+        assert evaluate(table)["macro_f1"] == by_part(joined)[name]["macro_f1"]
+    # What one lacks is left out, with the reason.
+    alone = replace(later, baselines={}, temperature_N=np.ones(120))
+    found = concat([later, alone], ["a", "b"])
+    assert found.missing == {"hist_gb": "not fitted in b", "metadata": "one class only"}
+    assert found.temperature_N is None

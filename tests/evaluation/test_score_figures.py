@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from tables import evaluated
 
 from midigenre.evaluation.figures import save
 from midigenre.evaluation.score_figures import evaluation_figures
-from midigenre.evaluation.scores import evaluate_label
 
 
 def evaluation(n=60, temperatures=None):
@@ -15,7 +15,7 @@ def evaluation(n=60, temperatures=None):
     truth = rng.integers(0, 3, n)
     logits = rng.normal(size=(n, 3)) + np.eye(3)[truth]
     log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    levels = evaluate_label(
+    levels = evaluated(
         log_probs, truth, np.arange(n), ["$a", "b_c", "d"], temperatures=temperatures, n_bootstrap=9
     )
     return json.loads(json.dumps({"genre": levels}))
@@ -43,13 +43,3 @@ def test_bars_reach_from_accuracy_to_confidence():
         for b in content["genre"]["song"]["reliability"]["raw"]
     )
     assert np.array(drawn) == pytest.approx(np.array(expected))
-
-
-def test_an_older_evaluation_has_its_confusion_only():
-    content = evaluation()
-    for levels in content["genre"].values():
-        for key in ("reliability", "abstention", "calibrated"):
-            del levels[key]
-    assert set(evaluation_figures(content, "test")) == {
-        "genre/phrase/confusion", "genre/song/confusion",
-    }  # fmt: skip

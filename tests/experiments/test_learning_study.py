@@ -18,7 +18,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from midigenre.evaluation.bootstrap import paired_bootstrap
-from midigenre.evaluation.within import Sources, within_source
+from midigenre.evaluation.predictions import Predictions
+from midigenre.evaluation.scores import by_source
 
 STUDY = Path(__file__).resolve().parents[2] / "experiments" / "05_learning"
 GENRES = ["folk", "jazz", "rock"]
@@ -79,14 +80,15 @@ def test_one_run_has_the_intervals_of_its_own_evaluation(tmp_path: Path) -> None
         assert columns["hist_gb"]["overall"] == pytest.approx(overall)
         codes = {name: np.array([GENRES.index(g) for g in table[name]])
                  for name in ("genre", f"genre_{who}", "genre_hist_gb")}  # fmt: skip
-        within = within_source(
-            np.eye(3)[codes[f"genre_{who}"]],
-            codes["genre"],
+        rows = Predictions(
+            tuple(GENRES),
             np.arange(N),
-            Sources(np.array(table["source"]), np.ones((N, 3), bool)),
-            GENRES,
+            codes["genre"],
+            np.log(np.where(np.eye(3)[codes[f"genre_{who}"]] > 0, 0.98, 0.01)),
             {"hist_gb": codes["genre_hist_gb"]},
-        )["within_source"]
+            where={"source": np.array(table["source"])},
+        )
+        within = by_source(rows)["within_source"]
         assert within["sources"] == ["band", "drums"]
         kept = within["baselines"]["hist_gb"]["versus_model"]["macro_f1"]["ci95"]
         assert columns["hist_gb"]["within_source"] == pytest.approx(kept)
@@ -186,7 +188,7 @@ def test_ways_to_a_song_are_all_scored_on_the_same_run(monkeypatch: pytest.Monke
         @staticmethod
         def test(model: str, data: Any, folder: Path | None, task: dict[str, Any]) -> Any:
             asked.append((model, task["song"], folder))
-            score = {"mean": 0.7, "attention": 0.8, "blend": 0.9}[task["song"]] + 0.02 * int(model)
+            score = {"mean": 0.8, "blend": 0.9}[task["song"]] + 0.02 * int(model)
             theirs = {"without_encoder": {"macro_f1": 0.6, "accuracy": 0.4}}
             song = {"macro_f1": score, "accuracy": 0.5, "calibrated": {"nll": 1.0},
                     "baselines": theirs,
@@ -203,12 +205,12 @@ def test_ways_to_a_song_are_all_scored_on_the_same_run(monkeypatch: pytest.Monke
     for run in ("0", "1"):
         for way, scores in songs.scored(run, ".", Path(run)).items():
             found.setdefault(way, []).append(scores)
-    ways = {"mean": False, "attention": False, "blend": True}
+    ways = {"mean": False, "blend": True}
     assert asked == [
         (r, way, Path(r) if keeps else None) for r in "01" for way, keeps in ways.items()
     ]
     lines = songs.table(found).splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 5
     # Two values 0.02 apart: their mean's standard error is 0.01, t of one degree 12.706.
-    assert "| attention | 0.810 ± 0.127 (0.800, 0.820) |" in lines[3]
-    assert lines[5].startswith("| without\\_encoder | 0.600 ± 0.000 (0.600, 0.600) |")
+    assert "| mean | 0.810 ± 0.127 (0.800, 0.820) |" in lines[2]
+    assert lines[4].startswith("| without\\_encoder | 0.600 ± 0.000 (0.600, 0.600) |")

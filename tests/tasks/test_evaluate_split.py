@@ -15,6 +15,7 @@ from toysongs import prepared
 from midigenre.corpora.toy import Toy
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.evaluation.baselines import BASELINES, GONE
+from midigenre.evaluation.blend import Blend, Blends, Pool
 from midigenre.files import read_csv
 from midigenre.models import LabelHead
 from midigenre.spec import UNKNOWN
@@ -189,20 +190,26 @@ def test_songs_without_a_label_are_flagged_apart(data, model):
 
 
 def test_a_song_model_takes_the_place_of_the_mean(data, model, tmp_path):
-    def aggregate(label, found, songs_of, split):
-        assert found.vectors is not None
-        songs = np.unique(found.song)
-        truth = songs_of.labels[label][songs]
-        n = len(songs_of.shards.labels.classes[label])
-        return songs, np.log(np.full((len(songs), n), 0.01) + np.eye(n)[truth] * (1 - 0.01 * n))
-
+    pool = Pool({"encoder": 1.0}, {"encoder": 1.0}, 0.1, 9)  # ten times as sure as the mean
+    classes = {label: tuple(head.classes) for label, head in model.label_heads().items()}
+    blends = Blends(classes, dict.fromkeys(classes, Blend(pool, {})), "any")
     path = tmp_path / "p.csv"
-    found = evaluate_split(model, data, "test", train=None, aggregate=aggregate, predictions=path)
-    assert found["genre"]["song"]["accuracy"] == 1
-    assert found["genre"]["phrase"]["accuracy"] < 1
-    assert all(row["genre"] == row["genre_model"] for row in read_csv(tmp_path / "p_songs.csv"))
-    calibration = fit_calibration(model, data, aggregate=aggregate)
-    assert calibration.levels["genre"]["song"].temperature < 1
+    found = evaluate_split(model, data, "test", train=None, blends=blends, predictions=path)
+    alone = evaluate_split(model, data, "test", train=None)["genre"]
+    song, phrase = found["genre"]["song"], found["genre"]["phrase"]
+    assert phrase == alone["phrase"]
+    assert song["song_model"]["weights"] == {"encoder": 1}
+    assert (
+        song["accuracy"] == alone["song"]["accuracy"] == song["components"]["encoder"]["accuracy"]
+    )
+    assert song["nll"] > 2 * alone["song"]["nll"]
+    assert "encoder" not in song["baselines"]
+    row = read_csv(tmp_path / "p_songs.csv")[0]
+    assert row["genre_encoder"] == row["genre_model"]
+    means, blended = (fit_calibration(model, data, blends=b) for b in (None, blends))
+    of_songs = [c.levels["genre"]["song"].temperature for c in (means, blended)]
+    assert of_songs[1] > 1.9 * of_songs[0]  # both are held towards 1
+    assert (means.song_models, blended.song_models) == (False, True)
 
 
 def test_several_sources_give_a_baseline_and_scores_within_them(data, model, monkeypatch):

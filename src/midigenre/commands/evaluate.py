@@ -20,6 +20,7 @@ from midigenre.commands.run_songs import own_shards
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
+from midigenre.evaluation.blend import Blends
 from midigenre.evaluation.calibration import Calibration
 from midigenre.evaluation.figures import save
 from midigenre.evaluation.report import print_scores
@@ -28,7 +29,7 @@ from midigenre.files import read_csv, write_json
 from midigenre.spec import UNKNOWN
 from midigenre.storage import check_writable
 from midigenre.tasks.evaluate import evaluate_split, fit_calibration
-from midigenre.tasks.songs import SongAggregate, load_song_models
+from midigenre.tasks.songs import load_song_models
 from midigenre.tokenizers.base import from_spec
 from midigenre.trained import Run, device_of, load_run
 
@@ -68,7 +69,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
             )
     name = shards.folder.name.rsplit("-", 2)[0]
     own_data = None if own is None else _data(own, trained, own=True)
-    aggregate = _aggregate(trained)
+    blends = _blends(trained)
     evaluation = evaluate_split(
         trained.classifier,
         _data(shards, trained, own=not foreign),
@@ -77,8 +78,8 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         class_maps=class_maps(shards, trained),
         train=own_data,
         predictions=folder / f"{name}-{cfg.subset}-predictions.csv",
-        calibration=_calibration(trained, own_data, device, aggregate),
-        aggregate=aggregate,
+        calibration=_calibration(trained, own_data, device, blends),
+        blends=blends,
     )
     if not evaluation:
         raise UserError(
@@ -99,22 +100,22 @@ def _calibration(
     trained: Run,
     own: PhraseDataModule | None,
     device: torch.device,
-    aggregate: SongAggregate | None,
+    blends: Blends | None,
 ) -> Calibration | None:
-    """The run's calibration; fitted anew for another checkpoint and for runs that have none."""
-    found = Calibration.of_run(trained.folder, trained.checkpoint, aggregate is not None)
+    """The run's calibration; fitted again for another checkpoint and for runs that have none."""
+    found = Calibration.of_run(trained.folder, trained.checkpoint, blends is not None)
     if found is None and own is not None:
         console.print("fitting the calibration on the run's validation songs", highlight=False)
-        found = fit_calibration(trained.classifier, own, device=device, aggregate=aggregate)
+        found = fit_calibration(trained.classifier, own, device=device, blends=blends)
     return found
 
 
-def _aggregate(trained: Run) -> SongAggregate | None:
-    """The run's song models; None for the mean over the phrases."""
-    models, note = load_song_models(trained.checkpoint, trained.classifier, trained.task)
+def _blends(trained: Run) -> Blends | None:
+    """The run's blends; None for the mean over the phrases."""
+    blends, note = load_song_models(trained.checkpoint, trained.classifier, trained.task)
     if note is not None:
         console.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
-    return None if models is None else SongAggregate(models)
+    return blends
 
 
 def _own_shards(trained: Run, cfg: DictConfig, progress: Any) -> ShardSet | None:

@@ -12,7 +12,7 @@ import numpy as np
 from omegaconf import DictConfig
 from rich.markup import escape
 
-from midigenre.build import class_of, make_data, plain
+from midigenre.build import class_of, plain
 from midigenre.commands.claims import locked
 from midigenre.commands.console import console
 from midigenre.commands.job import check_one_device
@@ -20,10 +20,10 @@ from midigenre.commands.start import finished, source_of
 from midigenre.data.shards import ShardSet
 from midigenre.data.splits import CROSSVAL, Fold, Protocol, settings_of
 from midigenre.errors import UserError
-from midigenre.evaluation.bootstrap import METRICS
+from midigenre.evaluation.crossval import PartRun, mean_and_sd, pool, tested
 from midigenre.evaluation.figures import save
-from midigenre.evaluation.pooled import PartRun, mean_and_sd, pool, tested
-from midigenre.evaluation.report import LEVELS
+from midigenre.evaluation.metrics import METRICS
+from midigenre.evaluation.predictions import LEVELS
 from midigenre.evaluation.score_figures import evaluation_figures
 from midigenre.files import read_json, write_json
 from midigenre.run import RunFolder, as_config
@@ -207,9 +207,8 @@ def run_parts(
                     if error.status != UserError.status:  # a signal
                         raise
                     raise UserError(f"part {number}, {part.name}: {error}") from error
-        train = part.rows["train"] if cfg.fold is None else make_data(given, shards).rows("train")
-        runs.append(PartRun(number, part, below, train))
-    return _pooled(cfg, folder, shards, runs, skipped, time.perf_counter() - started)
+        runs.append(PartRun(number, part, below))
+    return _pooled(cfg, folder, runs, skipped, time.perf_counter() - started)
 
 
 def part_config(cfg: DictConfig, number: int, name: str) -> DictConfig:
@@ -247,14 +246,13 @@ def _check_bounds(given: DictConfig, folder: Path) -> None:
 def _pooled(
     cfg: DictConfig,
     folder: Path,
-    shards: ShardSet,
     runs: Sequence[PartRun],
     skipped: Sequence[Fold],
     seconds: float,
 ) -> float:
     """Writes what a run leaves, over all parts."""
     n_tested = len(tested(runs))
-    evaluation = pool(runs, shards, folder / "predictions.csv", skipped)
+    evaluation = pool(runs, folder, skipped)
     metrics = [read_json(run.folder / "metrics.json") for run in runs]
     costs = [read_json(run.folder / "cost.json") for run in runs]
     (monitor,) = metrics[0]["best"]

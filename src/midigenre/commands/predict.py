@@ -30,9 +30,8 @@ from midigenre.evaluation.instruments import program_name
 from midigenre.files import csv_cell, safe_name
 from midigenre.midi.song import Song
 from midigenre.spec import Batch
-from midigenre.tasks.attribution import Attribution
-from midigenre.tasks.explain import Explainer, check_method
-from midigenre.tasks.predict import Predictions, predict_phrases
+from midigenre.tasks.explain import METHOD, Attribution, Explainer
+from midigenre.tasks.predict import PhraseOutputs, predict_phrases
 from midigenre.tasks.songs import load_song_models, score_songs
 from midigenre.tokenizers.base import Encoded
 from midigenre.trained import Run, device_of, load_run
@@ -97,7 +96,6 @@ def _check(cfg: DictConfig) -> None:
             raise UserError(f"{name} must be above 0, got {cfg[name]}")
     if cfg.format not in FORMATS:
         raise UserError(f"format={cfg.format}; choose {', '.join(FORMATS)}")
-    check_method(cfg.explain_method)
     if cfg.out is not None and not cfg.explain:
         raise UserError(f"out={cfg.out}: figures are of explanations; set explain=true, too")
 
@@ -226,14 +224,12 @@ class Answerer:
         self._policy = AnswerPolicy.from_settings(
             calibration, list(self._classes), cfg.threshold, cfg.coverage
         )
-        self._method = str(cfg.explain_method)
         self._explainer = None
         if cfg.explain:
             self._explainer = Explainer(
                 trained.classifier,
                 trained.tokens,
                 trained.data,
-                self._method,
                 batch_phrases=self._bounds[0],
                 batch_tokens=self._bounds[1],
                 device=device,
@@ -248,10 +244,7 @@ class Answerer:
         reader = PhraseReader(songs, tokens, data["max_tokens"], data["marks"])
         phrases = consecutive(songs, np.arange(len(songs)), phrase_length(data, tokens))
         found, cut = self._predict(reader, phrases)
-        scores = {
-            label: log_probs_SC
-            for label, (_, log_probs_SC) in score_songs(self._songs, found, reader, phrases).items()
-        }
+        scores = score_songs(self._songs, found, reader, phrases)
         energies = {label: song_energy(of, found.song) for label, of in found.energy.items()}
         answers = {
             path: self._describe(song, i, found, phrases.end, scores, energies, cut)
@@ -259,7 +252,7 @@ class Answerer:
         }
         if self._explainer is not None:
             targets = {label: of.argmax(1) for label, of in scores.items()}
-            explained = self._explainer(songs, phrases, found, targets)
+            explained = self._explainer(songs, phrases, targets)
             for (path, (song, _)), attributions in zip(read.items(), explained, strict=True):
                 answers[path]["explanation"] = self._explanation(attributions)
                 if self._figures is not None:
@@ -268,7 +261,7 @@ class Answerer:
 
     def _predict(
         self, reader: PhraseReader, phrases: Phrases
-    ) -> tuple[Predictions, NDArray[np.bool_]]:
+    ) -> tuple[PhraseOutputs, NDArray[np.bool_]]:
         """What the model says of phrases, and which of them had more steps than it takes."""
         lengths = reader.lengths(phrases)
         order = np.argsort(lengths, kind="stable")  # neighbours of one length share attention calls
@@ -285,15 +278,13 @@ class Answerer:
                 ]
                 yield collate([ids for ids, _ in read], {}, chosen)
 
-        vectors = self._songs is not None and self._songs.needs_vectors
-        found = predict_phrases(self._trained.classifier, batches(), self._device, vectors=vectors)
+        found = predict_phrases(self._trained.classifier, batches(), self._device)
         back = np.argsort(order)
         return replace(
             found,
             log_probs={label: rows[back] for label, rows in found.log_probs.items()},
             song=found.song[back],
             start=found.start[back],
-            vectors=None if found.vectors is None else found.vectors[back],
             energy={label: rows[back] for label, rows in found.energy.items()},
         ), cut
 
@@ -301,7 +292,7 @@ class Answerer:
         self,
         song: Song,
         index: int,
-        found: Predictions,
+        found: PhraseOutputs,
         ends: NDArray[np.int64],
         scores: Mapping[str, Floats],
         energies: Mapping[str, Floats],
@@ -362,7 +353,7 @@ class Answerer:
         return {
             label: {
                 "class": self._classes[label][found.target],
-                "method": self._method,
+                "method": METHOD,
                 "log_odds": _number(found.log_odds),
                 "bars": [_number(value) for value in found.bars],
                 "programs": {program_name(p): _number(v) for p, v in found.programs.items()},

@@ -23,8 +23,7 @@ from midigenre.commands.job import check_one_device
 from midigenre.commands.start import finished
 from midigenre.data.prepare import default_workers
 from midigenre.errors import UserError
-from midigenre.evaluation.compare import compare
-from midigenre.evaluation.compare_table import legend, table
+from midigenre.evaluation.compare import compare, legend, table
 from midigenre.evaluation.runs import find_runs
 from midigenre.files import read_json, write_json
 

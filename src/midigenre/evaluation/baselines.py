@@ -41,11 +41,10 @@ from midigenre.evaluation.features import (
     token_shares,
     whole_songs,
 )
+from midigenre.evaluation.predictions import LEVELS
 from midigenre.spec import UNKNOWN
 
 log = getLogger(__name__)
-
-LEVELS = ("phrase", "song")
 
 MAX_TRAIN = {"phrase": 20_000, "song": 10_000}
 """Most phrases and songs that are fitted on, a stratified draw: bounds time and memory."""

@@ -1,4 +1,4 @@
-"""A log-linear pool of a song's experts: the encoder and the baselines, weighed on validation.
+"""``task.song=blend``: a log-linear pool of the encoder and baselines, weighed on validation songs.
 
 log p(c) = tau * sum_k w_k log p_k(c) - log Z with w_k >= 0 and sum_k w_k = 1: the logarithmic
 opinion pool (Genest and Zidek 1986, "Combining Probability Distributions", section 3), which Hinton
@@ -10,12 +10,18 @@ with smoothed labels is not sure enough, so that equal weights of their bare log
 equal voices. With weights from 40 validation songs (20 draws), scaling first took macro-F1 from
 0.780 to 0.784 (24 classes) and from 0.926 to 0.936 (7 classes): on the test songs of two runs,
 which also chose the priors below, so the figures are a little flattering.
+
+A run keeps what was fitted in ``RUN/song/`` as plain data: ``model.json`` and ``arrays.npz``, which
+is read with ``allow_pickle=False``. It belongs to the weights of one checkpoint: another one's
+phrases have other log-probabilities.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +29,24 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
+from midigenre.arrays import Floats, Longs
+from midigenre.errors import UserError
+from midigenre.evaluation.experts import Expert
+from midigenre.evaluation.npz import DAMAGED, below, read_arrays, write_arrays
+from midigenre.files import make_folder, read_json, write_json
+from midigenre.models import PhraseClassifier
 from midigenre.spec import UNKNOWN
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+FOLDER = "song"
+"""Where a run keeps its blends."""
+ENCODER = "encoder"
+"""Name of the encoder's mean log-probability among the experts."""
+WITHOUT_ENCODER = "without_encoder"
+"""A pool of the baselines alone, fitted on the same songs: what the encoder must add to."""
+POOLED = ("hist_gb", "ngram_lr")
+"""The baselines of a blend."""
+
+_KIND, _FORMAT = "blend", 1
 
 SMOOTHING = 1e-3
 """Share of the uniform distribution that is mixed into each expert, so that none has a veto."""
@@ -56,16 +76,6 @@ class Pool:
     n_validation: int
     note: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Arguments that make an equal one, as plain data."""
-        return {
-            "scales": dict(self.scales),
-            "weights": dict(self.weights),
-            "temperature": self.temperature,
-            "n_validation": self.n_validation,
-            "note": self.note,
-        }
-
     def log_probs(self, experts: Mapping[str, Floats]) -> Floats:
         """Pools songs.
 
@@ -92,7 +102,7 @@ def smoothed(log_probs_SC: Floats) -> Floats:
     return mixed
 
 
-def fit_pool(experts: Mapping[str, Floats], truth_S: Ints) -> Pool:
+def fit_pool(experts: Mapping[str, Floats], truth_S: Longs) -> Pool:
     """Fits weights and temperature by the likelihood of songs that no expert was fitted on.
 
     Both losses, of an expert's scale and of the weights, are convex: any start leads to the same.
@@ -129,7 +139,7 @@ def fit_pool(experts: Mapping[str, Floats], truth_S: Ints) -> Pool:
     )
 
 
-def _betas(logs_KSC: Floats, truth_S: Ints) -> Floats:
+def _betas(logs_KSC: Floats, truth_S: Longs) -> Floats:
     """Factors of experts that fit songs best, at least 0, shape (K,)."""
     k, n = len(logs_KSC), len(truth_S)
     at = np.arange(n)
@@ -151,3 +161,124 @@ def _betas(logs_KSC: Floats, truth_S: Ints) -> Floats:
     # All zero, where every expert is worse than a guess, would be no pool.
     found: Floats = np.maximum(np.asarray(done.x, np.float64), 1e-6)
     return found
+
+
+@dataclass(frozen=True)
+class Blend:
+    """The encoder's mean over the phrases and baselines in one pool, for one label.
+
+    Attributes:
+        pool: Weights and temperature.
+        experts: The baselines of the pool, by name.
+        without: The pool of the baselines alone; None where there are none.
+    """
+
+    pool: Pool
+    experts: Mapping[str, Expert]
+    without: Pool | None = None
+
+    def components(self, encoder_SC: Floats, experts_SC: Mapping[str, Floats]) -> dict[str, Floats]:
+        """Log-probabilities of the parts that it is made of, by name, each of shape (S, C).
+
+        Args:
+            encoder_SC: Mean log-probabilities over each song's phrases.
+            experts_SC: Those of :attr:`experts`.
+        """
+        theirs = {name: experts_SC[name] for name in self.experts}
+        pooled = {} if self.without is None else {WITHOUT_ENCODER: self.without.log_probs(theirs)}
+        return {ENCODER: encoder_SC} | theirs | pooled
+
+    def about(self) -> dict[str, Any]:
+        """What was fitted, as plain data for ``evaluation.json`` and ``model.json``."""
+        without = {} if self.without is None else {WITHOUT_ENCODER: asdict(self.without)}
+        return asdict(self.pool) | without
+
+    @classmethod
+    def read(
+        cls, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], n_classes: int
+    ) -> Blend:
+        """From :meth:`about` and the arrays of its experts.
+
+        Raises:
+            ValueError: It names an expert that there is not.
+        """
+        names = [name for name in about["weights"] if name != ENCODER]
+        if unknown := set(names) - set(POOLED):
+            raise ValueError(f"no such expert: {', '.join(sorted(unknown))}")
+        experts = {name: Expert(name, n_classes, below(arrays, name)) for name in names}
+        pool = dict(about)
+        without = pool.pop(WITHOUT_ENCODER, None)
+        return cls(Pool(**pool), experts, None if without is None else Pool(**without))
+
+
+@dataclass(frozen=True)
+class Blends:
+    """The blend of each label of a run.
+
+    Attributes:
+        classes: Class names of each label, in the order of the model's outputs.
+        blends: The blend of each label.
+        weights_of: :func:`fingerprint` of the classifier that they were fitted to.
+    """
+
+    classes: Mapping[str, Sequence[str]]
+    blends: Mapping[str, Blend]
+    weights_of: str
+
+    @property
+    def experts(self) -> dict[str, Mapping[str, Expert]]:
+        """The experts of each label, by name."""
+        return {label: blend.experts for label, blend in self.blends.items()}
+
+    def save(self, folder: Path) -> None:
+        """Writes ``model.json`` and ``arrays.npz``; the JSON last, so that it stands for both."""
+        make_folder(folder)
+        arrays = {
+            f"{i}/{name}/{key}": value
+            for i, blend in enumerate(self.blends.values())
+            for name, expert in blend.experts.items()
+            for key, value in expert.arrays.items()
+        }
+        write_arrays(folder / "arrays.npz", arrays)
+        labels = {
+            label: {"classes": list(self.classes[label]), "model": blend.about()}
+            for label, blend in self.blends.items()
+        }
+        about = {"format": _FORMAT, "kind": _KIND, "weights_of": self.weights_of}
+        write_json(folder / "model.json", about | {"labels": labels})
+
+    @classmethod
+    def load(cls, folder: Path) -> Blends:
+        """Reads what :meth:`save` wrote; no code in the files is run.
+
+        Raises:
+            UserError: A file is missing, damaged, or of another version.
+        """
+        try:
+            about = read_json(folder / "model.json")
+            if (about["format"], about["kind"]) != (_FORMAT, _KIND):
+                raise ValueError(
+                    f"{about['kind']} of format {about['format']}, this version reads {_KIND} of "
+                    f"format {_FORMAT}"
+                )
+            arrays = read_arrays(folder / "arrays.npz")
+            classes = {label: tuple(x["classes"]) for label, x in about["labels"].items()}
+            blends = {
+                label: Blend.read(x["model"], below(arrays, str(i)), len(x["classes"]))
+                for i, (label, x) in enumerate(about["labels"].items())
+            }
+            return cls(classes, blends, about["weights_of"])
+        except DAMAGED as error:
+            raise UserError(
+                f"{folder} holds no readable song model ({type(error).__name__}: {error}); train "
+                "again, or delete that folder to score songs by the mean of their phrases"
+            ) from error
+
+
+def fingerprint(model: PhraseClassifier) -> str:
+    """Hash of a classifier's heads, which any training step changes: tells checkpoints apart."""
+    found = hashlib.sha256()
+    for name, value in sorted(model.heads.state_dict().items()):
+        found.update(name.encode())
+        found.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]

@@ -1,13 +1,14 @@
 """Intervals of a score, and of the difference of two classifiers: over resampled songs, over seeds.
 
-Phrases of a song resemble each other, so whole *songs* are drawn. Accuracy and F1 need only the
-margins of a confusion matrix (hits, truth, predictions of each class), and those of a resample are
-sums over its songs: all resamples together are one matrix product.
+Phrases of a song resemble each other, so whole *songs* are drawn. Metrics need only the counts of
+each class (:class:`~midigenre.evaluation.metrics.Counts`), and those of a resample are sums over
+its songs: all resamples together are one matrix product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,53 +17,77 @@ from scipy.sparse import csr_array
 from scipy.special import stdtrit
 from scipy.stats import sem
 
-Floats = NDArray[np.float64]
+from midigenre.arrays import Floats, Longs
+from midigenre.evaluation.metrics import METRICS, Counts, plain, ratio
 
 N_BOOTSTRAP = 1000
 CI_PERCENTILES = (2.5, 97.5)
 _COUNTS_AT_ONCE = 2_000_000  # bounds the memory of the resamples
 
 
-def ratio(part: NDArray[Any], whole: NDArray[Any]) -> Floats:
-    """Quotient; NaN where the whole is 0."""
-    out: Floats = np.full(np.broadcast(part, whole).shape, np.nan)
-    np.divide(part, whole, out=out, where=np.asarray(whole) > 0)
-    return out
+@dataclass(frozen=True)
+class Scores:
+    """Every metric of P classifiers on the same rows and the same R resamples of their songs.
+
+    Attributes:
+        exact: For each metric the scores of all rows, shape (P,).
+        resampled: Those of the resamples, shape (P, R); R is 0 without rows.
+        by_group: Those of each group of rows, shape (P, K).
+    """
+
+    exact: dict[str, Floats]
+    resampled: dict[str, Floats]
+    by_group: dict[str, Floats]
+
+    def interval(self, metric: str, p: int) -> list[float | None]:
+        """95 % interval of a classifier's score."""
+        scores_R = self.resampled[metric][p]
+        return interval(scores_R[np.isfinite(scores_R)])
+
+    def summary(self, p: int) -> dict[str, Any]:
+        """Every metric of a classifier, and ``ci95``."""
+        scores: dict[str, Any] = {name: plain(exact_P[p]) for name, exact_P in self.exact.items()}
+        return scores | {"ci95": {name: self.interval(name, p) for name in self.exact}}
+
+    def lead(self, metric: str, first: Any, second: Any) -> dict[str, Any]:
+        """How far the first classifiers lead over the second ones, by the mean of their scores.
+
+        Args:
+            metric: The metric.
+            first: A list of places, or a slice.
+            second: Another one.
+
+        Returns:
+            ``difference``, its ``ci95``, and ``p``, the two-sided bootstrap p-value
+            2 (k + 1) / (R + 1), at most 1, where k is the smaller of the numbers of resamples in
+            which the difference is 0 or less and 0 or more (Davison and Hinkley 1997, section 4.2).
+            None where there are no rows.
+        """
+        exact_P, scores_PR = self.exact[metric], self.resampled[metric]
+        difference_R = scores_PR[first].mean(0) - scores_PR[second].mean(0)
+        difference_R = difference_R[np.isfinite(difference_R)]
+        p = None
+        if len(difference_R):
+            smaller = min(int((difference_R <= 0).sum()), int((difference_R >= 0).sum()))
+            p = float(min(1.0, 2 * (smaller + 1) / (len(difference_R) + 1)))
+        difference = plain(exact_P[first].mean() - exact_P[second].mean())
+        return {"difference": difference, "ci95": interval(difference_R), "p": p}
+
+    def leads(self, first: int, second: int) -> dict[str, dict[str, Any]]:
+        """:meth:`lead` of one classifier over another by every metric."""
+        return {metric: self.lead(metric, [first], [second]) for metric in self.exact}
 
 
-def plain(value: float | np.floating[Any]) -> float | None:
-    """A Python number, None where it is not finite."""
-    return float(value) if np.isfinite(value) else None
-
-
-def margin_accuracy(hits: NDArray[Any], truth: NDArray[Any], predicted: NDArray[Any]) -> Floats:
-    """Accuracy from counts per class, shape (..., C) to (...)."""
-    return ratio(hits.sum(-1), truth.sum(-1))
-
-
-def margin_macro_f1(hits: NDArray[Any], truth: NDArray[Any], predicted: NDArray[Any]) -> Floats:
-    """Mean F1 over the classes with support from counts per class, shape (..., C) to (...)."""
-    supported = truth > 0
-    f1 = np.where(supported, ratio(2 * hits, truth + predicted), 0.0)
-    return ratio(f1.sum(-1), supported.sum(-1))
-
-
-METRICS: dict[str, Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], Floats]] = {
-    "accuracy": margin_accuracy,
-    "macro_f1": margin_macro_f1,
-}
-"""Every score that is resampled, from hits, truth and predictions of each class."""
-
-
-def resampled(
-    truth_N: NDArray[Any],
-    predicted_PN: Sequence[NDArray[Any]],
-    groups_N: NDArray[Any],
+def score(
+    truth_N: Longs,
+    predicted_PN: Sequence[Longs],
+    songs_N: NDArray[Any],
     n_classes: int,
     seed: int = 0,
     n_bootstrap: int = N_BOOTSTRAP,
-) -> dict[str, Floats]:
-    """Scores of classifiers over the same resamples of songs.
+    group_N: Longs | None = None,
+) -> Scores:
+    """Scores classifiers over the same resamples of songs.
 
     In each resample the classes with support are those of that resample, so the macro-F1 of one
     that misses a rare class averages over the others. Equal seeds and songs draw equal resamples.
@@ -70,37 +95,56 @@ def resampled(
     Args:
         truth_N: True classes, shape (N,), in ``[0, n_classes)``.
         predicted_PN: Predicted classes of P classifiers, each of shape (N,).
-        groups_N: Song of each row, shape (N,).
-        n_classes: Number of classes.
+        songs_N: Song of each row, shape (N,).
+        n_classes: Number of classes, C.
         seed: Seed of the resamples.
         n_bootstrap: Number of resamples, R.
-
-    Returns:
-        For each of :data:`METRICS` the scores, shape (P, R); R is 0 without rows.
+        group_N: Group of each row, 0 to K - 1, shape (N,): rows are scored within their group, and
+            the score of all is the mean of the groups' own, weighted by their rows. None for one
+            group.
     """
-    hits, truth, predicted = resampled_margins(
-        truth_N, predicted_PN, groups_N, n_classes, seed, n_bootstrap
-    )
-    return {name: score(hits, truth, predicted) for name, score in METRICS.items()}
+    n_groups = 1 if group_N is None else int(group_N.max(initial=-1)) + 1
+    # A class of a group is one of K x C cells, so that one pass counts all groups.
+    cells = 0 if group_N is None else group_N * n_classes
+    n_cells = n_groups * n_classes
+    truth_N, predicted_PN = truth_N + cells, [predicted_N + cells for predicted_N in predicted_PN]
+    single = [Counts.of_rows(truth_N, predicted_N, n_cells) for predicted_N in predicted_PN]
+    # All rows once: a "resample" that gives the scores themselves.
+    once = Counts(*(np.stack(columns)[:, None] for columns in zip(*single, strict=True)))
+    drawn = resampled_counts(truth_N, predicted_PN, songs_N, n_cells, seed, n_bootstrap)
+    exact, resampled, by_group = {}, {}, {}
+    for name, metric in METRICS.items():
+        of_groups = []
+        for counts in (once, drawn):
+            shape = (*counts.truth.shape[:2], n_groups, n_classes)
+            grouped = Counts(*(column.reshape(shape) for column in counts))
+            of_groups.append((metric.function(grouped), grouped.truth.sum(-1)))
+        means = [
+            score_PRK[..., 0] if group_N is None
+            else ratio(
+                (np.where(weight_PRK > 0, score_PRK, 0.0) * weight_PRK).sum(-1), weight_PRK.sum(-1)
+            )
+            for score_PRK, weight_PRK in of_groups
+        ]  # fmt: skip
+        exact[name], resampled[name] = means[0][:, 0], means[1]
+        by_group[name] = of_groups[0][0][:, 0]
+    return Scores(exact, resampled, by_group)
 
 
-def resampled_margins(
-    truth_N: NDArray[Any],
-    predicted_PN: Sequence[NDArray[Any]],
-    groups_N: NDArray[Any],
+def resampled_counts(
+    truth_N: Longs,
+    predicted_PN: Sequence[Longs],
+    songs_N: NDArray[Any],
     n_classes: int,
     seed: int = 0,
     n_bootstrap: int = N_BOOTSTRAP,
-) -> tuple[Floats, Floats, Floats]:
-    """Hits, truth and predictions of each class in resamples of songs, each of shape (P, R, C).
-
-    Arguments as of :func:`resampled`.
-    """
-    songs_S, song_N = np.unique(groups_N, return_inverse=True)
+) -> Counts:
+    """Counts of each class in resamples of songs, shape (P, R, C); arguments as :func:`score`."""
+    songs_S, song_N = np.unique(songs_N, return_inverse=True)
     n_songs, n = len(songs_S), len(predicted_PN)
     if not n_songs or n_bootstrap < 1:
         none = np.zeros((n, 0, n_classes))
-        return none, none, none
+        return Counts(none, none, none)
     rows: list[NDArray[Any]] = []
     cells: list[NDArray[Any]] = []
     for p, predicted_N in enumerate(predicted_PN):
@@ -117,8 +161,7 @@ def resampled_margins(
     )
     sums = [(counts_XS @ weights_RS.T).T for weights_RS in song_weights(n_songs, seed, n_bootstrap)]
     sums_RPKC = np.concatenate(sums).reshape(-1, n, 3, n_classes)
-    hits, truth, predicted = sums_RPKC.transpose(2, 1, 0, 3)
-    return hits, truth, predicted
+    return Counts(*sums_RPKC.transpose(2, 1, 0, 3))
 
 
 def song_weights(n_songs: int, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP) -> Iterator[Floats]:
@@ -196,11 +239,8 @@ def paired_bootstrap(
         n_bootstrap: Number of resamples, R.
 
     Returns:
-        For ``accuracy`` and ``macro_f1``: ``first`` and ``second`` (the scores), ``difference``
-        (first minus second), ``ci95`` of the difference, and ``p``, the two-sided bootstrap
-        p-value 2 (k + 1) / (R + 1), at most 1, where k is the smaller of the numbers of resamples
-        in which the difference is 0 or less and 0 or more (Davison and Hinkley 1997, section 4.2).
-        None where there are no rows.
+        For each metric ``first`` and ``second`` (the scores), and what :meth:`Scores.lead` says of
+        the first minus the second.
 
     Raises:
         ValueError: Columns of different lengths.
@@ -211,43 +251,14 @@ def paired_bootstrap(
         lengths = ", ".join(str(len(column)) for column in (*columns, songs_N))
         raise ValueError(f"truth, first, second and songs differ in length: {lengths}")
     names, codes = np.unique(np.concatenate(columns), return_inverse=True)
-    truth_N, first_N, second_N = codes.reshape(3, -1)
+    codes_3N = codes.reshape(3, -1)
     if classes is not None:
         chosen_N = np.isin(columns[0], np.asarray(classes))
-        truth_N, first_N, second_N = truth_N[chosen_N], first_N[chosen_N], second_N[chosen_N]
-        songs_N = songs_N[chosen_N]
-    n_classes = max(1, len(names))
-    scores_PR = resampled(truth_N, (first_N, second_N), songs_N, n_classes, seed, n_bootstrap)
-    found: dict[str, dict[str, Any]] = {}
-    for name, score in METRICS.items():
-        ours, theirs = (
-            float(score(*_margins(truth_N, predicted_N, n_classes)))
-            for predicted_N in (first_N, second_N)
-        )
-        difference_R = scores_PR[name][0] - scores_PR[name][1]
-        found[name] = {
-            "first": plain(ours),
-            "second": plain(theirs),
-            "difference": plain(ours - theirs),
-            "ci95": interval(difference_R),
-            "p": p_value(difference_R),
-        }
-    return found
-
-
-def _margins(
-    truth_N: NDArray[Any], predicted_N: NDArray[Any], n_classes: int
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    hits = truth_N[truth_N == predicted_N]
-    hits_C, truth_C, predicted_C = (
-        np.bincount(column, minlength=n_classes) for column in (hits, truth_N, predicted_N)
-    )
-    return hits_C, truth_C, predicted_C
-
-
-def p_value(difference_R: Floats) -> float | None:
-    """Two-sided bootstrap p-value of a difference, see :func:`paired_bootstrap`; None of none."""
-    if not len(difference_R):
-        return None
-    smaller = min(int((difference_R <= 0).sum()), int((difference_R >= 0).sum()))
-    return float(min(1.0, 2 * (smaller + 1) / (len(difference_R) + 1)))
+        codes_3N, songs_N = codes_3N[:, chosen_N], songs_N[chosen_N]
+    truth_N, *predicted_2N = codes_3N
+    found = score(truth_N, predicted_2N, songs_N, max(1, len(names)), seed, n_bootstrap)
+    return {
+        metric: {"first": plain(exact_P[0]), "second": plain(exact_P[1])}
+        | found.lead(metric, [0], [1])
+        for metric, exact_P in found.exact.items()
+    }

@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
+from midigenre.arrays import Bools, Floats
 from midigenre.errors import UserError
-from midigenre.evaluation.bootstrap import Floats
-from midigenre.evaluation.reliability import fit_temperature, tempered
 from midigenre.files import read_json, write_json
 from midigenre.spec import UNKNOWN
 
@@ -38,6 +39,7 @@ IN_DOMAIN = 0.95
 
 _FORMAT = 1
 _SHARES = np.linspace(0, 1, 101)
+_LOG_TEMPERATURE = (-3.0, 3.0)  # 0.05 to 20: what is searched
 
 
 @dataclass(frozen=True)
@@ -128,15 +130,15 @@ class LevelCalibration:
         place = int(np.floor((1 - coverage) * (len(_SHARES) - 1) + 1e-9))
         return self.confidence_quantiles[place]
 
-    def out_of_domain(self, energy_N: ArrayLike) -> NDArray[np.bool_]:
+    def out_of_domain(self, energy_N: ArrayLike) -> Bools:
         """Whether each energy is above the domain's; False where that is not known."""
         energies = np.asarray(energy_N, np.float64)
         if self.max_energy is None:
             return np.zeros(energies.shape, bool)
-        found: NDArray[np.bool_] = energies > self.max_energy
+        found: Bools = energies > self.max_energy
         return found
 
-    def low_confidence(self, log_probs_NC: ArrayLike) -> NDArray[np.bool_]:
+    def low_confidence(self, log_probs_NC: ArrayLike) -> Bools:
         """Whether each maximum softmax probability, before the temperature, is below the domain's.
 
         False where that is not known.
@@ -144,7 +146,7 @@ class LevelCalibration:
         confidence_N = np.exp(np.asarray(log_probs_NC, np.float64).max(-1))
         if self.min_confidence is None:
             return np.zeros(confidence_N.shape, bool)
-        found: NDArray[np.bool_] = confidence_N < self.min_confidence
+        found: Bools = confidence_N < self.min_confidence
         return found
 
 
@@ -230,11 +232,58 @@ class Calibration:
         return found if same else None
 
 
-def energy(logits_NC: ArrayLike) -> Floats:
-    """``-logsumexp`` of each row's logits, shape (N,): low where the model knows its input."""
-    logits_NC = np.asarray(logits_NC, np.float64)
-    found: Floats = -np.logaddexp.reduce(logits_NC, axis=1)
+def tempered(log_probs_NC: ArrayLike, temperature: ArrayLike) -> Floats:
+    """Log-probabilities at a temperature: ``log_softmax(log_probs / T)``.
+
+    The same as dividing the logits by T (Guo et al. 2017, section 4.2), for log-probabilities are
+    logits but for a constant a row. The order of a row's classes stays.
+
+    Args:
+        log_probs_NC: Log-probabilities, shape (N, C).
+        temperature: One for all rows, or one a row, shape (N,); above 0.
+    """
+    log_probs_NC = np.asarray(log_probs_NC, np.float64)
+    divisor = np.asarray(temperature, np.float64).reshape(-1, 1)
+    found: Floats = log_softmax(log_probs_NC / divisor, axis=1) if len(log_probs_NC) else (
+        log_probs_NC
+    )  # fmt: skip
     return found
+
+
+def fit_temperature(log_probs_NC: ArrayLike, truth_N: ArrayLike) -> float:
+    """The temperature that makes held-out rows most likely (Guo et al. 2017, section 4.2).
+
+    Minimises the summed negative log-likelihood plus log(T)^2 / 2, that is, with a standard normal
+    prior on log T. Against a few dozen rows the prior is nothing; where there are three rows, or
+    all of them are right, the likelihood alone would send T to 0 and every confidence to 1.
+
+    Args:
+        log_probs_NC: Log-probabilities of rows that were not trained on, shape (N, C).
+        truth_N: True classes, shape (N,).
+
+    Returns:
+        The temperature, 0.05 to 20; 1 without rows.
+    """
+    scores_NC, classes_N = np.asarray(log_probs_NC, np.float64), np.asarray(truth_N, np.int64)
+    # A row whose true class has probability 0 has it at every temperature.
+    finite_N = np.isfinite(scores_NC[np.arange(len(classes_N)), classes_N])
+    scores_NC, classes_N = scores_NC[finite_N], classes_N[finite_N]
+    if not len(classes_N):
+        return 1.0
+
+    def cost(log_temperature: float) -> float:
+        total = len(classes_N) * mean_nll(tempered(scores_NC, np.exp(log_temperature)), classes_N)
+        return total + log_temperature**2 / 2
+
+    found = minimize_scalar(  # type: ignore[no-untyped-call]
+        cost, bounds=_LOG_TEMPERATURE, method="bounded"
+    )
+    return float(np.exp(found.x))
+
+
+def mean_nll(log_probs_NC: Floats, truth_N: NDArray[Any]) -> float:
+    """Mean negative log-likelihood of the true classes, nats a row."""
+    return float(-log_probs_NC[np.arange(len(truth_N)), truth_N].mean())
 
 
 def song_energy(energy_N: ArrayLike, song_N: ArrayLike) -> Floats:

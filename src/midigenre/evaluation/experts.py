@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import log_softmax
 
+from midigenre.arrays import LOG_ZERO, Floats, Longs
 from midigenre.data.phrases import PhraseReader, Phrases
 from midigenre.evaluation.features import (
     Counts,
-    Floats,
     ReadPhrase,
     metadata_counts,
     metadata_features,
@@ -38,9 +38,6 @@ from midigenre.evaluation.features import (
 from midigenre.spec import TokenSpec
 
 Arrays = Mapping[str, NDArray[Any]]
-
-LOG_ZERO = -1e4
-"""Log-probability of a class that an expert has never seen: 0, and yet a finite number."""
 
 COUNTS: dict[str, Callable[[Sequence[ReadPhrase], TokenSpec], Counts]] = {
     "majority": no_counts,
@@ -91,9 +88,9 @@ class Expert:
         found_SC[:, classes] = log_softmax(raw_SK, axis=1)
         return found_SC
 
-    def predict(self, counts: Counts) -> NDArray[np.int64]:
+    def predict(self, counts: Counts) -> Longs:
         """The most likely class of each row, shape (S,)."""
-        found: NDArray[np.int64] = self.log_probs(counts).argmax(1)
+        found: Longs = self.log_probs(counts).argmax(1)
         return found
 
     def _raw(self, counts: Counts) -> NDArray[Any]:

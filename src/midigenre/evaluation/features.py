@@ -15,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from midigenre.arrays import splitmix64
+from midigenre.arrays import Floats, Longs, splitmix64
 from midigenre.data.phrases import PhraseReader, Phrases
 from midigenre.midi.song import Song
 from midigenre.spec import TokenSpec
 
 Counts = Any
 """Rows that may be added: a float array, or a scipy matrix compressed by row."""
-Floats = NDArray[np.float64]
 
 NGRAM_MAX = 3
 NGRAM_BITS = 16
@@ -40,7 +39,7 @@ class ReadPhrase:
         music: The notes, meters and tempi of the bars that the tokens cover.
     """
 
-    ids_TF: NDArray[np.int64]
+    ids_TF: Longs
     music: Song
 
 
@@ -133,7 +132,7 @@ def ngram_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> Counts:
     return counts
 
 
-def ngram_hashes(ids_T: NDArray[np.int64], field: int) -> NDArray[np.uint64]:
+def ngram_hashes(ids_T: Longs, field: int) -> NDArray[np.uint64]:
     """A 64-bit hash of every n-gram, unigrams first, in the order of their starts.
 
     An n-gram's hash mixes its last id into the hash of the n-gram before it; fields start apart.

@@ -22,7 +22,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
-from midigenre.evaluation.scores import accuracy, as_array, macro_f1
+from midigenre.evaluation.metrics import METRICS, Counts, as_array, scores_of
 from midigenre.files import whole
 from midigenre.wording import plural
 
@@ -133,18 +133,18 @@ def confusion_figure(confusion_CC: Any, names: Sequence[str], title: str) -> Fig
         raise ValueError(f"a confusion matrix {confusion_CC.shape} for {len(names)} names")
     support_C = confusion_CC.sum(1)
     total = int(support_C.sum())
-    scores = "No rows"
+    scores = "no rows"
     if total:
-        f1, right = macro_f1(confusion_CC), accuracy(confusion_CC)
-        scores = f"Macro-F1 {f1:.3f}   ·   accuracy {right:.3f}"
+        found = scores_of(Counts.of_confusion(confusion_CC))
+        scores = "   ·   ".join(f"{METRICS[k].title} {value:.3f}" for k, value in found.items())
     shown = np.flatnonzero(support_C + confusion_CC.sum(0)) if total else np.arange(len(names))
     left_out = len(names) - len(shown)
     without = f"   ·   {left_out:,} of {len(names):,} classes without rows" if left_out else ""
-    found = [names[i] for i in shown.tolist()]
+    seen = [names[i] for i in shown.tolist()]
     figure, axes = heat_map(
         confusion_CC[np.ix_(shown, shown)],
-        [f"{short(name)}  ({n:,})" for name, n in zip(found, support_C[shown], strict=True)],
-        [short(name) for name in found],
+        [f"{short(name)}  ({n:,})" for name, n in zip(seen, support_C[shown], strict=True)],
+        [short(name) for name in seen],
         cells=(0.95, 0.95) if len(shown) <= 4 else (0.62, 0.62),
         top=1.0,
         share_of="the true class",

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from midigenre.data.phrases import PhraseReader, Phrases
 from midigenre.evaluation import baselines
-from midigenre.evaluation.arrays import DAMAGED, below, read_arrays, write_arrays
-from midigenre.evaluation.baselines import BASELINES, LEVELS, FittedLabel, fit_baselines
+from midigenre.evaluation.baselines import BASELINES, FittedLabel, fit_baselines
 from midigenre.evaluation.experts import Expert
+from midigenre.evaluation.npz import DAMAGED, below, read_arrays, write_arrays
+from midigenre.evaluation.predictions import LEVELS
 from midigenre.files import read_bytes
 from midigenre.spec import UNKNOWN
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from midigenre.evaluation.figures import heat_map, short, titles
-from midigenre.evaluation.scores import as_array
+from midigenre.evaluation.metrics import as_array
 from midigenre.wording import plural
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from midigenre.data.datamodule import PhraseDataModule
-from midigenre.evaluation.bootstrap import plain
+from midigenre.evaluation.metrics import plain
 from midigenre.evaluation.tokens import nats_per_note_interval
 from midigenre.models.masking import MaskedModel, Masking, mix
 from midigenre.spec import Batch

@@ -1,82 +1,137 @@
-"""Metrics during training: torchmetrics state, the numbers of :mod:`midigenre.evaluation.scores`.
+"""The metric registry, :data:`METRICS`: to add a metric, add an entry.
 
-Only counts live on the device and only counts are summed over processes, so the scores of a
-distributed run are those of all its phrases and not a mean of the processes' scores.
+A metric is computed from how often each class is true, predicted, and both. From these counts one
+matrix product gives a score in every resample of the songs, so that each metric has an interval and
+a paired comparison. Whatever is registered stands in ``evaluation.json`` (of the model and of every
+baseline, within sources and in each fold), in the console's table, in TensorBoard, in
+``metrics.json`` and in ``compare``.
+
+What needs probabilities, such as ROC-AUC, lies in :mod:`midigenre.evaluation.probabilities`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
+from numpy.typing import ArrayLike, NDArray
 
-from midigenre.evaluation.scores import accuracy, as_array, macro_f1
-from midigenre.spec import UNKNOWN
+from midigenre.arrays import Floats, Longs
 
 
-class LabelMetrics(MulticlassConfusionMatrix):
-    """Accuracy and macro-F1 of one label; phrases whose label is UNKNOWN are left out.
+def ratio(part: NDArray[Any], whole: NDArray[Any]) -> Floats:
+    """Quotient; NaN where the whole is 0."""
+    out: Floats = np.full(np.broadcast(part, whole).shape, np.nan)
+    np.divide(part, whole, out=out, where=np.asarray(whole) > 0)
+    return out
 
-    The state is one confusion matrix, ``confmat`` (C, C), reduced by sum over processes.
-    ``compute()`` returns several values, so log it with ``log_dict(metric.compute())``.
+
+def plain(value: float | np.floating[Any]) -> float | None:
+    """A Python number, None where it is not finite."""
+    return float(value) if np.isfinite(value) else None
+
+
+class Counts(NamedTuple):
+    """Rows of each class, arrays of shape (..., C).
+
+    Attributes:
+        hits: Rows of the class that are predicted as it.
+        truth: Rows of the class.
+        predicted: Rows that are predicted as it.
     """
 
-    plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
+    hits: NDArray[Any]
+    truth: NDArray[Any]
+    predicted: NDArray[Any]
 
-    def __init__(self, n_classes: int, **kwargs: Any) -> None:
-        """Starts without counts.
+    @classmethod
+    def of_rows(cls, truth_N: Longs, predicted_N: Longs, n_classes: int) -> Counts:
+        """Counts of single rows, each of shape (C,)."""
+        hits = truth_N[truth_N == predicted_N]
+        return cls(*(np.bincount(x, minlength=n_classes) for x in (hits, truth_N, predicted_N)))
 
-        Args:
-            n_classes: Number of classes, C; 1 is allowed.
-            kwargs: Settings of :class:`torchmetrics.Metric`.
-        """
-        # Its checks look at the values and so wait for the device at every step; they also refuse
-        # a single class. The one that matters, the shape, stands in update().
-        super().__init__(n_classes, ignore_index=UNKNOWN, validate_args=False, **kwargs)
-        self._confusion_CC: NDArray[np.int64] | None = None
+    @classmethod
+    def of_confusion(cls, confusion_CC: Any) -> Counts:
+        """Counts of a confusion matrix, array or tensor of shape (C, C); rows are the truth."""
+        confusion_CC = as_array(confusion_CC)
+        return cls(confusion_CC.diagonal(), confusion_CC.sum(1), confusion_CC.sum(0))
 
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Adds phrases.
 
-        Args:
-            preds: Logits or log-probabilities, shape (B, C), or classes, shape (B,).
-            target: True classes, int64 (B,); UNKNOWN ones are left out.
+@dataclass(frozen=True)
+class Metric:
+    """A score of predicted classes.
 
-        Raises:
-            ValueError: Shapes that do not fit.
-        """
-        shapes = ((len(target), self.num_classes), (len(target),))
-        if target.ndim != 1 or tuple(preds.shape) not in shapes:
-            raise ValueError(f"predictions {tuple(preds.shape)} for targets {tuple(target.shape)}")
-        classes = preds.argmax(1) if preds.ndim == 2 else preds
-        super().update(classes, target)
+    Attributes:
+        function: From :class:`Counts` of shape (..., C) to scores of shape (...); NaN where the
+            score is not defined, as without rows.
+        title: What people read.
+        higher_is_better: Whether more is better.
+    """
 
-    # The base class returns the matrix itself.
-    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
-        """``accuracy`` and ``macro_f1`` of everything since the last reset; NaN without counts."""
-        # Here, and only here, the state holds the sum over all processes: keep it for confusion().
-        self._confusion_CC = as_array(self.confmat).astype(np.int64)
-        return {
-            name: torch.tensor(score(self._confusion_CC), device=self.confmat.device)
-            for name, score in (("accuracy", accuracy), ("macro_f1", macro_f1))
-        }
+    function: Callable[[Counts], Floats]
+    title: str
+    higher_is_better: bool = True
 
-    def confusion(self) -> NDArray[np.int64]:
-        """Counts over all processes, shape (C, C); rows are the truth.
 
-        Computes first if needed. In a distributed run that is a collective call: where only one
-        process wants the matrix, let all of them call ``compute()`` before.
-        """
-        self.compute()
-        assert self._confusion_CC is not None
-        return self._confusion_CC
+def accuracy(counts: Counts) -> Floats:
+    """Share of right predictions."""
+    return ratio(counts.hits.sum(-1), counts.truth.sum(-1))
 
-    def reset(self) -> None:
-        """Drops all counts."""
-        super().reset()
-        self._confusion_CC = None
+
+def macro_f1(counts: Counts) -> Floats:
+    """Mean F1 over the classes *with support*, that is, those that occur in the truth.
+
+    A class without support has no recall; counting its F1 as 0 would punish a model for a test set
+    that lacks the class. Predictions of such a class still cost precision and recall elsewhere.
+    F1 = 2 TP / (2 TP + FP + FN) (van Rijsbergen 1979).
+    """
+    supported = counts.truth > 0
+    f1 = np.where(supported, ratio(2 * counts.hits, counts.truth + counts.predicted), 0.0)
+    return ratio(f1.sum(-1), supported.sum(-1))
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(accuracy, "accuracy"),
+    "macro_f1": Metric(macro_f1, "macro-F1"),
+}
+"""The one place where a metric is registered."""
+
+
+def scores_of(counts: Counts) -> dict[str, float]:
+    """Every metric of counts of shape (C,); NaN where it is not defined."""
+    return {name: float(metric.function(counts)) for name, metric in METRICS.items()}
+
+
+def as_array(values: Any) -> NDArray[Any]:
+    """A numpy array from an array-like or from a torch tensor on any device."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+    return np.asarray(values)
+
+
+def confusion_matrix(truth_N: ArrayLike, predicted_N: ArrayLike, n_classes: int) -> Longs:
+    """Counts of (truth, prediction).
+
+    scikit-learn's function leaves rows of other classes out without a word.
+
+    Args:
+        truth_N: True classes, shape (N,), in ``[0, n_classes)``.
+        predicted_N: Predicted classes, shape (N,).
+        n_classes: Number of classes, C.
+
+    Returns:
+        Counts, shape (C, C); rows are the truth.
+
+    Raises:
+        ValueError: A class outside the range, or lengths that differ.
+    """
+    truth_N, predicted_N = np.asarray(truth_N, np.int64), np.asarray(predicted_N, np.int64)
+    if truth_N.shape != predicted_N.shape:
+        raise ValueError(f"{len(truth_N)} true classes but {len(predicted_N)} predictions")
+    for what, classes_N in (("truth", truth_N), ("prediction", predicted_N)):
+        if classes_N.size and not 0 <= classes_N.min() <= classes_N.max() < n_classes:
+            raise ValueError(f"a {what} is outside [0, {n_classes})")
+    cells = np.bincount(truth_N * n_classes + predicted_N, minlength=n_classes**2)
+    return cells.reshape(n_classes, n_classes).astype(np.int64)

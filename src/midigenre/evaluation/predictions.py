@@ -1,83 +1,302 @@
-"""Tables of predictions, so that any comparison can be computed later from files alone.
+"""The table of predictions: everything that an evaluation is computed from.
 
-One row is a phrase or a song. Columns of a label, for instance ``genre``: ``genre`` (the truth;
-empty where it is not known), ``genre_model`` (the prediction), ``genre_<baseline>`` of each
-baseline, and ``genre_log_prob_<class>``, rounded. A song model (``task.song``) adds what its parts
-say, for instance ``genre_encoder`` and ``genre_hist_gb_log_prob_<class>``. Predictions are those
-that ``evaluation.json`` counts; use :func:`~midigenre.evaluation.bootstrap.paired_bootstrap` on two
-of the columns.
+A :class:`Predictions` holds one label at one level, ``phrase`` or ``song``; a row is a phrase or a
+song. It says where the row comes from, its true class, the model's log-probabilities, what each
+baseline predicts, and what each component of a song model says. The tables of several runs, the
+folds of a cross-validation, are joined by :func:`concat`.
+
+A run keeps its tables twice: ``predictions.npz`` in full precision, and for people and other
+programs ``predictions.csv`` and ``predictions_songs.csv``, rounded. Columns of a label, for
+instance ``genre``: ``genre`` (the truth; empty where it is not known), ``genre_model`` (the
+prediction), ``genre_<baseline>`` of each baseline, and ``genre_log_prob_<class>``; a blend
+(``task.song``) adds ``genre_encoder`` and ``genre_<component>_log_prob_<class>``. Use
+:func:`~midigenre.evaluation.bootstrap.paired_bootstrap` on two of the columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from midigenre.evaluation.bootstrap import Floats
-from midigenre.evaluation.scores import Ints, LevelBaselines
+from midigenre.arrays import LOG_ZERO, Bools, Floats, Longs
+from midigenre.errors import UserError
+from midigenre.evaluation.npz import DAMAGED, below, read_arrays, write_arrays
 from midigenre.files import write_csv
 from midigenre.spec import UNKNOWN
 
+LEVELS = ("phrase", "song")
+FILE = "predictions.csv"
+SONGS_FILE = "predictions_songs.csv"
+TABLES_FILE = "predictions.npz"
+
 DECIMALS = 5
+_NORMALISED_WITHIN = 0.05  # slack for half precision; logits miss it by far
 
 
-@dataclass(frozen=True)
-class LabelPredictions:
-    """Predictions of one label at one level.
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Predictions of one label at one level, songs in ascending order.
 
     Attributes:
         classes: Class names, length C.
+        song_N: Song of each row, its place among the prepared songs, shape (N,).
         truth_N: True classes, shape (N,); UNKNOWN where there is none.
         log_probs_NC: The model's log-probabilities, shape (N, C).
         baselines: Classes that each baseline predicts, shape (N,), or why it is missing.
-        parts: Log-probabilities of each part of a song model, shape (N, C).
+        components: Log-probabilities of each component of a song model, shape (N, C).
+        where: Columns that say which phrase or song a row is, each of N values: ``song_id``,
+            ``source`` where that is known, ``first_bar`` and ``end_bar`` of phrases, ``part`` where
+            tables were joined.
+        temperature_N: Temperature that calibrates each row, shape (N,); None without.
+        flags: Which rows are out of the domain, by ``energy`` and by ``max_softmax`` (see
+            :mod:`midigenre.evaluation.calibration`), shape (N,); empty where nothing was fitted.
+        allowed_NC: Whether the row's source has songs of each class in training, shape (N, C); all
+            False for a source without training songs.
+
+    Raises:
+        ValueError: Columns of different lengths, classes out of range, or rows that are not
+            log-probabilities.
     """
 
-    classes: Sequence[str]
-    truth_N: Ints
+    classes: tuple[str, ...]
+    song_N: Longs
+    truth_N: Longs
     log_probs_NC: Floats
-    baselines: LevelBaselines
-    parts: Mapping[str, Floats] = field(default_factory=dict)
+    baselines: Mapping[str, Longs | str] = field(default_factory=dict)
+    components: Mapping[str, Floats] = field(default_factory=dict)
+    where: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    temperature_N: Floats | None = None
+    flags: Mapping[str, Bools] = field(default_factory=dict)
+    allowed_NC: Bools | None = None
+
+    def __post_init__(self) -> None:
+        n, n_classes = len(self.truth_N), len(self.classes)
+        sizes = {name: len(column) for name, column in self._columns().items()}
+        if set(sizes.values()) - {n} or self.log_probs_NC.shape[1:] != (n_classes,):
+            raise ValueError(
+                f"columns do not fit together: {sizes}, log-probabilities "
+                f"{self.log_probs_NC.shape} of {n_classes} classes"
+            )
+        for name, classes_N in (("truth", self.truth_N), *self.baselines.items()):
+            lowest = UNKNOWN if name == "truth" else 0
+            if isinstance(classes_N, str) or not n:
+                continue
+            if not lowest <= classes_N.min() <= classes_N.max() < n_classes:
+                raise ValueError(f"a class of {name} is outside [0, {n_classes})")
+        # Written so that NaN fails too.
+        if n and not (np.abs(_log_sum_exp(self.log_probs_NC)) < _NORMALISED_WITHIN).all():
+            raise ValueError("rows are not log-probabilities: apply log_softmax to logits first")
+
+    def __len__(self) -> int:
+        return len(self.truth_N)
+
+    @property
+    def predicted_N(self) -> Longs:
+        """Classes that the model predicts, shape (N,)."""
+        found: Longs = self.log_probs_NC.argmax(1)
+        return found
+
+    @property
+    def given(self) -> dict[str, Longs]:
+        """The baselines that are not missing."""
+        return {k: values for k, values in self.baselines.items() if not isinstance(values, str)}
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Why each of the others is missing."""
+        return {k: reason for k, reason in self.baselines.items() if isinstance(reason, str)}
+
+    def select(self, rows: NDArray[Any]) -> Predictions:
+        """Some of the rows, by their places or by a mask."""
+        chosen = {name: column[rows] for name, column in self._columns().items()}
+        return self._with_columns(chosen)
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        """Every array of N rows, by ``attribute`` or ``attribute/key``."""
+        found: dict[str, NDArray[Any]] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, np.ndarray):
+                found[each.name] = value
+            elif isinstance(value, Mapping):
+                found |= {
+                    f"{each.name}/{key}": column
+                    for key, column in value.items()
+                    if isinstance(column, np.ndarray)
+                }
+        return found
+
+    def _with_columns(self, columns: Mapping[str, NDArray[Any]]) -> Predictions:
+        """The table with other columns, named as :meth:`_columns` does."""
+        own: dict[str, Any] = {k: v for k, v in columns.items() if "/" not in k}
+        for name in ("baselines", "components", "where", "flags"):
+            own[name] = below(columns, name)
+        own["baselines"] = {
+            name: own["baselines"].get(name, reason) for name, reason in self.baselines.items()
+        }
+        return replace(self, **own)
+
+
+Tables = Mapping[str, Mapping[str, Predictions]]
+"""By label and level."""
+
+
+def concat(tables: Sequence[Predictions], names: Sequence[str]) -> Predictions:
+    """Joins tables of different songs, for instance those of the folds of a cross-validation.
+
+    Args:
+        tables: The tables, with the same classes.
+        names: Name of each, for the column ``part``.
+
+    Returns:
+        All rows, songs in ascending order. What one table lacks is left out; a baseline that is
+        missing in one is missing, with the first reason.
+    """
+    columns = [table._columns() for table in tables]
+    shared = [key for key in columns[0] if all(key in of for of in columns)]
+    parts = [np.full(len(table), name) for table, name in zip(tables, names, strict=True)]
+    joined = {"where/part": np.concatenate(parts)} | {
+        key: np.concatenate([of[key] for of in columns]) for key in shared
+    }
+    baselines: dict[str, Longs | str] = {}
+    for name in dict.fromkeys(name for table in tables for name in table.baselines):
+        of = [
+            t.baselines.get(name, f"not fitted in {n}") for t, n in zip(tables, names, strict=True)
+        ]
+        baselines[name] = next((x for x in of if isinstance(x, str)), np.zeros(0, np.int64))
+    dropped: dict[str, Any] = {
+        name: None
+        for name in ("temperature_N", "allowed_NC")
+        if any(getattr(table, name) is None for table in tables)
+    }
+    empty = replace(
+        tables[0].select(np.zeros(0, np.int64)),
+        baselines=baselines, components={}, flags={}, **dropped,
+    )  # fmt: skip
+    order = np.argsort(joined["song_N"], kind="stable")
+    return empty._with_columns({key: column[order] for key, column in joined.items()})
+
+
+def write_tables(path: Path, tables: Tables) -> None:
+    """Writes tables in full precision, numbers and text alone."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for label, levels in tables.items():
+        for level, table in levels.items():
+            place = f"{label}/{level}"
+            arrays[f"{place}/classes"] = np.array(table.classes, str)
+            for name, reason in table.missing.items():
+                arrays[f"{place}/missing/{name}"] = np.array(reason, str)
+            for name, column in table._columns().items():
+                text = column.dtype == object
+                arrays[f"{place}/of/{name}"] = column.astype(str) if text else column
+    write_arrays(path, arrays)
+
+
+def read_tables(path: Path, labels: Sequence[str]) -> Tables:
+    """Reads what :func:`write_tables` wrote; no code in the file is run.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    try:
+        arrays = read_arrays(path)
+        return {
+            label: {level: _read_table(below(arrays, f"{label}/{level}")) for level in LEVELS}
+            for label in labels
+        }
+    except DAMAGED as error:
+        raise UserError(f"{path} cannot be read ({error}); train that part again") from error
+
+
+def _read_table(arrays: Mapping[str, NDArray[Any]]) -> Predictions:
+    columns = below(arrays, "of")
+    own: dict[str, Any] = {key: column for key, column in columns.items() if "/" not in key}
+    for name in ("baselines", "components", "where", "flags"):
+        own[name] = below(columns, name)
+    own["baselines"] |= {name: str(reason) for name, reason in below(arrays, "missing").items()}
+    return Predictions(tuple(map(str, arrays["classes"])), **own)
 
 
 def songs_path(path: Path) -> Path:
-    """Where the songs' table lies beside the phrases': ``predictions_songs.csv``."""
+    """Where the songs' CSV lies beside the phrases': ``predictions_songs.csv``."""
     return path.with_name(f"{path.stem}_songs{path.suffix}")
 
 
-def write_predictions(
-    path: Path,
-    where: Mapping[str, Sequence[Any] | NDArray[Any]],
-    labels: Mapping[str, LabelPredictions],
-) -> None:
-    """Writes one level's table as CSV.
+def write_predictions(path: Path, tables: Tables) -> None:
+    """Writes the phrases of all labels as CSV, and their songs beside it (:func:`songs_path`)."""
+    for level, place in (("phrase", path), ("song", songs_path(path))):
+        columns: dict[str, Sequence[Any]] = {}
+        for label, levels in tables.items():
+            table = levels[level]
+            names = np.array([*table.classes, ""], object)  # UNKNOWN is the last one
+            assert UNKNOWN == -1
+            columns |= {name: column.tolist() for name, column in table.where.items()}
+            columns[label] = names[table.truth_N].tolist()
+            columns[f"{label}_model"] = names[table.predicted_N].tolist()
+            for baseline, predicted_N in table.given.items():
+                columns[f"{label}_{baseline}"] = names[predicted_N].tolist()
+            of = {"": table.log_probs_NC} | {f"{k}_": v for k, v in table.components.items()}
+            for who, log_probs_NC in of.items():
+                for name, column in zip(table.classes, log_probs_NC.T, strict=True):
+                    columns[f"{label}_{who}log_prob_{name}"] = column.round(DECIMALS).tolist()
+        rows = (
+            dict(zip(columns, values, strict=True))
+            for values in zip(*columns.values(), strict=True)
+        )
+        write_csv(place, rows, list(columns))
+
+
+def song_log_probs(log_probs_NC: ArrayLike, song_N: ArrayLike) -> tuple[NDArray[Any], Floats]:
+    """Song-level log-probabilities: the mean over a song's phrases, renormalised.
+
+    The mean of logs (a geometric mean of the probabilities) lets a phrase that excludes a class
+    count for more than one that merely prefers another.
 
     Args:
-        path: The file.
-        where: Columns that say which phrase or song a row is, each with N values.
-        labels: The predictions of each label.
+        log_probs_NC: Log-probabilities of the phrases, shape (N, C).
+        song_N: Song of each phrase, integers or text, shape (N,).
+
+    Returns:
+        The songs in ascending order, shape (S,), and their log-probabilities, shape (S, C).
     """
-    columns: dict[str, Sequence[Any]] = {name: list(values) for name, values in where.items()}
-    for label, found in labels.items():
-        names = np.array([*found.classes, ""])  # UNKNOWN is the last one
-        assert UNKNOWN == -1
-        columns[label] = names[found.truth_N].tolist()
-        columns[f"{label}_model"] = names[found.log_probs_NC.argmax(1)].tolist()
-        for baseline, predicted in found.baselines.items():
-            if not isinstance(predicted, str):
-                columns[f"{label}_{baseline}"] = names[np.asarray(predicted)].tolist()
-        for c, name in enumerate(found.classes):
-            columns[f"{label}_log_prob_{name}"] = found.log_probs_NC[:, c].round(DECIMALS).tolist()
-        for part, log_probs_NC in found.parts.items():
-            for c, name in enumerate(found.classes):
-                column = log_probs_NC[:, c].round(DECIMALS).tolist()
-                columns[f"{label}_{part}_log_prob_{name}"] = column
-    rows = (
-        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    log_probs_NC = np.asarray(log_probs_NC, np.float64)
+    songs_S, song_index_N = np.unique(np.asarray(song_N), return_inverse=True)
+    sum_SC = np.zeros((len(songs_S), log_probs_NC.shape[1]))
+    np.add.at(sum_SC, song_index_N, np.maximum(log_probs_NC, LOG_ZERO))
+    mean_SC = sum_SC / np.bincount(song_index_N, minlength=len(songs_S))[:, None]
+    return songs_S, mean_SC - _log_sum_exp(mean_SC)
+
+
+def song_truth(truth_N: ArrayLike, song_N: ArrayLike) -> tuple[NDArray[Any], Longs]:
+    """The class of each song.
+
+    Args:
+        truth_N: True classes of the phrases, shape (N,).
+        song_N: Song of each phrase, shape (N,).
+
+    Returns:
+        The songs in ascending order, shape (S,), and their classes, shape (S,).
+
+    Raises:
+        ValueError: Phrases of one song with different classes.
+    """
+    truth_N = np.asarray(truth_N, np.int64)
+    songs_S, first_S, song_index_N = np.unique(
+        np.asarray(song_N), return_index=True, return_inverse=True
     )
-    write_csv(path, rows, list(columns))
+    truth_S = truth_N[first_S]
+    if (differs := truth_S[song_index_N] != truth_N).any():
+        raise ValueError(f"song {np.asarray(song_N)[differs][0]} has phrases of several classes")
+    return songs_S, truth_S
+
+
+def _log_sum_exp(values_NC: Floats) -> Floats:
+    """Log of the sum of exponentials of each row, shape (N, 1), without overflow."""
+    top_N1 = values_NC.max(1, keepdims=True, initial=LOG_ZERO)
+    total: Floats = np.log(np.exp(values_NC - top_N1).sum(1, keepdims=True)) + top_N1
+    return total

@@ -1,4 +1,4 @@
-"""Finished runs as they lie on disk, to be compared."""
+"""Finished runs as they lie on disk, to be compared, and what they started from."""
 
 from __future__ import annotations
 
@@ -11,10 +11,28 @@ from typing import Any
 
 from midigenre.data.splits import HOLDOUT
 from midigenre.errors import UserError
-from midigenre.evaluation.origins import Origin, origin_of
 from midigenre.evaluation.settings import flatten, settings_of
 from midigenre.files import read_json
 from midigenre.run import RunFolder
+
+_CHAIN = 8  # no recipe has so many stages; a folder that starts from itself ends here
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What a run started from, so that seeds of one recipe are seen as such.
+
+    Each seed of a recipe that pretrains starts from a pretrained run of its own (``init_from``).
+    Those runs differ by their seeds alone, and so do the ones that started from them.
+
+    Attributes:
+        recipe: Equal for runs that started from trainings of the same settings, whatever their
+            seeds.
+        seeds: Seeds of those trainings, the latest first.
+    """
+
+    recipe: str
+    seeds: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -29,7 +47,7 @@ class RunRecord:
         cost: Content of ``cost.json``; ``parameters`` alone for runs from before there was one.
         test_set: Equal for runs that were tested on the same songs and phrases.
         finished: When, in nanoseconds since the epoch.
-        origin: What it started from; None if from nothing, or from what cannot be read any more.
+        lineage: What it started from; None if from nothing, or from what cannot be read any more.
     """
 
     folder: Path
@@ -38,20 +56,20 @@ class RunRecord:
     cost: Mapping[str, Any]
     test_set: str
     finished: int
-    origin: Origin | None = None
+    lineage: Lineage | None = None
 
     @property
     def configuration(self) -> str:
         """Equal for runs that differ by seeds alone, also those of what they started from."""
         settings = {k: v for k, v in self.settings.items() if k != "seed"}
-        if self.origin is not None:
-            settings["init_from"] = self.origin.recipe
+        if self.lineage is not None:
+            settings["init_from"] = self.lineage.recipe
         return json.dumps([settings, self.test_set], sort_keys=True)
 
     @property
     def seeds(self) -> tuple[Any, ...]:
         """Its seed, and those of what it started from."""
-        earlier = () if self.origin is None else self.origin.seeds
+        earlier = () if self.lineage is None else self.lineage.seeds
         return (self.settings.get("seed"), *earlier)
 
 
@@ -145,7 +163,7 @@ def _read(folder: Path) -> RunRecord:
             cost,
             _test_set(config, evaluation),
             metrics_path.stat().st_mtime_ns,
-            origin_of(config),
+            lineage_of(config),
         )
     except _UnfinishedError:
         raise
@@ -185,3 +203,29 @@ def _test_set(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
         for level in ("phrase", "song")
     }
     return json.dumps([flat, sizes], sort_keys=True)
+
+
+def lineage_of(config: Mapping[str, Any], chain: int = _CHAIN) -> Lineage | None:
+    """What a run started from; None where it did not, or where that run cannot be read any more.
+
+    Args:
+        config: The content of its ``config.yaml``.
+        chain: How many trainings to follow at most.
+    """
+    source = config.get("init_from")
+    if source is None or not chain:
+        return None
+    named = Path(source).expanduser()
+    # A run's folder, whose best checkpoint it was, or RUN/checkpoints/NAME.ckpt.
+    folder, checkpoint = (named.parent.parent, named.name) if named.is_file() else (named, "")
+    try:
+        before = RunFolder(folder).config
+        settings = settings_of(before)
+    except Exception:  # moved, deleted, damaged or not ours: the path alone tells it from others
+        return None
+    seed = settings.pop("seed", None)
+    earlier = lineage_of(before, chain - 1)
+    seeds: tuple[Any, ...] = (seed,)
+    if earlier is not None:
+        settings["init_from"], seeds = earlier.recipe, (seed, *earlier.seeds)
+    return Lineage(json.dumps([checkpoint, settings], sort_keys=True), seeds)

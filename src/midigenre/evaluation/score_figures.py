@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from midigenre.evaluation.figures import FAINT, GRID, INK, confusion_figure
-from midigenre.evaluation.reliability import ECE_BINS
+from midigenre.evaluation.probabilities import ECE_BINS
 
 BLUE, RED = "#0072B2", "#D55E00"
 SIDES = ((RED, "confidence above accuracy"), (BLUE, "confidence below accuracy"))

@@ -1,371 +1,276 @@
-"""Scores of one label: the only definition of every number that the project reports.
+"""From a table of predictions to ``evaluation.json``: one label at one level.
 
-Pure numpy, so that training metrics, evaluation, baselines and comparisons share one code. A
-*level* is ``phrase`` or ``song``. Whatever leaves :func:`score_level` is plain Python that
-``json.dumps(..., allow_nan=False)`` accepts; a number that is not defined is ``None``.
+:func:`evaluate` scores all rows, :func:`by_source` those within each source, :func:`by_part` those
+of each fold. Whatever leaves them is plain Python that ``json.dumps(..., allow_nan=False)``
+accepts; a number that is not defined is None.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from midigenre.evaluation.bootstrap import (
-    METRICS,
-    N_BOOTSTRAP,
-    Floats,
-    interval,
-    margin_accuracy,
-    margin_macro_f1,
-    paired_bootstrap,
-    plain,
-    ratio,
-    resampled,
-)
-from midigenre.evaluation.coverage import confidence_scores
-from midigenre.evaluation.ranking import roc_auc_scores
-from midigenre.evaluation.reliability import calibration_scores
-from midigenre.evaluation.within import Sources, within_source
+from midigenre.arrays import Bools, Longs
+from midigenre.evaluation.blend import ENCODER
+from midigenre.evaluation.bootstrap import N_BOOTSTRAP, Scores, score
+from midigenre.evaluation.metrics import Counts, confusion_matrix, plain, ratio, scores_of
+from midigenre.evaluation.predictions import Predictions
+from midigenre.evaluation.probabilities import calibration_scores, confidence_scores, roc_auc_scores
 from midigenre.spec import UNKNOWN
 
-Ints = NDArray[np.int64]
-LevelBaselines = Mapping[str, ArrayLike | str]
-"""Classes that each baseline predicts at one level, or a text that says why it is missing."""
+SOURCE_MAJORITY = "source_majority"
+"""Name of the baseline that guesses each source's most frequent class."""
 
-_LOG_ZERO = -1e4  # stands for log 0, which would turn the mean over a song into NaN
-_NORMALISED_WITHIN = 0.05  # slack for half precision; logits miss it by far
-
-
-def as_array(values: Any) -> NDArray[Any]:
-    """A numpy array from an array-like or from a torch tensor on any device."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-    return np.asarray(values)
+ONE_SOURCE = "the songs come from one source"
+ONE_CLASS_EACH = "no source has songs of two classes in the test set"
 
 
-def confusion_matrix(truth_N: ArrayLike, predicted_N: ArrayLike, n_classes: int) -> Ints:
-    """Counts of (truth, prediction).
-
-    Args:
-        truth_N: True classes, shape (N,), in ``[0, n_classes)``.
-        predicted_N: Predicted classes, shape (N,).
-        n_classes: Number of classes, C.
-
-    Returns:
-        Counts, shape (C, C); rows are the truth.
-
-    Raises:
-        ValueError: A class outside the range, or lengths that differ.
-    """
-    truth_N, predicted_N = np.asarray(truth_N, np.int64), np.asarray(predicted_N, np.int64)
-    if truth_N.shape != predicted_N.shape:
-        raise ValueError(f"{len(truth_N)} true classes but {len(predicted_N)} predictions")
-    for what, classes_N in (("truth", truth_N), ("prediction", predicted_N)):
-        if classes_N.size and not 0 <= classes_N.min() <= classes_N.max() < n_classes:
-            raise ValueError(f"a {what} is outside [0, {n_classes})")
-    cells = np.bincount(truth_N * n_classes + predicted_N, minlength=n_classes**2)
-    return cells.reshape(n_classes, n_classes).astype(np.int64)
-
-
-def accuracy(confusion_CC: Any) -> float:
-    """Share of right predictions; NaN for a matrix without counts.
-
-    Args:
-        confusion_CC: Counts, array or tensor of shape (C, C); rows are the truth.
-    """
-    return float(margin_accuracy(*_marginals(as_array(confusion_CC))))
-
-
-def macro_f1(confusion_CC: Any) -> float:
-    """Mean F1 over the classes *with support*, that is, those that occur in the truth.
-
-    A class without support has no recall; counting its F1 as 0 would punish a model for a test set
-    that lacks the class. Predictions of such a class still cost precision and recall elsewhere.
-    F1 = 2 TP / (2 TP + FP + FN) (van Rijsbergen 1979). NaN for a matrix without counts.
-
-    Args:
-        confusion_CC: Counts, array or tensor of shape (C, C); rows are the truth.
-    """
-    return float(margin_macro_f1(*_marginals(as_array(confusion_CC))))
-
-
-def song_log_probs(
-    log_probs_NC: ArrayLike, song_N: ArrayLike
-) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Song-level log-probabilities: the mean over a song's phrases, renormalised.
-
-    The mean of logs (a geometric mean of the probabilities) lets a phrase that excludes a class
-    count for more than one that merely prefers another.
-
-    Args:
-        log_probs_NC: Log-probabilities of the phrases, shape (N, C).
-        song_N: Song of each phrase, integers or text, shape (N,).
-
-    Returns:
-        The songs in ascending order, shape (S,), and their log-probabilities, shape (S, C).
-    """
-    log_probs_NC = np.asarray(log_probs_NC, np.float64)
-    songs_S, song_index_N = np.unique(np.asarray(song_N), return_inverse=True)
-    sum_SC = np.zeros((len(songs_S), log_probs_NC.shape[1]))
-    np.add.at(sum_SC, song_index_N, np.maximum(log_probs_NC, _LOG_ZERO))
-    mean_SC = sum_SC / np.bincount(song_index_N, minlength=len(songs_S))[:, None]
-    return songs_S, mean_SC - _log_sum_exp(mean_SC)
-
-
-def song_truth(truth_N: ArrayLike, song_N: ArrayLike) -> tuple[NDArray[Any], Ints]:
-    """The class of each song.
-
-    Args:
-        truth_N: True classes of the phrases, shape (N,).
-        song_N: Song of each phrase, shape (N,).
-
-    Returns:
-        The songs in ascending order, shape (S,), and their classes, shape (S,).
-
-    Raises:
-        ValueError: Phrases of one song with different classes.
-    """
-    truth_N = np.asarray(truth_N, np.int64)
-    songs_S, first_S, song_index_N = np.unique(
-        np.asarray(song_N), return_index=True, return_inverse=True
-    )
-    truth_S = truth_N[first_S]
-    if (differs := truth_S[song_index_N] != truth_N).any():
-        raise ValueError(f"song {np.asarray(song_N)[differs][0]} has phrases of several classes")
-    return songs_S, truth_S
-
-
-def score_level(
-    log_probs_NC: ArrayLike,
-    truth_N: ArrayLike,
-    names: Sequence[str],
-    groups_N: ArrayLike,
-    seed: int = 0,
-    n_bootstrap: int = N_BOOTSTRAP,
-    temperature: ArrayLike | None = None,
-) -> dict[str, Any]:
-    """All scores of one label at one level.
+def evaluate(table: Predictions, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP) -> dict[str, Any]:
+    """All scores of a table; rows without a class are left out.
 
     The intervals are percentile bootstraps over *songs*, :mod:`midigenre.evaluation.bootstrap`:
     resampling phrases would give intervals that are far too narrow.
 
     Args:
-        log_probs_NC: Log-probabilities, shape (N, C).
-        truth_N: True classes, shape (N,), in ``[0, C)``.
-        names: Class names, length C.
-        groups_N: Song of each row, shape (N,).
+        table: The predictions.
         seed: Seed of the resamples.
         n_bootstrap: Number of resamples.
-        temperature: Fitted on validation rows, see
-            :func:`~midigenre.evaluation.reliability.fit_temperature`: one for all rows, or one a
-            row; None where there is none.
 
     Returns:
-        ``n``, ``accuracy``, ``macro_f1``, ``roc_auc`` (see
-        :func:`~midigenre.evaluation.ranking.roc_auc_scores`), ``ci95``, ``per_class``,
-        ``confusion`` (rows are the truth), ``labels``, ``ece``, ``nll`` and ``brier`` (see
-        :func:`~midigenre.evaluation.reliability.calibration_scores`), and what
-        :func:`~midigenre.evaluation.coverage.confidence_scores` adds. Precision of a class that
-        is never predicted, recall of one without support and F1 of one with neither are None; so is
-        every score of no rows.
+        ``n``; every metric of :data:`~midigenre.evaluation.metrics.METRICS`; ``roc_auc`` (see
+        :func:`~midigenre.evaluation.probabilities.roc_auc_scores`); ``ci95``; ``per_class``;
+        ``confusion`` (rows are the truth); ``labels``; ``ece``, ``nll`` and ``brier`` (see
+        :func:`~midigenre.evaluation.probabilities.calibration_scores`); what
+        :func:`~midigenre.evaluation.probabilities.confidence_scores` adds; ``baselines`` (None
+        where one is missing) and, if any is missing, ``baselines_missing`` with the reasons;
+        where sources are known what :func:`by_source` gives; where a song model has components
+        ``components``; and ``out_of_domain``.
 
-    Raises:
-        ValueError: Shapes that do not fit, NaN, or rows that are not log-probabilities.
+        A baseline or component has every metric, ``ci95`` and ``versus_model``: for each metric
+        the model minus the baseline, see :meth:`~midigenre.evaluation.bootstrap.Scores.lead`.
+        Precision of a class that is never predicted, recall of one without support and F1 of one
+        with neither are None; so is every score of no rows.
     """
-    log_probs_NC = np.asarray(log_probs_NC, np.float64)
-    truth_N, groups_N = np.asarray(truth_N, np.int64), np.asarray(groups_N)
-    _check(log_probs_NC, truth_N, groups_N, names)
-    n_classes = len(names)
-    predicted_N = log_probs_NC.argmax(1)
-    confusion_CC = confusion_matrix(truth_N, predicted_N, n_classes)
-    hits_C, support_C, predicted_C = _marginals(confusion_CC)
+    known = table.select(table.truth_N != UNKNOWN)
+    names, given = table.classes, known.given
+    found = score(
+        known.truth_N, [known.predicted_N, *given.values()], known.song_N, len(names), seed,
+        n_bootstrap,
+    )  # fmt: skip
+    confusion_CC = confusion_matrix(known.truth_N, known.predicted_N, len(names))
+    counts = Counts.of_confusion(confusion_CC)
     ratios = {
-        "precision": ratio(hits_C, predicted_C),
-        "recall": ratio(hits_C, support_C),
-        "f1": ratio(2 * hits_C, support_C + predicted_C),
+        "precision": ratio(counts.hits, counts.predicted),
+        "recall": ratio(counts.hits, counts.truth),
+        "f1": ratio(2 * counts.hits, counts.truth + counts.predicted),
     }
-    auc_C, auc, auc_interval = roc_auc_scores(log_probs_NC, truth_N, groups_N, seed, n_bootstrap)
-    return {
-        "n": len(truth_N),
-        "accuracy": plain(accuracy(confusion_CC)),
-        "macro_f1": plain(macro_f1(confusion_CC)),
+    auc_C, auc, auc_interval = roc_auc_scores(
+        known.log_probs_NC, known.truth_N, known.song_N, seed, n_bootstrap
+    )
+    model = found.summary(0)
+    ci95 = model.pop("ci95") | {"roc_auc": auc_interval}
+    result: dict[str, Any] = {
+        "n": len(known),
+        **model,
         "roc_auc": auc,
-        "ci95": _intervals(truth_N, predicted_N, groups_N, n_classes, seed, n_bootstrap)
-        | {"roc_auc": auc_interval},
+        "ci95": ci95,
         "per_class": {
             name: {key: plain(values_C[c]) for key, values_C in ratios.items()}
-            | {"roc_auc": auc_C[c], "support": int(support_C[c])}
+            | {"roc_auc": auc_C[c], "support": int(counts.truth[c])}
             for c, name in enumerate(names)
         },
         "confusion": confusion_CC.tolist(),
         "labels": list(names),
-        **calibration_scores(log_probs_NC, truth_N),
-        **confidence_scores(log_probs_NC, truth_N, temperature),
+        **calibration_scores(known.log_probs_NC, known.truth_N),
+        **confidence_scores(known.log_probs_NC, known.truth_N, known.temperature_N),
     }
-
-
-def evaluate_label(
-    log_probs_NC: ArrayLike,
-    truth_N: ArrayLike,
-    song_N: ArrayLike,
-    names: Sequence[str],
-    baselines: Mapping[str, LevelBaselines] | None = None,
-    *,
-    seed: int = 0,
-    n_bootstrap: int = N_BOOTSTRAP,
-    song: tuple[ArrayLike, ArrayLike] | None = None,
-    temperatures: Mapping[str, ArrayLike] | None = None,
-    sources: Sources | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Scores of one label at phrase and at song level; phrases without a label are left out.
-
-    Args:
-        log_probs_NC: Log-probabilities of the phrases, shape (N, C).
-        truth_N: True classes, shape (N,); :data:`~midigenre.spec.UNKNOWN` rows are dropped.
-        song_N: Song of each phrase, shape (N,).
-        names: Class names, length C.
-        baselines: For ``phrase`` and ``song`` the classes that each baseline predicts, for all N
-            phrases and for all their songs in ascending order, or a text that says why a baseline
-            is missing.
-        seed: Seed of the bootstrap.
-        n_bootstrap: Number of resamples.
-        song: All songs in ascending order, shape (S,), and their log-probabilities, shape (S, C);
-            None for :func:`song_log_probs`.
-        temperatures: For ``phrase`` and ``song`` the temperature of all rows, or one for each of
-            the N phrases and of the S songs; None without calibration.
-        sources: Where each phrase comes from; None where that is not known.
-
-    Returns:
-        ``{"phrase": {...}, "song": {...}}``: the keys of :func:`score_level`; those of
-        :func:`~midigenre.evaluation.within.within_source` if ``sources`` are given; ``baselines``
-        (None
-        where one is missing) and, if any is missing, ``baselines_missing`` with the reasons. A
-        baseline has ``accuracy``, ``macro_f1``, ``ci95`` and ``versus_model``: for each metric
-        ``difference`` (model minus baseline), its ``ci95`` and ``p``, see
-        :func:`~midigenre.evaluation.bootstrap.paired_bootstrap`.
-
-    Raises:
-        ValueError: As :func:`score_level`; a song whose phrases have several classes; or
-            predictions of a baseline that do not fit.
-    """
-    log_probs_NC, truth_N = np.asarray(log_probs_NC, np.float64), np.asarray(truth_N, np.int64)
-    song_N = np.asarray(song_N)
-    _check(log_probs_NC, truth_N, song_N, names)
-    known_N = truth_N != UNKNOWN
-    all_songs, first_S = np.unique(song_N, return_index=True)
-    songs_S, truth_S = song_truth(truth_N[known_N], song_N[known_N])
-    known_S = np.isin(all_songs, songs_S)
-    log_probs_SC = (
-        song_log_probs(log_probs_NC[known_N], song_N[known_N])[1]
-        if song is None
-        else _log_probs_of_songs(song, all_songs, len(names))[known_S]
-    )
-    rows: dict[str, tuple[Floats, Ints, NDArray[Any], NDArray[np.bool_]]] = {
-        "phrase": (log_probs_NC[known_N], truth_N[known_N], song_N[known_N], known_N),
-        "song": (log_probs_SC, truth_S, songs_S, known_S),
+    rivals = {
+        name: found.summary(p) | {"versus_model": found.leads(0, p)}
+        for p, name in enumerate(given, 1)
     }
-    places = {"phrase": np.flatnonzero(known_N), "song": first_S[known_S]}
-    found = {}
-    for level, (scores, truth, groups, labelled) in rows.items():
-        temperature = None if temperatures is None else np.asarray(temperatures[level], np.float64)
-        if temperature is not None and temperature.ndim:
-            temperature = temperature[labelled]
-        found[level] = score_level(scores, truth, names, groups, seed, n_bootstrap, temperature)
-        theirs_known: dict[str, Ints] = {}
-        missing = {}
-        entries: dict[str, dict[str, Any] | None] = {}
-        for name, predicted in (baselines or {}).get(level, {}).items():
-            if isinstance(predicted, str):
-                entries[name], missing[name] = None, predicted
-                continue
-            theirs = np.asarray(predicted, np.int64)
-            if theirs.shape != labelled.shape:
-                raise ValueError(f"{name}: {theirs.shape} {level} predictions for {labelled.shape}")
-            theirs_known[name] = theirs[labelled]
-            entries[name] = _score_baseline(
-                scores.argmax(1), theirs[labelled], truth, groups, len(names), seed, n_bootstrap
-            )
-        found[level] |= {"baselines": entries} | ({"baselines_missing": missing} if missing else {})
-        if sources is not None:
-            found[level] |= within_source(
-                scores, truth, groups, sources.select(places[level]), names, theirs_known, seed,
-                n_bootstrap,
-            )  # fmt: skip
+    result |= _rivals(table, {name: rivals.get(name) for name in table.baselines})
+    if table.missing:
+        result["baselines_missing"] = table.missing
+    if "source" in table.where:
+        result |= by_source(known, seed, n_bootstrap)
+    return result | {"out_of_domain": _flagged(table)}
+
+
+def _rivals(table: Predictions, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """``baselines``, and ``components`` of a song model; the encoder alone is no baseline."""
+    found = {"baselines": {name: of for name, of in scores.items() if name != ENCODER}}
+    if table.components:
+        found["components"] = {name: scores.get(name) for name in table.components}
     return found
 
 
-def _log_probs_of_songs(
-    song: tuple[ArrayLike, ArrayLike], all_songs: NDArray[Any], n_classes: int
-) -> Floats:
-    """Log-probabilities that a song model gave, shape (S, C)."""
-    songs_S, log_probs_SC = np.asarray(song[0]), np.asarray(song[1], np.float64)
-    if not np.array_equal(songs_S, all_songs) or log_probs_SC.shape != (len(all_songs), n_classes):
-        raise ValueError(
-            f"song log-probabilities {log_probs_SC.shape} of {len(songs_S)} songs for "
-            f"{len(all_songs)} songs of {n_classes} classes"
-        )
-    return log_probs_SC
+def _flagged(table: Predictions) -> dict[str, Any] | None:
+    """Shares of rows that are flagged as out of the domain, with a class and without one.
 
-
-def _score_baseline(
-    ours_N: NDArray[Any],
-    theirs_N: Ints,
-    truth_N: Ints,
-    groups_N: NDArray[Any],
-    n_classes: int,
-    seed: int,
-    n_bootstrap: int,
-) -> dict[str, Any]:
-    """A baseline's scores, and the model's lead over it on the same resamples."""
-    confusion_matrix(truth_N, theirs_N, n_classes)  # refuses classes out of range
-    paired = paired_bootstrap(
-        truth_N, ours_N, theirs_N, groups_N, seed=seed, n_bootstrap=n_bootstrap
-    )
+    Returns:
+        ``labelled`` and ``unlabelled``, each with ``n`` and the shares by ``energy`` and by
+        ``max_softmax`` (see :mod:`midigenre.evaluation.calibration`; None of no rows). None where
+        nothing was fitted.
+    """
+    if not table.flags:
+        return None
+    known_N = table.truth_N != UNKNOWN
     return {
-        **{metric: paired[metric]["second"] for metric in METRICS},
-        "ci95": _intervals(truth_N, theirs_N, groups_N, n_classes, seed, n_bootstrap),
-        "versus_model": {
-            metric: {key: paired[metric][key] for key in ("difference", "ci95", "p")}
-            for metric in METRICS
-        },
+        name: {"n": int(rows.sum())}
+        | {
+            by: float(flag_N[rows].mean()) if rows.any() else None
+            for by, flag_N in table.flags.items()
+        }
+        for name, rows in (("labelled", known_N), ("unlabelled", ~known_N))
     }
 
 
-def _intervals(
-    truth_N: Ints,
-    predicted_N: NDArray[Any],
-    groups_N: NDArray[Any],
-    n_classes: int,
-    seed: int,
-    n_bootstrap: int,
-) -> dict[str, list[float | None]]:
-    scores = resampled(truth_N, (predicted_N,), groups_N, n_classes, seed, n_bootstrap)
-    return {metric: interval(values_PR[0]) for metric, values_PR in scores.items()}
+def by_part(table: Predictions) -> dict[str, dict[str, Any]]:
+    """``n`` and every metric of each part of a joined table, by the part's name."""
+    found = {}
+    for name in np.unique(table.where["part"]).tolist():
+        part = table.select((table.where["part"] == name) & (table.truth_N != UNKNOWN))
+        scores = scores_of(Counts.of_rows(part.truth_N, part.predicted_N, len(table.classes)))
+        found[str(name)] = {"n": len(part)} | {k: plain(v) for k, v in scores.items()}
+    return found
 
 
-def _check(
-    log_probs_NC: Floats, truth_N: Ints, groups_N: NDArray[Any], names: Sequence[str]
-) -> None:
-    n = len(truth_N)
-    if log_probs_NC.shape != (n, len(names)) or groups_N.shape != (n,):
-        raise ValueError(
-            f"log-probabilities {log_probs_NC.shape}, truth {truth_N.shape}, songs "
-            f"{groups_N.shape} and {len(names)} names do not fit together"
-        )
-    # Written so that NaN fails too.
-    if n and not (np.abs(_log_sum_exp(log_probs_NC)) < _NORMALISED_WITHIN).all():
-        raise ValueError("rows are not log-probabilities: apply log_softmax to logits first")
+def by_source(table: Predictions, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP) -> dict[str, Any]:
+    """Scores within each source: whether a model tells genres apart where the source does not.
+
+    Collections differ in how they were made (arranged, played, transcribed), so a model may learn
+    the collection instead of the genre. Predictions are therefore judged once more, source by
+    source, on those sources whose test songs have two classes or more.
+
+    Two ways to predict are judged: the model's own, and, as ``<metric>_restricted``, the most
+    likely class among those that the source has in *training*, so that a model that knows the
+    source from its sound has no lead over one that is given it; a source without training songs
+    has none.
+
+    Args:
+        table: Rows that all have a class and a source.
+        seed: Seed of the resamples.
+        n_bootstrap: Number of resamples.
+
+    Returns:
+        ``by_source`` and ``within_source``, over those sources: the mean of the sources' scores,
+        weighted by their rows. Each has ``n``, ``classes``, every metric, each ``..._restricted``
+        and ``baselines``; ``within_source`` has ``ci95`` and, for each baseline, ``versus_model``,
+        and ``sources`` in place of ``classes``. It is None, with a reason in
+        ``within_source_missing``, where no source qualifies.
+    """
+    n_classes = len(table.classes)
+    found, counts_KC = class_counts(table.where["source"], table.truth_N, n_classes)
+    chosen = found[np.count_nonzero(counts_KC, axis=1) > 1]
+    if len(found) < 2 or not len(chosen):
+        reason = ONE_SOURCE if len(found) < 2 else ONE_CLASS_EACH
+        return {"by_source": {}, "within_source": None, "within_source_missing": reason}
+    inside = table.select(np.isin(table.where["source"], chosen))
+    source_N = np.searchsorted(chosen, inside.where["source"])
+    allowed_NC = inside.allowed_NC
+    if allowed_NC is None:
+        allowed_NC = np.zeros((len(inside), n_classes), bool)
+    # Any class of a source without training songs, so that the columns are whole; not shown.
+    restricted_N = np.where(allowed_NC, inside.log_probs_NC, -np.inf).argmax(1)
+    known_K = np.array([allowed_NC[source_N == k].any(1).all() for k in range(len(chosen))])
+    scores = score(
+        inside.truth_N, [inside.predicted_N, restricted_N, *inside.given.values()],
+        inside.song_N, n_classes, seed, n_bootstrap, source_N,
+    )  # fmt: skip
+    places = {name: p for p, name in enumerate(inside.given, 2)}
+    of_source = {
+        str(name): {
+            "n": int((source_N == k).sum()),
+            "classes": [
+                table.classes[c] for c in np.unique(inside.truth_N[source_N == k]).tolist()
+            ],
+            **{m: plain(of_PK[0, k]) for m, of_PK in scores.by_group.items()},
+            **{
+                f"{m}_restricted": plain(of_PK[1, k]) if known_K[k] else None
+                for m, of_PK in scores.by_group.items()
+            },
+            **_rivals(
+                inside,
+                {
+                    base: {m: plain(of_PK[p, k]) for m, of_PK in scores.by_group.items()}
+                    for base, p in places.items()
+                },
+            ),
+        }
+        for k, name in enumerate(chosen)
+    }
+    return {
+        "by_source": of_source,
+        "within_source": _within(inside, scores, chosen, bool(known_K.all())),
+    }
 
 
-def _log_sum_exp(values_NC: Floats) -> Floats:
-    """Log of the sum of exponentials of each row, shape (N, 1), without overflow."""
-    top_N1 = values_NC.max(1, keepdims=True, initial=_LOG_ZERO)
-    total: Floats = np.log(np.exp(values_NC - top_N1).sum(1, keepdims=True)) + top_N1
-    return total
+def _within(
+    inside: Predictions, scores: Scores, sources: NDArray[Any], restricted: bool
+) -> dict[str, Any]:
+    model, limited = scores.summary(0), scores.summary(1)
+    ci95, limited_ci95 = model.pop("ci95"), limited.pop("ci95")
+    if restricted:
+        ci95 |= {f"{metric}_restricted": of for metric, of in limited_ci95.items()}
+    rivals = {
+        name: scores.summary(p) | {"versus_model": scores.leads(0, p)}
+        for p, name in enumerate(inside.given, 2)
+    }
+    return {
+        "n": len(inside),
+        "sources": [str(name) for name in sources],
+        **model,
+        **{f"{m}_restricted": value if restricted else None for m, value in limited.items()},
+        "ci95": ci95,
+        **_rivals(inside, rivals),
+    }
 
 
-def _marginals(confusion_CC: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    return confusion_CC.diagonal(), confusion_CC.sum(1), confusion_CC.sum(0)
+def class_counts(
+    source_S: NDArray[Any], class_S: Longs, n_classes: int
+) -> tuple[NDArray[Any], Longs]:
+    """Labelled songs of each source and class: the sources, and counts of shape (K, C)."""
+    known_S = class_S != UNKNOWN
+    names, source_index = np.unique(source_S[known_S], return_inverse=True)
+    cells = source_index * n_classes + class_S[known_S]
+    counts = np.bincount(cells, minlength=len(names) * n_classes)
+    return names, counts.reshape(len(names), n_classes).astype(np.int64)
+
+
+def source_majority(
+    source_N: NDArray[Any], train_source_S: NDArray[Any], train_class_S: Longs, n_classes: int
+) -> Longs | None:
+    """Guesses the most frequent class of a row's source among the training songs, shape (N,).
+
+    The first of equally frequent ones; the most frequent of all for a source without training
+    songs. None where it would say nothing: with one source it is the plain majority, and where no
+    source has two classes the source is the label.
+    """
+    names, counts_KC = class_counts(train_source_S, train_class_S, n_classes)
+    if len(names) < 2 or not (np.count_nonzero(counts_KC, axis=1) > 1).any():
+        return None
+    guesses = np.full(len(source_N), int(counts_KC.sum(0).argmax()), np.int64)
+    for name, counts_C in zip(names, counts_KC, strict=True):
+        guesses[source_N == name] = int(counts_C.argmax())
+    return guesses
+
+
+def source_classes(
+    source_N: NDArray[Any], train_source_S: NDArray[Any], train_class_S: Longs, n_classes: int
+) -> Bools:
+    """Whether each row's source has songs of each class in training, shape (N, C).
+
+    Args:
+        source_N: Source of each row, shape (N,).
+        train_source_S: Source of each training song, shape (S,).
+        train_class_S: Its class, shape (S,); UNKNOWN ones are left out.
+        n_classes: Number of classes, C.
+    """
+    names, counts_KC = class_counts(train_source_S, train_class_S, n_classes)
+    allowed_NC = np.zeros((len(source_N), n_classes), bool)
+    for name, counts_C in zip(names, counts_KC, strict=True):
+        allowed_NC[source_N == name] = counts_C > 0
+    return allowed_NC

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from midigenre.evaluation.bootstrap import N_BOOTSTRAP, interval, plain
+from midigenre.evaluation.bootstrap import N_BOOTSTRAP, interval
+from midigenre.evaluation.metrics import plain
 from midigenre.spec import TokenSpec
 
 NOTE_TYPES = ("Pitch", "PitchDrum", "NoteOn", "DrumOn")

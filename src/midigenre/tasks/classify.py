@@ -8,13 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
 
+from midigenre.arrays import Longs
 from midigenre.data.datamodule import PhraseDataModule
-from midigenre.evaluation.metrics import LabelMetrics
-from midigenre.evaluation.report import LEVELS, print_scores
+from midigenre.evaluation.blend import FOLDER
+from midigenre.evaluation.metrics import METRICS, Counts, as_array, scores_of
+from midigenre.evaluation.predictions import FILE, LEVELS
+from midigenre.evaluation.report import print_scores
 from midigenre.evaluation.score_figures import evaluation_figures
 from midigenre.models import (
     LabelHead,
@@ -26,14 +31,75 @@ from midigenre.models import (
     class_weights,
 )
 from midigenre.models.transformer import check_choice
-from midigenre.spec import Batch
+from midigenre.spec import UNKNOWN, Batch
 from midigenre.tasks.base import Outcome, Parts, Task
 from midigenre.tasks.evaluate import evaluate_split, fit_calibration, fitted_baselines
 from midigenre.tasks.optim import OptimSettings
 from midigenre.tasks.predict import predict_phrases
-from midigenre.tasks.songs import FOLDER, SongAggregate, fit_song_models, song_kind
+from midigenre.tasks.songs import fit_blends, song_kind
 
-METRICS = ("macro_f1", "accuracy")
+
+class LabelMetrics(MulticlassConfusionMatrix):
+    """Every metric of one label during training; phrases whose label is UNKNOWN are left out.
+
+    The state is one confusion matrix, ``confmat`` (C, C), reduced by sum over processes, so the
+    scores of a distributed run are those of all its phrases and not a mean of the processes'
+    scores. ``compute()`` returns several values, so log it with ``log_dict(metric.compute())``.
+    """
+
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+    def __init__(self, n_classes: int, **kwargs: Any) -> None:
+        """Starts without counts.
+
+        Args:
+            n_classes: Number of classes, C; 1 is allowed.
+            kwargs: Settings of :class:`torchmetrics.Metric`.
+        """
+        # Its checks look at the values and so wait for the device at every step; they also refuse
+        # a single class. The one that matters, the shape, stands in update().
+        super().__init__(n_classes, ignore_index=UNKNOWN, validate_args=False, **kwargs)
+        self._confusion_CC: Longs | None = None
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Adds phrases.
+
+        Args:
+            preds: Logits or log-probabilities, shape (B, C), or classes, shape (B,).
+            target: True classes, int64 (B,); UNKNOWN ones are left out.
+
+        Raises:
+            ValueError: Shapes that do not fit.
+        """
+        shapes = ((len(target), self.num_classes), (len(target),))
+        if target.ndim != 1 or tuple(preds.shape) not in shapes:
+            raise ValueError(f"predictions {tuple(preds.shape)} for targets {tuple(target.shape)}")
+        classes = preds.argmax(1) if preds.ndim == 2 else preds
+        super().update(classes, target)
+
+    # The base class returns the matrix itself.
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """All of :data:`METRICS` of everything since the last reset; NaN without counts."""
+        # Here, and only here, the state holds the sum over all processes: keep it for confusion().
+        self._confusion_CC = as_array(self.confmat).astype(np.int64)
+        found = scores_of(Counts.of_confusion(self._confusion_CC))
+        return {k: torch.tensor(v, device=self.confmat.device) for k, v in found.items()}
+
+    def confusion(self) -> Longs:
+        """Counts over all processes, shape (C, C); rows are the truth.
+
+        Computes first if needed. In a distributed run that is a collective call: where only one
+        process wants the matrix, let all of them call ``compute()`` before.
+        """
+        self.compute()
+        assert self._confusion_CC is not None
+        return self._confusion_CC
+
+    def reset(self) -> None:
+        """Drops all counts."""
+        super().reset()
+        self._confusion_CC = None
 
 
 class ClassifyTask(Task):
@@ -102,23 +168,23 @@ class ClassifyTask(Task):
     ) -> Outcome:
         """See :meth:`Task.test`."""
         assert isinstance(model, PhraseClassifier)
-        predictions = None if folder is None else folder / "predictions.csv"
+        predictions = None if folder is None else folder / FILE
         device = next(model.parameters()).device
         fitted = fitted_baselines(model, data)
-        kind, val = song_kind(task), None
-        if len(data.rows("val")):  # read once for the song models and the calibration
-            loader = data.eval_dataloader("val")
-            val = predict_phrases(model, loader, device, vectors=kind != "mean")
-        songs = fit_song_models(model, data, kind, fitted, device=device, val=val)
-        if songs is not None and folder is not None:
-            songs.save(folder / FOLDER)
-        aggregate = None if songs is None else SongAggregate(songs)
-        calibration = fit_calibration(model, data, device=device, aggregate=aggregate, found=val)
+        val = None
+        if len(data.rows("val")):  # read once for the blends and the calibration
+            val = predict_phrases(model, data.eval_dataloader("val"), device)
+        blends = None
+        if song_kind(task) == "blend":
+            blends = fit_blends(model, data, fitted, val)
+        if blends is not None and folder is not None:
+            blends.save(folder / FOLDER)
+        calibration = fit_calibration(model, data, device=device, blends=blends, found=val)
         if calibration is not None and folder is not None:
             calibration.save(folder)
         evaluation = evaluate_split(
             model, data, "test", device=device, train=data, predictions=predictions,
-            calibration=calibration, aggregate=aggregate, fitted=fitted,
+            calibration=calibration, blends=blends, fitted=fitted,
         )  # fmt: skip
         scores: dict[str, float] = {}
         final: dict[str, float] = {}

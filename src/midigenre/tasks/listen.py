@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from midigenre.data.shards import MemorySongs
 from midigenre.errors import RefusedSongError
-from midigenre.evaluation.scores import song_log_probs
+from midigenre.evaluation.predictions import song_log_probs
 from midigenre.midi.song import Song
 from midigenre.models import PhraseClassifier
 from midigenre.spec import UNKNOWN

@@ -18,8 +18,8 @@ from midigenre.spec import Batch, TokenSpec
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """Log-probabilities of phrases, with where they come from.
+class PhraseOutputs:
+    """What a classifier says of phrases, and where they come from.
 
     Attributes:
         log_probs: For each label, shape (phrases, C).
@@ -47,7 +47,7 @@ def predict_phrases(
     device: torch.device | str = "cpu",
     autocast: torch.dtype | None = None,
     vectors: bool = False,
-) -> Predictions:
+) -> PhraseOutputs:
     """Predicts every phrase of ``batches``, in order.
 
     Args:
@@ -77,7 +77,7 @@ def predict_phrases(
             truth.setdefault(label, []).append(values.numpy())
         song.append(batch.song_B.numpy())
         start.append(batch.start_B.numpy())
-    return Predictions(
+    return PhraseOutputs(
         {k: np.concatenate(v).astype(np.float64) for k, v in log_probs.items()},
         {k: np.concatenate(v) for k, v in truth.items()},
         np.concatenate(song),

@@ -19,15 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from midigenre.evaluation.bootstrap import (
-    N_BOOTSTRAP,
-    Floats,
-    interval,
-    plain,
-    ratio,
-    resampled_margins,
-)
-from midigenre.evaluation.scores import confusion_matrix
+from midigenre.arrays import Floats
+from midigenre.evaluation.bootstrap import N_BOOTSTRAP, interval, resampled_counts
+from midigenre.evaluation.metrics import confusion_matrix, plain, ratio
 from midigenre.spec import UNKNOWN
 
 Longs = NDArray[np.int64]
@@ -218,7 +212,7 @@ def _score(
     matrix = confusion_matrix(verdicts.truth, predicted, n + 1)[:n]
     hits, asked = matrix.diagonal(), matrix.sum(1)
     recall = ratio(hits, asked)
-    drawn_hits, drawn_asked, _ = resampled_margins(
+    drawn_hits, drawn_asked, _ = resampled_counts(
         verdicts.truth, (predicted,), verdicts.groups, n + 1, seed, n_bootstrap
     )
     draws = drawn_hits[0], drawn_asked[0]

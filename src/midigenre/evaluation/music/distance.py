@@ -34,7 +34,8 @@ from scipy.special import ndtr
 
 from midigenre.arrays import Floats, Longs
 from midigenre.errors import UserError
-from midigenre.evaluation.bootstrap import N_BOOTSTRAP, interval, plain, ratio
+from midigenre.evaluation.bootstrap import N_BOOTSTRAP, interval
+from midigenre.evaluation.metrics import plain, ratio
 from midigenre.evaluation.music.descriptors import HISTOGRAMS, SCALARS, DescriptorTable
 from midigenre.wording import plural
 

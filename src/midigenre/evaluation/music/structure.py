@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from midigenre.arrays import Floats
-from midigenre.evaluation.bootstrap import plain, ratio
+from midigenre.evaluation.metrics import plain, ratio
 from midigenre.evaluation.music.bars import (
     bar_keys,
     bar_of_notes,

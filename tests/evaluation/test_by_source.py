@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
+from tables import evaluated, table
 
-from midigenre.evaluation.scores import evaluate_label
-from midigenre.evaluation.within import (
+from midigenre.evaluation.scores import (
     ONE_CLASS_EACH,
     ONE_SOURCE,
-    Sources,
+    by_source,
+    source_classes,
     source_majority,
-    within_source,
 )
 
 NAMES = ["folk", "jazz", "rock"]
@@ -32,19 +32,20 @@ def made(seed=0, n_songs=120):
     allowed = np.ones((2 * n_songs, 3), bool)
     allowed[source_N == "a", 2] = False
     theirs = rng.integers(0, 3, 2 * n_songs)
-    return log_probs, truth_N, song_N, Sources(source_N, allowed), theirs
+    return log_probs, truth_N, song_N, source_N, allowed, theirs
 
 
 def test_each_source_is_judged_alone():
-    log_probs, truth, song, sources, theirs = made()
-    found = within_source(log_probs, truth, song, sources, NAMES, {"hist_gb": theirs}, 0, 200)
+    log_probs, truth, song, source, allowed, theirs = made()
+    rows = table(log_probs, truth, song, NAMES, {"hist_gb": theirs}, source=source, allowed=allowed)
+    found = by_source(rows, 0, 200)
     assert list(found["by_source"]) == ["a", "b", "c"]
     assert found["by_source"]["a"]["classes"] == ["folk", "jazz"]
     predicted = log_probs.argmax(1)
-    restricted = np.where(sources.allowed_NC, log_probs, -np.inf).argmax(1)
+    restricted = np.where(allowed, log_probs, -np.inf).argmax(1)
     weights, pooled = [], {"accuracy": [], "macro_f1": [], "macro_f1_restricted": []}
     for name, scores in found["by_source"].items():
-        rows = sources.source_N == name
+        rows = source == name
         classes = np.unique(truth[rows])
 
         def f1(guess, rows=rows, classes=classes):
@@ -85,8 +86,8 @@ def test_who_knows_the_source_only_is_right_by_source_and_not_within():
     truth = np.where(rng.random(200) < 0.8, major, 1 - major)
     log_probs = np.log(np.where(np.eye(2)[major] > 0, 0.9, 0.1))
     allowed = np.ones((200, 2), bool)
-    found = within_source(
-        log_probs, truth, np.arange(200), Sources(source, allowed), ["a", "b"], {}
+    found = by_source(
+        table(log_probs, truth, np.arange(200), ["a", "b"], source=source, allowed=allowed)
     )
     assert (log_probs.argmax(1) == truth).mean() > 0.7
     assert found["within_source"]["macro_f1"] < 0.5
@@ -95,21 +96,19 @@ def test_who_knows_the_source_only_is_right_by_source_and_not_within():
 
 
 def test_sources_that_say_nothing():
-    log_probs, truth, song, sources, _ = made()
-    one = Sources(np.full(len(truth), "a", object), sources.allowed_NC)
-    found = within_source(log_probs, truth, song, one, NAMES, {})
+    log_probs, truth, song, _, allowed, _ = made()
+    found = by_source(table(log_probs, truth, song, NAMES, source=np.full(len(truth), "a")))
     assert found == {"by_source": {}, "within_source": None, "within_source_missing": ONE_SOURCE}
-    each = Sources(np.array(NAMES, object)[truth], sources.allowed_NC)
-    found = within_source(log_probs, truth, song, each, NAMES, {})
-    assert found["within_source_missing"] == ONE_CLASS_EACH
-    none = within_source(log_probs[:0], truth[:0], song[:0], sources.select(slice(0)), NAMES, {})
-    assert none["within_source"] is None
+    rows = table(log_probs, truth, song, NAMES, source=np.array(NAMES)[truth], allowed=allowed)
+    assert by_source(rows)["within_source_missing"] == ONE_CLASS_EACH
+    assert by_source(rows.select(np.arange(0)))["within_source"] is None
 
 
 def test_a_source_without_training_songs_has_no_restricted_score():
-    log_probs, truth, song, sources, _ = made()
-    sources.allowed_NC[sources.source_N == "c"] = False
-    found = within_source(log_probs, truth, song, sources, NAMES, {}, n_bootstrap=20)
+    log_probs, truth, song, source, allowed, _ = made()
+    allowed[source == "c"] = False
+    rows = table(log_probs, truth, song, NAMES, source=source, allowed=allowed)
+    found = by_source(rows, n_bootstrap=20)
     assert found["by_source"]["c"]["macro_f1_restricted"] is None
     assert found["by_source"]["b"]["macro_f1_restricted"] is not None
     assert found["within_source"]["accuracy_restricted"] is None
@@ -124,42 +123,34 @@ def test_the_source_majority_is_that_of_the_training_songs():
     assert source_majority(asked, train, classes, 3).tolist() == [2, 0, 0, 0]
     assert source_majority(asked, train[:3], classes[:3], 3) is None  # one source
     assert source_majority(asked, train[2:], classes[2:], 3) is None  # it tells the label
-    sources = Sources.of_training(asked, train, classes, 3)
-    assert sources.allowed_NC.tolist() == [
+    assert source_classes(asked, train, classes, 3).tolist() == [
         [False, False, True], [True, True, False], [False] * 3, [False] * 3,
     ]  # fmt: skip
 
 
 def test_both_levels_have_them_and_songs_without_a_label_are_left_out():
-    log_probs, truth, song, sources, theirs = made()
+    log_probs, truth, song, source, allowed, theirs = made()
     truth = truth.copy()
     truth[song < 20] = -1
     baselines = {"phrase": {"hist_gb": theirs}, "song": {"hist_gb": theirs[::2]}}
-    found = evaluate_label(
-        log_probs, truth, song, NAMES, baselines, n_bootstrap=50, sources=sources
+    found = evaluated(
+        log_probs, truth, song, NAMES, baselines, n_bootstrap=50, source=source, allowed=allowed
     )
-    several = (sources.source_N != "single") & (song >= 20)
+    several = (source != "single") & (song >= 20)
     assert found["phrase"]["within_source"]["n"] == several.sum()
     assert found["song"]["within_source"]["n"] == several.sum() // 2
     assert set(found["song"]["within_source"]["baselines"]) == {"hist_gb"}
     json.dumps(found, allow_nan=False)
-    assert "within_source" not in evaluate_label(log_probs, truth, song, NAMES)["song"]
+    assert "within_source" not in evaluated(log_probs, truth, song, NAMES)["song"]
 
 
-def test_a_song_model_and_one_temperature_a_row():
-    log_probs, truth, song, _, _ = made()
-    songs = np.arange(120)
-    own = np.log(np.full((120, 3), 0.05) + 0.85 * np.eye(3)[truth[::2]])
+def test_one_temperature_a_row():
+    log_probs, truth, song, *_ = made()
     truth = truth.copy()
     truth[song < 20] = -1
     temperatures = {"phrase": np.linspace(0.5, 2, 240), "song": np.linspace(1, 3, 120)}
-    found = evaluate_label(
-        log_probs, truth, song, NAMES, song=(songs, own), temperatures=temperatures
-    )
-    assert found["song"]["accuracy"] == 1
+    found = evaluated(log_probs, truth, song, NAMES, temperatures=temperatures)
     assert found["song"]["n"] == 100
     assert found["song"]["calibrated"]["temperature"] == pytest.approx(
         temperatures["song"][20:].mean()
     )
-    with pytest.raises(ValueError, match="songs"):
-        evaluate_label(log_probs, truth, song, NAMES, song=(songs[1:], own[1:]))

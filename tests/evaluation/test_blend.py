@@ -2,11 +2,9 @@
 
 import json
 import pickle
-from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from phrasebook import book
@@ -14,13 +12,9 @@ from scipy import sparse
 
 from midigenre.errors import UserError
 from midigenre.evaluation.baselines import BASELINES, fit_baselines, predict_baselines
-from midigenre.evaluation.blend import Pool, fit_pool
+from midigenre.evaluation.blend import Blend, Blends, Pool, fit_pool
 from midigenre.evaluation.experts import LOG_ZERO, expert_log_probs, export
 from midigenre.evaluation.features import _WIDTHS
-from midigenre.evaluation.scores import song_log_probs
-from midigenre.evaluation.song_attention import Bags, SongAttention, attention_log_probs
-from midigenre.evaluation.song_attention import fit_attention as fit
-from midigenre.evaluation.songs import AttentionModel, BlendModel, Evidence, SongModels
 
 NAMES = ("hist_gb", "ngram_lr")
 
@@ -175,95 +169,6 @@ def test_a_pool_is_always_sound(seed, n_classes, n, k):
         assert nll(pooled, truth) <= nll(even.log_probs(logs), truth) + 1e-6
 
 
-def made_bags(seed, n_songs, width=6, telling=True):
-    """Songs of 1 to 5 phrases; one of each tells the class, and shows that it does."""
-    rng = np.random.default_rng(seed)
-    truth = np.arange(n_songs) % 3
-    song = np.repeat(np.arange(n_songs) * 2, rng.integers(1, 6, n_songs))
-    first = np.r_[True, np.diff(song) > 0]
-    vectors = rng.normal(size=(len(song), width))
-    vectors[:, 0] = 3.0 * first
-    said = np.where(first, truth[song // 2], rng.integers(0, 3, len(song)))
-    logs = np.log(np.where(np.arange(3) == said[:, None], 0.6, 0.2))
-    if not telling:
-        logs = np.log(np.full((len(song), 3), 1 / 3))
-    return vectors, logs, song, truth
-
-
-def test_chosen_songs_bring_all_their_phrases():
-    rng = np.random.default_rng(0)
-    song = rng.permutation(np.repeat(np.arange(20), rng.integers(1, 9, 20)))
-    vectors, logs = rng.normal(size=(len(song), 6)), rng.normal(size=(len(song), 3))
-    bags = Bags.of(vectors, logs, song)[1]
-    chosen = rng.permutation(20)[:7]
-    found = bags.select(torch.as_tensor(chosen))
-    assert found.n_songs == 7
-    for place, of in enumerate(chosen):
-        mine = (found.song_N == place).numpy()
-        assert np.allclose(found.vectors_ND.numpy()[mine], vectors[song == of])
-        assert np.allclose(found.log_probs_NC.numpy()[mine], logs[song == of])
-    assert len(found.song_N) == np.isin(song, chosen).sum()
-    assert bags.select(torch.as_tensor([], dtype=torch.long)).n_songs == 0
-
-
-def test_attention_starts_as_the_mean():
-    vectors, logs, song, _ = made_bags(0, 20)
-    songs, bags = Bags.of(vectors, logs, song)
-    expected_songs, expected = song_log_probs(logs, song)
-    found = attention_log_probs(SongAttention(6, 3), bags)
-    assert (songs == expected_songs).all()
-    assert np.allclose(found, expected, atol=1e-6)
-
-
-def test_attention_finds_the_phrase_that_tells():
-    sets = [made_bags(seed, 150) for seed in range(3)]
-    (train, stop, test), truth = [Bags.of(*s[:3])[1] for s in sets], [s[3] for s in sets]
-    model, about = fit(train, truth[0], stop, truth[1], 3)
-    assert about["epoch"] > 0
-    assert about["nll"] < about["nll_mean"]
-    mean = song_log_probs(*sets[2][1:3])[1]
-    found = attention_log_probs(model, test)
-    assert (found.argmax(1) == truth[2]).mean() > (mean.argmax(1) == truth[2]).mean() + 0.1
-
-
-def test_attention_that_finds_nothing_stays_the_mean():
-    noise = [made_bags(seed, 60, telling=False) for seed in range(2)]
-    rng = np.random.default_rng(0)
-    train, stop = (Bags.of(rng.normal(size=s[0].shape), s[1], s[2])[1] for s in noise)
-    truth = [rng.permutation(s[3]) for s in noise]
-    _, about = fit(train, truth[0], stop, truth[1], 3)
-    assert about["nll"] <= about["nll_mean"] + 1e-9
-    empty = Bags.of(np.zeros((0, 6)), np.zeros((0, 3)), np.zeros(0, int))[1]
-    model, about = fit(train, truth[0], empty, np.zeros(0, int), 3)
-    assert about == {"epoch": 0, "nll_mean": None, "nll": None}
-    expected = song_log_probs(noise[1][1], noise[1][2])[1]
-    assert np.allclose(attention_log_probs(model, stop), expected, atol=1e-6)
-
-
-def test_attention_is_the_same_every_time_and_leaves_the_generator():
-    train, stop = (made_bags(seed, 60) for seed in range(2))
-    bags = [Bags.of(*s[:3])[1] for s in (train, stop)]
-    state = torch.random.get_rng_state()
-    first, second = (fit(bags[0], train[3], bags[1], stop[3], 3)[0] for _ in range(2))
-    assert torch.equal(torch.random.get_rng_state(), state)
-    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_attention_scores_a_song_as_if_alone_whatever_the_order():
-    vectors, logs, song, truth = made_bags(3, 30)
-    bags = Bags.of(vectors, logs, song)[1]
-    model, _ = fit(bags, truth, bags, truth, 3)
-    together = attention_log_probs(model, bags)
-    order = np.random.default_rng(0).permutation(len(song))
-    shuffled = Bags.of(vectors[order], logs[order], song[order])[1]
-    assert np.allclose(attention_log_probs(model, shuffled), together, atol=1e-5)
-    for s in (0, 11):
-        mine = song == 2 * s
-        alone = attention_log_probs(model, Bags.of(vectors[mine], logs[mine], song[mine])[1])
-        assert np.allclose(alone[0], together[s], atol=1e-5)
-
-
 @pytest.fixture(scope="module")
 def blend():
     rng = np.random.default_rng(0)
@@ -274,63 +179,45 @@ def blend():
         experts[name] = export(name, BASELINES[name].estimator(0).fit(rows, truth), 3)
         logs[name] = experts[name].log_probs(made_counts(name, rng, truth))
     theirs = {name: logs[name] for name in NAMES}
-    return BlendModel(fit_pool(logs, truth), experts, fit_pool(theirs, truth))
+    return Blend(fit_pool(logs, truth), experts, fit_pool(theirs, truth))
 
 
-@pytest.fixture(scope="module")
-def attention():
-    vectors, logs, song, truth = made_bags(3, 30)
-    bags = Bags.of(vectors, logs, song)[1]
-    return AttentionModel(*fit(bags, truth, bags, truth, 3))
+def seen_by(blend):
+    """What the encoder and the experts say of some songs."""
+    rng, truth = np.random.default_rng(0), np.arange(20) % 3
+    experts = {n: e.log_probs(made_counts(n, rng, truth)) for n, e in blend.experts.items()}
+    return made_logs(rng, truth, 3, 1), experts
 
 
-def seen_by(model):
-    """Some songs, with whatever the model looks at."""
-    vectors, logs, song, _ = made_bags(7, 20)
-    rng = np.random.default_rng(0)
-    experts = {}
-    if isinstance(model, BlendModel):
-        truth = np.arange(20) % 3
-        experts = {n: e.log_probs(made_counts(n, rng, truth)) for n, e in model.experts.items()}
-    return Evidence(logs, song, vectors.astype(np.float32), experts)
-
-
-@pytest.mark.parametrize("kind", ["blend", "attention"])
-def test_what_is_stored_comes_back_to_the_bit(kind, request, tmp_path):
-    model = request.getfixturevalue(kind)
+def test_what_is_stored_comes_back_to_the_bit(blend, tmp_path):
     names = ("jazz", "odd / name", "rock")
     labels = {"genre": names, "a/b": names}
-    saved = SongModels(kind, labels, dict.fromkeys(labels, model), "0123")
-    saved.save(tmp_path / "song")
-    found = SongModels.load(tmp_path / "song")
-    assert (found.kind, found.weights_of) == (kind, "0123")
-    assert found.classes == labels
+    Blends(labels, dict.fromkeys(labels, blend), "0123").save(tmp_path / "song")
+    found = Blends.load(tmp_path / "song")
+    assert (found.classes, found.weights_of) == (labels, "0123")
+    parts = blend.components(*seen_by(blend))
     for label in labels:
-        seen = seen_by(model)
-        for ours, theirs in zip(
-            model.log_probs(seen), found.models[label].log_probs(seen), strict=True
-        ):
-            assert ours.tobytes() == theirs.tobytes()
-        assert found.models[label].about() == json.loads(json.dumps(model.about()))
+        again = found.blends[label].components(*seen_by(found.blends[label]))
+        assert list(again) == list(parts)
+        for name, values in parts.items():
+            assert again[name].tobytes() == values.tobytes()
+        pooled = found.blends[label].pool.log_probs(again)
+        assert pooled.tobytes() == blend.pool.log_probs(parts).tobytes()
+        assert found.blends[label].about() == json.loads(json.dumps(blend.about()))
 
 
 def test_a_blend_lists_the_encoder_alone(blend):
-    seen = seen_by(blend)
-    parts = blend.components(seen)
+    encoder, experts = seen_by(blend)
+    parts = blend.components(encoder, experts)
     assert list(parts) == ["encoder", *NAMES, "without_encoder"]
-    assert (parts["encoder"] == song_log_probs(seen.log_probs_NC, seen.song_N)[1]).all()
+    assert parts["encoder"] is encoder
 
 
 def test_the_baselines_alone_know_nothing_of_the_encoder(blend):
-    seen = seen_by(blend)
-    other = replace(seen, log_probs_NC=np.roll(seen.log_probs_NC, 1, axis=1))
-    assert (blend.log_probs(seen)[1] != blend.log_probs(other)[1]).any()
-    alone, same = (blend.components(x)["without_encoder"] for x in (seen, other))
-    assert alone.tobytes() == same.tobytes()
-    older = BlendModel.of(
-        {k: v for k, v in blend.about().items() if k != "without_encoder"}, blend.arrays(), 3
-    )
-    assert list(older.components(seen)) == ["encoder", *NAMES]
+    encoder, experts = seen_by(blend)
+    one, other = (blend.components(x, experts) for x in (encoder, np.roll(encoder, 1, axis=1)))
+    assert (blend.pool.log_probs(one) != blend.pool.log_probs(other)).any()
+    assert one["without_encoder"].tobytes() == other["without_encoder"].tobytes()
 
 
 class Evil:
@@ -344,7 +231,7 @@ class Evil:
 
 
 def test_no_code_of_a_file_is_run(blend, tmp_path):
-    SongModels("blend", {"genre": "abc"}, {"genre": blend}, "x").save(tmp_path)
+    Blends({"genre": "abc"}, {"genre": blend}, "x").save(tmp_path)
     mark = tmp_path / "ran"
     pickle.loads(pickle.dumps(Evil(mark)))
     assert mark.exists()  # it would
@@ -355,13 +242,13 @@ def test_no_code_of_a_file_is_run(blend, tmp_path):
         arrays = {**stored, "0/hist_gb/value": evil}
     np.savez(tmp_path / "arrays.npz", **arrays)
     with pytest.raises(UserError, match="delete that folder"):
-        SongModels.load(tmp_path)
+        Blends.load(tmp_path)
     assert not mark.exists()
 
 
 @pytest.mark.parametrize("damage", ["no arrays", "cut", "NaN", "no json", "inf", "version", "kind"])
 def test_damaged_files_are_refused_in_words(damage, blend, tmp_path):
-    SongModels("blend", {"genre": "abc"}, {"genre": blend}, "x").save(tmp_path)
+    Blends({"genre": "abc"}, {"genre": blend}, "x").save(tmp_path)
     npz, about = tmp_path / "arrays.npz", tmp_path / "model.json"
     if damage == "no arrays":
         npz.unlink()
@@ -382,4 +269,4 @@ def test_damaged_files_are_refused_in_words(damage, blend, tmp_path):
         changed = {"version": {"format": 99}, "kind": {"kind": "vote"}}[damage]
         about.write_text(json.dumps(json.loads(about.read_text()) | changed))
     with pytest.raises(UserError, match=str(tmp_path)):
-        SongModels.load(tmp_path)
+        Blends.load(tmp_path)

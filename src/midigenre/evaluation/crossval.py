@@ -1,0 +1,180 @@
+"""One evaluation of all parts of a protocol: every song as the model predicts that has not seen it.
+
+Pooling predictions, not averaging scores, is what lets a class with a song or two in a fold count
+right: macro-F1 of a fold that has one song of a class is nearly a coin toss (Forman and Scholz
+2010, "Apples-to-Apples in Cross-Validation Studies"). The parts' own scores stand beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from midigenre.arrays import Longs
+from midigenre.data.splits import Fold
+from midigenre.evaluation.bootstrap import t_interval
+from midigenre.evaluation.metrics import METRICS
+from midigenre.evaluation.predictions import (
+    FILE,
+    LEVELS,
+    TABLES_FILE,
+    concat,
+    read_tables,
+    write_predictions,
+)
+from midigenre.evaluation.scores import by_part, evaluate
+from midigenre.files import read_json
+
+
+@dataclass(frozen=True)
+class PartRun:
+    """A finished part.
+
+    Attributes:
+        number: From 1.
+        part: Its songs.
+        folder: Its run folder.
+    """
+
+    number: int
+    part: Fold
+    folder: Path
+
+
+def pool(runs: Sequence[PartRun], folder: Path, skipped: Sequence[Fold] = ()) -> dict[str, Any]:
+    """``evaluation.json`` over all parts.
+
+    Labels are scored on the predictions of all parts together, as one test set. What has no labels
+    (``task=mlm``, ``task=generate``) is averaged by :func:`averaged`.
+
+    Args:
+        runs: The finished parts, at least one.
+        folder: Where the CSVs of all predictions go, those of a part with a column ``part``.
+        skipped: Parts of which no song can be tested.
+
+    Returns:
+        For each label and level what :func:`~midigenre.evaluation.scores.evaluate` gives, and
+        ``parts``, ``over_parts`` (mean and standard deviation of the parts' scores) and, where
+        songs could not be tested, ``untestable``.
+
+    Raises:
+        UserError: The predictions of a part cannot be read.
+    """
+    evaluations = [read_json(run.folder / "evaluation.json") for run in runs]
+    names = [run.part.name for run in runs]
+    if not all(set(LEVELS) <= set(levels) for of in evaluations for levels in of.values()):
+        return averaged(evaluations, names)
+    of_runs = [read_tables(run.folder / TABLES_FILE, list(evaluations[0])) for run in runs]
+    tables = {
+        label: {level: concat([of[label][level] for of in of_runs], names) for level in LEVELS}
+        for label in evaluations[0]
+    }
+    result: dict[str, Any] = {}
+    for label, levels in tables.items():
+        untestable = {
+            part.name: dict(part.untestable[label])
+            for part in (*(run.part for run in runs), *skipped)
+            if label in part.untestable
+        }
+        result[label] = {}
+        for level, table in levels.items():
+            own = by_part(table)
+            result[label][level] = evaluate(table) | {
+                "parts": [{"part": r.number, "name": r.part.name} | own[r.part.name] for r in runs],
+                "over_parts": {m: mean_and_sd([own[n][m] for n in names]) for m in METRICS},
+            }
+            if untestable:
+                result[label][level]["untestable"] = untestable
+        models = [of[label]["song"].get("song_model") for of in evaluations]
+        if None not in models:
+            result[label]["song"]["song_model"] = _song_model(models)
+    write_predictions(folder / FILE, tables)
+    return result
+
+
+def _song_model(abouts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``song_model`` over the parts, each of which has fitted its own.
+
+    Returns:
+        ``kind``, the mean ``weights``, the sum ``n_validation``, the first ``note`` that there is,
+        and ``parts``, what was given.
+    """
+    given = [about["weights"] for about in abouts]
+    return {
+        "kind": abouts[0]["kind"],
+        "weights": {n: float(np.mean([of.get(n, 0.0) for of in given])) for n in given[0]},
+        "n_validation": sum(about["n_validation"] for about in abouts),
+        "note": next((about["note"] for about in abouts if about.get("note")), None),
+        "parts": [dict(about) for about in abouts],
+    }
+
+
+def mean_and_sd(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and sample standard deviation of the values that are known; None where undefined."""
+    known = [value for value in values if value is not None]
+    return {
+        "mean": float(np.mean(known)) if known else None,
+        "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+    }
+
+
+def averaged(evaluations: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """The mean of several evaluations, number by number.
+
+    Counts (``n`` and ``n_...``) are summed. Intervals in ``ci95`` become those over the parts
+    (:func:`~midigenre.evaluation.bootstrap.t_interval`): rough, since they share training songs.
+    What a part lacks, or what is no number, is left out. Each top-level entry gets ``parts``, the
+    parts' own numbers.
+
+    Args:
+        evaluations: One for each part.
+        names: Names of the parts.
+    """
+    found = _mean(evaluations)
+    assert isinstance(found, dict)
+    for key, value in found.items():
+        if isinstance(value, dict):
+            value["parts"] = [
+                {"name": name} | {k: v for k, v in of[key].items() if _is_number(v)}
+                for name, of in zip(names, evaluations, strict=True)
+            ]
+    return found
+
+
+def _mean(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in values[0]:
+        of = [value.get(key) for value in values]
+        if key == "ci95" and all(isinstance(one, Mapping) for one in of):
+            found[key] = {
+                metric: t_interval([value[metric] for value in values])
+                for metric in values[0][key]
+                if all(_is_number(value.get(metric)) for value in values)
+            }
+        elif all(isinstance(one, Mapping) for one in of):
+            found[key] = _mean([one for one in of if isinstance(one, Mapping)])
+        elif all(_is_number(one) for one in of):
+            counts = key == "n" or key.startswith("n_")
+            found[key] = sum(of) if counts else float(np.mean(of))  # type: ignore[arg-type]
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def tested(runs: Sequence[PartRun]) -> Longs:
+    """The songs that some part tests, ascending.
+
+    Raises:
+        ValueError: Two parts test the same song.
+    """
+    rows = np.concatenate([run.part.rows["test"] for run in runs])
+    if len(np.unique(rows)) != len(rows):
+        raise ValueError("two parts test the same song")
+    return np.sort(rows)
