@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from midigenre.build import make_corpus, make_tokenizer, prepare_settings, prepared
 from midigenre.commands.console import console, progress_bars
-from midigenre.commands.shelf import asker, clean, show
+from midigenre.commands.prepared import asker, clean, show
 from midigenre.data.phrases import phrase_length
 from midigenre.data.prepare import estimate, refresh_report
 from midigenre.data.report import label_file, print_report
@@ -29,7 +29,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     if paths:
         raise UserError(f"prepare takes no paths after --, got {paths[0]!r}; set corpus.root=DIR")
     if cfg.list or cfg.clean is not None:
-        _shelf(cfg)
+        _list_or_clean(cfg)
         return
     if cfg.dry_run:
         corpus = make_corpus(cfg)
@@ -59,7 +59,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     print(shards.folder)
 
 
-def _shelf(cfg: DictConfig) -> None:
+def _list_or_clean(cfg: DictConfig) -> None:
     """``list=true`` and ``clean=...``."""
     folder = cfg.prepare.folder
     root = Path(cfg.home) / "shards" if folder is None else location(folder)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import lzma
 import os
 import re
-import shutil
 import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock
@@ -41,10 +39,10 @@ SMALL = 2**26
 MAX_HEADER = 2**20
 """Bytes of a member's name and attributes in a tar archive."""
 
-_PIECE = 2**20  # bytes of a member that are in memory at once
 _BLOCK = 8 * 2**20  # bytes asked for at a time: what a broken transfer costs
 _DONE = ".download.json"
 _DRIVE = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 
 
 class _DamagedError(UserError):
@@ -88,9 +86,9 @@ def _fetch(url: str, root: Path, expected_files: int | None, progress: Progress)
         if held == url:
             return
         target = root.with_name(f".{root.name}.archive")
-        # From another address, or unpacked by hand. Where our archive is still there, unpacking
-        # was stopped, by a power cut perhaps, and the files are compared.
-        if not target.is_file() and _count(root) == expected_files:
+        about = target.with_name(f"{target.name}.json")
+        # From another address, or unpacked by hand; with `about` unpacking was stopped.
+        if not about.is_file() and _count(root) == expected_files:
             return
         if held is not None:
             raise UserError(
@@ -104,7 +102,7 @@ def _fetch(url: str, root: Path, expected_files: int | None, progress: Progress)
             if archive != target:
                 raise UserError(f"{error}; give another corpus.url") from error
             _forget(target)
-            raise UserError(f"{error}; run the command again to download it anew") from error
+            raise UserError(f"{error}; run the command again to download it again") from error
         found = _count(root)
         if expected_files is not None and found != expected_files:
             raise UserError(
@@ -245,12 +243,6 @@ def _from_drive(url: str, target: Path, progress: Progress) -> None:
         ) from error
 
 
-class _Member(NamedTuple):
-    name: str
-    size: int
-    open: Callable[[], IO[bytes]]
-
-
 class _Info(tarfile.TarInfo):
     """A member of a tar archive; the long names and attributes before it are read into memory."""
 
@@ -265,9 +257,7 @@ class _Info(tarfile.TarInfo):
 
 
 def unpack(archive: Path, root: Path, progress: Progress = no_progress) -> int:
-    """Unpacks the files of a zip or tar archive; those that are there already stay.
-
-    Links, devices and hidden names are left out. Each file is whole or not there.
+    """Unpacks the files of a zip or tar archive; links, devices and hidden names are left out.
 
     Returns:
         The number of files.
@@ -277,113 +267,55 @@ def unpack(archive: Path, root: Path, progress: Progress = no_progress) -> int:
             it would unpack to more than :data:`MAX_RATIO` times its size, or there is no room.
             Nothing is written then, except before damage in the middle.
     """
-    with _opened(archive) as members:
-        for member in members:
-            if not inside(member.name):
-                raise UserError(f"{archive}: {member.name!r} leads out of {root}; not unpacked")
-        new = [m for m in members if _size(root / m.name) != m.size]
-        # A file takes whole blocks of the disk.
-        room(root, sum(member.size + 4096 for member in new), f"what {archive} holds")
-        for i, member in enumerate(members):
-            path = root / member.name
-            if not _held(path, member):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                part = path.with_name(f".{path.name}.part")
-                try:
-                    with member.open() as source, part.open("wb") as out:
-                        shutil.copyfileobj(source, out, _PIECE)
-                    os.replace(part, path)
-                finally:
-                    part.unlink(missing_ok=True)
-            progress("unpacking", i + 1, len(members))
-    return len(members)
-
-
-def _held(path: Path, member: _Member) -> bool:
-    """Whether a file is there with a member's bytes."""
-    if _size(path) != member.size:
-        return False
-    with member.open() as source, path.open("rb") as file:
-        while block := source.read(_PIECE):
-            if file.read(len(block)) != block:
-                return False
-    return True
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
-
-
-@contextmanager
-def _opened(archive: Path) -> Iterator[list[_Member]]:
-    """Regular files of an archive with visible names, in its order."""
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as zipped:
-                if any(info.flag_bits & 1 for info in zipped.infolist()):
-                    raise UserError(f"{archive} is encrypted; unpack it and give corpus.root")
-                yield _bounded(
-                    archive,
-                    (
-                        (_Member(info.filename, info.file_size, partial(zipped.open, info)),
-                         not info.is_dir())
-                        for info in zipped.infolist()
-                    ),
-                )  # fmt: skip
-        else:
-            with _tar(archive) as tarred:
-                yield _bounded(
-                    archive,
-                    (
-                        (_Member(info.name, info.size, partial(_extracted, tarred, info)),
-                         info.isreg())
-                        for info in tarred
-                    ),
-                )  # fmt: skip
-    except NotImplementedError as error:
-        raise UserError(f"{archive}: {error}; unpack it and give corpus.root") from error
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+                infos = [(i.filename, i.file_size, not i.is_dir(), i) for i in zipped.infolist()]
+                return _unpack(archive, root, infos, zipped.extract, progress)
+        try:
+            tarred = tarfile.open(archive, tarinfo=_Info)
+        except _DAMAGE as error:
+            page = "is no zip or tar archive (a server's page, perhaps)"
+            raise _DamagedError(f"{archive} {page}") from error
+        with tarred:
+            members = ((i.name, i.size, i.isreg(), i) for i in tarred)
+            extract = partial(tarred.extract, filter="data")
+            return _unpack(archive, root, members, extract, progress)
+    except _DAMAGE as error:
         raise _DamagedError(f"{archive} is damaged ({error})") from error
+    except RuntimeError as error:  # encrypted, or packed in a way that Python does not know
+        raise UserError(f"{archive}: {error}; unpack it and give corpus.root") from error
     except OSError as error:
         if error.errno is not None:
             raise
         raise _DamagedError(f"{archive} is damaged ({error})") from error
 
 
-def _tar(archive: Path) -> tarfile.TarFile:
-    try:
-        return tarfile.open(archive, tarinfo=_Info)
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise _DamagedError(
-            f"{archive} is no zip or tar archive (a server's page, perhaps)"
-        ) from error
-
-
-def _bounded(archive: Path, members: Iterable[tuple[_Member, bool]]) -> list[_Member]:
-    """The regular files with visible names, if what all members say of their sizes is credible.
-
-    Raises:
-        UserError: It is not. The rest of the archive is not looked at then.
-    """
-    found: list[_Member] = []
-    size, total = archive.stat().st_size, 0
-    for member, is_file in members:
-        total += member.size
+def _unpack(
+    archive: Path,
+    root: Path,
+    members: Iterable[tuple[str, int, bool, Any]],
+    extract: Callable[[Any, Path], object],
+    progress: Progress,
+) -> int:
+    """Unpacks members (name, size, whether a regular file, itself) if they are credible."""
+    wanted: list[Any] = []
+    size, total, needed = archive.stat().st_size, 0, 0
+    for name, n_bytes, is_file, member in members:
+        total += n_bytes
         if total > max(MAX_RATIO * size, SMALL):
             raise UserError(
                 f"{archive} has {size:,} bytes and would unpack to more than {total:,}: a bomb, "
                 "no collection of music; if it is one, unpack it and give corpus.root"
             )
-        if is_file and _visible(member.name):
-            found.append(member)
-    return found
-
-
-def _visible(name: str) -> bool:
-    return not any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
-
-
-def _extracted(tarred: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    file = tarred.extractfile(info)
-    assert file is not None  # a regular file
-    return file
+        hidden = any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+        if is_file and not hidden:
+            if not inside(name):
+                raise UserError(f"{archive}: {name!r} leads out of {root}; not unpacked")
+            wanted.append(member)
+            needed += n_bytes + 4096  # a file takes whole blocks of the disk
+    room(root, needed, f"what {archive} holds")
+    for i, member in enumerate(wanted):
+        extract(member, root)
+        progress("unpacking", i + 1, len(wanted))
+    return len(wanted)

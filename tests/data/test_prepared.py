@@ -1,4 +1,4 @@
-"""The shelf: every folder is told for what it is, and only what was meant is removed."""
+"""Prepared shards: every folder is listed for what it is, and only what was meant is removed."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 from toysongs import prepared
 
-from midigenre.commands import shelf as command
+from midigenre.commands import prepared as command
 from midigenre.corpora.toy import Toy
-from midigenre.data import shelf
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.prepare import refresh_report
 from midigenre.data.shards import FORMAT, ShardSet
@@ -45,7 +44,7 @@ with FileLock(sys.argv[1]):
 DIE_WHILE_REMOVING = """
 import os, shutil, signal, sys
 from pathlib import Path
-from midigenre.data import shelf
+from midigenre.commands import prepared
 
 def half(folder):
     (Path(folder) / "part-00000.arrow").unlink()
@@ -53,7 +52,7 @@ def half(folder):
 
 shutil.rmtree = half
 root = Path(sys.argv[1])
-shelf.remove(shelf.entries(root)[0])
+prepared.remove(prepared.prepared_folders(root)[0])
 """
 
 
@@ -79,7 +78,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def put(root: Path, toy: ShardSet) -> Callable[[str], Path]:
-    """Puts a copy of a real preparation on the shelf."""
+    """Puts a copy of a real preparation into the folder."""
 
     def copy(name: str) -> Path:
         folder = shutil.copytree(toy.folder, root / name)
@@ -101,7 +100,7 @@ def made(root: Path, name: str, *files: str, lock: bool = True) -> Path:
 
 
 def states(root: Path) -> dict[str, str]:
-    return {entry.name: entry.state for entry in shelf.entries(root)}
+    return {entry.name: entry.state for entry in command.prepared_folders(root)}
 
 
 @contextmanager
@@ -124,7 +123,7 @@ def held(lock: Path) -> Iterator[None]:
 def test_a_preparation_is_finished(tmp_path: Path) -> None:
     begin = time.time()
     folder = prepared(Toy(n_songs=20), tmp_path).folder
-    [entry] = shelf.entries(tmp_path / "shards")
+    [entry] = command.prepared_folders(tmp_path / "shards")
     assert (entry.folder, entry.corpus, entry.tokenizer) == (folder, "toy", "remi")
     assert (entry.songs, entry.state, entry.detail) == (20, "finished", "")
     assert entry.bytes == sum(p.stat().st_size for p in folder.iterdir())
@@ -145,7 +144,7 @@ def test_states(root: Path, put: Callable[[str], Path]) -> None:
     (put("toy-remi-00000007") / "spec.json").write_text("[]", encoding="utf-8")
     made(root, "my-new-corpus-remi-00000008", "part-00000.arrow")
     made(root, "toy-remi-00000009")  # stopped before its first part
-    found = {entry.name[-1]: entry for entry in shelf.entries(root)}
+    found = {entry.name[-1]: entry for entry in command.prepared_folders(root)}
     assert {key: entry.state for key, entry in found.items()} == {
         "0": "finished", "1": "unfinished", "2": "other format", "3": "damaged", "4": "damaged",
         "5": "damaged", "6": "damaged", "7": "damaged", "8": "unfinished", "9": "unfinished",
@@ -158,15 +157,6 @@ def test_states(root: Path, put: Callable[[str], Path]) -> None:
     assert found["8"].tokenizer == "remi"
     assert (found["8"].songs, found["8"].bytes) == (None, 10)
     assert found["9"].bytes == 0
-
-
-def test_songs_of_an_unfinished_one_are_those_of_its_parts(root: Path) -> None:
-    folder = made(root, "toy-remi-00000000", "part-00000.arrow")
-    write_json(folder / "part-00000.done.json", {"key": "k", "part": {"songs": 7}})
-    write_json(folder / "part-00001.done.json", {"key": "k", "part": {"songs": 5}})
-    assert shelf.entries(root)[0].songs == 12
-    (folder / "part-00001.done.json").write_text("{", encoding="utf-8")
-    assert shelf.entries(root)[0].songs is None
 
 
 def test_in_work_while_another_process_holds_the_lock(
@@ -201,7 +191,10 @@ def test_in_use_while_somebody_reads_them(
     with pytest.raises(UserError, match="all of them are in use"):
         command.clean(root, folder.name, console, yes)
     # Opened after the listing, while the person was asked.
-    assert shelf.remove(replace(shelf.entries(root)[0], state="finished")) == "a process reads it"
+    assert (
+        command.remove(replace(command.prepared_folders(root)[0], state="finished"))
+        == "a process reads it"
+    )
     assert data.shards.verify() is None
     del another
     assert states(root)[folder.name] == "in use"
@@ -277,7 +270,7 @@ def test_foreign_folders_and_files_are_left_out(root: Path, put: Callable[[str],
     made(root, ".cache", "spec.json", lock=False)
     (root / "readme-remi-00000000").write_text("a file", encoding="utf-8")
     assert states(root) == {"backup of June": "finished"}
-    assert shelf.entries(root / "nowhere") == []
+    assert command.prepared_folders(root / "nowhere") == []
 
 
 def test_listing_changes_nothing(root: Path, put: Callable[[str], Path]) -> None:
@@ -320,7 +313,7 @@ def test_names_may_look_like_markup(root: Path, capsys: pytest.CaptureFixture[st
     assert not (root / "[red]x-remi-00000000").exists()
 
 
-def test_an_empty_shelf_says_so(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_folder_says_so(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     console = said()
     command.show(root, console)
     assert "holds no shards" in text(console)
@@ -358,7 +351,7 @@ def test_what_a_pattern_removes(
     before = set(os.listdir(root))
     asked: list[str] = []
     console = said()
-    size = sum(entry.bytes for entry in shelf.entries(root) if entry.name in gone)
+    size = sum(entry.bytes for entry in command.prepared_folders(root) if entry.name in gone)
     removed = command.clean(root, pattern, console, lambda q: bool(asked.append(q)) or True)
     assert {entry.name for entry in removed} == gone
     assert set(os.listdir(root)) == before - gone - {f"{name}.lock" for name in gone}
@@ -398,7 +391,7 @@ def test_no_match_of_one_pattern_removes_nothing_of_the_others(
     assert folder.is_dir()
 
 
-def test_an_empty_shelf_has_no_match(root: Path) -> None:
+def test_an_empty_folder_has_no_match(root: Path) -> None:
     with pytest.raises(UserError, match="holds no shards"):
         command.clean(root, "*", said(), yes)
 
@@ -413,8 +406,8 @@ def test_what_is_in_work_stays(root: Path, put: Callable[[str], Path]) -> None:
         with pytest.raises(UserError, match="all of them are in use"):
             command.clean(root, "toy-*", console, yes)
         # It began after the listing, while the person was asked.
-        entry = replace(shelf.entries(root)[0], state="finished")
-        assert shelf.remove(entry) == "a process prepares or removes it"
+        entry = replace(command.prepared_folders(root)[0], state="finished")
+        assert command.remove(entry) == "a process prepares or removes it"
     assert f"{folder.name} stays: a process prepares or removes it" in text(console)
     assert ShardSet(folder).verify() is None
 
@@ -441,7 +434,7 @@ def test_a_kill_leaves_what_nobody_takes_for_whole(root: Path, put: Callable[[st
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not folder.exists()
-    [entry] = shelf.entries(root)
+    [entry] = command.prepared_folders(root)
     assert (entry.state, entry.detail) == ("unfinished", "its removal was stopped")
     assert (entry.folder / "report.json").is_file()  # Else this would test nothing.
     put(folder.name)  # The same shards are prepared anew.
@@ -458,18 +451,6 @@ def test_a_stopped_removal_is_not_in_the_way_of_the_next(
     made(root, ".removing-toy-remi-00000000", "report.json", lock=False)
     command.clean(root, "toy-*", said(), yes)
     assert os.listdir(root) == []
-
-
-def test_leftover_locks_go(root: Path, put: Callable[[str], Path]) -> None:
-    put("toy-remi-00000000")
-    put("toy-remi-00000001")
-    for name in ("toy-remi-0000000a.lock", "toy-remi-0000000b.lock", "foreign.lock"):
-        (root / name).touch()
-    with held(root / "toy-remi-0000000b.lock"):  # about to make its folder
-        command.clean(root, "toy-remi-00000001", said(), yes)
-    assert set(os.listdir(root)) == {
-        "toy-remi-00000000", "toy-remi-00000000.lock", "toy-remi-0000000b.lock", "foreign.lock",
-    }  # fmt: skip
 
 
 def test_a_link_is_refused_and_its_target_stays(root: Path, tmp_path: Path, toy: ShardSet) -> None:
