@@ -92,7 +92,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         # The confusion matrix has no name of its own: GENRE-LEVEL.png.
         tail = place.removesuffix("/confusion").replace("/", "-")
         save(figure, folder / f"{name}-{cfg.subset}-{tail}.png")
-    print_scores(evaluation, console)
+    print_scores(evaluation, console, details=True)
     print(path)
 
 

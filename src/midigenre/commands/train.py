@@ -116,9 +116,8 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
         return _best_score(trainer)
     if resumed:
         remove_parts(folder)
-    print_report(
-        refresh_report(shards, phrase_length(cfg.data, shards.tokens), cfg.data.max_tokens), console
-    )
+    report = refresh_report(shards, phrase_length(cfg.data, shards.tokens), cfg.data.max_tokens)
+    print_report(report, console, tables=False)
     if protocol is None or protocol.part is not None:
         score = _trained(cfg, folder, shards, trainer, start, ckpt, resumed, {folder: cfg}, started)
     else:

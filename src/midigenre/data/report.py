@@ -166,31 +166,18 @@ def named(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names[:NAMED]) + more
 
 
-def print_report(report: dict[str, Any], console: Console) -> None:
-    """Shows a report as tables."""
-    for label, classes in report["classes"].items():
-        table = Table(title=f"{label}: songs (phrases)", title_justify="left")
-        table.add_column(label)
-        for split in SPLITS:
-            table.add_column(split, justify="right")
-        for name, by_split in classes.items():
-            if not any(n["songs"] for n in by_split.values()):
-                continue  # a warning names it
-            table.add_row(
-                escape(name),
-                *(f"{by_split[s]['songs']:,} ({by_split[s]['phrases']:,})" for s in SPLITS),
-            )
-        table.add_section()
-        table.add_row(
-            "all",
-            *(
-                f"{report['splits'][s]['songs']:,} ({report['splits'][s]['phrases']:,})"
-                for s in SPLITS
-            ),
+def print_report(report: dict[str, Any], console: Console, tables: bool = True) -> None:
+    """Shows a report, with the tables of its classes or a line for all of them."""
+    if tables:
+        for label, classes in report["classes"].items():
+            _print_classes(label, classes, report["splits"], console)
+        for table in report["label_tables"]:
+            _print_label_table(table, console)
+    else:
+        console.print(
+            "songs (phrases): "
+            + ", ".join(f"{split} {_songs_and_phrases(n)}" for split, n in report["splits"].items())
         )
-        console.print(table)
-    for table in report["label_tables"]:
-        _print_label_table(table, console)
     tokens = report["phrase_tokens"]
     percentiles = "  ".join(f"p{p} {n}" for p, n in tokens["percentiles"].items())
     about = "" if tokens["exact"] else "about "
@@ -219,6 +206,28 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         )
     for text in report.get("warnings", ()):
         console.print(f"[yellow]warning:[/] {escape(text)}")
+
+
+def _print_classes(
+    label: str,
+    classes: Mapping[str, Mapping[str, Mapping[str, int]]],
+    totals: Mapping[str, Mapping[str, int]],
+    console: Console,
+) -> None:
+    table = Table(title=f"{label}: songs (phrases)", title_justify="left")
+    table.add_column(label)
+    for split in SPLITS:
+        table.add_column(split, justify="right")
+    for name, of in classes.items():
+        if any(n["songs"] for n in of.values()):  # a warning names the others
+            table.add_row(escape(name), *(_songs_and_phrases(of[split]) for split in SPLITS))
+    table.add_section()
+    table.add_row("all", *(_songs_and_phrases(totals[split]) for split in SPLITS))
+    console.print(table)
+
+
+def _songs_and_phrases(n: Mapping[str, int]) -> str:
+    return f"{n['songs']:,} ({n['phrases']:,})"
 
 
 def _print_duplicates(about: Mapping[str, Any] | None, console: Console) -> None:
