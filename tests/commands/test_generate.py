@@ -10,7 +10,7 @@ from mido import MidiFile
 from symusic import Score
 
 from midi import loudness_db, make_score, melody, note
-from midigenre.commands.pieces import warnings, write_piece
+from midigenre.commands.generate import warnings, write_piece
 from midigenre.evaluation.figures import piano_roll_figure
 from midigenre.files import write_bytes
 from midigenre.midi.clean import clean
@@ -195,7 +195,7 @@ def test_a_folder_that_cannot_be_written_is_named(midigenre, toy_generator, tmp_
         written.append(path)
         write_bytes(path, data)
 
-    monkeypatch.setattr("midigenre.commands.pieces.write_bytes", full)
+    monkeypatch.setattr("midigenre.commands.generate.write_bytes", full)
     status, _, err = midigenre(*args, f"out={tmp_path / 'x'}")
     assert status == 2
     assert f"{tmp_path / 'x'}: no space left on device; what was written stays" in err

@@ -47,8 +47,14 @@ def test_similarity_figure_of_no_square():
         similarity_figure(np.zeros((2, 3)), "wrong")
 
 
-def test_similarity_of_a_song_can_be_drawn(tmp_path):
-    save(similarity_figure(self_similarity(made([(0, 1, 60)])), "one bar"), tmp_path / "a.png")
+def test_similarity_of_a_song_is_drawn(tmp_path):
+    twice = made([(0, 1, 60), (4, 1, 61), (8, 1, 60)])
+    figure = similarity_figure(self_similarity(twice), "three bars")
+    save(figure, tmp_path / "a.png")
+    drawn = figure.axes[0].images[0].get_array()
+    assert drawn.shape == (3, 3)
+    assert drawn[0, 2] == drawn[2, 0] == 1
+    assert drawn[0, 1] < 1
 
 
 def test_repetition_figure(tmp_path):

@@ -11,7 +11,7 @@ from scipy.linalg import sqrtm
 from scipy.stats import ortho_group
 
 from midigenre.errors import UserError
-from midigenre.evaluation.music.frechet import MIN_SAMPLES, frechet, gaussian_distance, moments
+from midigenre.evaluation.music.distance import MIN_SAMPLES, frechet, gaussian_distance, moments
 
 
 def covariance(rng, width, rank=None):

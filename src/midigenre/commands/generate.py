@@ -1,9 +1,12 @@
-"""``midigenre generate``: conditional pieces as MIDI files, piano rolls and audio."""
+"""``midigenre generate``: conditional pieces as MIDI files, piano rolls and audio.
+
+``midigenre judge`` draws and writes its pieces by the same functions.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -11,26 +14,47 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from omegaconf import DictConfig
+from symusic.core import ScoreTick, TextMetaTick
 
+from midigenre.arrays import Longs
 from midigenre.build import plain
 from midigenre.commands.console import console, progress_bars
-from midigenre.commands.pieces import check_audio, warnings, write_piece
-from midigenre.commands.sampling import conditions_of, make_sampler, sampling_settings
 from midigenre.corpora.base import Progress
 from midigenre.data.sandbox import FileReader
 from midigenre.errors import RefusedSongError, UserError
+from midigenre.evaluation.figures import piano_roll_figure, save
 from midigenre.evaluation.music.descriptors import describe
-from midigenre.files import write_json
-from midigenre.generation.sampling import Sample, Sampler, SamplingSettings
+from midigenre.files import write_bytes, write_json
+from midigenre.generation.audio import (
+    MAX_SECONDS,
+    check_format,
+    check_soundfont,
+    decibels,
+    length_seconds,
+    render,
+    unheard_notes,
+    write_audio,
+)
+from midigenre.generation.grammar import Grammar
+from midigenre.generation.sampling import Choice, Sample, Sampler, SamplingSettings
+from midigenre.midi.song import Song
+from midigenre.models import PhraseGenerator
+from midigenre.models.cpu import quantize_int8
 from midigenre.spec import UNKNOWN
+from midigenre.tasks.samples import context_for
 from midigenre.tokenizers.base import Tokenizer, from_spec
 from midigenre.trained import Run, device_of, load_run
 from midigenre.wording import plural
 
 COMMON = ("genre", "emotion")
 """Labels that have a setting of their own."""
+
+NUMBERS = (
+    "temperature", "top_k", "top_p", "min_p", "guidance", "seed", "bars", "seconds", "tokens",
+)  # fmt: skip
+QUANTIZE = ("int8",)
 
 
 def run(cfg: DictConfig, paths: Sequence[str]) -> None:
@@ -49,18 +73,18 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     check_audio(cfg.audio, cfg.soundfont)
     device = device_of(cfg.device)
     trained = load_run(cfg.run, cfg.ckpt, "generator")
-    told = _told(cfg, trained)
+    wanted = _conditions(cfg, trained)
     tokenizer = from_spec(trained.tokens)
     primer, primer_bars = _primer(cfg, tokenizer)
     sampler = make_sampler(trained, device, cfg.quantize)
-    names = {label: name for label, (name, _) in told.items()}
+    names = {label: name for label, (name, _) in wanted.items()}
     out = Path(cfg.out).expanduser() if cfg.out else _new_folder(trained)
     with _writing(out):  # before the work, as far as one can know
         out.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=out):
             pass
     with progress_bars() as progress:
-        labels = {label: index for label, (_, index) in told.items()}
+        labels = {label: index for label, (_, index) in wanted.items()}
         pieces = _drawn(cfg, sampler, settings, labels, primer, primer_bars, progress)
         with _writing(out):
             listed = _write(cfg, out, tokenizer, pieces, primer_bars, names, progress)
@@ -100,7 +124,7 @@ def class_index(label: str, name: str, classes: Sequence[str]) -> int:
     )
 
 
-def _told(cfg: DictConfig, trained: Run) -> dict[str, tuple[str | None, int]]:
+def _conditions(cfg: DictConfig, trained: Run) -> dict[str, tuple[str | None, int]]:
     """Name and index of the class of each condition."""
     wanted: dict[str, Any] = {label: cfg[label] for label in COMMON if cfg[label] is not None}
     wanted |= {str(label): name for label, name in plain(cfg.conditions).items()}
@@ -108,7 +132,7 @@ def _told(cfg: DictConfig, trained: Run) -> dict[str, tuple[str | None, int]]:
     for label, name in wanted.items():
         if label not in known:
             raise UserError(
-                f"{label}={name}: this generator was not told of {label}; its conditions are "
+                f"{label}={name}: this generator is not conditioned on {label}; its conditions are "
                 f"{', '.join(known) or 'none'} (task.conditions when it was trained)"
             )
     out: dict[str, tuple[str | None, int]] = {}
@@ -120,7 +144,7 @@ def _told(cfg: DictConfig, trained: Run) -> dict[str, tuple[str | None, int]]:
     return out
 
 
-def _primer(cfg: DictConfig, tokenizer: Tokenizer) -> tuple[NDArray[np.int64] | None, int]:
+def _primer(cfg: DictConfig, tokenizer: Tokenizer) -> tuple[Longs | None, int]:
     """Steps and number of bars of the primer."""
     if cfg.prime is None:
         return None, 0
@@ -148,7 +172,7 @@ def _drawn(
     sampler: Sampler,
     settings: SamplingSettings,
     labels: Mapping[str, int],
-    primer: NDArray[np.int64] | None,
+    primer: Longs | None,
     primer_bars: int,
     progress: Progress,
 ) -> list[Sample]:
@@ -211,11 +235,11 @@ def _write(
     tokenizer: Tokenizer,
     pieces: Sequence[Sample],
     primer_bars: int,
-    told: Mapping[str, str | None],
+    names: Mapping[str, str | None],
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """Writes the pieces; what ``samples.json`` says about each."""
-    named = [name for name in told.values() if name]
+    named = [name for name in names.values() if name]
     stem = "-".join(name.replace("/", "_") for name in named) or "piece"
     listed: list[dict[str, Any]] = []
     for i, piece in enumerate(pieces):
@@ -238,3 +262,171 @@ def _write(
         listed.append(about)
         progress("pieces written", i + 1, len(pieces))
     return listed
+
+
+# --- what judge shares ----------------------------------------------------------------------------
+
+
+def sampling_settings(cfg: DictConfig) -> SamplingSettings:
+    """How pieces are drawn, from ``conf/sampling``.
+
+    Raises:
+        UserError: A value that makes no sense.
+    """
+    for key in NUMBERS:
+        if isinstance(cfg[key], (bool, str)):
+            raise UserError(f"{key}={cfg[key]} is no number")
+    try:
+        choice = Choice(cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p)
+        return SamplingSettings(choice, cfg.guidance, cfg.seed, cfg.bars, cfg.seconds, cfg.tokens)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+def make_sampler(trained: Run, device: torch.device, quantize: str | None = None) -> Sampler:
+    """A sampler of a trained generator, on a device.
+
+    Args:
+        trained: The generator.
+        device: Where to compute.
+        quantize: ``int8`` for eight-bit weights, None for the model as it is.
+
+    Raises:
+        UserError: Its tokenizer has no grammar, or it cannot be quantised.
+    """
+    model = trained.model.to(device)
+    assert isinstance(model, PhraseGenerator)
+    if quantize is not None:
+        if quantize not in QUANTIZE:
+            raise UserError(f"quantize={quantize}; choose {', '.join(QUANTIZE)} or null")
+        try:
+            model = quantize_int8(model)
+        except ValueError as error:
+            raise UserError(f"quantize={quantize}: {error}") from error
+    grammar = Grammar(from_spec(trained.tokens))
+    return Sampler(model, grammar, context_for(trained.data, trained.tokens))
+
+
+def conditions_of(generator: Run) -> tuple[str, ...]:
+    """Labels that a generator is conditioned on."""
+    model = generator.model
+    assert isinstance(model, PhraseGenerator)
+    return tuple(model.conditions.classes) if model.conditions else ()
+
+
+def check_audio(audio: str | None, soundfont: str | None) -> None:
+    """Refuses before the work what :func:`write_piece` could not do after it.
+
+    Raises:
+        UserError: There is no such format, or the soundfont cannot be played.
+    """
+    check_format(audio)
+    if audio is not None:
+        check_soundfont(soundfont)
+
+
+def write_piece(
+    folder: Path,
+    name: str,
+    score: ScoreTick,
+    song: Song | None,
+    title: str,
+    audio: str | None,
+    soundfont: str | None,
+    n_bars: int = 0,
+    primer_bars: int = 0,
+) -> dict[str, Any]:
+    """Writes ``name.mid`` and, of a piece with notes, ``name.png`` and ``name.wav``.
+
+    Args:
+        folder: Where to.
+        name: The files' name without suffix.
+        score: The music; a marker is added where its last bar ends.
+        song: It, cleaned, for the piano roll; None for a piece without notes.
+        title: Title of the piano roll.
+        audio: ``wav``, ``mp3`` or None for no audio.
+        soundfont: An SF2 file; None for the one that is installed.
+        n_bars: Bars of the piece, of which those behind its last note are empty.
+        primer_bars: Bars of it that were given.
+
+    Returns:
+        What ``samples.json`` says about it: ``midi`` and ``notes``; with notes also ``piano_roll``,
+        ``bars``, ``rest_bars`` (how many of these are empty, at the end), ``seconds`` (to the last
+        barline) and ``programs``; with audio ``audio`` (None where the piece is too long for it),
+        ``peak_db`` and ``loudness_db`` (loudest sample and RMS of the file, dB of full scale),
+        ``unheard_notes`` and ``silent``.
+
+    Raises:
+        UserError: The soundfont cannot be played.
+    """
+    n_notes = int(score.note_num())
+    n_sounding = 0 if song is None else song.n_bars
+    if song is not None and n_bars > n_sounding:
+        song = song.with_rests(n_bars)
+        # A file ends with its last event (symusic writes the end one tick behind it): without one
+        # in its last bar it would lose the rests.
+        score.markers.append(TextMetaTick(int(song.bar_ticks[-1]) - 1, "end"))
+    write_bytes(folder / f"{name}.mid", score.dumps_midi())
+    about: dict[str, Any] = {"midi": f"{name}.mid", "notes": n_notes}
+    if song is None:
+        return about
+    figure = piano_roll_figure(
+        song.notes, song.bar_ticks, song.tpq, title, song.file_seconds, primer_bars
+    )
+    save(figure, folder / f"{name}.png")
+    about |= {
+        "piano_roll": f"{name}.png",
+        "bars": song.n_bars,
+        "rest_bars": song.n_bars - n_sounding,
+        "seconds": round(float(song.file_seconds[-1]), 2),
+        "programs": sorted({int(p) for p in song.notes.program}),
+    }
+    if audio is None:
+        return about
+    if length_seconds(score) > MAX_SECONDS:
+        return about | {"audio": None}
+    played = render(score, soundfont)
+    file = f"{name}.{audio}"
+    write_audio(folder / file, played.samples, played.rate)
+    return about | {
+        "audio": file,
+        "peak_db": _rounded(decibels(np.abs(played.samples).max(initial=0))),
+        "loudness_db": _rounded(decibels((played.samples**2).mean() ** 0.5)),
+        "unheard_notes": unheard_notes(score, played),
+        "silent": played.silent,
+    }
+
+
+def warnings(pieces: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each thing that is wrong with some of the pieces, which it names.
+
+    Args:
+        pieces: What :func:`write_piece` returned.
+    """
+    kinds: dict[str, list[str]] = {}
+    for about in pieces:
+        name = str(about["midi"]).removesuffix(".mid")
+        if not about["notes"]:
+            kinds.setdefault("without a note", []).append(name)
+        if about.get("short"):
+            kinds.setdefault(f"shorter than asked, {about['short']}", []).append(
+                f"{name} ({about.get('bars', 0)} of {about['bars_asked']} bars)"
+                if about["bars_asked"] else f"{name} ({about.get('seconds', 0):g} s)"
+            )  # fmt: skip
+        if about["notes"] and not about.get("drawn_steps", 1):
+            kinds.setdefault("with nothing but rests after the primer", []).append(name)
+        elif about.get("rest_bars"):
+            rests = plural(about["rest_bars"], "bar")
+            kinds.setdefault("with rests at the end", []).append(f"{name} ({rests})")
+        if about.get("silent"):
+            kinds.setdefault("silent as audio, the soundfont lacks its pitches", []).append(name)
+        elif "audio" in about and about["audio"] is None:
+            long = f"longer than {MAX_SECONDS:,.0f} s, too long for audio"
+            kinds.setdefault(long, []).append(name)
+    return [f"{len(names)} {what}: {', '.join(names)}" for what, names in kinds.items()]
+
+
+def _rounded(level_db: Any) -> float | None:
+    """For JSON, which has no infinity."""
+    level = float(level_db)
+    return round(level, 1) if level > -1e9 else None

@@ -36,9 +36,9 @@ import numpy as np
 from datasketch import MinHash
 from numpy.typing import NDArray
 
-from midigenre.arrays import Bools, Keys, Longs, components, scramble
+from midigenre.arrays import Bools, Ints, Keys, Longs, components, scramble
 from midigenre.corpora.base import Progress, no_progress
-from midigenre.midi.song import DRUMS, Ints, Song
+from midigenre.midi.song import DRUMS, Song
 
 Rows = NDArray[np.intp]
 

@@ -134,7 +134,7 @@ def render(score: ScoreTick | bytes, soundfont: Path | str | None = None) -> Aud
     """Plays a score.
 
     Every instrument sounds, however many there are: those beyond the 16 channels are played apart
-    and mixed. A pitch that sounds already is struck anew. The audio ends when the last notes have
+    and mixed. A pitch that sounds already is struck again. The audio ends when the last notes have
     rung out, at most :data:`TAIL_SECONDS` after them, and is as loud as :data:`PEAK_DB` allows.
 
     Args:

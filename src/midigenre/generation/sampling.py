@@ -105,8 +105,8 @@ class SamplingSettings:
 
     Attributes:
         choice: How a token is drawn.
-        guidance: Scale of classifier-free guidance: logits are ``u + guidance * (c - u)``, c told
-            the condition and u told nothing (Ho and Salimans 2022, arXiv 2207.12598, equation 6,
+        guidance: Scale of classifier-free guidance: logits are ``u + guidance * (c - u)``, c
+            with the condition and u without (Ho and Salimans 2022, arXiv 2207.12598, equation 6,
             whose w is ``guidance - 1``). 1 is the model as it is, at half the cost.
         seed: Seed; piece i of a seed is the same whatever is drawn beside it.
         bars: The piece has exactly this many bars (a primer's come on top); None: until the end
@@ -200,7 +200,7 @@ class Sampler:
             first: Number of the first piece under the seed, for those who draw in batches.
             primer: Steps that all begin with, int64 (T, F), without BOS; bars from 0.
             primer_bars: Bars of it.
-            report: Told about the bars that are finished.
+            report: Called with the bars that are finished.
 
         Returns:
             The pieces, in order.
@@ -225,9 +225,9 @@ class _Draw:
         primer_bars: int,
         report: Report | None,
     ) -> None:
-        # Guidance runs every row a second time, told nothing.
+        # Guidance runs every row a second time, without its condition.
         self.copies = 1 if settings.guidance == 1 or not labels else 2
-        # Packed anew for each call: a model that is being trained is sampled too.
+        # Packed for each call: a model that is being trained is sampled too.
         self.model, self.windows = packed(sampler.model, n * self.copies), sampler.windows
         self.settings, self.report = settings, report
         self.grammar, self.tokenizer = sampler.grammar, sampler.grammar.tokenizer
@@ -252,9 +252,11 @@ class _Draw:
             self.rows.seal(row, primer_bars)
             self.ids[row] = opening.tolist()
             self.first[row] = self.windows.first_bar(self.rows, row, 0, self.max_bars)
-        told = {k: torch.tensor(list(v), device=self.device) for k, v in labels.items()}
+        conditions = {k: torch.tensor(list(v), device=self.device) for k, v in labels.items()}
         if self.copies == 2:
-            told = {k: torch.cat([v, torch.full_like(v, UNKNOWN)]) for k, v in told.items()}
+            conditions = {
+                k: torch.cat([v, torch.full_like(v, UNKNOWN)]) for k, v in conditions.items()
+            }
         windows = []
         for row in range(n):
             window = self._window(row)
@@ -270,7 +272,7 @@ class _Draw:
             self.rows.slide(row, self.first[row])
             windows.append(torch.from_numpy(window))
         self.h_BD, self.decoding = self.model.begin(
-            told, windows * self.copies, self.windows.max_tokens
+            conditions, windows * self.copies, self.windows.max_tokens
         )
 
     def run(self) -> list[Sample]:
@@ -278,7 +280,7 @@ class _Draw:
         while self.index:
             chosen_BF = self._choose()
             self._push(chosen_BF)
-            self._tell()
+            self._report()
             self._advance(chosen_BF, self._stop())
         return [
             Sample(np.array(ids, np.int64), stop, drawn, bars)
@@ -296,8 +298,8 @@ class _Draw:
             uniform = [self.uniform[i].random() for i in self.index]
             logits_BV = head.field_logits(self.h_BD, place, self._copied(chosen_BF)).float()
             if self.copies == 2:
-                told_BV, untold_BV = logits_BV.log_softmax(-1).chunk(2)
-                logits_BV = untold_BV + self.settings.guidance * (told_BV - untold_BV)
+                with_BV, without_BV = logits_BV.log_softmax(-1).chunk(2)
+                logits_BV = without_BV + self.settings.guidance * (with_BV - without_BV)
             uniform_B = torch.tensor(uniform, dtype=torch.float64, device=self.device)
             chosen_BF[:, column] = self.settings.choice(logits_BV, allowed_BV, uniform_B)
         return chosen_BF
@@ -314,7 +316,7 @@ class _Draw:
                 self.ids[i].append(self.windows.renumbered(step, first))
                 self.drawn[i] += 1
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         for i, bars in zip(self.index, self.rows.bars_B.tolist(), strict=True):
             self.bars_done[i] = bars
         if self.report is not None:
@@ -382,7 +384,7 @@ class _Draw:
         return True
 
     def _advance(self, chosen_BF: Tensor, going: list[int]) -> None:
-        """Tells the model the step; windows that have become too long begin anew."""
+        """Gives the step to the model; windows that have become too long begin again."""
         restart: dict[int, Ids] = {}
         lengths = self.decoding.state.lengths
         longest = self.windows.max_tokens + self.model.n_prefix
@@ -416,7 +418,7 @@ class _Draw:
             return
         places = [row + copy * B for copy in range(self.copies) for row in restart]
         if places:
-            # Such a row may be full; it is told its whole window below, the step included.
+            # Such a row may be full; it gets its whole window below, the step included.
             self.decoding.state.reset(places, [0] * len(places))
         self.h_BD = self.model.advance(self._copied(chosen_BF), self.decoding)
         if places:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from symusic.core import ScoreTick, TimeSignatureTick
 
+from midigenre.arrays import Ints, Longs
 from midigenre.errors import RefusedSongError
 from midigenre.midi.channels import played
 from midigenre.midi.repair import MAX_BYTES, well_formed
@@ -29,15 +30,12 @@ from midigenre.midi.song import (
     DRUMS,
     NOTE_COLUMNS,
     Grid,
-    Ints,
     Meter,
     NoteTable,
     Song,
     note_columns,
     seconds_at,
 )
-
-Longs = NDArray[np.int64]
 
 REFUSALS = {
     "unreadable": "not a MIDI file, or one that cannot be parsed",

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from symusic.core import NoteTickList, ScoreTick, TempoTick, TimeSignatureTick, TrackTick
 
+from midigenre.arrays import Ints
+
 DRUMS = -1
 """Program number that stands for the drum channel, as in MidiTok."""
 
@@ -24,7 +26,6 @@ DEFAULT_METER = (4, 4)
 DEFAULT_TEMPO = 120.0  # Standard MIDI Files 1.0: quarter notes a minute where none is given
 
 Meter = tuple[int, int]
-Ints = NDArray[np.int32]
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def context_for(data: Mapping[str, Any], tokens: TokenSpec) -> Context:
 class GeneratedSamples(Callback):
     """Writes a piece for each class of each condition and shows it in TensorBoard.
 
-    Each piece is told one class and nothing of the other conditions. It stands as ``piano_roll``
+    Each piece has one class as its condition and nothing else. It stands as ``piano_roll``
     and as ``audio`` under ``val/samples/<label>/<class>``, or ``val/samples/unconditioned``
     (TensorBoard shows nothing of a tag that holds both), and is drawn with the same numbers every
     time, so that only the training makes the difference.
@@ -106,7 +106,7 @@ class GeneratedSamples(Callback):
         self._written = 0  # step of the last set
 
     def state_dict(self) -> dict[str, Any]:
-        """When the last pieces were written, for a run that goes on."""
+        """When the last pieces were written, for a run that resumes."""
         return {"written": self._written}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -134,23 +134,23 @@ class GeneratedSamples(Callback):
         assert isinstance(model, PhraseGenerator)
         shards: ShardSet = trainer.datamodule.shards  # type: ignore[attr-defined]
         tokenizer = from_spec(shards.tokens)
-        told = self._told(model, shards.labels.classes)
+        wanted = self._wanted(model, shards.labels.classes)
         labels = {
-            label: [index if own == label else UNKNOWN for own, _, index in told]
+            label: [index if own == label else UNKNOWN for own, _, index in wanted]
             for label in (model.conditions.classes if model.conditions else ())
         }
         context = context_for(pl_module.describe["data"], shards.tokens)
         sampler = Sampler(model, Grammar(tokenizer), context)
         try:
-            pieces = sampler.sample(labels, self.settings, n=len(told))
+            pieces = sampler.sample(labels, self.settings, n=len(wanted))
         except UserError as error:  # training goes on, or ends with words of its own
             rank_zero_warn(f"no samples in TensorBoard at step {step}: {error}")
             return
-        for (label, name, _), piece in zip(told, pieces, strict=True):
+        for (label, name, _), piece in zip(wanted, pieces, strict=True):
             of = f"{label}/{name}" if label else "unconditioned"
             self._show(writer, of, step, tokenizer, piece)
 
-    def _told(
+    def _wanted(
         self, model: PhraseGenerator, classes: Mapping[str, Sequence[str]]
     ) -> list[tuple[str, str, int]]:
         """Label, class and its index of each piece."""

@@ -23,8 +23,7 @@ from midigenre.midi.song import DRUMS, TRACKS, Grid, NoteTable, Song
 from midigenre.spec import BarKind, Field, TokenSpec
 from midigenre.tokenizers import octuple
 from midigenre.tokenizers.base import Encoded, Tokenizer
-from midigenre.tokenizers.fast import fast_encoder
-from midigenre.tokenizers.fast_columns import NotCoveredError
+from midigenre.tokenizers.fast import NotCoveredError, fast_encoder
 from midigenre.tokenizers.phrases import PhraseCutter
 
 _PARAMS: Mapping[str, Any] = {
@@ -249,7 +248,7 @@ def _make(
             for n, c in vars(miditok).items()
             if isinstance(c, type)
             and issubclass(c, miditok.MusicTokenizer)
-            and c not in (miditok.MusicTokenizer, miditok.MusicTokenizer)
+            and c is not miditok.MusicTokenizer
         )
         raise UserError(f"tokenizer.cls={cls}: MidiTok has {', '.join(known)}")
     by_beat: dict[int, list[int]] = {}

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from midigenre.arrays import Longs
 from midigenre.midi.song import DRUMS
 from midigenre.spec import TokenSpec
 
 AnyIds = NDArray[np.integer[Any]]
-Longs = NDArray[np.int64]
 
 ATTRIBUTES = ("Pitch", "Velocity", "Duration", "Program")
 """What a vocabulary may say of a note, besides its place; the columns ``A`` of the note table."""

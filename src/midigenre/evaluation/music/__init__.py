@@ -4,9 +4,10 @@ Everything here works on cleaned songs (:class:`midigenre.midi.song.Song`) or on
 arrays; nothing knows a model. What the functions return is plain data, ready for JSON.
 
 * ``bars``: what a bar holds, as a number to compare; the time that a song spans.
-* ``descriptors``: one number or histogram a song (entropy, groove, polyphony, ...).
-* ``distance``: overlap of generated with real descriptors, with interval and floor.
-* ``frechet``: distance of two sets of embeddings, with its floor.
+* ``control``: whether a judge finds what was asked for, and whether it may be asked.
+* ``descriptors``: one number or histogram per song (entropy, groove, polyphony, ...).
+* ``distance``: overlap of generated with real descriptors and the Fréchet distance of embeddings,
+  each with its floor.
 * ``structure``: self-similarity, repetition, course of a piece, whether it ends on the tonic.
 * ``novelty``: runs of notes and of bars that a piece shares with the training set.
 * ``figures``: the pictures of these.

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from midigenre.arrays import Floats, Keys, Longs
-from midigenre.midi.song import DRUMS, Ints, Song
+from midigenre.arrays import Floats, Ints, Keys, Longs
+from midigenre.midi.song import DRUMS, Song
 
 COMMON_TPQ = 40_320
 """Ticks per quarter note in which songs of different grids are compared: 2^7 · 3^2 · 5 · 7."""

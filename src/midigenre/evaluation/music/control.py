@@ -1,4 +1,4 @@
-"""Did the condition do anything? What a judge hears in music that was told what to be.
+"""Did the condition do anything? What a judge finds in music that had one.
 
 A *judge* is a classifier that never saw the generator's training songs. Its accuracy on generated
 pieces means nothing alone: the *ceiling* is its accuracy on real held-out music of the same length,
@@ -8,6 +8,9 @@ for. *Control* is the share of the way from chance to the ceiling, and its plain
 
 Accuracy here is the mean over classes (balanced accuracy; Brodersen et al. 2010), because real
 music does not come in equal parts.
+
+A judge that was trained on the generator's songs would praise it for repeating them, and one that
+reads the same tokens shares its blind spots: :func:`independence` looks for both.
 """
 
 from __future__ import annotations
@@ -19,12 +22,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from midigenre.arrays import Floats
+from midigenre.arrays import Floats, Longs
+from midigenre.corpora.base import Progress, SongRef
+from midigenre.data.duplicates import file_digests
+from midigenre.data.sandbox import Limits
+from midigenre.data.shards import ShardSet
 from midigenre.evaluation.bootstrap import N_BOOTSTRAP, interval, resampled_counts
 from midigenre.evaluation.metrics import confusion_matrix, plain, ratio
 from midigenre.spec import UNKNOWN
-
-Longs = NDArray[np.int64]
+from midigenre.storage import place
 
 
 def main_label(classes: Mapping[str, int]) -> str:
@@ -57,14 +63,14 @@ def plan(
     if not classes or n < 1:
         raise ValueError(f"nothing to plan: labels {list(classes)}, n={n}")
     main = main_label(classes)
-    told: dict[str, Longs] = {main: np.repeat(np.arange(classes[main]), n)}
+    asked: dict[str, Longs] = {main: np.repeat(np.arange(classes[main]), n)}
     for label, size in classes.items():
         if label == main:
             continue
-        told[label] = np.concatenate(
+        asked[label] = np.concatenate(
             [np.resize(_beside(songs, main, c, label, size), n) for c in range(classes[main])]
         )
-    return {label: told[label] for label in classes}
+    return {label: asked[label] for label in classes}
 
 
 def _beside(
@@ -79,10 +85,10 @@ def _beside(
     return found if len(found) else everything
 
 
-def shuffled(told: Mapping[str, Longs], seed: int) -> dict[str, Longs]:
-    """The conditions of all pieces, dealt anew; those of one piece stay together."""
-    order = np.random.default_rng(seed).permutation(len(next(iter(told.values()))))
-    return {label: values[order] for label, values in told.items()}
+def shuffled(conditions: Mapping[str, Longs], seed: int) -> dict[str, Longs]:
+    """The conditions of all pieces in another order; those of one piece stay together."""
+    order = np.random.default_rng(seed).permutation(len(next(iter(conditions.values()))))
+    return {label: values[order] for label, values in conditions.items()}
 
 
 @dataclass(frozen=True)
@@ -141,14 +147,14 @@ def control(
     sets = {"generated": generated, "real": real, "shuffled": shuffled}
     scores: dict[str, Any] = {}
     drawn: dict[str, tuple[Floats, Floats]] = {}
-    for place, (what, verdicts) in enumerate(sets.items()):
+    for i, (what, verdicts) in enumerate(sets.items()):
         if verdicts is None:
             scores[what] = None
             continue
         kept = verdicts.known()
         rows = np.isin(kept.truth, list(chosen))
         kept = Verdicts(kept.truth[rows], kept.predicted[rows], kept.groups[rows])
-        scores[what], drawn[what] = _score(kept, names, seed + place, n_bootstrap)
+        scores[what], drawn[what] = _score(kept, names, seed + i, n_bootstrap)
     chance = 1 / len(names)
     found = {**scores, "chance": chance, "classes": [names[c] for c in chosen]}
     recall = [scores[what]["recall"] for what in ("generated", "real")]
@@ -229,3 +235,97 @@ def _balanced(hits: NDArray[Any], asked: NDArray[Any]) -> Any:
     """Mean recall of the classes that occur, shape (..., C) to (...)."""
     occurs = asked > 0
     return ratio(np.where(occurs, ratio(hits, asked), 0.0).sum(-1), occurs.sum(-1))
+
+
+@dataclass(frozen=True)
+class Independence:
+    """How a judge and a generator relate.
+
+    Attributes:
+        shared: Training songs of the generator that the judge was trained on or chosen by.
+        of: Training songs of the generator.
+        tokenizers: That of the generator and that of the judge.
+        known_to_judge: Songs of the generator's corpus (rows of its manifest) that the judge was
+            trained on or chosen by.
+        started_from: Runs whose weights the judge or the generator started from: what these had
+            seen is not looked into.
+    """
+
+    shared: int
+    of: int
+    tokenizers: tuple[str, str]
+    known_to_judge: frozenset[int]
+    started_from: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the judgement must know; nothing if the judge is independent."""
+        notes = []
+        if self.shared:
+            notes.append(
+                f"the judge was trained on {self.shared:,} of the generator's {self.of:,} training "
+                "songs, so it may reward copies; train them with fold=1/2 and fold=2/2"
+            )
+        if self.tokenizers[0] == self.tokenizers[1]:
+            notes.append(
+                f"judge and generator both read {self.tokenizers[0]} tokens, so they may share "
+                "blind spots; train the judge with another tokenizer"
+            )
+        notes += [
+            f"one of the two started from {source} (init_from), whose songs are not counted here: "
+            "it may have seen the held-out ones"
+            for source in self.started_from
+        ]
+        return notes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "shared_songs": self.shared,
+            "generator_songs": self.of,
+            "tokenizers": {"generator": self.tokenizers[0], "judge": self.tokenizers[1]},
+            "independent": not self.notes,
+            "notes": self.notes,
+        }
+
+
+def independence(
+    generator: ShardSet,
+    generator_rows: Longs,
+    judge: ShardSet,
+    judge_rows: Longs,
+    progress: Progress,
+    started_from: Sequence[str] = (),
+) -> Independence:
+    """Compares the songs of two runs by the bytes of their files.
+
+    Args:
+        generator: The generator's songs.
+        generator_rows: Those that it was trained on.
+        judge: The judge's songs.
+        judge_rows: Those that it was trained on or chosen by.
+        progress: Called with the files that are read.
+        started_from: ``init_from`` of the two runs, where it was set.
+    """
+    theirs = set(_digests(judge, judge_rows, progress))
+    every_row = np.arange(len(generator))
+    known = {
+        int(row)
+        for row, digest in zip(every_row, _digests(generator, every_row, progress), strict=True)
+        if digest in theirs
+    }
+    rows = set(generator_rows.tolist())
+    return Independence(
+        len(rows & known), len(rows), (generator.tokens.name, judge.tokens.name), frozenset(known),
+        tuple(started_from),
+    )  # fmt: skip
+
+
+def _digests(shards: ShardSet, rows: Longs, progress: Progress) -> list[bytes]:
+    """Digest of each song's file; of one that is gone its id stands for it."""
+    refs = [
+        SongRef(row["song_id"], place(row["path"]), {})
+        for row in (shards.manifest[int(i)] for i in rows)
+    ]
+    found = file_digests(refs, Limits(), 2, progress)
+    return [found[ref.song_id] or ref.song_id.encode(errors="surrogateescape") for ref in refs]

@@ -105,7 +105,7 @@ def course(song: Song, parts: int = PARTS) -> dict[str, list[float | None]]:
 
     Args:
         song: The song.
-        parts: Number of parts; its beats are dealt to them as evenly as they go.
+        parts: Number of parts; its beats are split into them as evenly as they go.
 
     Returns:
         ``notes_per_beat`` and ``velocity`` (mean) of each part; None where a part has no beat (a
