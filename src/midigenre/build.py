@@ -145,7 +145,7 @@ def prepared(
     Raises:
         UserError: The shards were encoded with another tokenizer, or cannot be made.
     """
-    label_settings = LabelSettings.of(plain(cfg.get("labels")))
+    label_settings = LabelSettings.from_config(plain(cfg.labels))
     if cfg.get("shards") is not None:
         if label_settings != LabelSettings():
             raise UserError(f"shards={cfg.shards} is used as it is: set labels.* where it is made")
@@ -180,7 +180,7 @@ def prepare_settings(cfg: DictConfig, length: PhraseLength = 4, max_tokens: int 
         fractions=tuple(cfg.split.fractions),
         length=length,
         max_tokens=max_tokens,
-        labels=LabelSettings.of(plain(cfg.get("labels"))),
+        labels=LabelSettings.from_config(plain(cfg.labels)),
         grouping=how["grouping"],
         limits=Limits(**limits),
         workers=Workers(
@@ -254,7 +254,7 @@ def check(cfg: DictConfig) -> None:
     make_backbone(model, task_class.causal)
     make_optim(cfg)
     augment = make_augment(cfg)
-    LabelSettings.of(plain(cfg.get("labels")))
+    LabelSettings.from_config(plain(cfg.labels))
     if cfg.shards is None:
         corpus = make_corpus(cfg)
         _check_labels(task, corpus.labels)

@@ -12,7 +12,7 @@ from toysongs import CLASSES, prepared, songs_in
 
 from midigenre.build import make_augment
 from midigenre.corpora.toy import Toy
-from midigenre.data.augment import AugmentSettings, Draws, integers, jitter_wishes, uniform
+from midigenre.data.augment import AugmentSettings, PhraseChanges, integers, jitter_wishes, uniform
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.phrases import PhraseReader
 from midigenre.data.shards import ShardSet
@@ -182,7 +182,8 @@ def test_more_bars_than_the_vocabulary_numbers_are_refused(toy: ShardSet) -> Non
 
 def test_draws_are_even_and_independent_of_each_other() -> None:
     keys = np.random.default_rng(0).integers(1, 2**64 - 1, 20_000, np.uint64)
-    draws = Draws.of(keys, AugmentSettings(transpose=(-5, 6), tempo=(-1, 1), velocity=(-2, 2),
+    draws = PhraseChanges.draw(
+        keys, AugmentSettings(transpose=(-5, 6), tempo=(-1, 1), velocity=(-2, 2),
                                            drop=0.2, solo=0.1, duration=(0.5, 2.0)))  # fmt: skip
     counts = np.bincount(draws.transpose + 5, minlength=12)
     assert len(counts) == 12

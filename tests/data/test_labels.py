@@ -117,21 +117,21 @@ def test_what_was_unusable_and_remarked_stays() -> None:
 def test_a_map_that_fits_nothing_is_refused(names: Any, words: list[str]) -> None:
     corpus = corpus_of("jazz", "rock")
     with pytest.raises(UserError) as caught:
-        mapped(corpus.songs(Path()), corpus, LabelSettings.of({"map": names}))
+        mapped(corpus.songs(Path()), corpus, LabelSettings.from_config({"map": names}))
     assert all(word in str(caught.value) for word in words), caught.value
 
 
 @pytest.mark.parametrize("n", [0, -1, 2.5, True, "many", {"genre": 0}])
 def test_a_bound_that_is_no_number_is_refused(n: Any) -> None:
     with pytest.raises(UserError, match=re.escape(f"labels.min_songs={n} must be")):
-        LabelSettings.of({"map": {}, "min_songs": n})
+        LabelSettings.from_config({"map": {}, "min_songs": n})
 
 
 def test_numbers_are_names_too() -> None:
-    assert LabelSettings.of({"map": {"genre": {80: "eighties"}}}).map == {
+    assert LabelSettings.from_config({"map": {"genre": {80: "eighties"}}}).map == {
         "genre": {"80": "eighties"}
     }
-    assert LabelSettings.of(None) == LabelSettings()
+    assert LabelSettings.from_config({}) == LabelSettings()
 
 
 def spec(fixed: tuple[str, ...], names: dict[str, str | None], *genres: str, **more: Any) -> Any:

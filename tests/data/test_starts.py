@@ -192,7 +192,7 @@ def test_balance_is_checked(toy: ShardSet) -> None:
         PhraseDataModule(toy.folder, balance=2)
     with pytest.raises(UserError, match=r"data.balance_label=mood.*genre, emotion"):
         PhraseDataModule(toy.folder, balance=0.5, balance_label="mood")
-    assert PhraseDataModule(toy.folder, balance_label="mood").balance == 0
+    assert PhraseDataModule(toy.folder, balance_label="mood").settings.balance == 0
 
 
 # Songs without a label

@@ -33,7 +33,7 @@ def allocation_failure():
 )
 def test_out_of_memory_names_the_remedy(error):
     trainer = Trainer(error)
-    data = SimpleNamespace(batch_phrases=32, max_tokens=1024)
+    data = SimpleNamespace(settings=SimpleNamespace(batch_phrases=32, max_tokens=1024))
     with pytest.raises(UserError) as caught:
         fit(trainer, SimpleNamespace(trainer=trainer), data, None, print)
     message = str(caught.value)

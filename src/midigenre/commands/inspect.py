@@ -12,7 +12,7 @@ from midigenre.build import make_tokenizer
 from midigenre.commands.console import console
 from midigenre.data.phrases import PhraseReader, consecutive, phrase_length
 from midigenre.data.sandbox import FileReader
-from midigenre.data.shards import MemorySongs, ShardSet, Songs
+from midigenre.data.shards import MemorySongs, ShardSet, SongSource
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.evaluation.figures import piano_roll_figure, save
 from midigenre.files import safe_name, write_bytes
@@ -28,7 +28,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     Raises:
         UserError: Neither shards nor a file is given, or there is no such song or phrase.
     """
-    songs: Songs
+    songs: SongSource
     tokenizer: Tokenizer
     if cfg.path is not None:
         shards = ShardSet(Path(cfg.path))
@@ -51,7 +51,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     _show(songs, index, title, tokenizer, cfg)
 
 
-def _show(songs: Songs, index: int, title: str, tokenizer: Tokenizer, cfg: DictConfig) -> None:
+def _show(songs: SongSource, index: int, title: str, tokenizer: Tokenizer, cfg: DictConfig) -> None:
     spec: TokenSpec = tokenizer.spec
     song = songs.song(index)
     phrases = consecutive(songs, np.array([index]), phrase_length(cfg.data, spec))

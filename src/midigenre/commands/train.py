@@ -277,7 +277,7 @@ def _say_fold(data: PhraseDataModule) -> None:
     if data.fold is None:
         return
     songs = " and ".join(
-        f"{len(data.rows(split)):,} of {len(data.dealt(split)):,} {name} songs"
+        f"{len(data.rows(split)):,} of {len(data.split_rows(split)):,} {name} songs"
         for split, name in (("train", "training"), ("val", "validation"))
     )
     _say(f"fold {data.fold}: {songs}; the test songs are those of all folds")

@@ -272,12 +272,7 @@ def unpack(archive: Path, root: Path, progress: Progress = no_progress) -> int:
             with zipfile.ZipFile(archive) as zipped:
                 infos = [(i.filename, i.file_size, not i.is_dir(), i) for i in zipped.infolist()]
                 return _unpack(archive, root, infos, zipped.extract, progress)
-        try:
-            tarred = tarfile.open(archive, tarinfo=_Info)
-        except _DAMAGE as error:
-            page = "is no zip or tar archive (a server's page, perhaps)"
-            raise _DamagedError(f"{archive} {page}") from error
-        with tarred:
+        with _tar(archive) as tarred:
             members = ((i.name, i.size, i.isreg(), i) for i in tarred)
             extract = partial(tarred.extract, filter="data")
             return _unpack(archive, root, members, extract, progress)
@@ -289,6 +284,14 @@ def unpack(archive: Path, root: Path, progress: Progress = no_progress) -> int:
         if error.errno is not None:
             raise
         raise _DamagedError(f"{archive} is damaged ({error})") from error
+
+
+def _tar(archive: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(archive, tarinfo=_Info)
+    except _DAMAGE as error:
+        page = "is no zip or tar archive (a server's page, perhaps)"
+        raise _DamagedError(f"{archive} {page}") from error
 
 
 def _unpack(

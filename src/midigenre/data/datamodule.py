@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,18 @@ from midigenre.errors import UserError
 from midigenre.spec import UNKNOWN, Batch
 
 
-class PhraseDataModule(L.LightningDataModule):
-    """Streams phrases of prepared shards as packed batches.
+@dataclass(frozen=True)
+class DataSettings:
+    """The settings of ``conf/data``.
 
-    Training draws phrases at random bars, a function of (seed, epoch, index); validation and test
-    read every non-overlapping phrase once.
-
-    Args:
-        shards: The prepared corpus, or its folder.
+    Attributes:
         phrase_bars: Bars in a phrase; None where ``phrase_seconds`` says its length.
         phrase_seconds: Length of a phrase in seconds (see
             :class:`~midigenre.data.phrases.Seconds`), else None.
         max_tokens: Longest phrase in steps; longer ones end at the last whole bar that fits.
         batch_phrases: Most phrases in a training batch.
         batch_tokens: Most steps in a training batch, None for no bound.
-        eval_batch_phrases: The same for validation and test.
+        eval_batch_phrases: Most phrases in a batch of validation and test.
         marks: BOS and EOS where a phrase begins or ends its song.
         phrases_per_song: Training phrases of each song in an epoch; None for as many as fit in it
             end to end.
@@ -46,18 +44,59 @@ class PhraseDataModule(L.LightningDataModule):
         balance: How far training draws the classes of ``balance_label`` equally often, 0 (as they
             are) to 1; an epoch has as many phrases as without.
         balance_label: That label.
-        unlabelled: Whether training reads songs of which none of ``task_labels`` is known. They
-            cost time and add nothing to a classifier's loss.
+        unlabelled: Whether training reads songs of which no label of the task is known. They cost
+            time and add nothing to a classifier's loss.
         num_workers: Processes that read ahead; 0 reads in the training process.
         pin_memory: Page-locked batches, for GPUs.
+
+    Raises:
+        UserError: A setting is out of range.
+    """
+
+    phrase_bars: int | None = 4
+    phrase_seconds: float | None = None
+    max_tokens: int = 1024
+    batch_phrases: int = 32
+    batch_tokens: int | None = None
+    eval_batch_phrases: int = 64
+    marks: bool = False
+    phrases_per_song: int | None = None
+    val_phrases_per_song: int | None = None
+    balance: float = 0.0
+    balance_label: str = "genre"
+    unlabelled: bool = True
+    num_workers: int = 0
+    pin_memory: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "batch_phrases", "eval_batch_phrases", "batch_tokens",
+                     "phrases_per_song", "val_phrases_per_song"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"data.{name} must be 1 or more, got {value}")
+        if self.num_workers < 0:
+            raise UserError(f"data.num_workers must be 0 or more, got {self.num_workers}")
+        if not 0 <= self.balance <= 1:
+            raise UserError(f"data.balance must lie in 0 to 1, got {self.balance}")
+
+
+class PhraseDataModule(L.LightningDataModule):
+    """Streams phrases of prepared shards as packed batches.
+
+    Training draws phrases at random bars, a function of (seed, epoch, index); validation and test
+    read every non-overlapping phrase once.
+
+    Args:
+        shards: The prepared corpus, or its folder.
         seed: Seed of the training phrases and their order.
         fold: ``i/n`` for the training and validation songs of one share
             (:class:`~midigenre.data.subset.Subset`); None for all. Nobody trains on the test songs:
-            they are the same in every fold, so that scores compare.
+            they are the same in every share, so that scores compare.
         task_labels: Labels that the task learns, for ``unlabelled``; none keeps all songs.
         augment: How training phrases are changed; None for not at all.
-        protocol: The part that is trained and tested here, as
+        protocol: The fold that is trained and tested here, as
             :func:`~midigenre.data.splits.settings_of` gives it; None for the prepared split.
+        **data: See :class:`DataSettings`.
 
     Raises:
         UserError: A setting is out of range, or the shards cannot be used.
@@ -66,79 +105,47 @@ class PhraseDataModule(L.LightningDataModule):
     def __init__(
         self,
         shards: ShardSet | str | Path,
-        phrase_bars: int | None = 4,
-        phrase_seconds: float | None = None,
-        max_tokens: int = 1024,
-        batch_phrases: int = 32,
-        batch_tokens: int | None = None,
-        eval_batch_phrases: int = 64,
-        marks: bool = False,
-        phrases_per_song: int | None = None,
-        val_phrases_per_song: int | None = None,
-        balance: float = 0.0,
-        balance_label: str = "genre",
-        unlabelled: bool = True,
-        num_workers: int = 0,
-        pin_memory: bool = False,
+        *,
         seed: int = 0,
         fold: str | None = None,
         task_labels: Sequence[str] = (),
         augment: AugmentSettings | None = None,
         protocol: Mapping[str, Any] | None = None,
+        **data: Any,
     ) -> None:
         super().__init__()
         self.shards = shards if isinstance(shards, ShardSet) else ShardSet(Path(shards))
-        length = {"phrase_bars": phrase_bars, "phrase_seconds": phrase_seconds}
-        self.length = phrase_length(length, self.shards.tokens)
-        for name, value in (
-            ("max_tokens", max_tokens),
-            ("batch_phrases", batch_phrases),
-            ("eval_batch_phrases", eval_batch_phrases),
-            ("batch_tokens", batch_tokens),
-            ("phrases_per_song", phrases_per_song),
-            ("val_phrases_per_song", val_phrases_per_song),
-        ):
-            if value is not None and value < 1:
-                raise UserError(f"data.{name} must be 1 or more, got {value}")
-        if num_workers < 0:
-            raise UserError(f"data.num_workers must be 0 or more, got {num_workers}")
-        if not 0 <= balance <= 1:
-            raise UserError(f"data.balance must lie in 0 to 1, got {balance}")
+        self.settings = settings = DataSettings(**data)
+        self.length = phrase_length(vars(settings), self.shards.tokens)
+        self.seed, self.task_labels, self.augment = seed, tuple(task_labels), augment
         self.fold = None if fold is None else Subset.from_config(fold)
-        self.max_tokens = max_tokens
-        self.batch_phrases, self.batch_tokens = batch_phrases, batch_tokens
-        self.eval_batch_phrases = eval_batch_phrases
-        self.phrases_per_song = phrases_per_song
-        self.val_phrases_per_song = val_phrases_per_song
-        self.num_workers, self.pin_memory, self.seed = num_workers, pin_memory, seed
-        self.balance, self.balance_label, self.unlabelled = balance, balance_label, unlabelled
-        self.task_labels, self.augment = tuple(task_labels), augment
         if augment is not None:
             augment.check(self.shards.tokens)
         self._done = (0, 0)
         self.labels = self.shards.label_indices()
         self.protocol_settings = protocol
-        dealt = Protocol.from_config(protocol)
-        self.part = None if dealt is None else dealt.split(self.shards)
+        protocol_ = Protocol.from_config(protocol)
+        self.part = None if protocol_ is None else protocol_.split(self.shards)
         if self.part is not None:
             self.labels = self.part.visible(self.labels)
-        if balance and balance_label not in self.labels:
+        if settings.balance and settings.balance_label not in self.labels:
             raise UserError(
-                f"data.balance_label={balance_label}: these songs have the labels "
+                f"data.balance_label={settings.balance_label}: these songs have the labels "
                 f"{', '.join(self.labels)}; choose one of them or set data.balance=0"
             )
-        self.reader = PhraseReader(self.shards, self.shards.tokens, max_tokens, marks)
+        tokens = self.shards.tokens
+        self.reader = PhraseReader(self.shards, tokens, settings.max_tokens, settings.marks)
 
     def rows(self, split: str | None) -> Longs:
         """Indices of the songs of a split, or of all splits for None, that the fold leaves."""
-        rows = self.dealt(split)
+        rows = self.split_rows(split)
         if self.fold is None:
             return rows
         here = self.fold.mask(self.shards.manifest)
-        here[self.dealt("test")] = True
+        here[self.split_rows("test")] = True
         return rows[here[rows]]
 
-    def dealt(self, split: str | None) -> Longs:
+    def split_rows(self, split: str | None) -> Longs:
         """Indices of the songs of a split before the fold: of the protocol's part, if any."""
         if self.part is None or split is None:
             return self.shards.rows(split)
@@ -150,7 +157,7 @@ class PhraseDataModule(L.LightningDataModule):
 
     def classes_lost(self) -> dict[str, list[str]]:
         """For each label the classes of the training songs of which the fold leaves none."""
-        before, after = self.dealt("train"), self.rows("train")
+        before, after = self.split_rows("train"), self.rows("train")
         return {
             label: [
                 self.shards.labels.classes[label][i]
@@ -201,8 +208,8 @@ class PhraseDataModule(L.LightningDataModule):
         trainer = self.trainer
         return self._loader(
             lambda epoch: starts.epoch(self.seed, epoch),
-            self.batch_phrases,
-            self.batch_tokens,
+            self.settings.batch_phrases,
+            self.settings.batch_tokens,
             done=self._done,
             augment=self.augment if self.augment and self.augment.changes else None,
             shuffle_seed=self.seed,
@@ -212,7 +219,7 @@ class PhraseDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The phrases of the validation songs; several processes share them."""
-        per_song = self.val_phrases_per_song
+        per_song = self.settings.val_phrases_per_song
         return self.eval_dataloader("val", per_song=per_song, **_processes(self.trainer))
 
     def test_dataloader(self) -> DataLoader[Batch]:
@@ -239,7 +246,7 @@ class PhraseDataModule(L.LightningDataModule):
         return self._loader(
             lambda epoch: phrases,
             # A process without a batch would not take part in what the others reduce.
-            min(self.eval_batch_phrases, max(1, len(phrases) // world)),
+            min(self.settings.eval_batch_phrases, max(1, len(phrases) // world)),
             None,
             accumulate=None,
             rank=rank,
@@ -248,7 +255,7 @@ class PhraseDataModule(L.LightningDataModule):
 
     def _random_starts(self) -> RandomStarts:
         rows = self.rows("train")
-        if not self.unlabelled and self.task_labels:
+        if not self.settings.unlabelled and self.task_labels:
             known = [self.labels[label][rows] != UNKNOWN for label in self.task_labels]
             rows = rows[np.any(known, axis=0)]
         augment, classes = self.augment, self.shards.labels.classes
@@ -256,10 +263,10 @@ class PhraseDataModule(L.LightningDataModule):
             self.shards,
             rows,
             self.length,
-            self.phrases_per_song,
+            self.settings.phrases_per_song,
             bars=augment.phrase_bars if augment else None,
-            balance=Balance(self.labels[self.balance_label][rows], self.balance)
-            if self.balance
+            balance=Balance(self.labels[self.settings.balance_label][rows], self.settings.balance)
+            if self.settings.balance
             else None,
             changed_S=augment.probabilities(rows, self.labels, classes)
             if augment and augment.changes
@@ -298,9 +305,9 @@ class PhraseDataModule(L.LightningDataModule):
             # `set_epoch`; as the batch sampler it is handed on whole to `__getitems__`.
             batch_sampler=sampler,  # type: ignore[arg-type]
             collate_fn=_whole,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=self.pin_memory,
+            num_workers=self.settings.num_workers,
+            persistent_workers=self.settings.num_workers > 0,
+            pin_memory=self.settings.pin_memory,
         )
 
 

@@ -37,13 +37,12 @@ class LabelSettings:
     min_songs: int | Mapping[str, int] | None = None
 
     @classmethod
-    def of(cls, node: Mapping[str, Any] | None) -> LabelSettings:
-        """From the config node ``labels``; runs of earlier versions have none.
+    def from_config(cls, node: Mapping[str, Any]) -> LabelSettings:
+        """From the config node ``labels``.
 
         Raises:
             UserError: A setting is not of the right kind.
         """
-        node = node or {}
         names = node.get("map") or {}
         if not isinstance(names, Mapping):
             raise UserError(f"labels.map={names}: write labels.map.LABEL.CLASS=NAME")

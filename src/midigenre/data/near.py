@@ -289,12 +289,12 @@ def _intervals(part: Ints, pitch: Ints) -> Keys:
         heard |= np.left_shift(np.uint16(1), pitch[i : i + n].astype(np.uint16))
     for i in range(INTERVALS):
         code = code * np.uint64(12) + intervals[i : i + n].astype(np.uint64)
-    told = (part[:n] == part[INTERVALS:]) & (np.bitwise_count(heard) >= PITCH_CLASSES)
-    told &= ~_periodic(intervals, INTERVALS, INTERVALS // 2)
+    telling = (part[:n] == part[INTERVALS:]) & (np.bitwise_count(heard) >= PITCH_CLASSES)
+    telling &= ~_periodic(intervals, INTERVALS, INTERVALS // 2)
     up, down = (intervals == 1) | (intervals == 2), (intervals == 10) | (intervals == 11)
-    told &= (_sums(up, INTERVALS) < INTERVALS) & (_sums(down, INTERVALS) < INTERVALS)
-    told &= _sums(up | down, INTERVALS) >= STEPS
-    held, times = np.unique(code[told], return_counts=True)
+    telling &= (_sums(up, INTERVALS) < INTERVALS) & (_sums(down, INTERVALS) < INTERVALS)
+    telling &= _sums(up | down, INTERVALS) >= STEPS
+    held, times = np.unique(code[telling], return_counts=True)
     return held[times <= REPEATS]
 
 
@@ -314,11 +314,11 @@ def _rhythmic(onset: Ints, pitch: Ints, slack: int) -> Keys:
         return np.zeros(0, np.uint64)
     windows = np.lib.stride_tricks.sliding_window_view(hits, HITS)
     different = (np.diff(np.sort(windows, axis=1), axis=1) != 0).sum(axis=1) + 1
-    told = (different >= DRUM_SETS) & ~_periodic(hits, HITS, DRUM_PERIOD)
+    telling = (different >= DRUM_SETS) & ~_periodic(hits, HITS, DRUM_PERIOD)
     code = np.ones(n, np.uint64)
     for i in range(HITS):
         code = scramble(code + windows[:, i])
-    held, times = np.unique(code[told], return_counts=True)
+    held, times = np.unique(code[telling], return_counts=True)
     return held[times <= REPEATS]
 
 

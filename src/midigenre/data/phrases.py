@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midigenre.arrays import Longs
-from midigenre.data.shards import Songs
+from midigenre.data.shards import SongSource
 from midigenre.errors import UserError
 from midigenre.midi.song import Song
 from midigenre.spec import TokenSpec
@@ -110,7 +110,7 @@ def _yaml(value: object) -> str:
     return "null" if value is None else str(value)
 
 
-def phrase_ends(songs: Songs, row: int, length: PhraseLength) -> Longs:
+def phrase_ends(songs: SongSource, row: int, length: PhraseLength) -> Longs:
     """For each bar of a song the bar after the phrase that would start there, shape (bars,).
 
     It may lie behind the song's last bar, as if the song went on with bars like that one: such a
@@ -130,7 +130,7 @@ def phrase_ends(songs: Songs, row: int, length: PhraseLength) -> Longs:
     return ends
 
 
-def consecutive(songs: Songs, rows: Longs, length: PhraseLength) -> Phrases:
+def consecutive(songs: SongSource, rows: Longs, length: PhraseLength) -> Phrases:
     """All non-overlapping phrases of the songs ``rows``, in order."""
     # Numbers side by side: three small arrays for each of a hundred thousand songs take 100 MB.
     song, first, end = array("q"), array("q"), array("q")
@@ -182,7 +182,7 @@ class PhraseReader:
     """
 
     def __init__(
-        self, songs: Songs, spec: TokenSpec, max_tokens: int | None = None, marks: bool = False
+        self, songs: SongSource, spec: TokenSpec, max_tokens: int | None = None, marks: bool = False
     ) -> None:
         self.songs = songs
         self.spec = spec

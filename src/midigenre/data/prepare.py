@@ -144,7 +144,7 @@ def prepare(
             with _alone(lock_file(here), folder.name, progress):
                 if not exists(folder / "report.json"):
                     _prepare(corpus, tokenizer, folder, home, settings, listing, progress)
-        _tell_listing(folder, listing)
+        _note_listing(folder, listing)
         shards = open_shards(folder, home, progress)
         refresh_report(shards, settings.length, settings.max_tokens)
     return shards
@@ -194,14 +194,14 @@ def _writing(folder: Location) -> Iterator[None]:
         ) from error
 
 
-def _tell_listing(folder: Location, listing: Listing) -> None:
+def _note_listing(folder: Location, listing: Listing) -> None:
     """Says in the report what the shards do not depend on: files beside them, folders of none."""
     path = folder / "report.json"
     report = read_object(path, remedy(folder))
-    told = {"left_out": dict(listing.left_out), "remarks": listing.remarks}
-    if any(report.get(key) != value for key, value in told.items()):
+    noted = {"left_out": dict(listing.left_out), "remarks": listing.remarks}
+    if any(report.get(key) != value for key, value in noted.items()):
         own = [t for t in report.get("warnings", ()) if t not in report.get("remarks", ())]
-        _save_report(path, report | told | {"warnings": listing.remarks + own})
+        _save_report(path, report | noted | {"warnings": listing.remarks + own})
 
 
 def _save_report(path: Location, report: Mapping[str, Any]) -> None:

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
-from midigenre.arrays import Longs
+from midigenre.arrays import Floats, Ints, Keys, Longs
 from midigenre.data.augment.tokens import PhraseAugmenter
 from midigenre.data.phrases import PhraseLength, PhraseReader, Phrases, chain, phrase_ends
-from midigenre.data.shards import Songs
+from midigenre.data.shards import SongSource
 from midigenre.spec import UNKNOWN, Batch
 
 # Third number of a generator's seed: each purpose has its own stream (1 orders the phrases of an
@@ -59,29 +59,32 @@ class RandomStarts:
 
     def __init__(
         self,
-        songs: Songs,
+        songs: SongSource,
         rows: Longs,
         length: PhraseLength,
         phrases_per_song: int | None = None,
         *,
         bars: tuple[int, int] | None = None,
         balance: Balance | None = None,
-        changed_S: NDArray[np.float64] | None = None,
+        changed_S: Floats | None = None,
     ) -> None:
         counts: list[int] = []
-        places: list[_Starts | _AnyStarts] = []
+        starts, ends = [np.zeros(0, np.int32 if bars else np.int64)], [np.zeros(0, np.int64)]
         for row in rows.tolist():
             onsets = songs.bar_onsets(row)
             of_bar = phrase_ends(songs, row, length)
             counts.append(phrases_per_song or len(chain(of_bar)))
-            places.append(_AnyStarts.of(onsets) if bars else _Starts.of(onsets, of_bar))
+            if bars:
+                starts.append(_next_filled(onsets))
+            else:
+                first, end = _filled_starts(onsets, of_bar)
+                starts.append(first)
+                ends.append(end)
         self._bars = bars
         self._rows = rows
         self._changed_S = changed_S
-        n_starts = [len(place.first) for place in places]
-        none = np.zeros(0, np.int32 if bars else np.int64)
-        self._starts = np.concatenate([none, *(place.first for place in places)])
-        self._ends = np.concatenate([none, *(p.end for p in places if isinstance(p, _Starts))])
+        n_starts = [len(of) for of in starts[1:]]
+        self._starts, self._ends = np.concatenate(starts), np.concatenate(ends)
         self._n_starts = np.array(n_starts, np.int64)
         self._first_start = np.r_[0, np.cumsum(self._n_starts)][:-1]
         self._counts = np.array(counts, np.int64)
@@ -134,7 +137,7 @@ class RandomStarts:
             end = np.minimum(first + bars, n_bars)
         return Phrases(self._rows[slot], first, end, self._keys(seed, epoch, slot))
 
-    def _keys(self, seed: int, epoch: int, slot: Longs) -> NDArray[np.uint64] | None:
+    def _keys(self, seed: int, epoch: int, slot: Longs) -> Keys | None:
         if self._changed_S is None:
             return None
         stream = np.random.default_rng([seed, epoch, _KEYS])
@@ -143,39 +146,25 @@ class RandomStarts:
         return np.where(changed < self._changed_S[slot], keys, np.uint64(0))
 
 
-@dataclass(frozen=True)
-class _Starts:
+def _filled_starts(onsets: Ints, of_bar: Longs) -> tuple[Longs, Longs]:
     """First bars of a song's phrases of a fixed length, and the bars after their last ones."""
-
-    first: Longs
-    end: Longs
-
-    @classmethod
-    def of(cls, onsets: NDArray[np.int32], of_bar: Longs) -> _Starts:
-        total = np.r_[0, np.cumsum(onsets)]
-        cut = np.minimum(of_bar, len(of_bar))
-        filled = total[cut] > total[:-1]
-        # Phrases that the end of the song cuts short are drawn too: evaluation meets them.
-        valid = np.flatnonzero(filled)
-        if of_bar[0] >= len(of_bar):  # one phrase holds the whole song
-            valid = valid[:1]
-        return cls(valid, cut[valid])
+    total = np.r_[0, np.cumsum(onsets)]
+    cut = np.minimum(of_bar, len(of_bar))
+    # Phrases that the end of the song cuts short are drawn too: evaluation meets them.
+    valid = np.flatnonzero(total[cut] > total[:-1])
+    if of_bar[0] >= len(of_bar):  # one phrase holds the whole song
+        valid = valid[:1]
+    return valid, cut[valid]
 
 
-@dataclass(frozen=True)
-class _AnyStarts:
+def _next_filled(onsets: Ints) -> Ints:
     """For each bar the first one from there on with an onset, else the song's last such one."""
-
-    first: NDArray[np.int32]
-
-    @classmethod
-    def of(cls, onsets: NDArray[np.int32]) -> _AnyStarts:
-        filled = np.flatnonzero(onsets)
-        following = np.searchsorted(filled, np.arange(len(onsets)))
-        return cls(filled.take(following, mode="clip").astype(np.int32))
+    filled = np.flatnonzero(onsets)
+    following = np.searchsorted(filled, np.arange(len(onsets)))
+    return filled.take(following, mode="clip").astype(np.int32)
 
 
-def _balanced(counts_S: Longs, balance: Balance) -> dict[int, NDArray[np.float64]]:
+def _balanced(counts_S: Longs, balance: Balance) -> dict[int, Floats]:
     """For each class the phrases that each of its songs is to give on average, shape (songs,).
 
     They sum to a whole number for each class, and over the classes to what ``counts_S`` does.
@@ -214,9 +203,7 @@ class PlannedBatch:
     step_size: int
 
 
-def group_by_budget(
-    lengths: Longs, batch_phrases: int, batch_tokens: int | None
-) -> list[NDArray[np.int64]]:
+def group_by_budget(lengths: Longs, batch_phrases: int, batch_tokens: int | None) -> list[Longs]:
     """Consecutive runs of indices that make a batch.
 
     Args:
@@ -225,7 +212,7 @@ def group_by_budget(
         batch_tokens: Most steps in a batch, None for no such bound; a phrase that is longer by
             itself makes a batch alone.
     """
-    groups: list[NDArray[np.int64]] = []
+    groups: list[Longs] = []
     begin, tokens = 0, 0
     for i, length in enumerate(lengths.tolist()):
         full = i - begin >= batch_phrases or (
@@ -240,7 +227,7 @@ def group_by_budget(
     return groups
 
 
-def exactly(groups: list[NDArray[np.int64]], n: int) -> list[NDArray[np.int64]]:
+def exactly(groups: list[Longs], n: int) -> list[Longs]:
     """The first ``n`` groups; where there are fewer, the fullest are halved until there are.
 
     Groups of one phrase cannot be halved: there may then be fewer than ``n``.
@@ -327,7 +314,7 @@ class BatchSampler(Sampler[PlannedBatch]):
             self._planned = (self.epoch, self._plan_epoch(self.epoch))
         return self._planned[1]
 
-    def _group(self, epoch: int) -> tuple[Phrases, list[NDArray[np.int64]]]:
+    def _group(self, epoch: int) -> tuple[Phrases, list[Longs]]:
         """The phrases of an epoch in their order, and which of them make a batch."""
         phrases = self._draw(epoch)
         if self._shuffle_seed is not None:
@@ -408,7 +395,7 @@ class PhraseDataset(Dataset[Batch]):
 
 
 def collate(
-    ids: Sequence[NDArray[np.int64]],
+    ids: Sequence[Longs],
     labels: Mapping[str, Longs],
     phrases: Phrases,
     step_counts: Mapping[str, NDArray[np.float32]] | None = None,

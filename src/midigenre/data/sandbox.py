@@ -137,7 +137,7 @@ class Sandbox:
         self._main, self._idle_seconds = main, idle_seconds
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
-        self._told: TokenSpec | None = None
+        self._knows: TokenSpec | None = None
 
     def encode(self, data: bytes, spec: TokenSpec, limits: Limits) -> dict[str, Any]:
         """What :func:`encoded_song` gives, or ``reason`` and ``detail``.
@@ -180,7 +180,7 @@ class Sandbox:
             self._child.wait()
         if self._pipe is not None:
             self._pipe.close()
-        self._child = self._pipe = self._told = None
+        self._child = self._pipe = self._knows = None
 
     def _ask(self, what: str, data: bytes, spec: TokenSpec, limits: Limits) -> dict[str, Any]:
         for _ in range(2):
@@ -198,7 +198,7 @@ class Sandbox:
                 continue
             if "died" not in answer:
                 return answer
-            self._told = None
+            self._knows = None
             if answer["died"] == -signal.SIGALRM:
                 return refusal("timed_out", _too_long(limits))
             status = _in_words(answer["died"])
@@ -214,7 +214,7 @@ class Sandbox:
         for last in (False, True):  # one that was idle may be about to end
             self.start()
             assert self._pipe is not None
-            if self._told is spec:
+            if self._knows is spec:
                 return self._pipe
             try:
                 self._pipe.send(("tokenizer", spec))
@@ -231,7 +231,7 @@ class Sandbox:
             else:
                 if error is not None:
                     raise error
-                self._told = spec
+                self._knows = spec
         assert self._pipe is not None
         return self._pipe
 

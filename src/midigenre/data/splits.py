@@ -32,7 +32,7 @@ def assign_splits(
 ) -> list[str]:
     """Split of each song: whole groups, stratified, a function of the seed.
 
-    Groups are dealt one by one, in random order, to the split whose squared distance from its share
+    Groups are split one by one, in random order, to the split whose squared distance from its share
     falls most. With several labels every label keeps its own shares: strata of all combinations
     would be too small to share out. A class with three groups or more is in every split, whatever
     its size; a group much larger than a share of validation or test goes to training.
@@ -97,7 +97,7 @@ def _most_frequent(strata: Sequence[Hashable]) -> Hashable:
 
 
 def _classes(stratum: Hashable) -> list[tuple[int, Hashable]]:
-    """The class of each label, told apart by the label's place."""
+    """The class of each label, kept apart by the label's place."""
     return list(enumerate(stratum if isinstance(stratum, tuple) else (stratum,)))
 
 
@@ -348,7 +348,7 @@ class Protocol:
     def _train_val(
         self, rest: Longs, strata: Sequence[Hashable], groups: Sequence[Hashable]
     ) -> dict[str, Longs]:
-        """Deals the songs that are not tested, with the shares of ``split.fractions``."""
+        """Splits the songs that are not tested, with the shares of ``split.fractions``."""
         if not len(rest):
             raise UserError("protocol: no song is left to train on")
         splits = np.array(
@@ -368,7 +368,7 @@ def settings_of(
     """What a part depends on besides the songs, as plain data for checkpoints.
 
     Args:
-        protocol: ``cfg.protocol``; None in runs from before there was one.
+        protocol: ``cfg.protocol``; the config node.
         split: ``cfg.split``.
         labels: What a classifier learns; none for other tasks.
 
@@ -419,7 +419,7 @@ def assign_folds(
 ) -> Longs:
     """Fold of each song: whole groups, stratified by every label, a function of the seed.
 
-    Groups are dealt from the largest to the smallest, equally large ones in random order, to the
+    Groups are taken from the largest to the smallest, equally large ones in random order, to the
     fold in which the squared distance from an even share grows least, summed over the labels and
     relative to the size of a class; of equally good folds to the smallest. Where groups are single
     songs with one label, folds differ by at most one song of any class.

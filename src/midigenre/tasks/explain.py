@@ -28,7 +28,7 @@ import torch
 from midigenre.arrays import LOG_ZERO, Bools, Floats, Longs
 from midigenre.data.phrases import PhraseReader, Phrases
 from midigenre.data.sampler import collate
-from midigenre.data.shards import Songs
+from midigenre.data.shards import SongSource
 from midigenre.midi.song import DRUMS, Song
 from midigenre.models import PhraseClassifier
 from midigenre.spec import Batch, TokenSpec
@@ -89,7 +89,7 @@ class ReadPhrases:
         """Song, first bar and the bar after the last of a phrase."""
         return int(self.phrases.song[i]), int(self.phrases.first[i]), int(self.stop[i])
 
-    def zero_bars(self, songs: Songs, song: int) -> Floats:
+    def zero_bars(self, songs: SongSource, song: int) -> Floats:
         """Of each bar of a song 0 where it was seen or has no onset, else NaN, shape (bars,)."""
         bars = np.where(songs.bar_onsets(song) > 0, np.nan, 0.0)
         for i in np.flatnonzero(self.phrases.song == song):
@@ -154,7 +154,7 @@ class Explainer:
         self._batch_phrases, self._batch_tokens = batch_phrases, batch_tokens
 
     def __call__(
-        self, songs: Songs, phrases: Phrases, targets: Targets
+        self, songs: SongSource, phrases: Phrases, targets: Targets
     ) -> list[dict[str, Attribution]]:
         """For each song the attribution of each label.
 
@@ -192,7 +192,7 @@ class Explainer:
 
     def _batches(
         self,
-        songs: Songs,
+        songs: SongSource,
         seen: ReadPhrases,
         reader: PhraseReader,
         noted: list[tuple[int, int, int, int]],

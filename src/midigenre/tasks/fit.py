@@ -113,15 +113,16 @@ def _graceful_interrupt(say: Any) -> Iterator[list[int]]:
 
 
 def _out_of_memory(task: Task, data: PhraseDataModule) -> str:
-    half = max(1, data.batch_phrases // 2)
+    half = max(1, data.settings.batch_phrases // 2)
     fewer = (
         f"data.batch_phrases={half} trainer.accumulate_grad_batches="
         f"{2 * task.trainer.accumulate_grad_batches} makes the same steps from half the memory; "
-        if half < data.batch_phrases
+        if half < data.settings.batch_phrases
         else ""
     )
     return (
         f"out of memory in step {task.trainer.global_step} with data.batch_phrases="
-        f"{data.batch_phrases} and up to {data.max_tokens} tokens each; {fewer}data.batch_tokens="
+        f"{data.settings.batch_phrases} and up to {data.settings.max_tokens} tokens each; "
+        f"{fewer}data.batch_tokens="
         "bounds the longest batches, precision=bf16, a smaller data.max_tokens or model need less"
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from midigenre.data.phrases import PhraseReader, Phrases, consecutive, phrase_length
 from midigenre.data.sampler import collate, group_by_budget
-from midigenre.data.shards import Songs
+from midigenre.data.shards import SongSource
 from midigenre.models import PhraseClassifier
 from midigenre.spec import Batch, TokenSpec
 
@@ -88,7 +88,7 @@ def predict_phrases(
 
 
 def song_phrases(
-    songs: Songs, tokens: TokenSpec, data: Mapping[str, Any], batch_phrases: int
+    songs: SongSource, tokens: TokenSpec, data: Mapping[str, Any], batch_phrases: int
 ) -> tuple[Phrases, Iterator[Batch]]:
     """All phrases of songs as a classifier is fed them, and their batches without labels.
 

@@ -197,7 +197,7 @@ def integers(u: Floats, low: int, high: int) -> Longs:
 
 
 @dataclass(frozen=True)
-class Draws:
+class PhraseChanges:
     """What is decided for each phrase, columns of shape (B,).
 
     A phrase whose key is 0 is left as it is: no shift, a factor of 1.
@@ -221,7 +221,7 @@ class Draws:
     which: Floats
 
     @classmethod
-    def of(cls, keys: Keys, settings: AugmentSettings) -> Draws:
+    def draw(cls, keys: Keys, settings: AugmentSettings) -> PhraseChanges:
         """The draws of phrases with these keys, shape (B,)."""
         on = keys != 0
 

@@ -17,7 +17,7 @@ from midigenre.data.augment import (
     KEEP,
     SOLO,
     AugmentSettings,
-    Draws,
+    PhraseChanges,
     jitter_wishes,
     velocity_noise,
 )
@@ -58,11 +58,11 @@ class NoteAugmenter:
         """
         if key == 0 or len(phrase.notes) == 0:
             return phrase
-        draws = Draws.of(np.array([key], np.uint64), self._settings)
+        draws = PhraseChanges.draw(np.array([key], np.uint64), self._settings)
         phrase = self._programs(phrase, draws)
         if self._at_notes:
             phrase = _tempi_at_notes(phrase)
-        places = _Places.of(phrase, self._grid)
+        places = _Places.from_phrase(phrase, self._grid)
         keys = np.full(len(phrase.notes), key, np.uint64)
         notes = phrase.notes
         pitch = self._transposed(notes, int(draws.transpose[0]))
@@ -75,7 +75,7 @@ class NoteAugmenter:
             phrase = replace(phrase, notes=_without_overlaps(phrase.notes))
         return self._at_tempo(phrase, int(draws.tempo[0]))
 
-    def _programs(self, phrase: Song, draws: Draws) -> Song:
+    def _programs(self, phrase: Song, draws: PhraseChanges) -> Song:
         program = phrase.notes.program
         there = np.unique(program)
         if draws.programs[0] == KEEP or len(there) < 2:
@@ -163,7 +163,7 @@ class _Places:
     bar_step: Longs
 
     @classmethod
-    def of(cls, phrase: Song, grid: Grid) -> _Places:
+    def from_phrase(cls, phrase: Song, grid: Grid) -> _Places:
         bar_step = np.array([grid.step_ticks((int(n), int(d))) for n, d in phrase.meters], np.int64)
         bar = np.searchsorted(phrase.bar_ticks, phrase.notes.onset, side="right") - 1
         step = bar_step[bar]

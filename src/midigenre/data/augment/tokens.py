@@ -20,7 +20,7 @@ from midigenre.data.augment import (
     KEEP,
     SOLO,
     AugmentSettings,
-    Draws,
+    PhraseChanges,
     jitter_wishes,
     velocity_noise,
 )
@@ -54,7 +54,7 @@ def why_not(spec: TokenSpec) -> str:
     try:
         NoteFinder(spec)
         for type_ in ("Pitch", "Velocity", "Duration", "Position", "Tempo"):
-            _Scale.of(spec, type_)
+            _Scale.from_spec(spec, type_)
     except ValueError as error:
         return str(error)
     return ""
@@ -80,7 +80,7 @@ class _Scale:
         return len(self.ids)
 
     @classmethod
-    def of(cls, spec: TokenSpec, type_: str) -> _Scale:
+    def from_spec(cls, spec: TokenSpec, type_: str) -> _Scale:
         """The scale of a type.
 
         Raises:
@@ -150,11 +150,13 @@ class TokenAugmenter:
         self._settings = settings
         self._find = NoteFinder(spec)
         self._field = spec.bars == "field"
-        self._pitch, self._velocity = _Scale.of(spec, "Pitch"), _Scale.of(spec, "Velocity")
-        self._duration, self._tempo = _Scale.of(spec, "Duration"), _Scale.of(spec, "Tempo")
-        self._position = _Scale.of(spec, "Position")
+        self._pitch = _Scale.from_spec(spec, "Pitch")
+        self._velocity = _Scale.from_spec(spec, "Velocity")
+        self._duration = _Scale.from_spec(spec, "Duration")
+        self._tempo = _Scale.from_spec(spec, "Tempo")
+        self._position = _Scale.from_spec(spec, "Position")
         self._placed = [self._position]
-        if len(encoding := _Scale.of(spec, "PositionPosEnc")):
+        if len(encoding := _Scale.from_spec(spec, "PositionPosEnc")):
             self._placed.append(encoding)
         bars = [(c, f) for c, f in enumerate(spec.fields) if f.is_type("Bar").any()]
         self._bar_column, self._is_bar = bars[0][0], bars[0][1].is_type("Bar")
@@ -173,7 +175,7 @@ class TokenAugmenter:
         Returns:
             Their tokens and lengths.
         """
-        draws = Draws.of(keys_B, self._settings)
+        draws = PhraseChanges.draw(keys_B, self._settings)
         starts_B = np.cumsum(lengths_B) - lengths_B
         ids_NF = ids_NF.copy()
         found = self._find(ids_NF, starts_B)
@@ -194,7 +196,7 @@ class TokenAugmenter:
         return ids_NF, lengths_B
 
     def _leave_out(
-        self, ids_NF: Longs, lengths_B: Longs, found: FoundNotes, draws: Draws
+        self, ids_NF: Longs, lengths_B: Longs, found: FoundNotes, draws: PhraseChanges
     ) -> tuple[Longs, Longs, FoundNotes]:
         """The phrases without the programs that are dropped, or with the one that is kept alone."""
         program = found.program - DRUMS
@@ -305,7 +307,7 @@ class TokenAugmenter:
         said_at = np.flatnonzero(positions_N > 0)
         return positions_N[said_at[np.searchsorted(said_at, step, side="right") - 1]]
 
-    def _transpose(self, ids_NF: Longs, found: FoundNotes, draws: Draws) -> None:
+    def _transpose(self, ids_NF: Longs, found: FoundNotes, draws: PhraseChanges) -> None:
         """Moves all pitched notes of a phrase together, as far as all stay in the vocabulary."""
         if not draws.transpose.any():
             return
@@ -325,7 +327,7 @@ class TokenAugmenter:
         rank = scale.rank_V[ids_NF[at, scale.column]] + by_n[going]
         ids_NF[at, scale.column] = scale.ids.take(rank, mode="clip")
 
-    def _scale_duration(self, ids_NF: Longs, found: FoundNotes, draws: Draws) -> None:
+    def _scale_duration(self, ids_NF: Longs, found: FoundNotes, draws: PhraseChanges) -> None:
         """Multiplies the pitched notes' durations, to the nearest step, and one step at least."""
         at, factor = found.steps_nA[:, _DURATION], draws.duration[found.phrase]
         going = (factor != 1.0) & (at >= 0) & (found.program != DRUMS)
@@ -336,7 +338,7 @@ class TokenAugmenter:
         scaled = np.floor(steps * factor[going] + 0.5).astype(np.int64)
         ids_NF[at, scale.column] = scale.ids.take(scaled - 1, mode="clip")
 
-    def _shift_tempo(self, ids_NF: Longs, lengths_B: Longs, draws: Draws) -> None:
+    def _shift_tempo(self, ids_NF: Longs, lengths_B: Longs, draws: PhraseChanges) -> None:
         """Moves all tempi of a phrase together, as far as all stay in the vocabulary."""
         if self._tempo.column < 0 or not draws.tempo.any():
             return
@@ -387,7 +389,7 @@ class PhraseAugmenter:
         settings: What is done, and how much.
 
     Attributes:
-        as_notes: Why phrases are augmented as notes and encoded anew, which is slower; empty where
+        as_notes: Why phrases are augmented as notes and encoded again, which is slower; empty where
             as tokens.
     """
 
