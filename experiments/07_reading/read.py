@@ -233,18 +233,16 @@ def serve(conf: str) -> None:
 
 def check_speed(before: Path, paths: Sequence[Path]) -> dict[str, Any]:
     """CPU time of each file with the source before and with this one, by turns; best of rounds."""
-    here = Path(conf_dir()).resolve()
-    sides = {
-        "before": (before, before.parent / "conf"),
-        "now": (Path(__file__).parents[2] / "src", here),
-    }
+    here = Path(__file__).resolve()
+    sides = {"before": before.resolve().parent, "now": here.parents[2]}
     children = {
+        # Each version serves itself by its own script: modules may have other names there.
         name: subprocess.Popen(
-            [sys.executable, __file__, "serve", str(conf)], text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": str(src)},
+            [sys.executable, root / here.relative_to(here.parents[2]), "serve", root / "conf"],
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(root / "src")},
         )
-        for name, (src, conf) in sides.items()
+        for name, root in sides.items()
     }  # fmt: skip
     best: dict[str, dict[Path, float]] = {name: {} for name in sides}
     for i in range(ROUNDS):

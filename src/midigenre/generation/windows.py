@@ -38,15 +38,6 @@ class Windows:
         self.bars = max(2, min(context.bars, self.spec.max_bars))
         self.max_tokens = context.max_tokens
         self._cutter = None if self.spec.bars == "none" else PhraseCutter(self.spec)
-        self._numbers = [
-            (column, int(numbered[0]))
-            for column, f in enumerate(self.spec.fields)
-            if len(
-                numbered := np.flatnonzero(
-                    f.is_type("Bar", "BarPosEnc") & np.array([v != "None" for v in f.values])
-                )
-            )
-        ]
         types = np.array(self.spec.fields[0].types)
         self._is = {
             kind: np.isin(types, names)
@@ -126,7 +117,7 @@ class Windows:
     def renumbered(self, step: Sequence[int], first: int) -> list[int]:
         """A step of a window that begins with bar ``first``, bars numbered from the beginning."""
         out = list(step)
-        for column, low in self._numbers:
+        for column, low in self._cutter.number_fields if self._cutter else ():
             if out[column] >= low:  # specials lie below
                 out[column] += first
         return out

@@ -23,7 +23,7 @@ from symusic.core import ScoreTick, TimeSignatureTick
 from midigenre.arrays import Ints, Longs
 from midigenre.errors import RefusedSongError
 from midigenre.midi.channels import played
-from midigenre.midi.repair import MAX_BYTES, well_formed
+from midigenre.midi.repair import MAX_BYTES, count, well_formed
 from midigenre.midi.song import (
     DEFAULT_METER,
     DEFAULT_TEMPO,
@@ -80,7 +80,7 @@ def read_score(
     repairs = {} if repairs is None else repairs
     file = well_formed(data, max_bytes)
     for what, n in file.repairs.items():
-        _count(repairs, what, n)
+        count(repairs, what, n)
     return played(file, repairs)
 
 
@@ -115,7 +115,7 @@ def clean(score: ScoreTick, grid: Grid, *, tracks: str = "all", neutral: bool = 
     # A beat is the denominator only on a grid by beat; otherwise it is the quarter note.
     longest = grid.max_duration_beats * grid.beat_resolution
     steps = np.floor(raw["duration"] * scale / step + 0.5)
-    _count(repairs, "durations clamped", int(np.count_nonzero((steps < 1) | (steps > longest))))
+    count(repairs, "durations clamped", int(np.count_nonzero((steps < 1) | (steps > longest))))
     duration = (np.minimum(np.maximum(steps, 1), longest) * step).astype(np.int64)
     if tracks == "melody":
         line = skyline(onset, onset + duration, raw["pitch"])
@@ -174,11 +174,6 @@ def skyline(onset: Longs, end: Longs, pitch: Longs) -> NDArray[np.bool_]:
     return line
 
 
-def _count(repairs: dict[str, int], what: str, n: int) -> None:
-    if n:
-        repairs[what] = repairs.get(what, 0) + n
-
-
 _THEIR_NAMES = {
     "onset": "time",
     "duration": "duration",
@@ -202,7 +197,7 @@ def _gather(
     # Bytes over 127 wrap to negative numbers in scores that did not come through `read_score`.
     usable = (raw["pitch"] >= 0) & (raw["onset"] >= 0)
     if not usable.all():
-        _count(repairs, "notes out of range", int((~usable).sum()))
+        count(repairs, "notes out of range", int((~usable).sum()))
         raw = {name: column[usable] for name, column in raw.items()}
     raw["velocity"] = np.minimum(np.maximum(raw["velocity"], 1), 127)
     if tracks != "all":
@@ -225,12 +220,12 @@ def _sections(
     # Sorting is stable: of two changes at one tick the later event wins.
     for event in sorted(events, key=lambda e: e.time):
         meter = grid.supported(event.numerator, event.denominator)
-        _count(repairs, "meters replaced", int(meter != (event.numerator, event.denominator)))
+        count(repairs, "meters replaced", int(meter != (event.numerator, event.denominator)))
         after = max(0.0, event.time * scale - ticks[-1])
         # Snap to the grid first, so that a change one raw tick late does not wait a whole bar.
         snapped = int(np.floor(after / step + 0.5)) * step
         tick = ticks[-1] + -(-snapped // bar) * bar
-        _count(repairs, "meter changes moved to a barline", int(snapped % bar != 0))
+        count(repairs, "meter changes moved to a barline", int(snapped % bar != 0))
         if tick == ticks[-1]:
             meters[-1] = meter
         elif meter != meters[-1]:
@@ -320,7 +315,7 @@ def _without_duplicates(notes: NoteTable, repairs: dict[str, int]) -> NoteTable:
         same &= column[1:] == column[:-1]
     if not same.any():
         return notes
-    _count(repairs, "duplicate notes", int(same.sum()))
+    count(repairs, "duplicate notes", int(same.sum()))
     first = np.flatnonzero(np.r_[True, ~same])
     kept = notes.select(np.r_[~same, True])  # sorted by duration last: the longest of each
     return NoteTable(
@@ -338,7 +333,7 @@ def _without_overlaps(notes: NoteTable, repairs: dict[str, int]) -> NoteTable:
     onset, duration = notes.onset[order], notes.duration[order].copy()
     same = (np.diff(notes.pitch[order]) == 0) & (np.diff(notes.program[order]) == 0)
     room = np.where(same, np.diff(onset), np.iinfo(np.int32).max)
-    _count(repairs, "overlaps cut", int((duration[:-1] > room).sum()))
+    count(repairs, "overlaps cut", int((duration[:-1] > room).sum()))
     duration[:-1] = np.minimum(duration[:-1], room)
     back = np.empty_like(order)
     back[order] = np.arange(len(order))

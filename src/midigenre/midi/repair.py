@@ -35,7 +35,6 @@ MAX_LEADING = 8192  # bytes before the MIDI header: mail and HTTP headers, MacBi
 FRAME_RATES = {24: 24.0, 25: 25.0, 29: 30000 / 1001, 30: 30.0}
 """SMPTE frames a second by the number in the division (SMF 1.0; 29 is 30 drop-frame)."""
 
-_MICROSECONDS = 500_000  # of a quarter note at 120 a minute, where a file has no tempo (SMF 1.0)
 
 MAX_TICK = 2**31 - 1  # symusic counts ticks in 32 bits, with a sign
 FAR = 2**27  # so far behind a track's end nothing is played: see `midigenre.midi.channels`

@@ -21,21 +21,23 @@ class PhraseCutter:
 
     Args:
         spec: A spec whose ``bars`` is ``token`` or ``field``.
+
+    Attributes:
+        number_fields: The fields that number bars, each with its id of bar 0.
     """
 
     def __init__(self, spec: TokenSpec) -> None:
         if spec.bars == "none":
             raise ValueError(f"{spec.name}: phrases are not slices of the token stream")
         self.spec = spec
-        self._number_fields: list[tuple[int, int, int]] = []  # field, first and last id of bars
+        self.number_fields: list[tuple[int, int]] = []
         self._bar_field = -1
         self._is_bar = np.zeros(0, bool)
         for column, f in enumerate(spec.fields):
             # `Bar_3` and `BarPosEnc_3` number bars; `Bar_None` only opens one.
             numbered = f.is_type("Bar", "BarPosEnc") & np.array([v != "None" for v in f.values])
             if numbered.any():
-                ids = np.flatnonzero(numbered)
-                self._number_fields.append((column, int(ids[0]), int(ids[-1])))
+                self.number_fields.append((column, int(np.flatnonzero(numbered)[0])))
             if self._bar_field < 0 and f.is_type("Bar").any():
                 self._bar_field, self._is_bar = column, f.is_type("Bar")
         self._opening = _TempoOpening(spec) if spec.bars == "token" else None
@@ -54,7 +56,7 @@ class PhraseCutter:
         """
         column = ids_TF[:, self._bar_field]
         if self.spec.bars == "field":
-            first = self._number_fields[0][1]
+            first = self.number_fields[0][1]
             steps = np.searchsorted(column.astype(np.int64) - first, np.arange(n_bars + 1))
             return steps.astype(np.int32)
         steps = np.flatnonzero(self._is_bar[column])
@@ -104,7 +106,7 @@ class PhraseCutter:
             ids = np.concatenate([ids[:at], opening, ids[at:]])
         if max_tokens is not None:
             ids = ids[:max_tokens]
-        for column, low, _ in self._number_fields:
+        for column, low in self.number_fields:
             numbers = ids[:, column]  # specials lie below `low` and stay
             numbers[numbers >= low] -= first
         return ids, stop
