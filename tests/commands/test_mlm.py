@@ -33,12 +33,12 @@ def test_a_masked_model_leaves_a_complete_run(midigenre, home, name, more):
     assert f"train experiment=finetune init_from={folder.relative_to(home)}" in err
     if "tsd" in name:
         assert found["nats_per_note"] is None
-        assert "no nats a note" in err
+        assert "no nats per note" in err
     else:
         low, high = found["ci95"]["nats_per_note"]
         assert low <= found["nats_per_note"] <= high
         assert metrics["test"]["test/nats_per_note"] == found["nats_per_note"]
-        assert f"{found['nats_per_note']:.3f} nats a note" in err
+        assert f"{found['nats_per_note']:.3f} nats per note" in err
     assert 0 < found["accuracy"] < 1
     assert metrics["test"]["test/loss"] == found["loss"]
     assert metrics["test"]["test/Pitch/accuracy"] == found["fields"]["Pitch"]["accuracy"]

@@ -46,16 +46,16 @@ def full(backbone: Encoder, row: Tensor) -> Tensor:
     return backbone(row, boundaries([len(row)]), [len(row)], causal=True)
 
 
-def prefill(backbone: Encoder, rows: list[Tensor], state, which: list[int]) -> Tensor:
+def prefill(rows: list[Tensor], state, which: list[int]) -> Tensor:
     lengths = [len(row) for row in rows]
-    return backbone.prefill(torch.cat(rows), boundaries(lengths), lengths, state, which)
+    return state.prefill(torch.cat(rows), boundaries(lengths), lengths, which)
 
 
 @torch.no_grad()
 def test_steps_from_nothing_equal_the_full_pass(backbone: Encoder) -> None:
     rows = rows_of(9, 9, 9)
     state = empty(backbone, 3)
-    out = torch.stack([backbone.step(torch.stack(h), state) for h in zip(*rows, strict=True)], 1)
+    out = torch.stack([state.step(torch.stack(h)) for h in zip(*rows, strict=True)], 1)
     for row, found in zip(rows, out, strict=True):
         torch.testing.assert_close(found, full(backbone, row))
 
@@ -65,34 +65,34 @@ def test_ragged_rows_go_on_from_where_they_are(backbone: Encoder) -> None:
     rows = rows_of(9, 12, 7, 8)
     heads = [3, 6, 1, 2]
     state = empty(backbone, 4, 12)
-    out = prefill(backbone, [r[:n] for r, n in zip(rows, heads, strict=True)], state, [0, 1, 2, 3])
+    out = prefill([r[:n] for r, n in zip(rows, heads, strict=True)], state, [0, 1, 2, 3])
     torch.testing.assert_close(
         out, torch.cat([full(backbone, r)[:n] for r, n in zip(rows, heads, strict=True)])
     )
     for t in range(6):
         h_BD = torch.stack([r[n + t] for r, n in zip(rows, heads, strict=True)])
-        out = backbone.step(h_BD, state)
+        out = state.step(h_BD)
         for row, n, found in zip(rows, heads, out, strict=True):
             torch.testing.assert_close(found, full(backbone, row)[n + t])
     assert state.lengths == state.lengths_B.tolist() == [9, 12, 7, 8]
     with pytest.raises(ValueError, match="13 steps do not fit a capacity of 12"):
-        backbone.step(h_BD, state)
+        state.step(h_BD)
 
 
 @torch.no_grad()
 def test_rows_leave_and_begin_anew_beside_others(backbone: Encoder) -> None:
     rows = rows_of(20, 20, 20)
     state = empty(backbone, 3)
-    prefill(backbone, [r[:4] for r in rows], state, [0, 1, 2])
+    prefill([r[:4] for r in rows], state, [0, 1, 2])
     state.keep([2, 0])  # row 1 leaves, the others change places
     for t in range(4, 7):
-        backbone.step(torch.stack([rows[2][t], rows[0][t]]), state)
+        state.step(torch.stack([rows[2][t], rows[0][t]]))
     # A window slides: the row in front begins again with its last five steps.
     window = rows[2][2:]
-    again = prefill(backbone, [window[:5]], state, [0])
+    again = prefill([window[:5]], state, [0])
     torch.testing.assert_close(again, full(backbone, window)[:5])
     for t in range(4):
-        out = backbone.step(torch.stack([window[5 + t], rows[0][7 + t]]), state)
+        out = state.step(torch.stack([window[5 + t], rows[0][7 + t]]))
         torch.testing.assert_close(out[0], full(backbone, window)[5 + t])
         torch.testing.assert_close(out[1], full(backbone, rows[0])[7 + t])
 
@@ -107,11 +107,11 @@ def test_what_is_behind_a_row_is_never_read() -> None:
     backbone = Encoder(16, 1, 2, 24, dropout=0.0).double().eval()
     state = empty(backbone, 2, 12)
     long = rows_of(12, 12)
-    prefill(backbone, long, state, [0, 1])
+    prefill(long, state, [0, 1])
     short = rows_of(2, 6, seed=1)
-    prefill(backbone, short, state, [0, 1])
+    prefill(short, state, [0, 1])
     more = rows_of(2, seed=2)[0]
-    out = backbone.step(more, state)
+    out = state.step(more)
     for row, last, found in zip(short, more, out, strict=True):
         torch.testing.assert_close(found, full(backbone, torch.cat([row, last[None]]))[-1])
 
@@ -122,9 +122,9 @@ def test_float32_is_within_a_hundred_thousandth() -> None:
     rows = [row.float() for row in list(packed((40, 33), 64)[0].split([40, 33]))]
     state = backbone.new_state(2, 64, torch.device("cpu"), torch.float32)
     with torch.no_grad():
-        prefill(backbone, [rows[0][:10], rows[1][:3]], state, [0, 1])
+        prefill([rows[0][:10], rows[1][:3]], state, [0, 1])
         for t in range(30):
-            out = backbone.step(torch.stack([rows[0][10 + t], rows[1][3 + t]]), state)
+            out = state.step(torch.stack([rows[0][10 + t], rows[1][3 + t]]))
         assert (out[0] - full(backbone, rows[0])[-1]).abs().max() < 1e-5
         assert (out[1] - full(backbone, rows[1])[-1]).abs().max() < 1e-5
 

@@ -203,5 +203,5 @@ def test_the_lstm_trains_on_what_it_is_evaluated_on() -> None:
         evaluated_ND = lstm(h_ND, cu_seqlens, lengths, causal=True)
     torch.testing.assert_close(trained_ND, evaluated_ND)
     (gradient,) = torch.autograd.grad(trained_ND.square().sum(), h_ND)
-    (expected,) = torch.autograd.grad(lstm._packed(h_ND, lengths)[0].square().sum(), h_ND)
+    (expected,) = torch.autograd.grad(lstm.pack(h_ND, lengths)[0].square().sum(), h_ND)
     torch.testing.assert_close(gradient, expected)

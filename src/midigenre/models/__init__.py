@@ -5,7 +5,8 @@
 ``generator``    what the generator has beside it: conditions, a head for the next token, decoding
 ``masking``      masked modelling: what is hidden, and its prediction
 ``lstm``         the LSTM baseline, a backbone too
-``sequences``    packed sequences: attention inside them, rows that grow token by token
+``sequences``    packed sequences, and attention inside them
+``decoding``     what a backbone keeps of rows that are written token by token
 ``cpu``          faster kernels for the CPU, put into a finished model
 ===============  =================================================================================
 """

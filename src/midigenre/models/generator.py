@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as fn
 
-from midigenre.models.sequences import Prefixed, State, insert_prefix, segments_N
+from midigenre.models.decoding import State
+from midigenre.models.sequences import Prefixed, insert_prefix, segments_N
 from midigenre.models.transformer import (
     INIT_STD,
     FieldEmbedding,
@@ -259,8 +260,7 @@ class PhraseGenerator(PhraseModel):
         h_BD = self.embedding(ids_BF)
         if rows.condition_BLD is not None and self.condition_by == "add":
             h_BD = h_BD + rows.condition_BLD.sum(1)
-        out_BD: Tensor = self.backbone.step(h_BD, rows.state)  # type: ignore[operator]
-        return out_BD
+        return rows.state.step(h_BD)
 
     def restart(self, which: Sequence[int], windows: Sequence[Tensor], rows: Decoding) -> Tensor:
         """Begins some rows again, under the conditions that they have.
@@ -280,9 +280,7 @@ class PhraseGenerator(PhraseModel):
         cu_seqlens = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device)
         condition_RLD = None if rows.condition_BLD is None else rows.condition_BLD[list(which)]
         put = self._put(torch.cat(list(windows)).to(device), cu_seqlens, sizes, condition_RLD)
-        h_MD: Tensor = self.backbone.prefill(  # type: ignore[operator]
-            put.h_MD, put.cu_seqlens, put.lengths, rows.state, which
-        )
+        h_MD = rows.state.prefill(put.h_MD, put.cu_seqlens, put.lengths, which)
         return h_MD[put.cu_seqlens[1:].long() - 1]
 
     def _conditions(self, labels: Mapping[str, Tensor]) -> Tensor | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, pad_sequence, unpack_sequence
 
-from midigenre.models.sequences import State
+from midigenre.models.decoding import State
 
 
 class LSTM(nn.Module):
@@ -64,50 +64,28 @@ class LSTM(nn.Module):
         self._check(causal)
         if torch.is_grad_enabled() and not self.bidirectional:
             return self._padded(h_ND, lengths)
-        return self._packed(h_ND, lengths)[0]
+        return self.pack(h_ND, lengths)[0]
 
     def new_state(
         self, n_rows: int, capacity: int, device: torch.device, dtype: torch.dtype
-    ) -> State:
-        """Outputs and cells of every layer; see :meth:`midigenre.models.Encoder.new_state`."""
+    ) -> RecurrentState:
+        """Empty rows that are then written token by token: ``capacity`` of each at most."""
         self._check(causal=True)
-        shape = (self.lstm.num_layers, n_rows, self.d_model)
-        zeros = {name: torch.zeros(shape, device=device, dtype=dtype) for name in ("h", "c")}
-        return State(capacity, zeros)
-
-    def prefill(
-        self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], state: State,
-        rows: Sequence[int],
-    ) -> Tensor:  # fmt: skip
-        """Begins some rows with whole phrases; see :meth:`midigenre.models.Encoder.prefill`."""
-        state.reset(rows, lengths)
-        out_ND, last = self._packed(h_ND, lengths)
-        at = torch.tensor(rows, device=h_ND.device)
-        state.tensors["h"][:, at], state.tensors["c"][:, at] = last
-        return out_ND
-
-    def step(self, h_BD: Tensor, state: State) -> Tensor:
-        """One further step of every row; see :meth:`midigenre.models.Encoder.step`."""
-        state.grow()
-        before = state.tensors["h"], state.tensors["c"]
-        out_1BD, (h_KBD, c_KBD) = self.lstm(self.input_norm(h_BD)[None], before)
-        state.tensors = {"h": h_KBD, "c": c_KBD}
-        out_BD: Tensor = self.final_norm(out_1BD[0])
-        return out_BD
+        return RecurrentState(self, n_rows, capacity, device, dtype)
 
     def _padded(self, h_ND: Tensor, lengths: Sequence[int]) -> Tensor:
-        """As :meth:`_packed`, for training: in one direction what stands behind is never seen.
+        """As :meth:`pack`, for training: in one direction what stands behind is never seen.
 
-        Going back through PyTorch's packing, every step fills a gradient as large as all steps
-        together: 16 windows of 450 steps took 5.1 s that way and 0.4 s this way (one thread, width
-        158, torch 2.13), and the cost grows with the square of the length.
+        Going back through PyTorch's packing costs the square of the length: every step fills a
+        gradient as large as all steps together (``experiments/speed/README.md``).
         """
         h_ND = self.input_norm(h_ND)
         out_TBD, _ = self.lstm(pad_sequence(list(torch.split(h_ND, list(lengths)))))
         out_ND = torch.cat([out_TBD[:n, b] for b, n in enumerate(lengths)])
         return cast(Tensor, self.final_norm(out_ND))
 
-    def _packed(self, h_ND: Tensor, lengths: Sequence[int]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def pack(self, h_ND: Tensor, lengths: Sequence[int]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """All phrases step by step, and outputs and cells of every layer behind them."""
         # PyTorch's own packing puts step t of all phrases side by side; nothing is padded.
         h_ND = self.input_norm(h_ND)
         packed = pack_sequence(list(torch.split(h_ND, list(lengths))), enforce_sorted=False)
@@ -121,3 +99,42 @@ class LSTM(nn.Module):
                 f"this LSTM has {made} and the task needs {needed}: weights of one do not serve "
                 f"the other; set bidirectional={str(not causal).lower()} and train again"
             )
+
+
+class RecurrentState(State):
+    """Rows of an LSTM: outputs ``h`` and cells ``c`` of every layer.
+
+    Args:
+        lstm: The LSTM, of one direction.
+        n_rows: Number of rows B.
+        capacity: Tokens that a row may have; the state takes the same room whatever it is.
+        device: Where the rows live.
+        dtype: Type of the model's vectors.
+    """
+
+    def __init__(
+        self, lstm: LSTM, n_rows: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (lstm.lstm.num_layers, n_rows, lstm.d_model)
+        zeros = {name: torch.zeros(shape, device=device, dtype=dtype) for name in ("h", "c")}
+        super().__init__(capacity, zeros)
+        self.lstm = lstm
+
+    def prefill(
+        self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], rows: Sequence[int]
+    ) -> Tensor:
+        """See :meth:`midigenre.models.decoding.State.prefill`."""
+        self.reset(rows, lengths)
+        out_ND, last = self.lstm.pack(h_ND, lengths)
+        at = torch.tensor(rows, device=h_ND.device)
+        self.tensors["h"][:, at], self.tensors["c"][:, at] = last
+        return out_ND
+
+    def step(self, h_BD: Tensor) -> Tensor:
+        """See :meth:`midigenre.models.decoding.State.step`."""
+        self.grow()
+        before = self.tensors["h"], self.tensors["c"]
+        out_1BD, (h_KBD, c_KBD) = self.lstm.lstm(self.lstm.input_norm(h_BD)[None], before)
+        self.tensors = {"h": h_KBD, "c": c_KBD}
+        out_BD: Tensor = self.lstm.final_norm(out_1BD[0])
+        return out_BD

@@ -93,13 +93,9 @@ class Masking(nn.Module):
     bar_V: Tensor
 
     def __init__(
-        self,
-        spec: TokenSpec,
-        strategy: str = "compound",
-        share: float = 0.3,
-        replace: Sequence[float] = (0.8, 0.1, 0.1),
-        structure: bool = False,
-    ) -> None:
+        self, spec: TokenSpec, strategy: str = "compound", share: float = 0.3,
+        replace: Sequence[float] = (0.8, 0.1, 0.1), structure: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         check_choice("strategy", strategy, STRATEGIES)
         check_share("share", share)
@@ -142,14 +138,9 @@ class Masking(nn.Module):
             self.register_buffer(name, table, persistent=False)
 
     def forward(
-        self,
-        ids_NF: Tensor,
-        cu_seqlens: Tensor,
-        generator: torch.Generator | None = None,
-        *,
-        share: float | None = None,
-        keys_B: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        self, ids_NF: Tensor, cu_seqlens: Tensor, generator: torch.Generator | None = None, *,
+        share: float | None = None, keys_B: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Chooses what is hidden.
 
         Args:
@@ -245,12 +236,9 @@ class _Noise:
     """
 
     def __init__(
-        self,
-        of_N: Tensor,
-        start_N: Tensor,
-        generator: torch.Generator | None,
+        self, of_N: Tensor, start_N: Tensor, generator: torch.Generator | None,
         keys_B: Tensor | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._n, self._device, self._generator = len(of_N), of_N.device, generator
         self._seed_N: Tensor | None = None
         if keys_B is not None:
@@ -260,10 +248,8 @@ class _Noise:
     def __call__(self, width: int, stream: int) -> Tensor:
         """Float32, shape (N, width); each stream has numbers of its own."""
         if self._seed_N is None:
-            return torch.rand(
-                self._n, width, generator=self._generator, device=self._device,
-                dtype=torch.float32,
-            )  # fmt: skip
+            size, draws = (self._n, width), self._generator
+            return torch.rand(size, generator=draws, device=self._device, dtype=torch.float32)
         column = torch.arange(width, device=self._device) + (stream << 32)
         bits_NW = mix(self._seed_N[:, None] + column)
         return (bits_NW >> 40 & 0xFFFFFF).float() * 2**-24
@@ -278,11 +264,7 @@ def mix(x: Tensor) -> Tensor:
 
 
 def check_share(name: str, share: float) -> None:
-    """Refuses a share that is not above 0 and at most 1.
-
-    Raises:
-        ValueError: Naming the setting and the value.
-    """
+    """Raises a ValueError where the share that a setting gives is not above 0 and at most 1."""
     if not 0 < share <= 1:
         raise ValueError(f"{name}={share} must be above 0 and at most 1")
 

@@ -1,4 +1,4 @@
-"""Packed sequences: their boundaries, attention inside them, and rows that grow token by token.
+"""Packed sequences: their boundaries, attention inside them, vectors before them.
 
     B phrases   N packed tokens of all phrases   L longest phrase   P vectors before a phrase
     D model width   H heads   d width of a head (D / H)
@@ -10,8 +10,7 @@ every phrase, so that a phrase means the same in any company.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -183,82 +182,3 @@ def insert_prefix(
     h_MD = h_ND.new_empty(N + B * P, D).index_copy(0, tokens_N, h_ND)
     h_MD = h_MD.index_copy(0, prefix_BP.flatten(), prefix_BPD.flatten(0, 1).to(h_ND.dtype))
     return Prefixed(h_MD, moved, tuple(n + P for n in lengths), tokens_N, prefix_BP)
-
-
-class State:
-    """What a backbone keeps of B rows that are written token by token; they may differ in length.
-
-    Args:
-        capacity: Tokens that a row may have, vectors put before it included.
-        tensors: What the backbone needs, by its own names; rows lie along the second axis.
-
-    Attributes:
-        lengths: Tokens of each row so far, on the host.
-        lengths_B: The same on the device, int64.
-    """
-
-    def __init__(self, capacity: int, tensors: Mapping[str, Tensor]) -> None:
-        first = next(iter(tensors.values()))
-        if capacity < 1 or first.shape[1] < 1:
-            raise ValueError(f"n_rows={first.shape[1]} and capacity={capacity} must be 1 or more")
-        self.capacity, self.tensors = capacity, dict(tensors)
-        self.lengths = [0] * first.shape[1]
-        self.lengths_B = torch.tensor(self.lengths, device=first.device)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def reset(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
-        """Says how long some rows are from now on.
-
-        Raises:
-            ValueError: A row does not fit.
-        """
-        if max(lengths) > self.capacity:
-            raise ValueError(f"{max(lengths)} steps do not fit a capacity of {self.capacity}")
-        for row, length in zip(rows, lengths, strict=True):
-            self.lengths[row] = length
-        self.lengths_B = torch.tensor(self.lengths, device=self.lengths_B.device)
-
-    def grow(self) -> None:
-        """Makes every row one token longer; a ValueError where a row is full."""
-        self.reset(range(len(self)), [length + 1 for length in self.lengths])
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Keeps these rows, in this order, and drops the others."""
-        at = torch.tensor(rows, dtype=torch.int64, device=self.lengths_B.device)
-        self.tensors = {name: x.index_select(1, at) for name, x in self.tensors.items()}
-        self.lengths = [self.lengths[row] for row in rows]
-        self.lengths_B = torch.tensor(self.lengths, device=self.lengths_B.device)
-
-
-def cached_attention(state: State) -> Iterator[Callable[[Tensor, Tensor, Tensor], Tensor]]:
-    """Attention of one further token of every row, for one layer of an encoder after the other.
-
-    Takes the token's queries, keys and values, (B, H, d); writes keys and values into the cache,
-    ``k`` and ``v`` of ``state``, (layers, B, H, T, d); attends to the row. The state has grown
-    by the token already.
-    """
-    longest, at_B, mask = max(state.lengths), None, None
-    if min(state.lengths) < longest:
-        at_B = state.lengths_B - 1
-        seen = torch.arange(longest, device=at_B.device) <= at_B[:, None]
-        # Added to the scores of every layer; a bool mask would be turned into this each time.
-        mask = torch.zeros(seen.shape, device=at_B.device, dtype=state.tensors["k"].dtype)
-        mask = mask.masked_fill_(~seen, -torch.inf)[:, None, None]
-
-    def attend(
-        q_BHd: Tensor, k_BHd: Tensor, v_BHd: Tensor, *, k_BHTd: Tensor, v_BHTd: Tensor
-    ) -> Tensor:
-        if at_B is None:  # the same place in every row
-            k_BHTd[:, :, longest - 1], v_BHTd[:, :, longest - 1] = k_BHd, v_BHd
-        else:
-            rows = torch.arange(len(at_B), device=at_B.device)
-            k_BHTd[rows, :, at_B], v_BHTd[rows, :, at_B] = k_BHd, v_BHd
-        out_BH1d = scaled_dot_product_attention(
-            q_BHd[:, :, None], k_BHTd[:, :, :longest], v_BHTd[:, :, :longest], attn_mask=mask
-        )
-        return out_BH1d[:, :, 0]
-
-    for k_BHTd, v_BHTd in zip(state.tensors["k"], state.tensors["v"], strict=True):
-        yield partial(attend, k_BHTd=k_BHTd, v_BHTd=v_BHTd)

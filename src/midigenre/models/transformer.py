@@ -9,8 +9,8 @@ phrases. The same weights run in both directions (classification, masked modelli
 (generation): ``causal`` is an argument of the call.
 
 A *backbone* is any module with an attribute ``d_model`` and the call of :class:`Encoder`; one that
-generates also has its ``new_state``, ``prefill`` and ``step``. On CPU :mod:`midigenre.models.cpu`
-puts faster kernels in the place of ``nn.Linear`` and :class:`DropAdd`.
+generates also has its ``new_state`` (:mod:`midigenre.models.decoding`). On CPU
+:mod:`midigenre.models.cpu` puts faster kernels in the place of ``nn.Linear`` and :class:`DropAdd`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as fn
 
+from midigenre.models.decoding import KeyValueState
 from midigenre.models.sequences import (
-    State,
     attend_varlen,
-    cached_attention,
     insert_prefix,
     packed_attention,
     positions_N,
@@ -158,22 +157,10 @@ class LocalConvolution(nn.Module):
         for step in range(1, self.width):
             earlier_ND = fn.pad(x_ND, (0, 0, step, 0))[: len(x_ND)]
             back.append(earlier_ND * (positions_N >= step)[:, None])
-        return self._mix(h_ND, torch.cat(back, dim=-1))
+        return self.mix(h_ND, torch.cat(back, dim=-1))
 
-    def remember(
-        self, h_ND: Tensor, lengths: Sequence[int], before: Tensor, rows: Sequence[int]
-    ) -> None:
-        """Notes what :meth:`step` needs behind whole phrases in ``before``, (K - 1, B, D)."""
-        for row, x_TD in zip(rows, torch.split(self.norm(h_ND), list(lengths)), strict=True):
-            last = x_TD.flip(0)[: self.width - 1]  # the last first, zeros before a phrase
-            before[:, row] = fn.pad(last, (0, 0, 0, self.width - 1 - len(last)))
-
-    def step(self, h_BD: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """One further token of every row: its vector, (B, D), and the next ``before``."""
-        seen_KBD = torch.cat([self.norm(h_BD)[None], before])
-        return self._mix(h_BD, seen_KBD.transpose(0, 1).flatten(1)), seen_KBD[: self.width - 1]
-
-    def _mix(self, h_ND: Tensor, seen: Tensor) -> Tensor:
+    def mix(self, h_ND: Tensor, seen: Tensor) -> Tensor:
+        """Adds what the convolution makes of the last K normed tokens, side by side in ``seen``."""
         mixed_ND: Tensor = self.add(h_ND, fn.gelu(self.project(seen)))
         return mixed_ND
 
@@ -335,16 +322,17 @@ class Encoder(nn.Module):
         positions, longest = positions_N(cu_seqlens, h_ND.shape[0]), max(lengths)
         if self.local is not None:
             h_ND = self.local(h_ND, positions)
-        h_ND, rotary = self._place(h_ND, positions, longest)
+        h_ND, rotary = self.place(h_ND, positions, longest)
         if self._compiled is not None and self.training:
-            # What varies must be known as such, or every batch is compiled anew.
+            # What varies must be known as such, or every batch is compiled again.
             for varying in (h_ND, cu_seqlens, *(rotary or ())):
                 torch._dynamo.maybe_mark_dynamic(varying, 0)
             bound = -(-longest // LONGEST_STEP) * LONGEST_STEP
             return self._compiled(self, h_ND, rotary, cu_seqlens, bound, causal)
-        return self._run(h_ND, rotary, repeat(self._packed(cu_seqlens, lengths, causal)))
+        attend = self.packed_attention(cu_seqlens, lengths, causal)
+        return self.run_layers(h_ND, rotary, repeat(attend))
 
-    def _place(
+    def place(
         self, h_ND: Tensor, positions_N: Tensor, longest: int
     ) -> tuple[Tensor, Rotary | None]:
         """Adds learned vectors of the positions, or makes the table of angles for the layers."""
@@ -352,13 +340,14 @@ class Encoder(nn.Module):
             return h_ND, rotary_tables(positions_N, self.d_head)
         return h_ND + self.positions(positions_N, longest), None
 
-    def _packed(self, cu_seqlens: Tensor, lengths: Sequence[int], causal: bool) -> Attend:
+    def packed_attention(self, cu_seqlens: Tensor, lengths: Sequence[int], causal: bool) -> Attend:
+        """What mixes the tokens of these phrases, in every layer."""
         return partial(
             packed_attention, cu_seqlens=cu_seqlens, lengths=lengths, causal=causal,
             dropout_p=self.attention_dropout if self.training else 0.0,
         )  # fmt: skip
 
-    def _run(self, h_ND: Tensor, rotary: Rotary | None, attends: Iterable[Attend]) -> Tensor:
+    def run_layers(self, h_ND: Tensor, rotary: Rotary | None, attends: Iterable[Attend]) -> Tensor:
         """All layers, each with what mixes its tokens, and the last norm."""
         for layer, attend in zip(self.layers, attends, strict=False):
             h_ND = layer(h_ND, rotary, attend)
@@ -379,74 +368,22 @@ class Encoder(nn.Module):
                 f"attention_dropout={self.attention_dropout} rules variable-length attention out, "
                 "which compiled layers need; set it to 0"
             )
-        self._compiled = torch.compile(_run_varlen, **options)
+
+        def run(
+            encoder: Encoder, h_ND: Tensor, rotary: Rotary | None, cu_seqlens: Tensor, longest: int,
+            causal: bool,
+        ) -> Tensor:  # fmt: skip
+            # The encoder is an argument, so that a copy of it runs its own weights.
+            attend = partial(attend_varlen, cu_seqlens=cu_seqlens, longest=longest, causal=causal)
+            return encoder.run_layers(h_ND, rotary, repeat(attend))
+
+        self._compiled = torch.compile(run, **options)
 
     def new_state(
         self, n_rows: int, capacity: int, device: torch.device, dtype: torch.dtype
-    ) -> State:
-        """Room for keys and values of empty rows that are then written token by token.
-
-        Raises:
-            ValueError: ``capacity``, in tokens of a row, passes ``max_positions``.
-        """
-        if self.positions is not None and capacity > self.positions.table.num_embeddings:
-            limit = self.positions.table.num_embeddings
-            raise ValueError(f"a capacity of {capacity} does not fit max_positions={limit}")
-        heads = self.d_model // self.d_head
-        cache = (len(self.layers), n_rows, heads, capacity, self.d_head)
-        shapes: dict[str, tuple[int, ...]] = {"k": cache, "v": cache}
-        if self.local is not None:
-            shapes["before"] = (self.local.width - 1, n_rows, self.d_model)
-        # Zeros, not what lay in memory: a masked weight is 0, but 0 times infinity is not.
-        zeros = {k: torch.zeros(shape, device=device, dtype=dtype) for k, shape in shapes.items()}
-        return State(capacity, zeros)
-
-    def prefill(
-        self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], state: State,
-        rows: Sequence[int],
-    ) -> Tensor:  # fmt: skip
-        """The causal pass over whole phrases, with which these rows of ``state`` begin again.
-
-        Raises:
-            ValueError: A phrase passes the capacity.
-        """
-        state.reset(rows, lengths)
-        positions = positions_N(cu_seqlens, h_ND.shape[0])
-        if self.local is not None:
-            self.local.remember(h_ND, lengths, state.tensors["before"], rows)
-            h_ND = self.local(h_ND, positions)
-        attend = self._packed(cu_seqlens, lengths, causal=True)
-
-        def attend_and_fill(q: Tensor, k: Tensor, v: Tensor, *, layer: int) -> Tensor:
-            for name, packed in (("k", k), ("v", v)):
-                for row, x_THd in zip(rows, torch.split(packed, list(lengths)), strict=True):
-                    state.tensors[name][layer, row, :, : len(x_THd)] = x_THd.transpose(0, 1)
-            return attend(q, k, v)
-
-        h_ND, rotary = self._place(h_ND, positions, max(lengths))
-        fills = (partial(attend_and_fill, layer=i) for i in range(len(self.layers)))
-        return self._run(h_ND, rotary, fills)
-
-    def step(self, h_BD: Tensor, state: State) -> Tensor:
-        """One further token of every row, (B, D) to (B, D): the full causal pass at its last token.
-
-        Raises:
-            ValueError: A row is full.
-        """
-        state.grow()
-        if self.local is not None:
-            h_BD, state.tensors["before"] = self.local.step(h_BD, state.tensors["before"])
-        h_BD, rotary = self._place(h_BD, state.lengths_B - 1, max(state.lengths))
-        return self._run(h_BD, rotary, cached_attention(state))
-
-
-def _run_varlen(
-    encoder: Encoder, h_ND: Tensor, rotary: Rotary | None, cu_seqlens: Tensor, longest: int,
-    causal: bool,
-) -> Tensor:  # fmt: skip
-    """What is compiled. The encoder is an argument, so that a copy of it runs its own weights."""
-    attend = partial(attend_varlen, cu_seqlens=cu_seqlens, longest=longest, causal=causal)
-    return encoder._run(h_ND, rotary, repeat(attend))
+    ) -> KeyValueState:
+        """Empty rows that are then written token by token: ``capacity`` of each at most."""
+        return KeyValueState(self, n_rows, capacity, device, dtype)
 
 
 # --- before and behind it -------------------------------------------------------------------------

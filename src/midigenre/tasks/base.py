@@ -180,7 +180,7 @@ class Task(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Keeps FSDP from converting batches to half precision.
 
-        Lightning's conversion refuses frozen dataclasses. A batch has nothing to convert: ids and
+        Lightning's conversion rejects frozen dataclasses. A batch has nothing to convert: ids and
         labels are integers, and the counts that losses are divided by belong in float32.
         """
         plugin = self.trainer.precision_plugin

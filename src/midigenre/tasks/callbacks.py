@@ -241,7 +241,7 @@ class LastCheckpoint(ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Makes the end of a training that goes on a place inside it."""
+        """Makes the end of a training that is resumed a place inside it."""
         before = checkpoint["callbacks"].get(self.state_key, {}).get("before")
         for states in (checkpoint["callbacks"], before or {}):
             _move(states, str(self.dirpath))

@@ -31,7 +31,7 @@ class GenerateTask(Task):
     Logged beside what all tasks log: ``val/nats_per_note``, ``val/accuracy``,
     ``val/step_accuracy``, ``val/<field>/{loss,accuracy}`` with several fields, and
     ``val/batch_mean_{loss,accuracy}`` (see :class:`~midigenre.evaluation.tokens.TokenMetrics`).
-    The loss is nats a step.
+    The loss is nats per step.
 
     Args:
         model: The generator.
@@ -72,7 +72,7 @@ class GenerateTask(Task):
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean nats a step of a batch."""
+        """Mean nats per token of a batch."""
         nats_NF, _ = self.model.loss(batch)
         loss = nats_NF.sum(1).mean()
         self.count(batch)
@@ -137,7 +137,7 @@ class GenerateTask(Task):
         scores = evaluation["tokens"]
         low, high = scores["ci95"]["nats_per_note"]
         table = Table(title="next step, test songs", title_justify="left")
-        for name in ("conditions", "nats a step", "nats a note", "95 %", "token accuracy"):
+        for name in ("conditions", "nats per step", "nats per note", "95 %", "token accuracy"):
             table.add_column(name, justify="left" if name == "conditions" else "right")
         for name, row, span in (
             ("the songs' own", scores, f"{low:.3f}–{high:.3f}"),

@@ -108,7 +108,7 @@ def final_tag(name: str) -> str:
 
 
 class CSVLogger(LightningCSVLogger):
-    """Lightning's, but a run that goes on also goes on with its ``metrics.csv``.
+    """Lightning's, but a resumed run keeps its ``metrics.csv``.
 
     Lightning deletes the file that it finds. Here the steps that the resumed run makes once more
     replace those of the interrupted one, and all earlier rows stay.
@@ -135,7 +135,7 @@ class _Writer(lightning_csv.ExperimentWriter):
                 self.metrics_keys = next(csv.reader(file), [])
 
     def _check_log_dir_exists(self) -> None:
-        """What lies there is this run's: a new run is refused a folder that holds another."""
+        """What lies there is this run's: a new run gets no folder that holds another."""
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         """Notes a row; the first one drops what the interrupted run wrote from that step on."""
@@ -157,7 +157,7 @@ def start_hparams(
 ) -> None:
     """Logs the settings: a run shows its row from its first step on, though without scores.
 
-    A run that goes on writes the same once more, which TensorBoard shows as one row.
+    A resumed run writes the same once more, which TensorBoard shows as one row.
 
     Args:
         trainer: Its loggers get them.

@@ -99,22 +99,23 @@ def groups(
     Returns:
         Groups that hold at least one parameter.
     """
-    top = n_layers(name for name, _ in used) + 1
-    levels: list[int | None] = [None] if layer_decay == 1 else list(range(top, -1, -1))
-    found: list[dict[str, Any]] = []
-    for level in levels:
-        here = [(n, p) for n, p in used if level is None or depth(n, top - 1) == level]
-        rate = {} if level is None else {"lr": lr * layer_decay ** (top - level)}
-        for decay in (True, False):
-            params = [p for n, p in here if (n in decayed) == decay]
-            if params:
-                group = {"params": params, "weight_decay": weight_decay if decay else 0.0}
-                found.append(group | rate)
-    return found
+    layers = n_layers(name for name, _ in used)
+    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, p in used:
+        below_heads = 0 if layer_decay == 1 else layers + 1 - depth(name, layers)
+        found.setdefault((below_heads, name not in decayed), []).append(p)
+    return [
+        {
+            "params": params,
+            "weight_decay": 0.0 if plain else weight_decay,
+            "lr": lr * layer_decay**below_heads,
+        }
+        for (below_heads, plain), params in sorted(found.items())
+    ]
 
 
 def check_frozen(freeze_layers: Any, layers: int) -> None:
-    """Refuses a setting ``freeze_layers`` that does not fit a backbone of so many layers.
+    """Rejects a setting ``freeze_layers`` that does not fit a backbone of so many layers.
 
     Raises:
         UserError: It is neither ``all`` nor a number from 0 to ``layers``.
@@ -198,7 +199,7 @@ def time_share(trainer: L.Trainer) -> TimeShare | None:
 class TimedLR(LRScheduler):
     """A rate that follows the step and the clock.
 
-    What is saved is the step alone: the clock has its own state, and a run that goes on with
+    What is saved is the step alone: the clock has its own state, and a run that is resumed with
     another ``trainer.max_time`` follows the new one.
 
     Args:
@@ -226,7 +227,7 @@ class TimedLR(LRScheduler):
 class OneCycle(OneCycleLR):
     """Torch's one cycle, whose length is that of the run.
 
-    Also of one that goes on with another ``trainer.max_*``; and it is as far as the clock where
+    Also of one that is resumed with another ``trainer.max_*``; and it is as far as the clock where
     that is further than the steps.
 
     Args:
@@ -271,7 +272,7 @@ class OneCycle(OneCycleLR):
         return {k: v for k, v in super().state_dict().items() if k not in ours}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on, with the length of this run."""
+        """Resumes, with the length of this run."""
         length = ("total_steps", "_schedule_phases")
         super().load_state_dict({k: v for k, v in state_dict.items() if k not in length})
 

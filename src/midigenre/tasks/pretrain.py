@@ -30,9 +30,9 @@ class PretrainTask(Task):
 
     Logged beside what all tasks log: ``val/perplexity``, ``val/accuracy`` and
     ``val/<attribute>/{perplexity,accuracy}`` (see
-    :class:`~midigenre.evaluation.masked.MaskedMetrics`). The loss is nats a hidden token: its mean
-    over a batch in training, over the split in validation. What validation hides depends on the
-    song and the bar alone, so that the scores of epochs, seeds and batch sizes compare.
+    :class:`~midigenre.evaluation.masked.MaskedMetrics`). The loss is nats per hidden token: its
+    mean over a batch in training, over the split in validation. What validation hides depends on
+    the song and the bar alone, so that the scores of epochs, seeds and batch sizes compare.
 
     Args:
         model: The model.
@@ -73,7 +73,7 @@ class PretrainTask(Task):
         return MaskedModel(parts.embedding, parts.backbone, masking, head)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean nats a hidden token of a batch."""
+        """Mean nats per hidden token of a batch."""
         nats_NF, _, hidden_NF = self.model.loss(batch)
         loss = nats_NF.sum() / hidden_NF.sum().clamp(min=1)
         self.count(batch)
@@ -125,14 +125,14 @@ class PretrainTask(Task):
             )  # fmt: skip
         console.print(table)
         if found["nats_per_note"] is None:
-            console.print(f"no nats a note: {found['why']}", highlight=False, soft_wrap=True)
+            console.print(f"no nats per note: {found['why']}", highlight=False, soft_wrap=True)
             return
         low, high = found["ci95"]["nats_per_note"]
         parts = ", ".join(
             f"{name} {row['nats_per_note']:.3f}" for name, row in found["attributes"].items()
         )
         console.print(
-            f"{found['nats_per_note']:.3f} nats a note (95 % {low:.3f}–{high:.3f}) over "
+            f"{found['nats_per_note']:.3f} nats per note (95 % {low:.3f}–{high:.3f}) over "
             f"{plural(found['n_notes'], 'hidden note')}: {parts}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
