@@ -436,11 +436,7 @@ class FieldEmbedding(nn.Module):
             init_weights(self.project, 1 / math.sqrt(self.project.in_features))
 
     def forward(self, ids_NF: Tensor) -> Tensor:
-        """Token ids, int64 (N, F), to vectors, (N, D).
-
-        Raises:
-            ValueError: ``ids_NF`` has another number of fields.
-        """
+        """Token ids, int64 (N, F), to vectors, (N, D)."""
         if ids_NF.shape[1] != len(self.sizes):
             raise ValueError(
                 f"the tokens have {ids_NF.shape[1]} fields, this model was built for "
@@ -455,16 +451,6 @@ class FieldEmbedding(nn.Module):
         return dropped
 
 
-def segment_softmax(score_N: Tensor, segment_N: Tensor, n_segments: int) -> Tensor:
-    """Softmax of scores, (N,), within each of B phrases, to which ``segment_N`` assigns them."""
-    top_B = score_N.new_full((n_segments,), -torch.inf)
-    # The maximum only guards the exponential against overflow; it cancels, so it needs no gradient.
-    top_B = top_B.scatter_reduce(0, segment_N, score_N.detach(), "amax")
-    exp_N = (score_N - top_B[segment_N]).exp()
-    total_B = score_N.new_zeros(n_segments).index_add(0, segment_N, exp_N)
-    return exp_N / total_B[segment_N]
-
-
 class Pooling(nn.Module):
     """A packed phrase to one vector, without a loop over phrases.
 
@@ -473,13 +459,6 @@ class Pooling(nn.Module):
     u . tanh(W h + b) (Yang et al. 2016, Hierarchical Attention Networks, equations 5 to 7);
     ``mean_max`` projects mean and maximum, how much of something there is and whether there is any
     (Howard and Ruder 2018, arXiv 1801.06146, section 3.3).
-
-    Args:
-        kind: ``cls``, ``mean``, ``attention`` or ``mean_max``.
-        d_model: Model width D.
-
-    Raises:
-        ValueError: An unknown ``kind``.
     """
 
     def __init__(self, kind: str, d_model: int) -> None:
@@ -498,16 +477,17 @@ class Pooling(nn.Module):
             self.score = nn.Sequential(hidden, nn.Tanh(), score)
 
     def weights(self, h_ND: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """How much each token counts in attention pooling: float32 (N,), 1 in sum over a phrase.
-
-        Raises:
-            ValueError: The pooling has no such weights.
-        """
+        """Softmax of the scores within each phrase: float32 (N,), which ``attention`` alone has."""
         if self.score is None:
             raise ValueError(f"pooling={self.kind!r} has no weights; only 'attention' has")
-        segment_N = segments_N(cu_seqlens, h_ND.shape[0])
-        score_N = self.score(h_ND).squeeze(-1).float()
-        return segment_softmax(score_N, segment_N, cu_seqlens.shape[0] - 1)
+        segment_N, B = segments_N(cu_seqlens, h_ND.shape[0]), cu_seqlens.shape[0] - 1
+        score_N: Tensor = self.score(h_ND).squeeze(-1).float()
+        # The maximum only keeps the exponential from overflow; it cancels, so needs no gradient.
+        top_B = score_N.new_full((B,), -torch.inf)
+        top_B = top_B.scatter_reduce(0, segment_N, score_N.detach(), "amax")
+        exp_N = (score_N - top_B[segment_N]).exp()
+        total_B = score_N.new_zeros(B).index_add(0, segment_N, exp_N)
+        return exp_N / total_B[segment_N]
 
     def forward(self, h_ND: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Packed vectors, (N, D), to one for each phrase, (B, D), of the same type."""

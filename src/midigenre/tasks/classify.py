@@ -38,6 +38,8 @@ from midigenre.tasks.optim import OptimSettings
 from midigenre.tasks.predict import predict_phrases
 from midigenre.tasks.songs import fit_blends, song_kind
 
+_MACRO_F1_FIRST = sorted(METRICS, key=lambda name: name != "macro_f1")
+
 
 class LabelMetrics(MulticlassConfusionMatrix):
     """Every metric of one label during training; phrases whose label is UNKNOWN are left out.
@@ -118,7 +120,7 @@ class ClassifyTask(Task):
 
     kind = "classifier"
     final = (
-        *(f"test_{level}_{metric}" for metric in METRICS for level in LEVELS),
+        *(f"test_{level}_{metric}" for metric in _MACRO_F1_FIRST for level in LEVELS),
         "val_macro_f1",
     )
     model: PhraseClassifier
