@@ -190,6 +190,7 @@ class Folder(Corpus):
 
     name = "folder"
     layout = "one folder of MIDI files for each genre (DIR/<genre>/**/*.mid)"
+    kind = "MIDI file"
 
     def __init__(
         self,
@@ -199,37 +200,58 @@ class Folder(Corpus):
         tracks: str = "all",
     ) -> None:
         super().__init__(limit, tracks)
-        self.root = existing_folder(root, self.name, self.layout)
+        self.root = self._place(root)
         self._groups = GroupPattern(group_pattern)
 
     def songs(self, cache: Path, n_workers: int = 1, progress: Progress = no_progress) -> Listing:
-        """See :meth:`Corpus.songs`; files beside the genre folders are refused as unlabelled."""
+        """See :meth:`Corpus.songs`; a file whose labels are not known is rejected as unlabelled."""
+        root = self._filled(cache, progress)
         found: list[SongRef] = []
         unusable: list[Unusable] = []
-        labels: dict[str, dict[str, str | None]] = {}  # one for all songs of a genre
+        shared: dict[
+            tuple[str | None, ...], dict[str, str | None]
+        ] = {}  # songs of a class have one
         left_out = LeftOut()
-        for name, stamp, _, refusal in midi_entries(self.root, left_out):
-            path = below(self.root, name)
-            genre, slash, _ = name.partition("/")
-            if not slash:
-                unusable.append(Unusable(name, path, "unlabelled", "it lies in no genre's folder"))
-            elif refusal:
-                unusable.append(
-                    Unusable(name, path, refusal.reason, refusal.detail, {"genre": genre})
-                )
+        for name, stamp, _, refusal in midi_entries(root, left_out):
+            path = below(root, name)
+            labels, problem = self._labels(name)
+            labels = shared.setdefault(tuple(labels.values()), labels)
+            if refusal:
+                unusable.append(Unusable(name, path, refusal.reason, refusal.detail, labels))
+            elif problem:
+                unusable.append(Unusable(name, path, "unlabelled", problem, labels))
             else:
-                of = labels.setdefault(genre, {"genre": genre})
-                found.append(SongRef(name, path, of, stamp=stamp))
+                found.append(SongRef(name, path, labels, stamp=stamp))
             progress("listing", len(found), 0)
-        if not found:
+        # Any folder of MIDI files would do where labels have a default.
+        if not found or not any(labels.get(self.labels[-1]) for labels in shared.values()):
             there = in_words(left_out.total())
             raise UserError(
-                f"corpus.root={self.root} has no MIDI file{there and f', only {there}'}; give "
+                f"corpus.root={root} has no {self.kind}{there and f', only {there}'}; give "
                 f"{self.layout}"
             )
         songs, remarks = self._groups.grouped(stratified(found, self.limit))
-        remarks += left_out.remarks() + self._vanished(set(labels), left_out)
+        remarks += self._remarks(root, found, len(unusable), left_out)
         return Listing(songs, unusable, remarks, left_out.total())
+
+    def _place(self, root: str | None) -> Location | None:
+        """Where the files are; None for a folder of their own among the made corpora."""
+        return existing_folder(root, self.name, self.layout)
+
+    def _filled(self, cache: Path, progress: Progress) -> Location:
+        """The folder, with the files in it."""
+        return self.root or cache / self.name
+
+    def _labels(self, name: str) -> tuple[dict[str, str | None], str]:
+        """Labels of a file by its name below the root, and why it cannot be used ("" if it can)."""
+        genre, slash, _ = name.partition("/")
+        return ({"genre": genre}, "") if slash else ({}, "it lies in no genre's folder")
+
+    def _remarks(
+        self, root: Location, found: Sequence[SongRef], n_unusable: int, left_out: LeftOut
+    ) -> list[str]:
+        genres = {song.labels["genre"] or "" for song in found}
+        return left_out.remarks() + self._vanished(genres, left_out)
 
     def _vanished(self, genres: set[str], left_out: LeftOut) -> list[str]:
         """A warning that names the folders that would be genres if they held a MIDI file."""

@@ -8,24 +8,9 @@ from pathlib import Path
 
 from upath import UPath
 
-from midigenre.corpora.base import (
-    Corpus,
-    Listing,
-    Progress,
-    SongRef,
-    Unusable,
-    no_progress,
-    stratified,
-)
+from midigenre.corpora.base import Progress, SongRef
 from midigenre.corpora.download import fetched
-from midigenre.corpora.folder import (
-    GroupPattern,
-    LeftOut,
-    below,
-    existing_folder,
-    in_words,
-    midi_entries,
-)
+from midigenre.corpora.folder import Folder, LeftOut, existing_folder
 from midigenre.errors import UserError
 from midigenre.storage import MIDI_SUFFIXES, Location, location
 
@@ -42,7 +27,7 @@ _XMIDI_NAME = re.compile(
 )
 
 
-class XMIDI(Corpus):
+class XMIDI(Folder):
     """XMIDI (Tian et al. 2025): ``XMIDI_<emotion>_<genre>_<ID>.midi`` anywhere below ``root``.
 
     Case does not matter, nor which of :data:`midigenre.storage.MIDI_SUFFIXES` a name ends in.
@@ -70,6 +55,7 @@ class XMIDI(Corpus):
 
     name = "xmidi"
     labels = ("genre", "emotion")
+    kind = "XMIDI file"
     layout = "files named XMIDI_<emotion>_<genre>_<ID>.midi (the unpacked XMIDI archive)"
 
     def __init__(
@@ -86,7 +72,6 @@ class XMIDI(Corpus):
         url: str | None = None,
         expected_files: int | None = None,
     ) -> None:
-        super().__init__(limit, tracks)
         self._classes = {"genre": tuple(genres), "emotion": tuple(emotions)}
         self._aliases = dict(aliases or {})
         if other not in (*genres, DROP):
@@ -96,13 +81,11 @@ class XMIDI(Corpus):
         self._expected_files = expected_files
         if download and url is None:
             raise UserError("corpus.download=true needs corpus.url=URL (of a zip or tar archive)")
-        self.root = self._place(root, download)
-        self._groups = GroupPattern(group_pattern)
+        super().__init__(root, limit, group_pattern, tracks)
 
-    def _place(self, root: str | None, download: bool) -> Location | None:
-        """Where the files are or will be; None for the folder of made corpora."""
+    def _place(self, root: str | None) -> Location | None:
         place = None if root is None else location(root)
-        if download:
+        if self._url is not None:
             if isinstance(place, UPath):
                 raise UserError(
                     f"corpus.download=true unpacks into a folder here, not into {place}; copy the "
@@ -110,7 +93,7 @@ class XMIDI(Corpus):
                 )
             return place
         try:
-            return existing_folder(place, self.name, self.layout)
+            return existing_folder(root, self.name, self.layout)
         except UserError as error:
             raise UserError(
                 f"{error}; or have it fetched: midigenre prepare corpus={self.name} "
@@ -121,48 +104,26 @@ class XMIDI(Corpus):
         """The genres and the emotions."""
         return self._classes
 
-    def songs(self, cache: Path, n_workers: int = 1, progress: Progress = no_progress) -> Listing:
-        """See :meth:`Corpus.songs`; a name that does not fit is refused with the reason."""
-        root = self.root or cache / self.name
+    def _filled(self, cache: Path, progress: Progress) -> Location:
+        root = super()._filled(cache, progress)
         if self._url is not None:
             assert isinstance(root, Path)
             fetched(self._url, root, self._expected_files, progress)
-        found: list[SongRef] = []
-        unusable: list[Unusable] = []
-        n_named = 0
-        shared: dict[tuple[str | None, ...], Mapping[str, str | None]] = {}
-        left_out = LeftOut()
-        for song_id, stamp, _, refusal in midi_entries(root, left_out):
-            path = below(root, song_id)
-            own, problem = self._labels(song_id.rpartition("/")[2])
-            labels = shared.setdefault((own["genre"], own["emotion"]), own)
-            n_named += labels["emotion"] is not None
-            if refusal:
-                unusable.append(Unusable(song_id, path, refusal.reason, refusal.detail, labels))
-            elif problem:
-                unusable.append(Unusable(song_id, path, "unlabelled", problem, labels))
-            else:
-                found.append(SongRef(song_id, path, labels, stamp=stamp))
-            progress("listing", len(found), 0)
-        # With `other`, any folder of MIDI files would do.
-        if not found or not n_named:
-            there = in_words(left_out.total())
-            raise UserError(
-                f"corpus.root={root} has no XMIDI file{there and f', only {there}'}; give "
-                f"{self.layout}"
-            )
-        songs, remarks = self._groups.grouped(stratified(found, self.limit))
-        n_files = len(found) + len(unusable)
+        return root
+
+    def _remarks(
+        self, root: Location, found: Sequence[SongRef], n_unusable: int, left_out: LeftOut
+    ) -> list[str]:
+        n_files, remarks = len(found) + n_unusable, []
         if self._expected_files not in (None, n_files):
             remarks.append(
                 f"{root} has {n_files:,} MIDI files, the whole archive {self._expected_files:,} "
                 "(corpus.expected_files)"
             )
-        return Listing(songs, unusable, remarks + left_out.remarks(), left_out.total())
+        return remarks + left_out.remarks()
 
-    def _labels(self, file_name: str) -> tuple[dict[str, str | None], str]:
-        """Genre and emotion of a file, and why it cannot be used ("" if it can)."""
-        match = _XMIDI_NAME.fullmatch(file_name)
+    def _labels(self, name: str) -> tuple[dict[str, str | None], str]:
+        match = _XMIDI_NAME.fullmatch(name.rpartition("/")[2])
         if match is None:
             problem = "" if self._other else f"not named like {self.layout}"
             return {"genre": self._other, "emotion": None}, problem

@@ -191,20 +191,20 @@ def print_report(report: dict[str, Any], console: Console, tables: bool = True) 
         f"{plural(cut['phrases'], 'phrase')} ({share:.1%}) of more than data.max_tokens="
         f"{report['max_tokens']} steps: cut at the last whole bar that fits"
     )
-    refused = report.get("refused", {})
-    if refused:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(refused).most_common())
+    if report["refused"]:
+        most = Counter(report["refused"]).most_common()
+        reasons = ", ".join(f"{n} {reason}" for reason, n in most)
         console.print(f"refused: {reasons} (see refused.csv)")
-    if report.get("left_out"):
+    if report["left_out"]:
         console.print(f"no MIDI files by their names: {escape(in_words(report['left_out']))}")
-    _print_duplicates(report.get("duplicates"), console)
-    by_miditok = sum(report.get("encoded_by_miditok", {}).values())
+    _print_duplicates(report["duplicates"], console)
+    by_miditok = sum(report["encoded_by_miditok"].values())
     if by_miditok:
         console.print(
             f"{plural(by_miditok, 'song')} encoded by MidiTok's own, slow encoder: "
             + escape("; ".join(f"{n:,} {why}" for why, n in report["encoded_by_miditok"].items()))
         )
-    for text in report.get("warnings", ()):
+    for text in report["warnings"]:
         console.print(f"[yellow]warning:[/] {escape(text)}")
 
 
@@ -230,8 +230,8 @@ def _songs_and_phrases(n: Mapping[str, int]) -> str:
     return f"{n['songs']:,} ({n['phrases']:,})"
 
 
-def _print_duplicates(about: Mapping[str, Any] | None, console: Console) -> None:
-    if about is None or not about["songs"]:
+def _print_duplicates(about: Mapping[str, Any], console: Console) -> None:
+    if not about["songs"]:
         return
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in about["by_kind"].items() if n)
     leaks = about["naive_split_leaks"]
