@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from midigenre.generation.grammar.rules import Ids, Mask, Rules, State, Vocabulary
 
@@ -33,13 +34,16 @@ class BarRules(Rules):
         tick = s.bar_tick + position * self.step_ticks[s.meter]
         return s._replace(position=position, tick=tick, program=-1, pitch=-1)
 
-    def after_note(self, s: State, program: int, pitch: int, duration: int) -> State:
-        """Behind a note: ranks of its program and pitch, the id of its duration."""
+    def after_note(self, s: State, program: int, pitch: int, duration: int, **more: Any) -> State:
+        """Behind a note: ranks of its program and pitch, the id of its duration.
+
+        What else its step says of the state is in ``more``.
+        """
         steps = int(self.duration_steps[self.vocabulary.ranks[self.duration_column][duration]])
         end = min(s.tick + steps * self.step_ticks[s.meter], self.limit(s))
         return s._replace(
             phase="note", program=program, pitch=pitch, n_notes=s.n_notes + 1,
-            whole=s.n_steps + 1, latest_end=max(s.latest_end, end),
+            whole=s.n_steps + 1, latest_end=max(s.latest_end, end), **more,
         )  # fmt: skip
 
     # --- what may come ---------------------------------------------------------------------------
@@ -364,9 +368,11 @@ class OctupleRules(BarRules):
             meter = ranks[self.meter_column][step[self.meter_column]]
         if s.n_notes == 0:
             tick = bar * self.bar_ticks[meter]
-        return self.at_position(
-            self.with_meter(s._replace(bar=bar, bar_tick=tick), meter), position
-        )
+        return s._replace(
+            bar=bar, bar_tick=tick, meter=meter, position=position,
+            tick=tick + position * self.step_ticks[meter], program=-1, pitch=-1,
+            latest_end=min(s.latest_end, self.end(bar, tick, meter)),
+        )  # fmt: skip
 
     def _closes(self, s: State, step: Sequence[int]) -> bool:
         assert self.max_bars is not None
@@ -376,6 +382,9 @@ class OctupleRules(BarRules):
         new = self._bar_of(s, step) - len(s.bar_steps) + 1
         steps = s.bar_steps + (s.n_steps,) * new
         tempo = s.tempo if self.tempo_column < 0 else step[self.tempo_column]
-        s = self._moved(s, step)._replace(bar_steps=steps, tempo=tempo)
+        s = self._moved(s, step)
         pitch = self.vocabulary.ranks[self.pitch_column][step[self.pitch_column]]
-        return self.after_note(s, self.program_of(step), pitch, step[self.duration_column])
+        return self.after_note(
+            s, self.program_of(step), pitch, step[self.duration_column],
+            bar_steps=steps, tempo=tempo,
+        )  # fmt: skip

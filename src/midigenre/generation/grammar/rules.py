@@ -326,9 +326,13 @@ class Rules(ABC):
 
     def limit(self, s: State) -> int:
         """Tick at which the last bar ends if the meter stays."""
+        return self.end(s.bar, s.bar_tick, s.meter)
+
+    def end(self, bar: int, bar_tick: int, meter: int) -> int:
+        """Tick at which the last bar ends if this bar's meter stays."""
         if self.max_bars is None:
             return _UNBOUNDED
-        return s.bar_tick + (self.max_bars - max(0, s.bar)) * self.bar_ticks[s.meter]
+        return bar_tick + (self.max_bars - max(0, bar)) * self.bar_ticks[meter]
 
     def meters_that_fit(self, s: State, tick: int, bar: int) -> Mask:
         """Meters that let all that sounds end in time if a bar has them; shape (meters,).
