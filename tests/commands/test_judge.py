@@ -11,7 +11,7 @@ from toy_runs import SMALL, working_in
 
 from midigenre.cli import main
 from midigenre.corpora.toy import Toy
-from midigenre.tasks.listen import listen
+from midigenre.tasks.predict import score_songs
 from midigenre.tokenizers.base import from_spec
 from midigenre.trained import load_run
 
@@ -162,16 +162,16 @@ def test_a_corpus_that_has_changed_since_is_refused(
     assert "toy-remi-00000000" in err
 
 
-def test_listening_is_predicting(home, toy_judge, midigenre):
-    """A song given as notes is heard as the file that holds them."""
+def test_scores_of_songs_are_predictions(home, toy_judge, midigenre):
+    """A song given as notes has the answers of the file that holds them."""
     with working_in(home):
         judge = load_run(str(toy_judge))
     tokenizer = from_spec(judge.tokens)
     files = [ref.path for ref in Toy(n_songs=48).songs(home / "corpora").songs[:5]]
     songs = [tokenizer.read(path.read_bytes()) for path in files]
-    heard = listen(judge.classifier, [songs[0], None, *songs[1:]], tokenizer, judge.data)
-    assert heard.heard_S.tolist() == [True, False, *[True] * 4]
-    assert heard.classes("genre")[1] == -1
+    scores = score_songs(judge.classifier, [songs[0], None, *songs[1:]], tokenizer, judge.data)
+    assert scores.known_S.tolist() == [True, False, *[True] * 4]
+    assert scores.classes("genre")[1] == -1
     status, out, _ = midigenre(
         "predict", f"run={toy_judge}", "calibrate=false", "--", *map(str, files)
     )
@@ -179,6 +179,6 @@ def test_listening_is_predicting(home, toy_judge, midigenre):
     names = judge.labels.classes["genre"]
     for row, line in zip([0, 2, 3, 4, 5], out.splitlines(), strict=True):
         answer = json.loads(line)
-        assert names[heard.classes("genre")[row]] == answer["genre"]
-        share = np.exp(heard.log_probs["genre"][row].max())
+        assert names[scores.classes("genre")[row]] == answer["genre"]
+        share = np.exp(scores.log_probs["genre"][row].max())
         assert share == pytest.approx(answer["probabilities"]["genre"][answer["genre"]], abs=1e-3)

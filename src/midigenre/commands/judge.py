@@ -56,7 +56,7 @@ from midigenre.midi.clean import read_score
 from midigenre.midi.song import Song
 from midigenre.spec import UNKNOWN
 from midigenre.storage import check_writable
-from midigenre.tasks.listen import Heard, listen
+from midigenre.tasks.predict import SongScores, score_songs
 from midigenre.tasks.samples import context_for
 from midigenre.tokenizers.base import from_spec
 from midigenre.trained import Run, device_of, load_run
@@ -75,13 +75,13 @@ class MusicSet:
         classes: For each label the class that was asked for or that the song has, as the generator
             numbers them, shape (S,); ``UNKNOWN`` where none is known.
         groups: What belongs together (the excerpts of one song), shape (S,).
-        heard: The judge's answers.
+        scores: The judge's answers.
     """
 
     songs: Sequence[Song | None]
     classes: Mapping[str, Longs]
     groups: Longs
-    heard: Heard
+    scores: SongScores
 
 
 def run(cfg: DictConfig, paths: Sequence[str]) -> None:
@@ -160,13 +160,13 @@ def _judgement(
         def report_songs(done: int, total: int, what: str = what) -> None:
             progress(f"judging ({what})", done, total)
 
-        heard = listen(
+        scores = score_songs(
             judge.classifier, of, from_spec(judge.tokens), judge.data, device_of(cfg.device),
             progress=report_songs,
         )  # fmt: skip
         # Shuffled pieces, too, are held against the plan: the judge should not find it in them.
         known = (owned, real.song) if what == "real" else (asked, np.arange(n))
-        sets[what] = MusicSet(of, *known, heard)
+        sets[what] = MusicSet(of, *known, scores)
     report: dict[str, Any] = {
         "generator": _about(generator),
         "judge": _about(judge),
@@ -193,7 +193,7 @@ def _judgement(
     report["distance"] = _or_reason(lambda: compare_sets(describe_all(ours), describe_all(theirs)))
     report["frechet"] = _or_reason(
         lambda: _frechet(
-            sets["generated"].heard, ours_N, sets["real"].heard, theirs_N, cfg.components
+            sets["generated"].scores, ours_N, sets["real"].scores, theirs_N, cfg.components
         )
     )
     progress("measures", 1, 3)
@@ -265,7 +265,7 @@ def _control(
         for what, music in sets.items():
             of_S = music.classes[label]
             truth_S = np.where(of_S == UNKNOWN, UNKNOWN, to_judge[of_S])
-            verdicts[what] = Verdicts(truth_S, music.heard.classes(label), music.groups)
+            verdicts[what] = Verdicts(truth_S, music.scores.classes(label), music.groups)
         found[label] = control(
             verdicts["generated"], verdicts["real"], names, verdicts.get("shuffled"),
             over=over.get(label),
@@ -287,12 +287,12 @@ def _check_over(cfg: DictConfig, judge: Run, labels: Sequence[str]) -> None:
 
 
 def _frechet(
-    ours: Heard, ours_N: Longs, theirs: Heard, theirs_N: Longs, components: int | None
+    ours: SongScores, ours_N: Longs, theirs: SongScores, theirs_N: Longs, components: int | None
 ) -> dict[str, Any]:
     width = ours.vectors_SD.shape[1]
     found = frechet(
-        ours.vectors_SD[ours_N][ours.heard_S[ours_N]],
-        theirs.vectors_SD[theirs_N][theirs.heard_S[theirs_N]],
+        ours.vectors_SD[ours_N][ours.known_S[ours_N]],
+        theirs.vectors_SD[theirs_N][theirs.known_S[theirs_N]],
         components=None if components is None or components >= width else components,
     )
     return vars(found) | {"n_parts": list(found.n_parts)}
@@ -542,8 +542,8 @@ def _examples(
                         judge.labels.classes[label][int(p[i].argmax())],
                         float(np.exp(p[i].max())),
                     )
-                    for label, p in music.heard.log_probs.items()
-                    if music.heard.heard_S[i]
+                    for label, p in music.scores.log_probs.items()
+                    if music.scores.known_S[i]
                 }
                 name = "-".join([kind, *asked.values(), str(i)]).replace("/", "_")
                 song = music.songs[i]
