@@ -18,13 +18,13 @@ LAYERS = {
     "data": 3, "generation": 3,
     "evaluation": 4,
     "tasks": 5,
-    "build": 6, "trained": 6,
+    "build": 6, "checks": 6, "trained": 6,
     "commands": 7, "cli": 7,
     "demo": 8, "__main__": 9,
 }  # fmt: skip
 # Imports within a layer, from one part to another.
 BESIDE = {("tokenizers", "midi"), ("cli", "commands"),
-          ("trained", "build"), ("storage", "files"), ("storage", "errors"),
+          ("trained", "build"), ("checks", "build"), ("storage", "files"), ("storage", "errors"),
           ("registry", "errors"), ("spec", "registry")}  # fmt: skip
 
 

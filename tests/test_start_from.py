@@ -101,12 +101,8 @@ def test_the_head_of_masked_modelling_goes_along(there, here, taken, tmp_path):
     )
 
 
-def test_a_checkpoint_does_as_a_run_and_may_be_older_than_a_setting(tmp_path):
-    old = Made(seed=1)
-    del old.settings["extra_norm"], old.settings["conv_width"]
-    # conv_width=8 of model=tiny was not the default, so this is another model.
-    old.model = make_model(old.settings, old.task, old.tokens, LABELS)
-    old.save(tmp_path / "a = [model].ckpt")
+def test_a_checkpoint_does_as_a_run(tmp_path):
+    Made("model.conv_width=0", seed=1).save(tmp_path / "a = [model].ckpt")
     load_run(None, str(tmp_path / "a = [model].ckpt"))
     Made("model.conv_width=0").start(tmp_path / "a = [model].ckpt")
     with pytest.raises(UserError, match=r"\(conv_width=0 there, 8 here\)"):

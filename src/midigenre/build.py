@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from midigenre import registry
-from midigenre.corpora.base import Corpus, Progress, no_progress
+from midigenre.corpora.base import Corpus, Listing, Progress, no_progress
 from midigenre.data.augment import AugmentSettings
 from midigenre.data.chunks import Workers
 from midigenre.data.datamodule import PhraseDataModule
@@ -24,11 +24,10 @@ from midigenre.data.phrases import PhraseLength, phrase_length
 from midigenre.data.prepare import Settings, default_workers, prepare
 from midigenre.data.sandbox import Limits
 from midigenre.data.shards import ShardSet, open_shards
-from midigenre.data.splits import Protocol, check_fractions
 from midigenre.data.splits import settings_of as protocol_settings
-from midigenre.data.subset import Subset
 from midigenre.errors import UserError
 from midigenre.models.cpu import use_cpu_kernels
+from midigenre.run import differing
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.storage import location
 from midigenre.tasks.base import Parts, Task
@@ -75,9 +74,13 @@ def make(cfg: DictConfig | Mapping[str, Any], what: str, kind: type[T], **argume
     try:
         made = _made({**node, **arguments}, group)
     except MisconfigurationException as error:
-        raise UserError(f"{what}: {error}; trainer=cpu works everywhere") from error
+        text = str(error).rstrip("!.")
+        more = "; trainer=cpu works everywhere" if what == "trainer" else ""
+        raise UserError(f"{what}: {text}{more}") from error
     except (ValueError, TypeError, LookupError, ImportError, AttributeError) as error:
-        raise UserError(f"{what}: {error}") from error
+        # Our own classes name the setting, ``optim.lr=-1``; others do not.
+        text = str(error)
+        raise UserError(text if text.startswith(f"{what}.") else f"{what}: {text}") from error
     if not isinstance(made, kind):
         raise UserError(
             f"{what}: {registry.TARGET}={node.get(registry.TARGET)!r} makes no {kind.__name__}"
@@ -131,6 +134,7 @@ def prepared(
     tokenizer: Tokenizer | None = None,
     data: Mapping[str, Any] | None = None,
     any_tokenizer: bool = False,
+    check: Callable[[Listing], None] = lambda listing: None,
 ) -> ShardSet:
     """The shards that the settings ask for, prepared if need be.
 
@@ -141,6 +145,7 @@ def prepared(
         tokenizer: Tokenizer to use (a run's own) instead of ``cfg.tokenizer``.
         data: Phrase settings to use instead of ``cfg.data``.
         any_tokenizer: Take the folder of ``shards`` whatever its tokenizer.
+        check: Called with what the corpus lists, to reject it before anything is encoded.
 
     Raises:
         UserError: The shards were encoded with another tokenizer, or cannot be made.
@@ -158,23 +163,21 @@ def prepared(
     phrases = data if data is not None else plain(cfg.data)
     tokenizer = tokenizer if tokenizer is not None else make_tokenizer(cfg, corpus)
     settings = prepare_settings(cfg, phrase_length(phrases, tokenizer.spec), phrases["max_tokens"])
-    return prepare(corpus, plain(cfg.corpus), tokenizer, Path(cfg.home), settings, progress)
+    return prepare(corpus, plain(cfg.corpus), tokenizer, Path(cfg.home), settings, progress, check)
 
 
 def prepare_settings(cfg: DictConfig, length: PhraseLength = 4, max_tokens: int = 1024) -> Settings:
     """What a preparation depends on besides corpus and tokenizer.
 
     Args:
-        cfg: Holds ``split``, ``labels``, ``n_workers`` and ``prepare``. Runs of earlier versions
-            lack the last; they were prepared with exact grouping.
+        cfg: Holds ``split``, ``labels``, ``n_workers`` and ``prepare``.
         length: Length of a phrase, for the report.
         max_tokens: Longest phrase in steps, for the report.
 
     Raises:
         UserError: A setting is out of range.
     """
-    how = plain(cfg.get("prepare")) or {"grouping": "exact"}
-    limits = {k: how[k] for k in ("max_file_mb", "max_seconds") if k in how}
+    how = plain(cfg.prepare)
     return Settings(
         split_seed=cfg.split.seed,
         fractions=tuple(cfg.split.fractions),
@@ -182,11 +185,9 @@ def prepare_settings(cfg: DictConfig, length: PhraseLength = 4, max_tokens: int 
         max_tokens=max_tokens,
         labels=LabelSettings.from_config(plain(cfg.labels)),
         grouping=how["grouping"],
-        limits=Limits(**limits),
-        workers=Workers(
-            cfg.n_workers or default_workers(), how.get("backend", "loky"), how.get("scheduler")
-        ),
-        folder=how.get("folder"),
+        limits=Limits(how["max_file_mb"], how["max_seconds"]),
+        workers=Workers(cfg.n_workers or default_workers(), how["backend"], how["scheduler"]),
+        folder=how["folder"],
     )
 
 
@@ -209,10 +210,9 @@ def _check_same_tokens(shards: ShardSet, tokenizer: Tokenizer, *, exact: bool) -
             f"{tokenizer.spec.name!r}; run `midigenre prepare tokenizer={tokenizer.spec.name}` for "
             f"others" + ("" if exact else f" or set tokenizer={shards.tokens.name}")
         )
-    differing = sorted(k for k in wanted if theirs.get(k) != wanted[k])
     raise UserError(
         f"shards at {shards.folder} were encoded with other settings of {shards.tokens.name!r} "
-        f"({', '.join(differing)}); run `midigenre prepare` with these settings"
+        f"({', '.join(differing(theirs, wanted))}); run `midigenre prepare` with these settings"
     )
 
 
@@ -227,44 +227,6 @@ def tokens_of(cfg: DictConfig) -> TokenSpec:
     return make_tokenizer(cfg, make_corpus(cfg)).spec
 
 
-def check(cfg: DictConfig) -> None:
-    """Refuses what can be refused before a corpus is prepared.
-
-    Raises:
-        UserError: A setting of the model, the optimizer or the task is out of range.
-    """
-    model, task = plain(cfg.model), plain(cfg.task)
-    task_class = class_of(task)
-    try:
-        check_fractions(plain(cfg.split.fractions))
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if not 0 <= cfg.seed < 2**32:
-        raise UserError(f"seed={cfg.seed} must lie in 0 to {2**32 - 1}")
-    if cfg.fold is not None:
-        Subset.from_config(cfg.fold)
-    Protocol.from_config(protocol_settings(plain(cfg.get("protocol")), plain(cfg.split)))
-    for key in ("max_epochs", "max_steps"):
-        if cfg.trainer.get(key) == 0:
-            raise UserError(f"trainer.{key}=0 trains nothing; give 1 or more, or leave it out")
-    for key in ("max_tokens", "batch_phrases", "eval_batch_phrases", "batch_tokens",
-                "phrases_per_song", "val_phrases_per_song"):  # fmt: skip
-        if cfg.data[key] is not None and cfg.data[key] < 1:
-            raise UserError(f"data.{key} must be 1 or more, got {cfg.data[key]}")
-    make_backbone(model, task_class.causal)
-    make_optim(cfg)
-    augment = make_augment(cfg)
-    LabelSettings.from_config(plain(cfg.labels))
-    if cfg.shards is None:
-        corpus = make_corpus(cfg)
-        _check_labels(task, corpus.labels)
-        tokens = make_tokenizer(cfg, corpus).spec
-        make_model(model, task, tokens, LabelSpec(dict.fromkeys(corpus.labels, ("a", "b"))))
-        phrase_length(cfg.data, tokens)
-        if augment is not None:
-            augment.check(tokens)
-
-
 def class_of(task: Mapping[str, Any]) -> type[Task]:
     """The class of ``cfg.task``.
 
@@ -275,6 +237,12 @@ def class_of(task: Mapping[str, Any]) -> type[Task]:
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise UserError(f"task._target_={task['_target_']} is no midigenre.tasks.base.Task")
     return found
+
+
+def labels_of(cfg: DictConfig) -> tuple[str, ...]:
+    """The labels that the task of a config asks of the songs."""
+    task = plain(cfg.task)
+    return class_of(task).labels_of(task)
 
 
 def backbone_settings(model: Mapping[str, Any], causal: bool) -> dict[str, Any]:
@@ -301,7 +269,12 @@ def make_optim(cfg: DictConfig) -> OptimSettings:
     return make(optim, "optim", OptimSettings)
 
 
-def _check_labels(task: Mapping[str, Any], labels: Iterable[str]) -> None:
+def check_labels(task: Mapping[str, Any], labels: Iterable[str]) -> None:
+    """Rejects a task whose labels the songs do not have.
+
+    Raises:
+        UserError: It asks for another one.
+    """
     missing = [label for label in class_of(task).labels_of(task) if label not in labels]
     if missing:
         raise UserError(
@@ -312,21 +285,21 @@ def _check_labels(task: Mapping[str, Any], labels: Iterable[str]) -> None:
 
 def make_data(cfg: DictConfig, shards: ShardSet) -> PhraseDataModule:
     """The phrases of prepared shards."""
-    labels = class_of(plain(cfg.task)).labels_of(plain(cfg.task))
+    labels = labels_of(cfg)
     return PhraseDataModule(
         shards,
         **plain(cfg.data),
         seed=cfg.seed,
         fold=cfg.fold,
         task_labels=labels,
-        protocol=protocol_settings(plain(cfg.get("protocol")), plain(cfg.split), labels),
+        protocol=protocol_settings(plain(cfg.protocol), plain(cfg.split), labels),
         augment=make_augment(cfg),
     )
 
 
 def make_augment(cfg: DictConfig) -> AugmentSettings | None:
-    """What is done to training phrases; None for runs of earlier versions, which lack it."""
-    return None if cfg.get("augment") is None else make(cfg.augment, "augment", AugmentSettings)
+    """What is done to training phrases."""
+    return None if cfg.augment is None else make(cfg.augment, "augment", AugmentSettings)
 
 
 def make_model(
@@ -349,7 +322,7 @@ def make_model(
     Raises:
         UserError: The data does not have the task's label, or a setting is out of range.
     """
-    _check_labels(task, labels.classes)
+    check_labels(task, labels.classes)
     found = class_of(task)
     try:
         backbone = make_backbone(model, found.causal)
@@ -382,8 +355,7 @@ def describe(
         "format": CHECKPOINT_FORMAT,
         "model": dict(model),
         "task": dict(task),
-        # A run from before there were marks may go on.
-        "data": {k: data.get(k, False) if k == "marks" else data[k] for k in DATA_KEYS[:-1]}
+        "data": {k: data[k] for k in DATA_KEYS[:-1]}
         | {"fold": fold}
         | ({} if protocol is None else {"protocol": dict(protocol)}),
         "tokens": tokens.to_dict(),

@@ -12,11 +12,10 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midigenre.commands.label_names import hydra_key
 from midigenre.registry import conf_dir
 
 if TYPE_CHECKING:
@@ -33,24 +32,17 @@ COMMANDS = {
     "compare": "the table of runs: settings that differ, scores, cost",
 }
 
-PLUGINS = {
-    "hydra/launcher/joblib": "hydra-joblib-launcher",
-    "hydra/launcher/submitit_local": "hydra-submitit-launcher",
-    "hydra/launcher/submitit_slurm": "hydra-submitit-launcher",
-}
-"""Configs that come with a plugin of Hydra, and the package that has it."""
-
-PATH_KEYS = (
-    "corpus.root", "corpus.path", "corpus.group_pattern", "run", "resume", "shards", "path", "song",
-    "out", "home", "csv", "prime", "init_from", "soundfont", "judge", "clean", "corpus.url",
-    "prepare.folder", "prepare.scheduler",
+TEXT_KEYS = (
+    "corpus.root", "corpus.path", "corpus.group_pattern", "corpus.url", "run", "resume", "shards",
+    "path", "song", "out", "home", "csv", "prime", "init_from", "soundfont", "judge", "clean",
+    "prepare.folder", "prepare.scheduler", "genre", "emotion",
 )  # fmt: skip
-"""Settings that take any text a shell can pass; Hydra's grammar is kept away from them."""
+"""Paths and names of classes: any text a shell can pass, which Hydra's grammar is kept away from.
+
+``conditions.LABEL`` of ``generate`` names a class too.
+"""
 
 LABEL_MAP = "labels.map."
-CLASS_KEYS = ("genre", "emotion")
-CONDITIONS = "conditions."
-"""Settings of ``generate`` that name a class, whose name is any text too."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,7 +100,7 @@ def quoted(text: str) -> str:
 
 
 def overrides_of(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the values of :data:`PATH_KEYS` and class names quoted for Hydra.
+    """The arguments with the values of :data:`TEXT_KEYS` quoted for Hydra.
 
     ``ckpt`` is a path unless it is ``best`` or ``last``; ``null`` stays null.
     """
@@ -118,7 +110,7 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
         if equals and key.startswith(LABEL_MAP):
             out.append(_label_override(key.removeprefix(LABEL_MAP), value))
             continue
-        is_text = key in PATH_KEYS or key in CLASS_KEYS or key.lstrip("+").startswith(CONDITIONS)
+        is_text = key in TEXT_KEYS or key.lstrip("+").startswith("conditions.")
         is_text |= key in ("ckpt", "judge_ckpt") and value not in ("best", "last")
         if equals and is_text and value != "null":
             argument = f"{key}={quoted(value)}"
@@ -128,6 +120,8 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
 
 def _label_override(name: str, value: str) -> str:
     """``labels.map.LABEL.CLASS=NAME`` for Hydra, with any text as CLASS and NAME."""
+    from midigenre.commands.hydra_job import hydra_key
+
     label, _, source = name.partition(".")
     if not source:
         return f"++{LABEL_MAP}{name}={value}"
@@ -142,7 +136,8 @@ def _dispatch(command: str, arguments: Sequence[str], paths: Sequence[str]) -> i
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    from midigenre.commands.job import Job, SweepJob
+    from midigenre.commands.hints import help_of, option, worded
+    from midigenre.commands.hydra_job import Job, SweepJob
     from midigenre.errors import UserError
 
     debug = any(a.lower() in ("debug=true", "debug=1") for a in arguments)
@@ -169,12 +164,15 @@ def _dispatch(command: str, arguments: Sequence[str], paths: Sequence[str]) -> i
 
     task: Callable[[DictConfig], Any] = job if args.multirun else single
     sweep = None
-    worded = (UserError, HydraException, OmegaConfBaseException, OSError)
+    expected = (UserError, HydraException, OmegaConfBaseException, OSError)
     try:
         if unknown:
-            raise UserError(_option(unknown[0], command, args))
+            raise UserError(option(unknown[0], command, args))
+        if args.help:
+            print(help_of(command, args))
+            return 0
         with contextlib.ExitStack() as held:
-            if command == "train" and not (args.help or args.cfg or args.info):
+            if command == "train" and not (args.cfg or args.info):
                 sweep = _begin(args, held)
                 task = task if sweep is None else SweepJob(tuple(paths))
             try:
@@ -186,16 +184,16 @@ def _dispatch(command: str, arguments: Sequence[str], paths: Sequence[str]) -> i
                     config_name=command,
                 )
             except Exception as error:
-                if sweep is None or isinstance(error, worded):
+                if sweep is None or isinstance(error, expected):
                     raise
                 # A launcher gives up when one of its processes is killed; jobs keep their errors.
                 if debug:
                     traceback.print_exception(error)
-                _fail(f"the launcher stopped: {_worded(error, command, args)}")
+                _fail(f"the launcher stopped: {worded(error, command, args, tuple(COMMANDS))}")
             if failure:
                 raise failure[0]
             return 0 if sweep is None else _end(sweep, args)
-    except SystemExit as error:  # Hydra's --help and --info
+    except SystemExit as error:  # Hydra's --info
         return int(error.code or 0)
     except KeyboardInterrupt:
         goes_on = "" if sweep is None else "; the same command line goes on with the sweep"
@@ -203,11 +201,11 @@ def _dispatch(command: str, arguments: Sequence[str], paths: Sequence[str]) -> i
     except BrokenPipeError:  # for instance `midigenre predict ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except worded as error:
+    except expected as error:
         if debug:
             traceback.print_exception(error)
             return 2
-        return _fail(_worded(error, command, args), getattr(error, "status", 2))
+        return _fail(worded(error, command, args, tuple(COMMANDS)), getattr(error, "status", 2))
 
 
 def _begin(args: Any, held: contextlib.ExitStack) -> Sweep | None:
@@ -226,16 +224,16 @@ def _begin(args: Any, held: contextlib.ExitStack) -> Sweep | None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.types import RunMode
 
-    from midigenre.commands.claims import claim
-    from midigenre.commands.job import is_first_process
+    from midigenre.commands.hints import tree
+    from midigenre.commands.hydra_job import is_first_process
     from midigenre.commands.sweep import plan
-    from midigenre.run import RunFolder
+    from midigenre.run import RunFolder, claim
 
     # An earlier command of this process must not name this one's folder.
     HydraConfig.instance().cfg = None
     sweep: Sweep | None = None
     settings: dict[str, Any] = {}
-    with _tree(args) as hydra:
+    with tree(args) as hydra:
         cfg = hydra.compose_config(
             "train", args.overrides, RunMode.MULTIRUN, validate_sweep_overrides=False
         )
@@ -274,173 +272,13 @@ def _literal(value: Any) -> str:
     return quoted(value) if isinstance(value, str) else str(value)
 
 
-@contextlib.contextmanager
-def _tree(args: Any) -> Iterator[Any]:
-    """Hydra over the config tree and the person's own folder, ``--config-dir``, as for a command.
-
-    Args:
-        args: The command line as Hydra has parsed it.
-
-    Raises:
-        HydraException: There is no such folder.
-    """
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
-    from hydra.core.config_search_path import SearchPathQuery
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import SearchPathException
-
-    path = create_config_search_path(str(conf_dir().resolve()))
-    if args.config_dir is not None:
-        own = os.path.abspath(args.config_dir)
-        if not os.path.isdir(own):
-            raise SearchPathException(f"--config-dir={args.config_dir}: no such folder")
-        path.prepend("command-line", f"file://{own}", SearchPathQuery(provider="schema"))
-    before = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        yield Hydra.create_main_hydra2("midigenre", path)
-    finally:
-        GlobalHydra.instance().hydra = before
-
-
 def _end(sweep: Sweep, args: Any) -> int:
     """Reports a sweep; the exit status."""
+    from midigenre.commands.hints import tree
     from midigenre.commands.sweep import report
 
-    with _tree(args):
+    with tree(args):
         return 0 if report(sweep) else 2
-
-
-def _composed(command: str, args: Any, chosen: bool = True) -> tuple[Any, set[str]]:
-    """What a command can be given: its settings, with the chosen groups, and its groups."""
-    from hydra import compose
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-
-    with _tree(args) as hydra:
-        groups = {*hydra.config_loader.list_groups(""), "hydra.searchpath"}
-        choices = [o for o in args.overrides if o.partition("=")[0] in groups]
-        # A group that does not exist, or one that is swept: the defaults will do.
-        for overrides in (choices, []) if chosen else ([],):
-            with contextlib.suppress(HydraException):
-                cfg = compose(command, overrides, return_hydra_config=True)
-                return cfg, {str(group) for group in cfg.hydra.runtime.choices}
-    return OmegaConf.create({}), set()
-
-
-_SYNONYMS = {
-    "learning_rate": "lr", "hidden_size": "d_model", "max_length": "max_tokens", "gpus": "devices",
-    "wd": "weight_decay",
-}  # fmt: skip
-"""Settings of other programs whose names have no word in common with ours."""
-
-
-def _nearest(key: str, cfg: Any, groups: set[str]) -> list[str]:
-    """At most three settings or groups that may be meant, the likeliest first.
-
-    They are told by their last part, letter by letter and word by word: ``epochs`` is
-    ``trainer.max_epochs``.
-    """
-    from omegaconf import OmegaConf
-
-    from midigenre.evaluation.settings import flatten
-
-    plain: Any = OmegaConf.to_container(cfg, resolve=False)
-    hydra = {"hydra": plain.pop("hydra", {})}
-    known = flatten(hydra if key.startswith("hydra.") else plain)
-    parent, _, leaf = key.rpartition(".")
-    words = _long_words(leaf)
-    scores: dict[str, float] = {}
-    groups = {group for group in groups if "hydra" not in group}
-    for setting in {*(name for name, _ in known), *plain, *groups}:
-        above, _, name = setting.rpartition(".")
-        alike = difflib.SequenceMatcher(None, name, leaf).ratio()
-        if above == parent and alike > 0.6:
-            alike += 0.3
-        if name in (leaf, _SYNONYMS.get(leaf)):
-            alike = 2
-        elif shared := words & _long_words(name):
-            alike = max(alike, 0.6 + 0.4 * len(shared) / len(words | _long_words(name)))
-        if alike > 0.7 and name != "_target_":
-            scores[setting] = alike
-    likeliest = sorted(scores, key=lambda setting: (-scores[setting], setting))[:3]
-    return [setting for setting in likeliest if scores[setting] > scores[likeliest[0]] - 0.2]
-
-
-def _long_words(name: str) -> set[str]:
-    return {word for word in name.split("_") if len(word) > 1}
-
-
-def _instead(key: str, command: str, args: Any) -> str:
-    """What to write instead of a setting that a command does not have."""
-    if key.startswith(LABEL_MAP.rstrip(".")):
-        return "write labels.map.LABEL.CLASS=NAME for each class, as labels.map.genre.hiphop=rap"
-    cfg, groups = _composed(command, args)
-    hints = [f"did you mean {near}?"] if (near := " or ".join(_nearest(key, cfg, groups))) else []
-    top = key.partition(".")[0]
-    for other in COMMANDS if top not in cfg and top not in groups else ():
-        theirs, their_groups = _composed(other, args, chosen=False)
-        if top in theirs or top in their_groups:
-            hints.append(f"{top} belongs to midigenre {other}")
-            break
-    if not hints and (theirs := _nearest(key, *_composed("train", args, chosen=False))):
-        hints.append(f"midigenre train has {' and '.join(theirs)}")
-    return " ".join(hints) or f"midigenre {command} --help lists the settings"
-
-
-def _option(option: str, command: str, args: Any) -> str:
-    """The message for ``--model tiny``, which argparse does not know."""
-    name, equals, value = option.lstrip("-").partition("=")
-    key = name.replace("-", "_")
-    values = [value] if equals else [o for o in args.overrides if "=" not in o]
-    cfg, groups = _composed(command, args)
-    if key not in cfg and key not in groups:
-        near = _nearest(key, cfg, groups)
-        key = near[0] if near else ""
-    how = f"write {key}={values[0] if values else 'VALUE'}" if key else "settings are key=value"
-    return f"{option}: no such option; {how}"
-
-
-def _worded(error: BaseException, command: str, args: Any) -> str:
-    """An error as one line that names the value and the choices."""
-    from hydra.errors import HydraException
-
-    from midigenre.commands.job import reason
-    from midigenre.errors import UserError
-
-    # Hydra's exception for a missing file is an OSError too.
-    if isinstance(error, (UserError, OSError)) and not isinstance(error, HydraException):
-        return reason(error)
-    text = str(error)
-    missing = re.search(r"Could not (?:find|load) '([^']+)'", text)
-    if missing and missing[1] in PLUGINS:
-        return (
-            f"hydra/launcher needs {PLUGINS[missing[1]]}, which is not installed: "
-            'pip install "midigenre[sweep]"'
-        )
-    if missing and "vailable options" in text:
-        group, _, name = missing[1].rpartition("/")
-        options = re.findall(r"^\s+(\S+)$", text.split("vailable options", 1)[1], re.M)
-        return f"{group}={name}: no such choice{_near(name, options)}"
-    wrong = re.search(r"Could not override '([^']+)'", text)
-    if wrong:
-        return f"{wrong[1]}: no such setting; {_instead(wrong[1], command, args)}"
-    stray = re.search(r"mismatched input '([^']*)'|LexerNoViableAltException: (\S+)", text)
-    if stray:
-        return f"{(stray[1] or stray[2])!r} is no setting; write key=value, and paths after --"
-    unparsed = re.search(r"Error parsing override '(.*?)'\s*\n", text, re.S)
-    if unparsed:
-        return f"{unparsed[1]!r} is no setting; write key=value, and paths after --"
-    return " ".join(text.split())
-
-
-def _near(name: str, options: Sequence[str]) -> str:
-    if not options:
-        return ""
-    near = difflib.get_close_matches(name, options, 1)
-    guess = f"did you mean {near[0]}? " if near else ""
-    return f"; {guess}there is {', '.join(options)}"
 
 
 def _fail(message: str, status: int = 2) -> int:

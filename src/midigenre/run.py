@@ -1,16 +1,23 @@
-"""A run's folder as it lies on disk: the one place where its ``config.yaml`` is opened."""
+"""A run's folder: what lies in it, who may write into it, and what tells runs apart.
+
+This is the one place where a run's ``config.yaml`` is opened.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 
@@ -24,7 +31,26 @@ from midigenre.storage import check_writable
 _PLACES = ("dirpath", "dir", "filename", "name", "version", "sub_dir")
 
 GROUPS = ("corpus", "tokenizer", "model", "task")
-"""Groups that the config of every run has."""
+"""Groups that the config of every run has; :func:`settings_of` names them by their choices."""
+
+_TRAINING = (
+    *GROUPS, "data", "optim", "trainer", "precision", "split", "labels", "prepare", "protocol",
+    "augment", "seed", "fold", "shards", "init_from",
+    "freeze_layers", "compile", "n_workers",
+)  # fmt: skip
+"""What a config must have for a run to resume."""
+
+HOLDOUT = "holdout"
+"""The protocol of a run that is trained and tested once, on the prepared split."""
+
+FAILED = "failed.txt"
+"""In the folder of a job that failed: the reason in its first line, then the traceback if any."""
+
+SWEEP = "sweep.json"
+"""In a sweep's folder: its command line, its jobs and the config that they have in common."""
+
+LOCK = ".lock"
+"""Locked by the process that trains in a folder; the kernel unlocks it when that process ends."""
 
 
 def literal(data: Any) -> Any:
@@ -73,6 +99,12 @@ class RunFolder:
     def has_config(self) -> bool:
         """Whether it is a run at all, and not a folder with a checkpoint alone."""
         return self.config_path.is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has all that a run leaves at its end."""
+        names = ("evaluation", "metrics", "cost")
+        return all((self.path / f"{name}.json").is_file() for name in names)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -141,9 +173,13 @@ class RunFolder:
         """Refuses to train by a config that names foreign classes or writes elsewhere.
 
         Raises:
-            UserError: It does; or a logger has settings of several values, such as the server that
-                Weights & Biases would send its key to.
+            UserError: It does; or it lacks a setting; or a logger has settings of several values,
+                such as the server that Weights & Biases would send its key to.
         """
+        if missing := [key for key in _TRAINING if key not in self.config]:
+            raise UserError(
+                f"{self.config_path} has no {missing[0]}: another version wrote it; train again"
+            )
         with reading(self.config_path):
             for group, node in self.config.items():
                 registry.check(node, group)
@@ -197,3 +233,151 @@ class RunFolder:
         """
         with reading(self.spec_path):
             return Path(self.spec["shards"])
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A folder that this process has made.
+
+    Attributes:
+        folder: The folder.
+        above: The folders above it that were made with it, the nearest first.
+    """
+
+    folder: Path
+    above: tuple[Path, ...]
+
+    def discard_empty(self) -> None:
+        """Removes it if no training began in it and no job failed."""
+        began = ("config.yaml", FAILED)
+        if self.folder.is_dir() and not any(p.name in began for p in self.folder.rglob("*")):
+            shutil.rmtree(self.folder)
+            with contextlib.suppress(OSError):  # other runs lie there by now
+                for folder in self.above:
+                    folder.rmdir()
+
+
+def claim(folder: Path) -> Claim:
+    """Makes a new folder: this one, or ``<name>-2``, ``<name>-3``, ... where that is taken.
+
+    Of processes that ask for one name at the same time, each gets a folder of its own.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    for number in itertools.count(1):
+        own = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        above = tuple(p for p in own.parents if not p.exists())
+        try:
+            own.mkdir(parents=True)
+        except FileExistsError:
+            if not own.is_dir():  # a file above it
+                raise
+        else:
+            return Claim(own, above)
+    raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def locked(folder: Path, seconds: float = 0) -> Iterator[None]:
+    """Keeps other processes from training in a folder.
+
+    Args:
+        folder: The folder.
+        seconds: How long to wait for another process that is about to end.
+
+    Raises:
+        UserError: Another process trains there.
+        OSError: The folder cannot be written.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout as error:
+        raise UserError(
+            f"{folder} is being trained by another process; wait until that ends, or stop it"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# They say where a run lies and what it shows, not what it computes.
+_IGNORED = (
+    "home", "name", "resume", "debug", "n_workers", "compile", "trainer.log_every_n_steps",
+)  # fmt: skip
+_IGNORED_GROUPS = ("logger", "profiler", "hydra", "callbacks")
+_KEPT = ("callbacks.early_stopping.", "callbacks.average.", "callbacks.checkpoint.monitor")
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings under the names of the command line, without paths and outputs.
+
+    ``tokenizer``, ``model``, ``task``, ``corpus`` and ``precision`` stand for the names of their
+    choices; ``optim.lr`` is the rate that was used. What is not set is left out.
+
+    Args:
+        config: The content of ``config.yaml``.
+
+    Raises:
+        KeyError: It lacks a group that every run has.
+    """
+    flat = dict(flatten(config))
+    out: dict[str, Any] = {
+        # midigenre.corpora.twelve.Twelve
+        "corpus": str(config["corpus"]["_target_"]).rpartition(".")[0].rpartition(".")[2],
+        "tokenizer": config["tokenizer"]["name"],
+        "model": config["model"]["name"],
+        "task": config["task"]["name"],
+        "precision": config["precision"]["precision"],
+    }
+    for key, value in flat.items():
+        group, _, name = key.partition(".")
+        if key in _IGNORED or (group in _IGNORED_GROUPS and not key.startswith(_KEPT)):
+            continue
+        if name.endswith("_target_") or name == "name" or group == "precision":
+            continue
+        if value is not None and value != {}:
+            out[key] = value
+    if (protocol := protocol_name(config)) != HOLDOUT:
+        out["protocol"] = protocol
+    rate = out.pop("model.lr", None)
+    if out.get("optim.lr") is None:
+        out["optim.lr"] = rate
+    if isinstance(devices := out.get("trainer.devices"), list):
+        out["trainer.devices"] = len(devices)  # which one says nothing
+    return out
+
+
+def protocol_name(config: Mapping[str, Any]) -> str:
+    """How the songs of a run were split, :data:`HOLDOUT` where its config does not say."""
+    name: str = (config.get("protocol") or {}).get("name", HOLDOUT)
+    return name
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of nested groups, ``group.name`` and value, below a prefix."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Settings that differ, each as ``group.name=1 there, 2 here``."""
+    found = []
+    for key in sorted({*theirs, *ours}):
+        there, here = theirs.get(key), ours.get(key)
+        if isinstance(there, Mapping) and isinstance(here, Mapping):
+            found += differing(there, here, f"{prefix}{key}.")
+        elif there != here:
+            found.append(f"{prefix}{key}={_yaml(there)} there, {_yaml(here)} here")
+    return found
+
+
+def _yaml(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from midigenre.build import (
 from midigenre.errors import UserError
 from midigenre.models import MaskedHead, PhraseClassifier
 from midigenre.registry import reading
-from midigenre.run import RunFolder
+from midigenre.run import RunFolder, differing
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.tasks.base import CHECKPOINT_KEY
 from midigenre.tasks.optim import check_frozen
@@ -231,9 +230,9 @@ def check_last(path: Path, cfg: DictConfig, run: RunFolder) -> None:
             ("labels", run.spec["labels"]),
         ):  # fmt: skip
             if about[what] != expected:
-                differing = "" if what == "tokens" else _differing(about[what], expected)
+                different = [] if what == "tokens" else differing(about[what], expected)
                 raise UserError(
-                    f"{path} is of another run: other {what} {', '.join(differing)}; {remedy}"
+                    f"{path} is of another run: other {what} {', '.join(different)}; {remedy}"
                 )
     missing = [key for key in _TRAINING if key not in content]
     if missing:
@@ -338,8 +337,8 @@ def finetuned(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Raises:
         UserError: There is no such run; a setting needs one; ``freeze_layers`` does not fit.
     """
-    source, init_model = cfg.get("init_from"), cfg.get("init_model", False)
-    freeze_layers, layer_decay = cfg.get("freeze_layers") or 0, cfg.optim.get("layer_decay", 1.0)
+    source, init_model = cfg.init_from, cfg.init_model
+    freeze_layers, layer_decay = cfg.freeze_layers or 0, cfg.optim.get("layer_decay", 1.0)
     if source is None:
         said = any(override.lstrip("+").startswith("optim.layer_decay=") for override in overrides)
         for key, is_on, value in (
@@ -399,12 +398,12 @@ def _check_vocabulary(path: Path, theirs: TokenSpec, ours: TokenSpec) -> None:
             f"init_from: {path} was trained on tokenizer {theirs.name!r}, this is {ours.name!r}; "
             f"set tokenizer={theirs.name} or give another run"
         )
-    differing = _differing(there, here) or [
+    different = differing(there, here) or [
         f"{theirs.n_tokens} tokens there, {ours.n_tokens} here, by another version of midigenre"
     ]
     raise UserError(
         f"init_from: {path} was trained with other settings of tokenizer {ours.name!r} "
-        f"({', '.join(differing)}); set the same (tracks and neutral come with the corpus) or give "
+        f"({', '.join(different)}); set the same (tracks and neutral come with the corpus) or give "
         "another run"
     )
 
@@ -431,36 +430,15 @@ def _check_backbone(
         )
     if theirs != ours:
         raise UserError(
-            f"init_from: {path} has another backbone ({', '.join(_differing(theirs, ours))}); set "
+            f"init_from: {path} has another backbone ({', '.join(differing(theirs, ours))}); set "
             "the same or give another run"
         )
 
 
 def _shared_settings(model: Mapping[str, Any], causal: bool) -> dict[str, Any]:
     """Settings of a model that the shared weights depend on."""
-    # A setting that is younger than a checkpoint had its default there.
-    parameters = inspect.signature(registry.find("model", model["_target_"])).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    given = defaults | dict(model) | backbone_settings(model, causal)
+    given = dict(model) | backbone_settings(model, causal)
     found = {k: v for k, v in given.items() if k not in _NOT_SHARED}
     if found.get("positions") == "rope":  # has no limit and ignores it
         found.pop("max_positions", None)
     return found
-
-
-def _differing(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Settings that differ, with both values."""
-    found = []
-    for key in sorted({*theirs, *ours}):
-        there, here = theirs.get(key), ours.get(key)
-        if isinstance(there, Mapping) and isinstance(here, Mapping):
-            found += _differing(there, here, f"{prefix}{key}.")
-        elif there != here:
-            found.append(f"{prefix}{key}={_yaml(there)} there, {_yaml(here)} here")
-    return found
-
-
-def _yaml(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)

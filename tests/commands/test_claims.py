@@ -11,8 +11,8 @@ import hydra.core.utils
 import pytest
 from toy_runs import SMALL
 
-from midigenre.commands.claims import claim, locked
 from midigenre.errors import UserError
+from midigenre.run import claim, locked
 
 QUICK = (*SMALL, "trainer.max_epochs=1", "trainer.max_steps=2")
 
@@ -41,7 +41,7 @@ def test_a_folder_in_which_nothing_began_goes_with_those_made_for_it(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from midigenre.commands.claims import locked
+from midigenre.run import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(60)
@@ -61,7 +61,9 @@ def test_a_lock_ends_with_its_process(tmp_path):
         pass
 
 
-CHILD = "import sys; from midigenre.commands.job import end_with; end_with(int(sys.argv[1])); "
+CHILD = (
+    "import sys; from midigenre.commands.hydra_job import end_with; end_with(int(sys.argv[1])); "
+)
 PARENT = """
 import os, subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())])

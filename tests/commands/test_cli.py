@@ -92,9 +92,10 @@ MISTAKES = {
     "a setting of other programs": (["train", "batch_size=3"], ["did you mean data.batch_phrases"]),
     "a setting in a wrong group": (["train", "model.lr_decay=1"], ["optim.layer_decay"]),
     "a setting of a group alone": (["train", "n_heads=4"], ["did you mean model.n_heads?"]),
+    "a setting of other commands": (["train", "device=cuda"], ["device", "write trainer=gpu"]),
     "a setting of two commands": (
-        ["train", "device=cuda"],
-        ["did you mean trainer.devices?", "belongs to midigenre evaluate"],
+        ["train", "batch=3"],
+        ["did you mean data.batch_phrases", "belongs to midigenre generate"],
     ),
     "training settings": (["prepare", "epochs=3"], ["midigenre train has trainer.max_epochs"]),
     "an option": (["train", "--model", "tiny"], ["--model", "write model=tiny"]),

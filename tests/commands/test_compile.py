@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from midigenre.commands.job import check_compile
+from midigenre.checks import check_compile
 from midigenre.errors import UserError
 from midigenre.models import Encoder
 
@@ -39,7 +39,6 @@ def test_takes_an_encoder_in_half_precision_on_a_gpu() -> None:
     check_compile(settings())
     check_compile(settings(precision={"precision": "16-mixed"}))
     check_compile(settings(compile=False, trainer={"accelerator": "cpu"}))
-    check_compile(OmegaConf.create({}))  # a run of an older version
 
 
 @pytest.mark.usefixtures("gpu")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from midigenre.cli import overrides_of
-from midigenre.commands.label_names import plain_names
+from midigenre.commands.hydra_job import plain_names
 from midigenre.corpora.toy import EMOTIONS, GENRES, toy_song
 from midigenre.corpora.xmidi import XMIDI_EMOTIONS, XMIDI_GENRES
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from midigenre.commands.job import check_clock
-from midigenre.commands.start import check_classes, source_of
+from midigenre.checks import check_clock, check_songs, source_of
 from midigenre.errors import UserError
 
 
@@ -36,26 +35,24 @@ def source(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def started(source: Path, name: str, capsys: pytest.CaptureFixture[str], **changed: Any) -> str:
-    cfg = OmegaConf.create(settings(**changed) | {"init_from": str(source)})
-    assert source_of(cfg, name) == str(source)
-    return " ".join(capsys.readouterr().err.split())
+def started(source: Path, name: str, **changed: Any) -> str:
+    cfg, said = OmegaConf.create(settings(**changed) | {"init_from": str(source)}), []
+    assert source_of(cfg, name, said.append) == str(source)
+    return " ".join(said)
 
 
-def test_a_part_of_another_source_is_told_by_its_name(
-    source: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_part_of_another_source_is_told_by_its_name(source: Path) -> None:
     every = {"name": "leave_one_source_out", "sources": None}
-    assert started(source, "source-groove", capsys) == ""
+    assert started(source, "source-groove") == ""
     # groove is the second of all sources; the first is one that the source was trained on.
-    assert started(source, "source-groove", capsys, protocol=every | {"part": 2}) == ""
-    said = started(source, "source-asap", capsys, protocol=every | {"part": 1})
+    assert started(source, "source-groove", protocol=every | {"part": 2}) == ""
+    said = started(source, "source-asap", protocol=every | {"part": 1})
     assert "may have learnt labels and notes of test songs of source-asap" in said
 
 
-def test_a_part_with_other_shares_is_told(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_part_with_other_shares_is_told(source: Path) -> None:
     fractions = {"seed": 0, "fractions": [0.6, 0.3, 0.1]}
-    assert "may have learnt" in started(source, "source-groove", capsys, split=fractions)
+    assert "may have learnt" in started(source, "source-groove", split=fractions)
 
 
 @pytest.mark.parametrize("interval", [None, 0.5, 500])
@@ -76,7 +73,7 @@ def test_a_classifier_of_one_class_is_refused() -> None:
     classes = {"genre": ("jazz", "rock"), "emotion": ("sad",)}
     labels = {"genre": np.array([1, -1, 1]), "emotion": np.array([0, 0, -1])}
     data = SimpleNamespace(
-        task_labels=("genre",), labels=labels,
+        task_labels=("genre",), labels=labels, rows=lambda split: np.array([0]),
         shards=SimpleNamespace(labels=SimpleNamespace(classes=classes)),
     )  # fmt: skip
     tasks = {
@@ -84,8 +81,19 @@ def test_a_classifier_of_one_class_is_refused() -> None:
         "generate": "midigenre.tasks.generate.GenerateTask",
     }
     cfgs = {k: OmegaConf.create({"task": {"name": k, "_target_": v}}) for k, v in tasks.items()}
-    check_classes(cfgs["generate"], data)  # type: ignore[arg-type]
+    check_songs(cfgs["generate"], data)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"every song is of one genre, 'rock'.*task=mlm"):
-        check_classes(cfgs["genre"], data)  # type: ignore[arg-type]
+        check_songs(cfgs["genre"], data)  # type: ignore[arg-type]
     labels["genre"][1] = 0
-    check_classes(cfgs["genre"], data)  # type: ignore[arg-type]
+    check_songs(cfgs["genre"], data)  # type: ignore[arg-type]
+
+
+def test_one_class_is_refused_before_songs_are_encoded(midigenre, home, tmp_path) -> None:
+    (tmp_path / "jazz").mkdir()
+    for i in range(3):
+        (tmp_path / "jazz" / f"{i}.mid").write_bytes(b"MThd")  # reading it would say more
+    before = set((home / "shards").glob("*"))
+    status, _, err = midigenre("train", "corpus=folder", f"corpus.root={tmp_path}")
+    assert status == 2
+    assert "every song is of one genre, 'jazz'" in err
+    assert set((home / "shards").glob("*")) == before

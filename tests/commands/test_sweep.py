@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 from toy_runs import SMALL
 
 from boards import Board
-from midigenre.commands.claims import locked
-from midigenre.commands.job import shortened, take_share
+from midigenre.commands.hydra_job import shortened, take_share
+from midigenre.run import locked
 
 METRICS = (
     "test_phrase_macro_f1",  # the first: what runs are compared by

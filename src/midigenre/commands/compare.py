@@ -18,8 +18,8 @@ from midigenre.evaluation.compare import compare, to_markdown, to_records
 from midigenre.evaluation.metrics import METRICS
 from midigenre.evaluation.predictions import LEVELS
 from midigenre.evaluation.runs import find_runs
-from midigenre.evaluation.settings import settings_of
 from midigenre.files import write_csv
+from midigenre.run import settings_of
 
 
 def run(cfg: DictConfig, paths: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,6 +26,21 @@ from midigenre.corpora.base import Progress as Report
 
 # A log or a pipe has no width to break lines at.
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
+
+
+_log = logging.getLogger(__name__)
+
+
+def say(message: str) -> None:
+    """Shows a line and keeps it in the log of a run."""
+    _log.info(message)
+    console.print(escape(message), highlight=False)
+
+
+def warn(message: str) -> None:
+    """Shows a warning and keeps it in the log of a run."""
+    _log.warning(message)
+    console.print(f"[yellow]warning:[/] {escape(message)}", highlight=False)
 
 
 @contextmanager

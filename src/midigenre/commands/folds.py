@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,13 +9,10 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
-from rich.markup import escape
 
-from midigenre.build import class_of, plain
-from midigenre.commands.claims import locked
-from midigenre.commands.console import console
-from midigenre.commands.job import check_one_device
-from midigenre.commands.start import finished, source_of
+from midigenre.build import class_of, labels_of, plain
+from midigenre.checks import check_one_device, source_of
+from midigenre.commands.console import console, say, warn
 from midigenre.data.shards import ShardSet
 from midigenre.data.splits import CROSSVAL, Fold, Protocol, settings_of
 from midigenre.errors import UserError
@@ -26,11 +22,9 @@ from midigenre.evaluation.metrics import METRICS
 from midigenre.evaluation.predictions import LEVELS
 from midigenre.evaluation.score_figures import evaluation_figures
 from midigenre.files import read_json, write_json
-from midigenre.run import RunFolder, as_config
+from midigenre.run import RunFolder, as_config, locked
 from midigenre.spec import UNKNOWN
 from midigenre.wording import plural
-
-log = logging.getLogger(__name__)
 
 TrainPart = Callable[[DictConfig, Path, bool], float]
 """Trains a part: its config, its folder, whether it goes on."""
@@ -42,10 +36,7 @@ def protocol_of(cfg: DictConfig) -> Protocol | None:
     Raises:
         UserError: A setting is out of range.
     """
-    task = plain(cfg.task)
-    return Protocol.from_config(
-        settings_of(plain(cfg.get("protocol")), plain(cfg.split), class_of(task).labels_of(task))
-    )
+    return Protocol.from_config(settings_of(plain(cfg.protocol), plain(cfg.split), labels_of(cfg)))
 
 
 def check_devices(cfg: DictConfig) -> None:
@@ -54,14 +45,11 @@ def check_devices(cfg: DictConfig) -> None:
     Raises:
         UserError: ``trainer.devices`` asks for more than one.
     """
-    try:
-        check_one_device(cfg)
-    except UserError as error:
-        raise UserError(
-            f"trainer.devices={cfg.trainer.devices}: protocol={cfg.protocol.name} trains one part "
-            "after the other on one device; set trainer.devices=1, or train each part alone with "
-            "protocol.part=1, 2, ..."
-        ) from error
+    check_one_device(
+        cfg,
+        f"protocol={cfg.protocol.name} trains one part after the other on one device; set "
+        "trainer.devices=1, or train each part alone with protocol.part=1, 2, ...",
+    )
 
 
 def part_of(protocol: Protocol, shards: ShardSet, number: int, labels: Sequence[str]) -> Fold:
@@ -104,9 +92,9 @@ def say_part(part: Fold, number: int) -> None:
         f"{len(part.rows[split]):,} {word}"
         for split, word in (("train", "training"), ("val", "validation"), ("test", "test"))
     )
-    _say(f"part {number}, {part.name}: {songs} songs")
+    say(f"part {number}, {part.name}: {songs} songs")
     if part.left_out:
-        _warn(
+        warn(
             f"{part.name}: {plural(part.left_out, 'song')} of other sources left out, for they "
             "belong to a group of it"
         )
@@ -117,7 +105,7 @@ def say_untestable(part: Fold) -> None:
     """Tells the songs whose class no other source teaches."""
     for label, counts in part.untestable.items():
         named = ", ".join(f"{name} {n:,}" for name, n in counts.items())
-        _warn(
+        warn(
             f"{part.name}: {plural(sum(counts.values()), 'song')} cannot be tested, since no other "
             f"source has their {label} ({named})"
         )
@@ -142,7 +130,7 @@ def plan_parts(
         UserError: A part cannot be trained, or a finished one has other bounds of the trainer.
     """
     plan: list[Planned] = []
-    labels = class_of(plain(cfg.task)).labels_of(plain(cfg.task))
+    labels = labels_of(cfg)
     for number, name in enumerate(protocol.names(shards), 1):
         part = protocol.split(shards, number)
         if not len(part.rows["test"]):  # a source of unlabelled songs, or of classes of its own
@@ -150,7 +138,7 @@ def plan_parts(
             continue
         _usable(part, number, shards, labels)
         given = part_config(cfg, number, name)
-        if finished(folder / name):
+        if RunFolder(folder / name).finished:
             _check_bounds(given, folder / name)
         plan.append((number, part, given))
     if all(given is None for _, _, given in plan):
@@ -180,7 +168,7 @@ def run_parts(
         UserError: A part cannot be trained.
     """
     if cfg.protocol.name == CROSSVAL:
-        _say(
+        say(
             f"{len(plan)} folds of {plural(len(shards), 'song')} by split.seed={cfg.split.seed}; "
             "the prepared split is not used"
         )
@@ -191,12 +179,12 @@ def run_parts(
         if given is None:
             skipped.append(part)
             say_untestable(part)
-            _warn(f"{part.name} is left out: it has no song to test")
+            warn(f"{part.name} is left out: it has no song to test")
             continue
         below = folder / part.name
-        if finished(below):
+        if RunFolder(below).finished:
             say_part(part, number)
-            _say(f"{part.name} is finished")
+            say(f"{part.name} is finished")
         else:
             goes_on = RunFolder(below).has_config
             below.mkdir(exist_ok=True)
@@ -215,7 +203,7 @@ def part_config(cfg: DictConfig, number: int, name: str) -> DictConfig:
     """The config of a part, a run of its own.
 
     Raises:
-        UserError: See :func:`~midigenre.commands.start.source_of`.
+        UserError: See :func:`~midigenre.checks.source_of`.
     """
     own = plain(cfg)
     own["protocol"]["part"] = number
@@ -223,7 +211,7 @@ def part_config(cfg: DictConfig, number: int, name: str) -> DictConfig:
         if logger is not None and "id" in logger:  # Weights & Biases: one run a part
             logger["id"], logger["name"] = f"{logger['id']}-{number}", f"{logger['name']}/{name}"
     found = as_config(own)
-    found.init_from = source_of(found, name)
+    found.init_from = source_of(found, name, warn)
     return found
 
 
@@ -295,8 +283,8 @@ def _pooled(
         for level in LEVELS:
             if level in levels:
                 found = levels[level]["over_parts"]["macro_f1"]
-                _say(f"{label}, {level} level: macro-F1 of the parts {_shown(found)}")
-    _say(
+                say(f"{label}, {level} level: macro-F1 of the parts {_shown(found)}")
+    say(
         f"{plural(len(runs), 'part')}, {plural(n_tested, 'song')} tested once each; "
         f"{monitor} {_shown(best)}; {seconds:.0f} s since this command"
     )
@@ -318,13 +306,3 @@ def _cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     total["tokens_per_second"] = round(total["train_tokens"] / total["fit_seconds"], 1)
     total["peak_memory_bytes"] = max(of["peak_memory_bytes"] for of in costs)
     return total
-
-
-def _say(message: str) -> None:
-    log.info(message)
-    console.print(escape(message), highlight=False)
-
-
-def _warn(message: str) -> None:
-    log.warning(message)
-    console.print(f"[yellow]warning:[/] {escape(message)}", highlight=False)

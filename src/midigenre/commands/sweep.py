@@ -16,19 +16,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from midigenre import __version__
-from midigenre.commands.claims import claim, locked
+from midigenre.checks import check_one_device
 from midigenre.commands.compare import shipped
 from midigenre.commands.console import console
-from midigenre.commands.job import check_one_device
-from midigenre.commands.start import finished
+from midigenre.commands.hydra_job import ONE_DEVICE
 from midigenre.data.prepare import default_workers
 from midigenre.errors import UserError
 from midigenre.evaluation.compare import compare, legend, table
 from midigenre.evaluation.runs import find_runs
 from midigenre.files import read_json, write_json
-
-ABOUT = "sweep.json"
-"""In a sweep's folder: its command line, its jobs and the config that they have in common."""
+from midigenre.run import SWEEP, RunFolder, claim, locked
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Sweep:
             own = claim(self.folder)
             held.enter_context(locked(own.folder))
             held.callback(own.discard_empty)
-            write_json(own.folder / ABOUT, self.about)
+            write_json(own.folder / SWEEP, self.about)
             yield self._at(own.folder)
 
     def _at(self, folder: Path) -> Sweep:
@@ -83,7 +80,7 @@ class Sweep:
     def _unfinished(self) -> list[Path]:
         """Folders of the same sweep with jobs that are not finished, the newest first."""
         found = []
-        for path in self.folder.parent.glob(f"*/{ABOUT}"):
+        for path in self.folder.parent.glob(f"*/{SWEEP}"):
             try:
                 about = read_json(path)
             except (OSError, ValueError) as error:
@@ -92,7 +89,7 @@ class Sweep:
                               highlight=False, soft_wrap=True)  # fmt: skip
                 continue
             if about == self.about:
-                n_finished = sum(map(finished, path.parent.glob("[0-9]*")))
+                n_finished = sum(RunFolder(job).finished for job in path.parent.glob("[0-9]*"))
                 if n_finished < self.n_jobs:
                     found.append((path.stat().st_mtime_ns, path.parent))
         return [folder for _, folder in sorted(found, reverse=True)]
@@ -111,7 +108,7 @@ def plan(cfg: DictConfig, overrides: Sequence[str], parser: OverridesParser) -> 
     """
     if cfg.resume is not None:
         raise UserError("resume= goes on with one run; start it without a sweep")
-    check_one_device(cfg)
+    check_one_device(cfg, ONE_DEVICE)
     params: Any = OmegaConf.to_container(cfg.hydra.sweeper.get("params") or OmegaConf.create({}))
     parsed = parser.parse_overrides([*(f"{k}={v}" for k, v in params.items()), *overrides])
     # As Hydra has it: the command line's values take the place of a sweep's own.

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -109,6 +109,7 @@ def prepare(
     home: Path,
     settings: Settings,
     progress: Progress = no_progress,
+    check: Callable[[Listing], None] = lambda listing: None,
 ) -> ShardSet:
     """Prepares a corpus, or opens it where that was done before.
 
@@ -119,6 +120,7 @@ def prepare(
         home: Folder that holds ``shards/`` and ``corpora/``.
         settings: The rest.
         progress: Called as songs are listed and encoded.
+        check: Called with the listing, to reject it before anything is encoded.
 
     Raises:
         UserError: The corpus is not there or has no usable song, or the disk is full.
@@ -134,6 +136,7 @@ def prepare(
             f"corpus {corpus.name!r} has no song; see {_settings_text(corpus_settings)}"
         )
     listing = mapped(listing, corpus, settings.labels)
+    check(listing)
     key = _key(corpus, corpus_settings, tokenizer, settings, listing)
     folder = root / f"{corpus.name}-{tokenizer.spec.name}-{key}"
     # There are no locks in a bucket: this one keeps the processes of this machine apart, those of

@@ -21,6 +21,7 @@ from midigenre.data.duplicates import linked_groups
 from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
 from midigenre.files import safe_name
+from midigenre.run import HOLDOUT
 from midigenre.spec import SPLITS, UNKNOWN
 
 
@@ -155,7 +156,7 @@ def _fill(
             splits[moved] = split
 
 
-HOLDOUT, CROSSVAL, BY_SOURCE = "holdout", "crossval", "leave_one_source_out"
+CROSSVAL, BY_SOURCE = "crossval", "leave_one_source_out"
 
 
 @dataclass(frozen=True)

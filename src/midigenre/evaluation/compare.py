@@ -24,8 +24,8 @@ from midigenre.evaluation.markdown import markdown_table
 from midigenre.evaluation.metrics import METRICS
 from midigenre.evaluation.predictions import LEVELS, SONGS_FILE
 from midigenre.evaluation.runs import RunRecord
-from midigenre.evaluation.settings import NAMED
 from midigenre.files import read_csv
+from midigenre.run import GROUPS
 from midigenre.wording import plural
 
 Shipped = Callable[[str, str], Mapping[str, Any]]
@@ -298,13 +298,13 @@ def _differing(rows: Sequence[Row], shipped: Shipped) -> tuple[str, ...]:
     keys = dict.fromkeys(key for row in rows for key in row.settings)
     own = {
         (group, choice): shipped(group, choice)
-        for group in NAMED
+        for group in GROUPS
         for choice in {row.settings[group] for row in rows}
     }
 
     def as_shipped(key: str) -> bool:
         group = key.partition(".")[0]
-        return group in NAMED and all(
+        return group in GROUPS and all(
             own[group, row.settings[group]].get(key) == row.settings.get(key) for row in rows
         )
 
@@ -313,7 +313,7 @@ def _differing(rows: Sequence[Row], shipped: Shipped) -> tuple[str, ...]:
         lacking = any(key not in row.settings for row in rows)
         return len(found) > 1 or (lacking and found != {"false"})  # a flag from before it was one
 
-    return tuple(key for key in keys if differs(key) and (key in NAMED or not as_shipped(key)))
+    return tuple(key for key in keys if differs(key) and (key in GROUPS or not as_shipped(key)))
 
 
 def _notes(comparison: Comparison, repeated: int) -> Iterator[str]:

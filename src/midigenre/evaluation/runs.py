@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from midigenre.data.splits import HOLDOUT
 from midigenre.errors import UserError
-from midigenre.evaluation.settings import flatten, settings_of
 from midigenre.files import read_json
-from midigenre.run import RunFolder
+from midigenre.run import HOLDOUT, RunFolder, flatten, protocol_name, settings_of
 
 _CHAIN = 8  # no recipe has so many stages; a folder that starts from itself ends here
 
@@ -42,7 +40,7 @@ class RunRecord:
     Attributes:
         folder: Where it lies.
         settings: Its settings, flat; see
-            :func:`~midigenre.evaluation.settings.settings_of`.
+            :func:`~midigenre.run.settings_of`.
         evaluation: Content of ``evaluation.json``.
         cost: Content of ``cost.json``; ``parameters`` alone for runs from before there was one.
         test_set: Equal for runs that were tested on the same songs and phrases.
@@ -192,8 +190,8 @@ def _test_set(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     # The same songs, whatever is taken of them.
     ignored = ("corpus.tracks", "corpus.neutral")
     flat = {k: v for k, v in flatten(chosen) if k not in ignored and v is not None and v != {}}
-    protocol = config.get("protocol") or {}
-    if protocol.get("name", HOLDOUT) != HOLDOUT:
+    if protocol_name(config) != HOLDOUT:
+        protocol = config["protocol"]
         # All folds together are all songs, however many there are.
         deals = ("name", "sources") if protocol.get("part") is None else (*protocol,)
         flat |= {f"protocol.{key}": protocol.get(key) for key in deals}

@@ -364,7 +364,8 @@ LEFT = "left"
 class TrainingBar(RichProgressBar):
     """Lightning's bar, which also counts down ``trainer.max_time``.
 
-    Where only the clock ends the training (``trainer.max_epochs=-1``) it names no last epoch.
+    Epochs count from 1. Where only the clock ends the training (``trainer.max_epochs=-1``) it names
+    no last one.
     """
 
     def get_metrics(
@@ -379,8 +380,9 @@ class TrainingBar(RichProgressBar):
         return {LEFT: str(timedelta(seconds=max(0, round(min(left)))))} | found
 
     def _get_train_description(self, current_epoch: int) -> str:
-        description = super()._get_train_description(current_epoch)
-        return f"{description.split('/')[0]:10}" if self.trainer.max_epochs == -1 else description
+        last = self.trainer.max_epochs
+        description = f"Epoch {current_epoch + 1}" + ("" if last in (None, -1) else f"/{last}")
+        return f"{description:{len(self.validation_description)}}"
 
 
 class ConfusionFigures(Callback):

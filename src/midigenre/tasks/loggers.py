@@ -22,8 +22,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import summary
 
-from midigenre.evaluation.settings import settings_of
 from midigenre.files import read_csv, write_csv
+from midigenre.run import settings_of
 from midigenre.tasks.base import Task
 
 FINAL = "hparam/"

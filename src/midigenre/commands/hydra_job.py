@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import logging
 import os
+import re
 import select
 import signal
 import sys
@@ -27,13 +28,12 @@ from typing import Any
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from midigenre import registry
-from midigenre.commands.claims import FAILED, locked
-from midigenre.commands.label_names import plain_names
 from midigenre.errors import StoppedError, UserError
 from midigenre.files import FULL, read_json, whole
+from midigenre.run import FAILED, RunFolder, locked
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,9 @@ TITLE_BYTES = 128
 
 GRACE_SECONDS = 20
 """How long a job may take to keep its last step when the process of its sweep has ended."""
+
+ONE_DEVICE = "a sweep gives each run one device; set trainer.devices=1, or train without a sweep"
+"""Launchers would start the processes of several wrongly."""
 
 CONSOLE = "console.log"
 """What a job prints that runs beside others."""
@@ -182,10 +185,11 @@ class SweepJob:
         Returns:
             The best validation score; None of a job that failed.
         """
-        from midigenre.commands.start import finished
+        from midigenre.checks import check_one_device
 
         hydra = HydraConfig.get()
         folder = Path(hydra.runtime.output_dir)
+        run = RunFolder(folder)
         beside_others = "n_jobs" in hydra.launcher
         name = f"job {hydra.job.num}  {hydra.job.override_dirname}"
         stderr = sys.stderr
@@ -194,15 +198,15 @@ class SweepJob:
             if hydra.runtime.choices["hydra/launcher"] in ("slurm", "submitit_slurm")
             else end_with(self.sweep_pid)
         )
-        if finished(folder):
+        if run.finished:
             (kept,) = read_json(folder / "metrics.json")["best"].values()
             print(f"{name}: finished before", file=stderr, flush=True)
             return float(kept)
         try:
             (folder / FAILED).unlink(missing_ok=True)
-            if (folder / "config.yaml").is_file():
+            if run.has_config:
                 cfg.resume = str(folder)
-            check_one_device(cfg)
+            check_one_device(cfg, ONE_DEVICE)
             take_share(cfg, hydra)
             with _output(folder / CONSOLE if beside_others else None):
                 score: float = Job("train", self.paths)(cfg)
@@ -276,21 +280,6 @@ def reason(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def check_one_device(cfg: DictConfig) -> None:
-    """A run of a sweep has one device: launchers would start the processes of several wrongly.
-
-    Raises:
-        UserError: ``trainer.devices`` asks for more, or leaves the number open.
-    """
-    devices = cfg.trainer.devices
-    one = len(devices) == 1 if OmegaConf.is_list(devices) else str(devices) == "1"
-    if not one:
-        raise UserError(
-            f"trainer.devices={devices}: a sweep gives each run one device; set trainer.devices=1, "
-            "or train without a sweep"
-        )
-
-
 def take_share(cfg: DictConfig, hydra: Any) -> None:
     """Bounds a job to its part of a machine that others use at the same time.
 
@@ -331,7 +320,7 @@ def _output(path: Path | None) -> Iterator[None]:
 
 
 def check_types(cfg: Any, command: str) -> None:
-    """Refuses an override of another type than the default it replaces.
+    """Rejects an override of another type than the default it replaces.
 
     Raises:
         UserError: For instance text where a number stands in the config.
@@ -358,70 +347,29 @@ def check_types(cfg: Any, command: str) -> None:
             raise UserError(f"{key}={now}: must be {kinds[type(was)]}; the default is {was}")
 
 
-def check_compile(cfg: DictConfig) -> None:
-    """Refuses ``compile=true`` where the compiled layers cannot run.
-
-    Args:
-        cfg: The run's config.
-
-    Raises:
-        UserError: A backbone without layers to compile, no GPU or one before Ampere, full
-            precision, attention dropout, a head width that variable-length attention does not
-            take, or sharded weights.
-    """
-    if not cfg.get("compile"):  # runs of older versions do not have the key
-        return
-    import torch
-
-    from midigenre.models.sequences import no_varlen
-
-    model, trainer = cfg.model, cfg.trainer
-    if not hasattr(registry.find("model", model._target_), "compile_layers"):
-        raise UserError(f"compile=true: model={model.name} has no layers to compile; leave it out")
-    on_gpu = trainer.accelerator in ("gpu", "cuda", "auto")
-    if not on_gpu or str(cfg.precision.precision).startswith("32"):
-        raise UserError(
-            f"compile=true needs a GPU and half precision, and this run has trainer.accelerator="
-            f"{trainer.accelerator}, precision {cfg.precision.precision}: give trainer=gpu "
-            "precision=bf16, or leave compile out"
-        )
-    if not torch.cuda.is_available():
-        raise UserError(
-            "compile=true needs a GPU, and torch sees no CUDA device here: leave compile out, or "
-            "train on a machine that has one"
-        )
-    if model.attention_dropout:
-        raise UserError(
-            f"compile=true needs variable-length attention, which has no dropout, and "
-            f"model.attention_dropout={model.attention_dropout}: set it to 0, or leave compile out"
-        )
-    d_head = model.d_model // model.n_heads
-    if wanted := no_varlen(d_head, torch.cuda.get_device_capability()):
-        raise UserError(
-            f"compile=true needs variable-length attention, and that {wanted}, with model.d_model="
-            f"{model.d_model}, model.n_heads={model.n_heads} on {torch.cuda.get_device_name()}: "
-            "change that, or leave compile out"
-        )
-    if "FSDP" in str(OmegaConf.select(cfg, "trainer.strategy._target_")):
-        raise UserError("compile=true does not go with trainer=fsdp; leave it out, or trainer=ddp")
+# Hydra's grammar takes letters, digits, _ and - in a key; a class of songs may be called `R&B`.
+_HEX = "hex-of-utf8-"
+_WORDS = ("null", "true", "false", "nan", "inf")  # Hydra reads these as values
 
 
-def check_clock(cfg: DictConfig, n_processes: int) -> None:
-    """Refuses validation by the clock with several processes: each has a clock of its own.
+def hydra_key(name: str) -> str:
+    """A key that Hydra takes, from which :func:`plain_names` gets the name back."""
+    if re.fullmatch(r"[A-Za-z_][\w-]*", name, re.ASCII) and name.lower() not in _WORDS:
+        return name
+    return _HEX + os.fsencode(name).hex()
 
-    Where they cross the moment apart, one would validate while another waits for its gradients.
 
-    Args:
-        cfg: The run's config.
-        n_processes: How many processes train together.
+def plain_names(cfg: Any) -> None:
+    """Puts the names of the classes in ``labels.map`` back, in place."""
+    with open_dict(cfg):
+        for label, names in ((cfg.get("labels") or {}).get("map") or {}).items():
+            if OmegaConf.is_dict(names):
+                # Not resolved: a name may hold an escaped ${.
+                raw: Any = OmegaConf.to_container(names, resolve=False)
+                cfg.labels.map[label] = {_plain(key): name for key, name in raw.items()}
 
-    Raises:
-        UserError: ``trainer.val_check_interval`` is a time, and there are several processes.
-    """
-    interval = cfg.trainer.get("val_check_interval")
-    if n_processes > 1 and interval is not None and not isinstance(interval, (int, float)):
-        raise UserError(
-            f"trainer.val_check_interval={interval} goes by the clock, which {n_processes} "
-            "processes do not share; give a number of steps, for instance "
-            "trainer.val_check_interval=500"
-        )
+
+def _plain(key: Any) -> Any:
+    if not str(key).startswith(_HEX):
+        return key
+    return os.fsdecode(bytes.fromhex(key.removeprefix(_HEX)))

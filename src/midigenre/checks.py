@@ -1,0 +1,345 @@
+"""What is checked before a run trains: its settings, the machine, its songs and their labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from midigenre import registry
+from midigenre.build import (
+    check_labels,
+    class_of,
+    labels_of,
+    make_augment,
+    make_backbone,
+    make_corpus,
+    make_model,
+    make_optim,
+    make_tokenizer,
+    plain,
+)
+from midigenre.corpora.base import Listing
+from midigenre.data.datamodule import PhraseDataModule
+from midigenre.data.labels import LabelSettings
+from midigenre.data.phrases import phrase_length
+from midigenre.data.shards import ManifestTable, ShardSet
+from midigenre.data.splits import Protocol, check_fractions
+from midigenre.data.splits import settings_of as protocol_settings
+from midigenre.data.subset import Subset
+from midigenre.errors import UserError
+from midigenre.files import read_json
+from midigenre.models.sequences import no_varlen
+from midigenre.run import HOLDOUT, RunFolder, differing, protocol_name
+from midigenre.spec import UNKNOWN, LabelSpec
+
+Say = Callable[[str], None]
+"""Shows a line to the person."""
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Rejects what can be rejected before a corpus is prepared.
+
+    Raises:
+        UserError: A setting of the model, the optimizer or the task is out of range.
+    """
+    model, task = plain(cfg.model), plain(cfg.task)
+    task_class = class_of(task)
+    try:
+        check_fractions(plain(cfg.split.fractions))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if not 0 <= cfg.seed < 2**32:
+        raise UserError(f"seed={cfg.seed} must lie in 0 to {2**32 - 1}")
+    if cfg.fold is not None:
+        Subset.from_config(cfg.fold)
+    Protocol.from_config(protocol_settings(plain(cfg.protocol), plain(cfg.split)))
+    for key in ("max_epochs", "max_steps"):
+        if cfg.trainer.get(key) == 0:
+            raise UserError(f"trainer.{key}=0 trains nothing; give 1 or more, or leave it out")
+    for key in ("max_tokens", "batch_phrases", "eval_batch_phrases", "batch_tokens",
+                "phrases_per_song", "val_phrases_per_song"):  # fmt: skip
+        if cfg.data[key] is not None and cfg.data[key] < 1:
+            raise UserError(f"data.{key} must be 1 or more, got {cfg.data[key]}")
+    make_backbone(model, task_class.causal)
+    make_optim(cfg)
+    augment = make_augment(cfg)
+    LabelSettings.from_config(plain(cfg.labels))
+    if cfg.shards is None:
+        corpus = make_corpus(cfg)
+        check_labels(task, corpus.labels)
+        tokens = make_tokenizer(cfg, corpus).spec
+        make_model(model, task, tokens, LabelSpec(dict.fromkeys(corpus.labels, ("a", "b"))))
+        phrase_length(cfg.data, tokens)
+        if augment is not None:
+            augment.check(tokens)
+
+
+def check_one_device(cfg: DictConfig, why: str) -> None:
+    """Rejects several devices where runs follow each other in one process.
+
+    Args:
+        cfg: The run's config.
+        why: What has one device, and what else to do.
+
+    Raises:
+        UserError: ``trainer.devices`` asks for more, or leaves the number open.
+    """
+    devices = cfg.trainer.devices
+    one = len(devices) == 1 if OmegaConf.is_list(devices) else str(devices) == "1"
+    if not one:
+        raise UserError(f"trainer.devices={devices}: {why}")
+
+
+def check_compile(cfg: DictConfig) -> None:
+    """Rejects ``compile=true`` where the compiled layers cannot run.
+
+    Args:
+        cfg: The run's config.
+
+    Raises:
+        UserError: A backbone without layers to compile, no GPU or one before Ampere, full
+            precision, attention dropout, a head width that variable-length attention does not
+            take, or sharded weights.
+    """
+    if not cfg.compile:
+        return
+    model, trainer = cfg.model, cfg.trainer
+    if not hasattr(registry.find("model", model._target_), "compile_layers"):
+        raise UserError(f"compile=true: model={model.name} has no layers to compile; leave it out")
+    on_gpu = trainer.accelerator in ("gpu", "cuda", "auto")
+    if not on_gpu or str(cfg.precision.precision).startswith("32"):
+        raise UserError(
+            f"compile=true needs a GPU and half precision, and this run has trainer.accelerator="
+            f"{trainer.accelerator}, precision {cfg.precision.precision}: give trainer=gpu "
+            "precision=bf16, or leave compile out"
+        )
+    if not torch.cuda.is_available():
+        raise UserError(
+            "compile=true needs a GPU, and torch sees no CUDA device here: leave compile out, or "
+            "train on a machine that has one"
+        )
+    if model.attention_dropout:
+        raise UserError(
+            f"compile=true needs variable-length attention, which has no dropout, and "
+            f"model.attention_dropout={model.attention_dropout}: set it to 0, or leave compile out"
+        )
+    d_head = model.d_model // model.n_heads
+    if wanted := no_varlen(d_head, torch.cuda.get_device_capability()):
+        raise UserError(
+            f"compile=true needs variable-length attention, and that {wanted}, with model.d_model="
+            f"{model.d_model}, model.n_heads={model.n_heads} on {torch.cuda.get_device_name()}: "
+            "change that, or leave compile out"
+        )
+    if "FSDP" in str(OmegaConf.select(cfg, "trainer.strategy._target_")):
+        raise UserError("compile=true does not go with trainer=fsdp; leave it out, or trainer=ddp")
+
+
+def check_clock(cfg: DictConfig, n_processes: int) -> None:
+    """Rejects validation by the clock with several processes: each has a clock of its own.
+
+    Where they cross the moment apart, one would validate while another waits for its gradients.
+
+    Args:
+        cfg: The run's config.
+        n_processes: How many processes train together.
+
+    Raises:
+        UserError: ``trainer.val_check_interval`` is a time, and there are several processes.
+    """
+    interval = cfg.trainer.get("val_check_interval")
+    if n_processes > 1 and interval is not None and not isinstance(interval, (int, float)):
+        raise UserError(
+            f"trainer.val_check_interval={interval} goes by the clock, which {n_processes} "
+            "processes do not share; give a number of steps, for instance "
+            "trainer.val_check_interval=500"
+        )
+
+
+_LEARNT = {
+    "classifier": "labels and notes",
+    "generator": "notes, and labels if it was conditioned on them,",
+}
+
+
+def warn_of_shared_songs(cfg: DictConfig, shards: ShardSet, warn: Say) -> None:
+    """Warns where ``init_from`` was trained on songs that this run, of one split, is tested on.
+
+    Songs are looked up in the shards of that run. Where those are gone, the settings that split the
+    songs tell, as far as the corpus is the same.
+
+    Args:
+        cfg: Config of the run.
+        shards: Its songs.
+        warn: Shows a line.
+    """
+    source = cfg.init_from
+    run = None if source is None else RunFolder.of(source)
+    if run is None or not run.has_config:  # a checkpoint alone
+        return
+    saved = run.config
+    if not _same_corpus(saved, cfg):
+        return
+    there = run.shards if run.spec_path.is_file() else None
+    if protocol_name(saved) == HOLDOUT and there is not None and (there / "manifest.csv").is_file():
+        if there.name == shards.folder.name:
+            return
+        theirs = _song_ids(ManifestTable(there / "manifest.csv"), ("train", "val"))
+        ours = _song_ids(shards.manifest, ("test",))
+        if shared := len(theirs & ours):
+            warn(
+                f"init_from={source} is a {_kind(saved)} and has learnt {_learnt(saved)} of "
+                f"{shared:,} of the {len(ours):,} test songs here, which its split has in training "
+                "or validation; set the same split, labels and corpus in both"
+            )
+    elif different := _differently_split(saved, cfg):
+        warn(
+            f"init_from={source} is a {_kind(saved)} whose songs were split by other settings "
+            f"({', '.join(different)}): it may have learnt {_learnt(saved)} of test songs here"
+        )
+
+
+def source_of(cfg: DictConfig, name: str, warn: Say) -> str | None:
+    """What a part starts from: the same part of ``init_from`` where its songs were split likewise.
+
+    Args:
+        cfg: Config of the part.
+        name: Its name.
+        warn: Shows a line.
+
+    Raises:
+        UserError: ``init_from`` has other parts, or its part is not finished.
+    """
+    source = cfg.init_from
+    if source is None:
+        return None
+    run = RunFolder(Path(source).expanduser())
+    if not run.has_config:
+        warn(f"init_from={source}: it is not known which songs it was trained on; it may have "
+             f"seen the test songs of {name}")  # fmt: skip
+        return str(source)
+    saved = run.config
+    different = _differently_split(saved, cfg)
+    if protocol_name(saved) != HOLDOUT and saved["protocol"].get("part") is None:
+        if different:
+            raise UserError(
+                f"init_from={source} was split by other settings ({', '.join(different)}), so its "
+                "parts have seen test songs of this run; set the same, or give another run"
+            )
+        part = RunFolder(run.path / name)
+        if not (part.path / "checkpoints" / "best.ckpt").is_file() or not part.finished:
+            raise UserError(
+                f"init_from={source} has no finished {name}; resume it with: midigenre train "
+                f"resume={source}"
+            )
+        return os.fspath(part.path)
+    # By its name: of leave_one_source_out, the numbers depend on protocol.sources.
+    if protocol_name(saved) != HOLDOUT and not different and _part_name(run.path) == name:
+        return str(source)
+    warn(
+        f"init_from={source} is a {_kind(saved)} that was not trained by this part's songs alone: "
+        f"it may have learnt {_learnt(saved)} of test songs of {name}; train it with "
+        f"protocol={cfg.protocol.name} too and give that run"
+    )
+    return str(source)
+
+
+def _song_ids(manifest: ManifestTable, splits: Sequence[str]) -> set[str]:
+    pairs = zip(manifest.column("song_id"), manifest.column("split"), strict=True)
+    return {song_id for song_id, split in pairs if split in splits}
+
+
+def _part_name(folder: Path) -> str | None:
+    metrics = folder / "metrics.json"
+    about = (read_json(metrics).get("protocol") if metrics.is_file() else None) or {}
+    name: str | None = about.get("name")
+    return name
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    return class_of(config["task"]).kind
+
+
+def _learnt(config: Mapping[str, Any]) -> str:
+    return _LEARNT.get(_kind(config), "notes (no labels)")
+
+
+def _same_corpus(saved: Mapping[str, Any], cfg: DictConfig) -> bool:
+    """Whether both read the same files; other ones may have songs of the same names."""
+    return all(
+        cfg.corpus.get(key) == saved["corpus"].get(key)
+        for key in ("_target_", "root", "path", "url", "seed")
+    )
+
+
+def _differently_split(saved: Mapping[str, Any], cfg: DictConfig) -> list[str]:
+    """Settings that split the songs, and differ."""
+
+    def splitting(config: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "protocol": {
+                "name": protocol_name(config),
+                "folds": (config.get("protocol") or {}).get("folds"),
+            },
+            "split": config["split"],
+            "labels": config.get("labels"),
+            "shards": config.get("shards"),
+            "prepare": {"grouping": (config.get("prepare") or {}).get("grouping")},
+        }
+
+    ours = plain(cfg)
+    found = differing(splitting(saved), splitting(ours))
+    return found + ["another corpus"] * (saved["corpus"] != ours["corpus"])
+
+
+def check_listing(cfg: DictConfig, listing: Listing) -> None:
+    """Rejects songs of one class before they are encoded; see :func:`check_songs`.
+
+    Raises:
+        UserError: All songs with one of a classifier's labels are of one class.
+    """
+    for label in labels_of(cfg) if _is_classifier(cfg) else ():
+        names = {song.labels.get(label) for song in listing.songs} - {None, ""}
+        if len(names) == 1:
+            raise _one_class(label, *names)
+
+
+def _is_classifier(cfg: DictConfig) -> bool:
+    return class_of(plain(cfg.task)).kind == "classifier"
+
+
+def _one_class(label: str, name: str | None) -> UserError:
+    return UserError(
+        f"every song is of one {label}, {name!r}: there is nothing to tell apart and every "
+        "score would be 1; give songs of another one too, or set task=mlm or task=generate"
+    )
+
+
+def labels_without_val(data: PhraseDataModule) -> list[str]:
+    """Labels of the task that no validation song has, which have no say in the best epoch."""
+    rows = data.rows("val")
+    return [k for k in data.task_labels if (data.labels[k][rows] == UNKNOWN).all()]
+
+
+def check_songs(cfg: DictConfig, data: PhraseDataModule) -> None:
+    """Rejects songs that cannot train the task, in every process alike.
+
+    Raises:
+        UserError: All songs with one of a classifier's labels are of one class; or no validation
+            song, which chooses the best epoch, has any of the task's labels.
+    """
+    for label in data.task_labels if _is_classifier(cfg) else ():
+        known = np.unique(data.labels[label][data.labels[label] != UNKNOWN])
+        if len(known) == 1:
+            raise _one_class(label, data.shards.labels.classes[label][known[0]])
+    without = labels_without_val(data)
+    if without and len(without) == len(data.task_labels):
+        raise UserError(
+            f"no validation song is labelled with {' or '.join(without)}, so no epoch is the best; "
+            "give more labelled songs, another split.seed or a larger fold"
+        )
