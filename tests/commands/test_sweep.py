@@ -81,7 +81,7 @@ def failed(midigenre, home, *arguments):
     assert out.count("\n") == 1
     bad, good = sorted(p for p in (home / out.strip()).iterdir() if p.name[0].isdigit())
     assert (bad.name, good.name) == ("0-optim.lr=-1", "1-optim.lr=0.003")
-    why = "optim: optim.lr must be above 0, got -1"
+    why = "optim.lr must be above 0, got -1"
     assert (bad / "failed.txt").read_text().splitlines()[0] == why
     assert f"failed: {bad.name}: {why}" in err
     assert not (bad / "metrics.json").exists()
