@@ -25,7 +25,7 @@ from midigenre.commands.run_songs import own_shards
 from midigenre.corpora.base import no_progress
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.evaluation.blend import WITHOUT_ENCODER
-from midigenre.evaluation.markdown import markdown_table
+from midigenre.evaluation.compare import markdown_table
 from midigenre.files import read_json, write_json
 from midigenre.tasks.songs import KINDS
 from midigenre.trained import load_run

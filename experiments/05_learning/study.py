@@ -25,7 +25,7 @@ from scipy.special import stdtrit
 from scipy.stats import sem
 from versus import ENCODER, MODEL, versus
 
-from midigenre.evaluation.markdown import markdown_table
+from midigenre.evaluation.compare import markdown_table
 from midigenre.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"

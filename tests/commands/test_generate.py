@@ -11,7 +11,7 @@ from symusic import Score
 
 from midi import loudness_db, make_score, melody, note
 from midigenre.commands.generate import warnings, write_piece
-from midigenre.evaluation.figures import piano_roll_figure
+from midigenre.evaluation.figures.piano_roll import piano_roll_figure
 from midigenre.files import write_bytes
 from midigenre.midi.clean import clean
 from midigenre.midi.song import Grid

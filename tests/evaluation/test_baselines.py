@@ -17,7 +17,7 @@ from midigenre.evaluation.baselines import (
     predict_baselines,
     stratified_sample,
 )
-from midigenre.evaluation.experts import COUNTS
+from midigenre.evaluation.exported_baselines import COUNTS
 from midigenre.evaluation.features import read_phrases
 
 TRAIN = np.arange(90) % 3

@@ -13,7 +13,7 @@ from scipy import sparse
 from midigenre.errors import UserError
 from midigenre.evaluation.baselines import BASELINES, fit_baselines, predict_baselines
 from midigenre.evaluation.blend import Blend, Blends, Pool, fit_pool
-from midigenre.evaluation.experts import LOG_ZERO, expert_log_probs, export
+from midigenre.evaluation.exported_baselines import LOG_ZERO, export, exported_log_probs
 from midigenre.evaluation.features import _WIDTHS
 
 NAMES = ("hist_gb", "ngram_lr")
@@ -60,7 +60,7 @@ def test_a_row_does_not_depend_on_the_others(monkeypatch):
         rows = made_counts(name, rng, truth)
         expert = export(name, BASELINES[name].estimator(0).fit(rows, truth), 3)
         together = expert.log_probs(rows)
-        monkeypatch.setattr("midigenre.evaluation.experts._CELLS_AT_ONCE", 1000)
+        monkeypatch.setattr("midigenre.evaluation.exported_baselines._CELLS_AT_ONCE", 1000)
         assert np.allclose(expert.log_probs(rows), together, atol=1e-12)
         assert np.allclose(expert.log_probs(rows[7:8]), together[7:8], atol=1e-12)
         assert expert.log_probs(rows[:0]).shape == (0, 3)
@@ -72,9 +72,9 @@ def test_experts_say_what_the_baselines_of_songs_predict(monkeypatch):
     fitted = fit_baselines(train, train.phrases(), truth)
     experts = {"genre": {n: fitted.models["song"][n] for n in NAMES}}
     expected = predict_baselines({"genre": fitted}, test, test.phrases())["genre"]["song"]
-    found = expert_log_probs(experts, test, test.phrases())["genre"]
-    monkeypatch.setattr("midigenre.evaluation.experts.PHRASES_AT_ONCE", 5)
-    again = expert_log_probs(experts, test, test.phrases())["genre"]
+    found = exported_log_probs(experts, test, test.phrases())["genre"]
+    monkeypatch.setattr("midigenre.evaluation.exported_baselines.PHRASES_AT_ONCE", 5)
+    again = exported_log_probs(experts, test, test.phrases())["genre"]
     for name in NAMES:
         assert (found[name].argmax(1) == expected[name]).all()
         assert np.allclose(again[name], found[name], atol=1e-12)

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from phrasebook import book
 
-from midigenre.evaluation import kept_baselines as module
+from midigenre.evaluation import baselines as module
 from midigenre.evaluation.baselines import (
     BASELINES,
+    FOLDER,
     LEVELS,
     ONE_CLASS,
     fit_baselines,
+    kept_baselines,
     predict_baselines,
 )
-from midigenre.evaluation.kept_baselines import FOLDER, kept_baselines
 from midigenre.evaluation.npz import DAMAGED, read_arrays
 
 TRUTH = np.r_[np.arange(45) % 3, -1]

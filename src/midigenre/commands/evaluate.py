@@ -23,8 +23,8 @@ from midigenre.errors import UserError
 from midigenre.evaluation.blend import Blends
 from midigenre.evaluation.calibration import Calibration
 from midigenre.evaluation.figures import save
+from midigenre.evaluation.figures.scores import evaluation_figures
 from midigenre.evaluation.report import print_scores
-from midigenre.evaluation.score_figures import evaluation_figures
 from midigenre.files import read_csv, write_json
 from midigenre.spec import UNKNOWN
 from midigenre.storage import check_writable

@@ -18,9 +18,9 @@ from midigenre.data.splits import CROSSVAL, Fold, Protocol, settings_of
 from midigenre.errors import UserError
 from midigenre.evaluation.crossval import PartRun, mean_and_sd, pool, tested
 from midigenre.evaluation.figures import save
+from midigenre.evaluation.figures.scores import evaluation_figures
 from midigenre.evaluation.metrics import METRICS
 from midigenre.evaluation.predictions import LEVELS
-from midigenre.evaluation.score_figures import evaluation_figures
 from midigenre.files import read_json, write_json
 from midigenre.run import RunFolder, as_config, locked
 from midigenre.spec import UNKNOWN

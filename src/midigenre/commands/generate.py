@@ -24,7 +24,8 @@ from midigenre.commands.console import console, progress_bars
 from midigenre.corpora.base import Progress
 from midigenre.data.sandbox import FileReader
 from midigenre.errors import RefusedSongError, UserError
-from midigenre.evaluation.figures import piano_roll_figure, save
+from midigenre.evaluation.figures import save
+from midigenre.evaluation.figures.piano_roll import piano_roll_figure
 from midigenre.evaluation.music.descriptors import describe
 from midigenre.files import write_bytes, write_json
 from midigenre.generation.audio import (

@@ -14,7 +14,8 @@ from midigenre.data.phrases import PhraseReader, consecutive, phrase_length
 from midigenre.data.sandbox import FileReader
 from midigenre.data.shards import MemorySongs, ShardSet, SongSource
 from midigenre.errors import RefusedSongError, UserError
-from midigenre.evaluation.figures import piano_roll_figure, save
+from midigenre.evaluation.figures import save
+from midigenre.evaluation.figures.piano_roll import piano_roll_figure
 from midigenre.files import safe_name, write_bytes
 from midigenre.midi.song import Song
 from midigenre.spec import TokenSpec

@@ -34,7 +34,8 @@ from midigenre.corpora.base import Progress
 from midigenre.data.phrases import Phrases, consecutive
 from midigenre.data.shards import ShardSet
 from midigenre.errors import RefusedSongError, UserError
-from midigenre.evaluation.figures import confusion_figure, save
+from midigenre.evaluation.figures import save
+from midigenre.evaluation.figures.heat_map import confusion_figure
 from midigenre.evaluation.music.control import (
     Independence,
     Verdicts,

@@ -364,8 +364,8 @@ class Answerer:
     def _figure(self, path: Path, song: Song, attributions: Mapping[str, Attribution]) -> Path:
         """Draws a file's explanation, named like it; of one name the later ones get a number."""
         # Matplotlib takes half a second to import.
-        from midigenre.evaluation.attribution_figures import LabelAttribution, attribution_figure
         from midigenre.evaluation.figures import save
+        from midigenre.evaluation.figures.piano_roll import LabelAttribution, attribution_figure
 
         assert self._figures is not None
         stem = name = safe_name(path.stem)

@@ -1,11 +1,15 @@
 """Baselines that a model must beat, fitted on the run's training split.
 
 A baseline is a row in :data:`BASELINES`, a scikit-learn classifier, and one in
-:data:`~midigenre.evaluation.experts.COUNTS`, what it counts in a phrase. Once fitted it is an
-:class:`~midigenre.evaluation.experts.Expert`, arrays that can be kept. For each label there is one
-classifier of phrases and one of songs, whose counts are the sums over their phrases. (By song, on
-2,600 real files, ``ngram_lr`` was level with the mean log-probability over its phrases: 0.925
-against 0.927.)
+:data:`~midigenre.evaluation.exported_baselines.COUNTS`, what it counts in a phrase. Once fitted it
+is an :class:`~midigenre.evaluation.exported_baselines.ExportedBaseline`, arrays that can be kept.
+For each label there is one classifier of phrases and one of songs, whose counts are the sums over
+their phrases. (By song, on 2,600 real files, ``ngram_lr`` was level with the mean log-probability
+over its phrases: 0.925 against 0.927.)
+
+They follow from the songs, their split and the tokens alone. What was fitted is kept beside the
+shards as arrays of numbers (:mod:`midigenre.evaluation.npz`), so that each further run on the same
+songs reads in a moment what took minutes to fit.
 
 The settings are frozen: they are scikit-learn's defaults, but for what was chosen once on the
 validation songs of ``twelve`` and is written beside each.
@@ -13,13 +17,17 @@ validation songs of ``twelve`` and is written beside each.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sklearn
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -32,7 +40,7 @@ from sklearn.preprocessing import FunctionTransformer
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from midigenre.data.phrases import PhraseReader, Phrases
-from midigenre.evaluation.experts import COUNTS, Expert, export
+from midigenre.evaluation.exported_baselines import COUNTS, ExportedBaseline, export
 from midigenre.evaluation.features import (
     Counts,
     metadata_features,
@@ -41,7 +49,9 @@ from midigenre.evaluation.features import (
     token_shares,
     whole_songs,
 )
+from midigenre.evaluation.npz import DAMAGED, below, read_arrays, write_arrays
 from midigenre.evaluation.predictions import LEVELS
+from midigenre.files import read_bytes
 from midigenre.spec import UNKNOWN
 
 log = getLogger(__name__)
@@ -51,6 +61,14 @@ MAX_TRAIN = {"phrase": 20_000, "song": 10_000}
 
 PHRASES_AT_ONCE = 2048
 """Phrases whose counts are in memory together, but for the rest of the last one's song."""
+
+FOLDER = "baselines"
+"""Where they lie in the folder of the shards."""
+
+KEPT = 24
+"""Files of one preparation; of more the one that was read longest ago goes (a few MB each)."""
+
+_VERSION = 1  # raise it when a baseline's counts or settings change
 
 GONE = "the run's training split is gone"
 NO_LABELS = "the training split has no labels"
@@ -63,7 +81,7 @@ class Baseline:
 
     Attributes:
         estimator: Makes from a seed a scikit-learn classifier of its
-            :data:`~midigenre.evaluation.experts.COUNTS`.
+            :data:`~midigenre.evaluation.exported_baselines.COUNTS`.
         min_classes: Classes that it needs in the training split.
     """
 
@@ -135,7 +153,7 @@ class FittedLabel:
         n_available: For each level how many of the training split have the label.
     """
 
-    models: Mapping[str, Mapping[str, Expert | str]]
+    models: Mapping[str, Mapping[str, ExportedBaseline | str]]
     n_train: Mapping[str, int]
     n_available: Mapping[str, int]
 
@@ -159,7 +177,7 @@ def fit_baselines(
     chosen_S = stratified_sample(class_S, MAX_TRAIN["song"], seed)
     truth = {"phrase": class_N[chosen_N], "song": class_S[chosen_S]}
     n_classes = len(np.unique(class_S))
-    models: dict[str, dict[str, Expert | str]] = {level: {} for level in LEVELS}
+    models: dict[str, dict[str, ExportedBaseline | str]] = {level: {} for level in LEVELS}
     width = int(class_of_song.max(initial=UNKNOWN)) + 1
     usable = {name: b for name, b in BASELINES.items() if b.min_classes <= n_classes}
     rows = _training_rows(usable, reader, phrases, chosen_N, songs[chosen_S])
@@ -226,6 +244,102 @@ def predict_baselines(
         }
         for label, levels in found.items()
     }
+
+
+def kept_baselines(
+    folder: Path,
+    reader: PhraseReader,
+    phrases: Phrases,
+    class_of_song: NDArray[np.int64],
+    seed: int = 0,
+) -> FittedLabel:
+    """:func:`fit_baselines`, or what an earlier run has kept of it.
+
+    A file that is damaged, or a folder that cannot be written, costs the time of a fit and a line
+    in the log.
+
+    Args:
+        folder: Of the shards that the reader reads.
+        reader: Reads the training songs.
+        phrases: Their phrases.
+        class_of_song: Class index of every song of the reader.
+        seed: Seed of the fit.
+    """
+    key = _key(folder, reader, phrases, class_of_song, seed)
+    path = folder / FOLDER / f"{key}.npz"
+    if path.is_file():
+        try:
+            found = _read(read_arrays(path))
+        except DAMAGED as error:
+            log.warning("%s is not readable (%s): baselines are fitted again", path, error)
+        else:
+            with contextlib.suppress(OSError):  # another's shards: they are read all the same
+                path.touch()
+            log.info("baselines read from %s", path)
+            return found
+    fitted = fit_baselines(reader, phrases, class_of_song, seed)
+    models = [model for models in fitted.models.values() for model in models.values()]
+    if all(isinstance(model, ExportedBaseline) for model in models):
+        try:
+            write_arrays(path, _arrays(fitted))
+            _drop_old(path.parent)
+        except OSError as error:
+            log.warning("baselines are not kept, %s cannot be written: %s", path, error)
+    return fitted
+
+
+def _key(
+    folder: Path,
+    reader: PhraseReader,
+    phrases: Phrases,
+    class_of_song: NDArray[np.int64],
+    seed: int,
+) -> str:
+    """Hash of all that a fit depends on."""
+    labelled = phrases.select(class_of_song[phrases.song] != UNKNOWN)
+    found = hashlib.sha256(read_bytes(folder / "spec.json"))  # it has the checksums of the songs
+    settings = (_VERSION, sklearn.__version__, seed, MAX_TRAIN, reader.max_tokens,
+                reader.marks, tuple(BASELINES))  # fmt: skip
+    found.update(repr(settings).encode())
+    songs = np.unique(labelled.song)
+    for values in (labelled.song, labelled.first, labelled.end, class_of_song[songs]):
+        found.update(np.ascontiguousarray(values, np.int64).tobytes())
+    return found.hexdigest()[:16]
+
+
+def _arrays(fitted: FittedLabel) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    for level in LEVELS:
+        arrays[f"{level}/n"] = np.array([fitted.n_train[level], fitted.n_available[level]])
+        for name, expert in fitted.models[level].items():
+            assert isinstance(expert, ExportedBaseline)
+            arrays[f"{level}/{name}/n_classes"] = np.array(expert.n_classes)
+            arrays |= {f"{level}/{name}/of/{key}": value for key, value in expert.arrays.items()}
+    return arrays
+
+
+def _read(arrays: Mapping[str, NDArray[Any]]) -> FittedLabel:
+    models = {
+        level: {
+            name: ExportedBaseline(
+                name,
+                int(arrays[f"{level}/{name}/n_classes"]),
+                below(arrays, f"{level}/{name}/of"),
+            )
+            for name in BASELINES
+        }
+        for level in LEVELS
+    }
+    n = {level: arrays[f"{level}/n"].tolist() for level in LEVELS}
+    return FittedLabel(
+        models, {level: n[level][0] for level in LEVELS}, {level: n[level][1] for level in LEVELS}
+    )
+
+
+def _drop_old(folder: Path) -> None:
+    files = sorted(folder.glob("*.npz"), key=lambda path: path.stat().st_mtime)
+    for path in files[:-KEPT]:
+        path.unlink(missing_ok=True)
 
 
 def stratified_sample(class_N: NDArray[np.int64], n: int, seed: int) -> NDArray[np.int64]:

@@ -31,7 +31,7 @@ from scipy.special import log_softmax
 
 from midigenre.arrays import Floats, Longs
 from midigenre.errors import UserError
-from midigenre.evaluation.experts import Expert
+from midigenre.evaluation.exported_baselines import ExportedBaseline
 from midigenre.evaluation.npz import DAMAGED, below, read_arrays, write_arrays
 from midigenre.files import make_folder, read_json, write_json
 from midigenre.models import PhraseClassifier
@@ -174,7 +174,7 @@ class Blend:
     """
 
     pool: Pool
-    experts: Mapping[str, Expert]
+    experts: Mapping[str, ExportedBaseline]
     without: Pool | None = None
 
     def components(self, encoder_SC: Floats, experts_SC: Mapping[str, Floats]) -> dict[str, Floats]:
@@ -205,7 +205,7 @@ class Blend:
         names = [name for name in about["weights"] if name != ENCODER]
         if unknown := set(names) - set(POOLED):
             raise ValueError(f"no such expert: {', '.join(sorted(unknown))}")
-        experts = {name: Expert(name, n_classes, below(arrays, name)) for name in names}
+        experts = {name: ExportedBaseline(name, n_classes, below(arrays, name)) for name in names}
         pool = dict(about)
         without = pool.pop(WITHOUT_ENCODER, None)
         return cls(Pool(**pool), experts, None if without is None else Pool(**without))
@@ -226,7 +226,7 @@ class Blends:
     weights_of: str
 
     @property
-    def experts(self) -> dict[str, Mapping[str, Expert]]:
+    def experts(self) -> dict[str, Mapping[str, ExportedBaseline]]:
         """The experts of each label, by name."""
         return {label: blend.experts for label, blend in self.blends.items()}
 

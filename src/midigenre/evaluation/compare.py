@@ -20,7 +20,6 @@ from scipy.stats import binom  # type: ignore[attr-defined]
 from midigenre.errors import UserError
 from midigenre.evaluation.bootstrap import N_BOOTSTRAP, t_interval
 from midigenre.evaluation.bootstrap import score as score_classifiers
-from midigenre.evaluation.markdown import markdown_table
 from midigenre.evaluation.metrics import METRICS
 from midigenre.evaluation.predictions import LEVELS, SONGS_FILE
 from midigenre.evaluation.runs import RunRecord
@@ -568,6 +567,26 @@ def to_markdown(comparison: Comparison) -> str:
     text = markdown_table(*table(comparison)) + "\n"
     meaning = legend(comparison).replace("*", "\\*")
     return f"{text}\n{meaning}.\n" if meaning else text
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is, inside a table too."""
+    for mark in "\\|*_`<[":
+        text = text.replace(mark, "\\" + mark)
+    return text.replace("\n", " ")
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], n_left: int) -> str:
+    """A table without a newline at its end.
+
+    Args:
+        header: Names of the columns.
+        rows: Texts of each row, as many as columns.
+        n_left: How many columns from the left hold text; the others align to the right.
+    """
+    rule = ["---" if i < n_left else "---:" for i in range(len(header))]
+    lines = [list(map(_escaped, header)), rule, *(list(map(_escaped, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def legend(comparison: Comparison) -> str:

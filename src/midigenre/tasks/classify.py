@@ -17,10 +17,10 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from midigenre.arrays import Longs
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.evaluation.blend import FOLDER
+from midigenre.evaluation.figures.scores import evaluation_figures
 from midigenre.evaluation.metrics import METRICS, Counts, as_array, scores_of
 from midigenre.evaluation.predictions import FILE, LEVELS
 from midigenre.evaluation.report import print_scores
-from midigenre.evaluation.score_figures import evaluation_figures
 from midigenre.models import (
     LabelHead,
     MaskedHead,

@@ -13,10 +13,15 @@ from numpy.typing import NDArray
 from midigenre.arrays import Bools, Floats, Longs
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.phrases import Phrases
-from midigenre.evaluation.baselines import BASELINES, GONE, FittedLabel, predict_baselines
+from midigenre.evaluation.baselines import (
+    BASELINES,
+    GONE,
+    FittedLabel,
+    kept_baselines,
+    predict_baselines,
+)
 from midigenre.evaluation.blend import Blends
 from midigenre.evaluation.calibration import Calibration, LevelCalibration, song_energy
-from midigenre.evaluation.kept_baselines import kept_baselines
 from midigenre.evaluation.predictions import (
     LEVELS,
     Predictions,

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import summary
 from midigenre.data.phrases import Seconds, phrase_length
 from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
-from midigenre.evaluation.figures import piano_roll_figure
+from midigenre.evaluation.figures.piano_roll import piano_roll_figure
 from midigenre.generation.audio import MAX_SECONDS, Audio, check_soundfont, length_seconds, render
 from midigenre.generation.grammar import Grammar
 from midigenre.generation.sampling import Sample, Sampler, SamplingSettings

@@ -16,7 +16,7 @@ from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.phrases import PhraseReader, Phrases
 from midigenre.errors import UserError
 from midigenre.evaluation.blend import ENCODER, FOLDER, POOLED, Blend, Blends, fingerprint, fit_pool
-from midigenre.evaluation.experts import Expert, expert_log_probs
+from midigenre.evaluation.exported_baselines import ExportedBaseline, exported_log_probs
 from midigenre.evaluation.predictions import song_log_probs, song_truth
 from midigenre.models import PhraseClassifier
 from midigenre.tasks.predict import PhraseOutputs
@@ -71,7 +71,7 @@ def fit_blends(
     experts = {
         label: _experts(fitted.get(label, ""), len(head.classes)) for label, head in heads.items()
     }
-    theirs = expert_log_probs(experts, data.reader, data.phrases("val"))
+    theirs = exported_log_probs(experts, data.reader, data.phrases("val"))
     blends = {}
     for label, head in heads.items():
         if val is None or label not in val.truth:
@@ -88,14 +88,14 @@ def fit_blends(
     return Blends(classes, blends, fingerprint(model))
 
 
-def _experts(fit: FittedLabel | str, n_classes: int) -> dict[str, Expert]:
+def _experts(fit: FittedLabel | str, n_classes: int) -> dict[str, ExportedBaseline]:
     if isinstance(fit, str):
         return {}
     of_songs = fit.models["song"]
     return {
         name: replace(expert, n_classes=n_classes)
         for name in POOLED
-        if isinstance(expert := of_songs[name], Expert)
+        if isinstance(expert := of_songs[name], ExportedBaseline)
     }
 
 
@@ -142,7 +142,7 @@ def song_components(
     Returns:
         For each label and component the songs in ascending order, shape (S, C).
     """
-    theirs = expert_log_probs(blends.experts, reader, phrases)
+    theirs = exported_log_probs(blends.experts, reader, phrases)
     return {
         label: blends.blends[label].components(
             song_log_probs(log_probs, found.song)[1], theirs[label]

@@ -1,15 +1,9 @@
-"""Figures: confusion matrices and piano rolls.
-
-Only matplotlib's object API is used (:class:`~matplotlib.figure.Figure`, never ``pyplot``): pyplot
-keeps every figure in a global list, which leaks memory over a long run and needs a display.
-"""
+"""Piano rolls: a piece, and what decided a classifier's answer for it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,23 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
-from midigenre.evaluation.metrics import METRICS, Counts, as_array, scores_of
-from midigenre.files import whole
+from midigenre.evaluation.figures import BLUE, FAINT, GRID, INK, RED, new_figure, titles
+from midigenre.evaluation.instruments import program_name
 from midigenre.wording import plural
 
-DPI = 150
-INK, FAINT, GRID = "#222222", "#767676", "#d9d9d9"
-PRIMER = "#D55E00"  # the line where a primer ends
-_MOST_INCHES = 18.0  # a side of a heat map, without its names
-_INCHES_PER_NAME = 0.16  # from one name to the next
-_MOST_LETTERS = 40  # of a name beside a heat map
-_NUMBERED = 40  # most rows or columns of a heat map with numbers in the cells
+PRIMER = RED  # the line where a primer ends
 DRUMS = -1  # the program of drum notes in a note table
+FOR, AGAINST, UNSEEN = BLUE, RED, "#ebebeb"
 
 FAMILIES: tuple[tuple[str, str, bool], ...] = (
     ("Piano", "#0072B2", False),
@@ -59,6 +47,14 @@ Fixed, so that two rolls can be compared. Eight colours is all that people with 
 can tell apart (Okabe and Ito 2008, the yellow replaced by Paul Tol's wine, which shows on white);
 the outline doubles them.
 """
+
+MAX_PROGRAMS = 12
+"""Bars of the chart of programs: those that decided most."""
+
+_SHADE = 0.42  # opacity of the bar that decided most; the notes must stay readable
+_STRIP, _PROGRAM = 1.15, 0.24  # inches: height of a strip, of a program in its chart
+_HEAD = 1.1  # inches: what stands over a chart of programs
+_SIDE = 4.6  # inches: width of the charts of programs and their names
 
 _DRUM_NAMES = {
     35: "Low kick", 36: "Kick", 37: "Side stick", 38: "Snare", 39: "Clap", 40: "Snare 2",
@@ -96,182 +92,23 @@ class Notes(Protocol):
         """General MIDI program, 0 to 127; -1 for drums."""
 
 
-def save(figure: Figure, path: Path | str) -> Path:
-    """Writes a PNG at 150 dots per inch; the file appears whole or not at all.
+@dataclass(frozen=True)
+class LabelAttribution:
+    """What decided one label, in nats of the song's log-odds.
 
-    Args:
-        figure: The figure.
-        path: The file; its folder is made if needed.
-
-    Returns:
-        The path.
+    Attributes:
+        label: The label, for instance ``genre``.
+        name: The class that is explained.
+        log_odds: The song's log-odds of it.
+        bars_B: Of each bar, shape (bars,); NaN where nothing can be said.
+        programs: Of each program; NaN likewise. Empty where the vocabulary has none.
     """
-    path = Path(path)
-    with whole(path) as part:
-        figure.savefig(part, format="png", dpi=DPI, facecolor="white")
-    return path
 
-
-def confusion_figure(confusion_CC: Any, names: Sequence[str], title: str) -> Figure:
-    """Confusion matrix: colour and percent are shares of the true class, numbers are counts.
-
-    Classes that no row has and none is taken for are left out.
-
-    Args:
-        confusion_CC: Counts, array or tensor of shape (C, C); rows are the truth.
-        names: Class names, length C.
-        title: Title; taken literally.
-
-    Returns:
-        The figure, of at most 26 inches a side.
-
-    Raises:
-        ValueError: The matrix does not fit the names.
-    """
-    confusion_CC = as_array(confusion_CC)
-    if confusion_CC.shape != (len(names), len(names)):
-        raise ValueError(f"a confusion matrix {confusion_CC.shape} for {len(names)} names")
-    support_C = confusion_CC.sum(1)
-    total = int(support_C.sum())
-    scores = "no rows"
-    if total:
-        found = scores_of(Counts.of_confusion(confusion_CC))
-        scores = "   ·   ".join(f"{METRICS[k].title} {value:.3f}" for k, value in found.items())
-    shown = np.flatnonzero(support_C + confusion_CC.sum(0)) if total else np.arange(len(names))
-    left_out = len(names) - len(shown)
-    without = f"   ·   {left_out:,} of {len(names):,} classes without rows" if left_out else ""
-    seen = [names[i] for i in shown.tolist()]
-    figure, axes = heat_map(
-        confusion_CC[np.ix_(shown, shown)],
-        [f"{short(name)}  ({n:,})" for name, n in zip(seen, support_C[shown], strict=True)],
-        [short(name) for name in seen],
-        cells=(0.95, 0.95) if len(shown) <= 4 else (0.62, 0.62),
-        top=1.0,
-        share_of="the true class",
-        axis_labels=("True class  (count)", "Predicted class"),
-    )
-    titles(axes, title, f"{scores}   ·   n = {total:,}{without}")
-    return figure
-
-
-def heat_map(
-    counts_RC: NDArray[Any],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    *,
-    cells: tuple[float, float],
-    top: float,
-    share_of: str,
-    axis_labels: tuple[str, str],
-) -> tuple[Figure, Axes]:
-    """A table as an image: colour and percent are shares of the row, numbers are counts.
-
-    Its size is bounded. Above 40 rows or columns the cells have no numbers, and where the names
-    would overlap only every second, third ... stands there.
-
-    Args:
-        counts_RC: Counts, shape (R, C).
-        rows: Name of each row, length R; taken literally.
-        columns: Name of each column, length C.
-        cells: Height and width of a cell in inches, where there is room.
-        top: The share that is darkest.
-        share_of: What the shares are of, for the colour bar.
-        axis_labels: What the rows and the columns are.
-
-    Returns:
-        The figure and its axes, without a title.
-    """
-    n_rows, n_columns = counts_RC.shape
-    total_R = counts_RC.sum(1)
-    share_RC = counts_RC / np.maximum(total_R, 1)[:, None]
-    room = 0.085 * max(map(len, (*rows, *columns)), default=0)
-    height = min(max(n_rows * cells[0], 2.0), _MOST_INCHES)
-    width = min(max(n_columns * cells[1], 2.4), _MOST_INCHES)
-    figure = _figure(width + 2.3 + room, height + 1.6 + room)
-    axes = figure.add_subplot()
-    square = cells[0] == cells[1] and n_rows == n_columns
-    image = axes.imshow(
-        share_RC, cmap="Blues", vmin=0, vmax=top, aspect="equal" if square else "auto"
-    )
-    if max(n_rows, n_columns) <= _NUMBERED:
-        for row, column in np.ndindex(n_rows, n_columns):
-            share = float(share_RC[row, column])
-            dark = share > 0.66 * top
-            _cell_text(axes, row, column, int(counts_RC[row, column]), share, dark)
-    for row in np.flatnonzero(total_R == 0):
-        axes.add_patch(
-            Rectangle(
-                (-0.5, row - 0.5), n_columns, 1, fill=False, hatch="///", ec=GRID, lw=0, zorder=0.5
-            )
-        )
-    # White gaps between the cells read better than grid lines.
-    gap = min(1.5, 6 * min(height / max(n_rows, 1), width / max(n_columns, 1)))
-    axes.hlines(np.arange(1, n_rows) - 0.5, -0.5, n_columns - 0.5, colors="white", lw=gap)
-    axes.vlines(np.arange(1, n_columns) - 0.5, -0.5, n_rows - 0.5, colors="white", lw=gap)
-
-    turned = n_columns > 6 or max(map(len, columns), default=0) > 5
-    ticks, named = _ticks(columns, width, axis_labels[1])
-    upright = width / max(len(ticks), 1) < 2 * _INCHES_PER_NAME  # slanted they would overlap
-    angle = (90 if upright else 45) if turned else 0
-    axes.set_xticks(ticks, [columns[i] for i in ticks], rotation=angle, parse_math=False)
-    for label in axes.get_xticklabels():
-        label.set(ha="right" if turned else "center", rotation_mode="anchor" if turned else None)
-        if angle == 90:
-            label.set(va="center")
-    axes.set_xlabel(named, color=INK, labelpad=8, parse_math=False)
-    ticks, named = _ticks(rows, height, axis_labels[0])
-    axes.set_yticks(ticks, [rows[i] for i in ticks], parse_math=False)
-    axes.set_ylabel(named, color=INK, labelpad=8, parse_math=False)
-    axes.tick_params(length=0, colors=INK, labelsize=9.5)
-    axes.spines[:].set_visible(False)
-
-    bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02, aspect=24)
-    bar.set_ticks([0, top / 2, top], labels=[f"{v:.0%}" for v in (0, top / 2, top)])
-    bar.ax.tick_params(length=0, colors=FAINT, labelsize=8.5)
-    bar.set_label(f"Share of {share_of}", color=FAINT, fontsize=8.5, parse_math=False)
-    bar.outline.set_visible(False)
-    return figure, axes
-
-
-def _ticks(names: Sequence[str], inches: float, label: str) -> tuple[range, str]:
-    """Which names stand beside an axis without overlap, and the axis's label, which says so."""
-    step = max(1, math.ceil(len(names) * _INCHES_PER_NAME / inches))
-    return range(0, len(names), step), label if step == 1 else f"{label}, one name in {step}"
-
-
-def short(name: str) -> str:
-    """A class name of at most 40 letters, for an axis."""
-    return name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 1]}…"
-
-
-def _figure(width: float, height: float) -> Figure:
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.0, hspace=0.0)
-    return Figure(figsize=(width, height), layout=layout)
-
-
-def _cell_text(axes: Axes, row: int, column: int, count: int, share: float, dark: bool) -> None:
-    # Cells lie inside the axes: measuring every text would take the layout most of its time.
-    put = partial(axes.text, column, ha="center", in_layout=False)
-    if not count:
-        put(row, "·", va="center", color="#b0b0b0", fontsize=9)
-        return
-    colour = "white" if dark else INK
-    size = 9.0 if count < 10_000 else 7.5
-    put(row - 0.03, f"{count:,}", va="bottom", color=colour, size=size)
-    percent = f"{share:.0%}" if share >= 0.005 else "<1%"
-    put(row + 0.1, percent, va="top", color=colour, size=7.0)
-
-
-def titles(axes: Axes, title: str, subtitle: str) -> None:
-    """Title and subtitle over the left edge of the axes; the layout engine makes room for both."""
-    axes.set_title(
-        title, loc="left", pad=27, fontsize=13, fontweight="bold", color=INK, parse_math=False,
-        wrap=True,
-    )  # fmt: skip
-    axes.annotate(
-        subtitle, (0, 1), (0, 10), xycoords="axes fraction", textcoords="offset points",
-        fontsize=9.5, color=FAINT, annotation_clip=False,
-    )  # fmt: skip
+    label: str
+    name: str
+    log_odds: float
+    bars_B: NDArray[np.float64]
+    programs: Mapping[int, float]
 
 
 def piano_roll_figure(
@@ -315,7 +152,7 @@ def piano_roll_figure(
     drum_height = 0.3 + 0.19 * len(used_drums) if len(used_drums) else 0.0
     heights = [h for h in (roll_height, drum_height) if h] or [1.6]
     width = float(np.clip(0.42 * (right - left) / (4 * tpq) + 3, min(8, widest), widest))
-    figure = _figure(width, sum(heights) + 1.6)
+    figure = new_figure(width, sum(heights) + 1.6)
     panels = figure.subplots(
         len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
     )[:, 0]
@@ -458,3 +295,173 @@ def _bar_lines(
     axes.label_outer()
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#a8a8a8")
+
+
+def attribution_figure(
+    notes: Notes,
+    bar_ticks: ArrayLike,
+    tpq: int,
+    title: str,
+    labels: Sequence[LabelAttribution],
+    bar_seconds: ArrayLike = (),
+) -> Figure:
+    """The piano roll, shaded by what each bar said for the first label's class.
+
+    Below it stand the bars' values for each label, beside it those of the programs.
+
+    Args:
+        notes: The notes, in any order.
+        bar_ticks: Start of each bar and, last, the end of the last one, in ticks.
+        tpq: Ticks per quarter note.
+        title: Title; taken literally.
+        labels: What decided each label, at least one.
+        bar_seconds: Time of each of ``bar_ticks``, for the axis; empty for none.
+
+    Raises:
+        ValueError: No label, or one whose bars are not those of ``bar_ticks``.
+    """
+    bars = np.asarray(bar_ticks, np.int64)
+    if not labels or any(len(found.bars_B) != len(bars) - 1 for found in labels):
+        sizes = [len(found.bars_B) for found in labels]
+        raise ValueError(f"attributions of {sizes} bars for {len(bars) - 1} bars")
+    drums_n = np.asarray(notes.program) == DRUMS
+    left, right = int(bars[0]), int(bars[-1])
+    used_drums = np.unique(np.asarray(notes.pitch)[drums_n])
+    pitches = np.asarray(notes.pitch)[~drums_n]
+    heights = []
+    if len(pitches):
+        heights.append(float(np.clip(0.075 * np.ptp(pitches), 2.2, 4.6)))
+    if len(used_drums):
+        heights.append(0.3 + 0.19 * len(used_drums))
+    n_rolls = len(heights)
+    charts = [_program_rows(found.programs) for found in labels]
+    needed = sum(_HEAD + _PROGRAM * max(1, len(chart)) for chart in charts)
+    heights += [_STRIP] * len(labels)
+    heights[0] += max(0.0, needed - sum(heights))
+    width = float(np.clip(0.42 * (right - left) / (4 * tpq) + 3, 8, 22))
+    beside = _SIDE if any(charts) else 0.0
+    figure = new_figure(width + beside, sum(heights) + 1.5)
+    grid = figure.add_gridspec(
+        len(heights), 2 if beside else 1, height_ratios=heights,
+        width_ratios=[width, beside] if beside else None,
+    )  # fmt: skip
+    panels: list[Axes] = []
+    for row in range(len(heights)):
+        panels.append(figure.add_subplot(grid[row, 0], sharex=panels[0] if panels else None))
+
+    if len(pitches):
+        sixteenth_pt = 72 * (width - 1.5) * tpq / 4 / (right - left)
+        _roll_panel(panels[0], notes, ~drums_n, float(np.clip(0.12 * sixteenth_pt, 0.1, 0.7)))
+    if len(used_drums):
+        _drum_panel(panels[n_rolls - 1], notes, drums_n, used_drums, tpq)
+    for axes in panels[:n_rolls]:
+        _shade(axes, bars, labels[0].bars_B)
+    for axes, found in zip(panels[n_rolls:], labels, strict=True):
+        _strip(axes, bars, found)
+    for axes in panels:
+        _bar_lines(axes, bars, left, right, width, bar_seconds)
+    for axes in panels[:-1]:
+        axes.tick_params(labelbottom=False)
+    figure.align_ylabels(panels)
+    first = labels[0]
+    subtitle = (
+        f"{plural(len(drums_n), 'note')} in {plural(len(bars) - 1, 'bar')}   ·   shaded by what "
+        f"each bar said for {first.label} {first.name}"
+    )
+    titles(panels[0], title, subtitle)
+    if beside:
+        side = grid[:, 1].subgridspec(
+            len(labels), 1, height_ratios=[_HEAD + _PROGRAM * max(1, len(c)) for c in charts]
+        )
+        inches = sum(heights) / needed
+        for row, (found, chart) in enumerate(zip(labels, charts, strict=True)):
+            slots = int(inches * (_HEAD + _PROGRAM * max(1, len(chart))) / (1.5 * _PROGRAM))
+            _program_panel(figure.add_subplot(side[row, 0]), found, chart, slots)
+    keys = [Patch(facecolor=FOR, label="for it"), Patch(facecolor=AGAINST, label="against it")]
+    if any(np.isnan(found.bars_B).any() for found in labels):
+        keys.append(Patch(facecolor=UNSEEN, label="nothing to say"))
+    figure.legend(
+        handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=9,
+        labelcolor=INK, handlelength=1.2, columnspacing=1.6,
+    )  # fmt: skip
+    return figure
+
+
+def _program_rows(programs: Mapping[int, float]) -> list[tuple[str, float]]:
+    """The programs that decided most, in ascending order: a chart is drawn from below."""
+    known = [(p, v) for p, v in programs.items() if not np.isnan(v)]
+    kept = sorted(known, key=lambda row: -abs(row[1]))[:MAX_PROGRAMS]
+    return [(_short(program_name(p)), v) for p, v in sorted(kept, key=lambda row: row[1])]
+
+
+def _short(name: str) -> str:
+    """The first of the sounds that General MIDI lists for an effect."""
+    return name.split(",")[0]
+
+
+def _colours(values: NDArray[Any]) -> list[str]:
+    return [FOR if value >= 0 else AGAINST for value in values]
+
+
+def _shade(axes: Axes, bars: NDArray[np.int64], values_B: NDArray[np.float64]) -> None:
+    """Colours each bar of a roll."""
+    most = float(np.nanmax(np.abs(values_B), initial=0.0))
+    for left, right, value in zip(bars[:-1], bars[1:], values_B, strict=True):
+        if np.isnan(value):
+            axes.axvspan(left, right, color=UNSEEN, lw=0, zorder=0.3)
+        elif most > 0 and value != 0:
+            alpha = _SHADE * abs(value) / most
+            colour = FOR if value > 0 else AGAINST
+            axes.axvspan(left, right, color=colour, alpha=alpha, lw=0, zorder=0.3)
+
+
+def _strip(axes: Axes, bars: NDArray[np.int64], found: LabelAttribution) -> None:
+    """The bars' values."""
+    values = np.nan_to_num(found.bars_B)
+    widths = np.diff(bars)
+    axes.bar(
+        bars[:-1] + 0.06 * widths, values, 0.88 * widths, align="edge", color=_colours(values),
+        zorder=2,
+    )  # fmt: skip
+    for bar in np.flatnonzero(np.isnan(found.bars_B)):
+        axes.axvspan(bars[bar], bars[bar + 1], color=UNSEEN, lw=0, zorder=0.3)
+    _limits(axes, values, "y")
+    axes.axhline(0, color=FAINT, lw=0.8, zorder=3)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.set_ylabel(f"{found.name}\n(nats)", color=INK, parse_math=False)
+
+
+def _program_panel(
+    axes: Axes, found: LabelAttribution, rows: Sequence[tuple[str, float]], slots: int
+) -> None:
+    """The programs' values, from above; ``slots`` of them would fill the panel."""
+    values = np.array([value for _, value in rows])
+    axes.set_title(
+        f"{found.label}: {found.name}\nlog-odds {found.log_odds:+.2f} nats", loc="left",
+        fontsize=10, color=INK, parse_math=False,
+    )  # fmt: skip
+    axes.spines[["bottom", "right", "left"]].set_visible(False)
+    axes.spines["top"].set_color("#a8a8a8")
+    axes.tick_params(length=0, colors=INK, labelsize=9)
+    if not rows:
+        axes.set_axis_off()
+        axes.text(0, 0.97, "nothing to say", transform=axes.transAxes, color=FAINT, va="top")
+        return
+    at = np.arange(len(rows))
+    axes.barh(at, values, 0.7, color=_colours(values), zorder=2)
+    axes.set_yticks(at, [name for name, _ in rows])
+    top = len(rows) - 0.4
+    axes.set_ylim(min(-0.6, top - slots), top)
+    _limits(axes, values, "x")
+    axes.vlines(0, -0.5, top, color=FAINT, lw=0.8, zorder=3)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.tick_top()
+    axes.tick_params(axis="x", length=0)
+
+
+def _limits(axes: Axes, values: NDArray[np.float64], axis: str) -> None:
+    """Room for all values and 0, and a scale where all are 0."""
+    low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
+    room = 0.08 * (high - low)
+    limits = (low - room * (low < 0), high + room * (high > 0)) if room else (-1.0, 1.0)
+    (axes.set_ylim if axis == "y" else axes.set_xlim)(limits)

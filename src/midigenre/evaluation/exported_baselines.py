@@ -1,8 +1,9 @@
 """Baselines as plain arrays, so that a run can keep them and run no stranger's code.
 
-A pickled scikit-learn model executes what its file says. An :class:`Expert` is the same classifier
-as arrays of numbers (``numpy`` reads them with ``allow_pickle=False``), with the few lines that
-evaluate it; the tests hold it equal to scikit-learn's ``predict_proba``. There are three forms:
+A pickled scikit-learn model executes what its file says. An :class:`ExportedBaseline` is the same
+classifier as arrays of numbers (``numpy`` reads them with ``allow_pickle=False``), with the few
+lines that evaluate it; the tests hold it equal to scikit-learn's ``predict_proba``. There are three
+forms:
 
 ``prior``: the share of each class, whatever the song.
 ``linear``: TF-IDF with sublinear frequencies and L2 norm, then logistic regression.
@@ -58,7 +59,7 @@ _CELLS_AT_ONCE = 1 << 22  # rows times trees whose place is in memory together
 
 
 @dataclass(frozen=True)
-class Expert:
+class ExportedBaseline:
     """A classifier of phrases or songs by their counts.
 
     Attributes:
@@ -129,8 +130,8 @@ class Expert:
         return values
 
 
-def export(name: str, estimator: Any, n_classes: int) -> Expert:
-    """A fitted baseline as an :class:`Expert`.
+def export(name: str, estimator: Any, n_classes: int) -> ExportedBaseline:
+    """A fitted baseline as an :class:`ExportedBaseline`.
 
     Args:
         name: Key of :data:`COUNTS`, see :mod:`midigenre.evaluation.baselines`.
@@ -139,10 +140,12 @@ def export(name: str, estimator: Any, n_classes: int) -> Expert:
     """
     classes = np.asarray(estimator.classes_, np.int64)
     if name == "majority":
-        return Expert(name, n_classes, {"classes": classes, "prior": estimator.class_prior_})
+        return ExportedBaseline(
+            name, n_classes, {"classes": classes, "prior": estimator.class_prior_}
+        )
     last = estimator[-1]
     if name == "ngram_lr":
-        return Expert(
+        return ExportedBaseline(
             name,
             n_classes,
             {
@@ -159,7 +162,7 @@ def export(name: str, estimator: Any, n_classes: int) -> Expert:
     nodes = np.concatenate(flat)
     first = np.repeat(starts[:-1], [len(nodes) for nodes in flat])
     leaf, here = nodes["is_leaf"].astype(bool), np.arange(len(nodes))
-    return Expert(
+    return ExportedBaseline(
         name,
         n_classes,
         {
@@ -176,8 +179,8 @@ def export(name: str, estimator: Any, n_classes: int) -> Expert:
     )
 
 
-def expert_log_probs(
-    experts: Mapping[str, Mapping[str, Expert]], reader: PhraseReader, phrases: Phrases
+def exported_log_probs(
+    experts: Mapping[str, Mapping[str, ExportedBaseline]], reader: PhraseReader, phrases: Phrases
 ) -> dict[str, dict[str, Floats]]:
     """What experts say about songs; each phrase is read once.
 

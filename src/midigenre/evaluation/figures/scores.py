@@ -15,10 +15,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from midigenre.evaluation.figures import FAINT, GRID, INK, confusion_figure
+from midigenre.evaluation.figures import BLUE, FAINT, GRID, INK, RED
+from midigenre.evaluation.figures.heat_map import confusion_figure
 from midigenre.evaluation.probabilities import ECE_BINS
 
-BLUE, RED = "#0072B2", "#D55E00"
 SIDES = ((RED, "confidence above accuracy"), (BLUE, "confidence below accuracy"))
 
 Bins = Sequence[Mapping[str, Any]]
