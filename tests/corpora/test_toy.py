@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from symusic.core import ScoreTick
 
-from midigenre.corpora import cache as corpus_cache
+from midigenre.corpora import base as corpus_base
 from midigenre.corpora.base import Listing
 from midigenre.corpora.toy import Toy
 
@@ -94,7 +94,7 @@ def test_limit_is_stratified(listing: Listing, tmp_path: Path) -> None:
 
 def test_second_call_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Toy(n_songs=4).songs(tmp_path)
-    monkeypatch.setattr(corpus_cache, "write_json", None)
+    monkeypatch.setattr(corpus_base, "write_json", None)
     monkeypatch.setattr("midigenre.corpora.toy.write_bytes", None)
     assert Toy(n_songs=4).songs(tmp_path) == first
 
