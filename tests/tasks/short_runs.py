@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from midigenre.build import make_data, make_task, make_trainer, prepared
 from midigenre.cli import conf_dir
-from midigenre.commands import job  # noqa: F401  (registers what the config needs)
+from midigenre.commands import hydra_job  # noqa: F401  (registers what the config needs)
 from midigenre.tasks.fit import fit
 
 BATCHES = 7  # of an epoch
