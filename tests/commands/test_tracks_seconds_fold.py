@@ -92,7 +92,7 @@ def test_tokenizer_tracks_holds_where_the_corpus_asks_for_nothing(midigenre):
     np.testing.assert_array_equal(one.encoded(3).ids_TF, other.encoded(3).ids_TF)
     status, _, err = midigenre("train", f"shards={whole.folder}", "tokenizer.tracks=melody")
     assert status == 2
-    assert "other settings of 'remi' (tracks)" in err
+    assert "other settings of 'remi' (tracks=all there, melody here)" in err
 
 
 @pytest.fixture(scope="module")

@@ -217,8 +217,7 @@ def train(
         f"({cost['tokens_per_second']:,.0f} tokens/s, at most "
         f"{cost['peak_memory_bytes'] / 2**20:,.0f} MB); {cost['seconds']:.0f} s since this command"
     )
-    # A last line on stdout says which folder.
-    console.print(task.next_command(Path("RUN")), highlight=False, soft_wrap=True)
+    console.print(task.next_command(folder), highlight=False, soft_wrap=True)
     return score
 
 
