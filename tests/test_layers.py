@@ -20,7 +20,7 @@ LAYERS = {
     "tasks": 5,
     "build": 6, "checks": 6, "trained": 6,
     "commands": 7, "cli": 7,
-    "demo": 8, "__main__": 9,
+    "__main__": 8,
 }  # fmt: skip
 # Imports within a layer, from one part to another.
 BESIDE = {("tokenizers", "midi"), ("cli", "commands"),

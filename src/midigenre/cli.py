@@ -82,7 +82,7 @@ def _usage() -> str:
             *lines,
             "",
             "midigenre COMMAND --help lists the settings, --cfg job shows the composed config;",
-            "-m runs a sweep over comma-separated values. midigenre --version tells the version.",
+            "-m runs a sweep over comma-separated values. midigenre --version prints the version.",
         ]
     )
 

@@ -1,6 +1,6 @@
 """Augments a phrase's notes, for tokenizers whose phrases are encoded from them.
 
-It does to a :class:`~midigenre.midi.song.Song` what :mod:`.augment_tokens` does to tokens, from
+It does to a :class:`~midigenre.midi.song.Song` what :mod:`.tokens` does to tokens, from
 the same draws: tests hold the two against each other.
 """
 

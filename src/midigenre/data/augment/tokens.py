@@ -1,7 +1,7 @@
 """Augments phrases as tokens: all phrases of a batch at once, by look-ups, for every tokenizer.
 
 A program is left out first, then onsets move, then pitches, velocities, durations and tempi go up
-or down the vocabulary; each works on what the one before it left. :mod:`.augment_notes` does the
+or down the vocabulary; each works on what the one before it left. :mod:`.notes` does the
 same to notes.
 
 N steps of all phrases   F fields   B phrases   n notes   m onsets
