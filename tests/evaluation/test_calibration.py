@@ -166,8 +166,9 @@ def test_it_comes_back_from_its_file(tmp_path):
     saved.save(tmp_path)
     best = tmp_path / "checkpoints" / "best.ckpt"
     assert Calibration.of_run(tmp_path, best) == saved
-    assert saved.temperatures("genre") == {"phrase": fit.temperature, "song": 1.0}
-    assert saved.temperatures("emotion") is None
+    found = {level: of.temperature for level, of in saved.levels["genre"].items()}
+    assert found == {"phrase": fit.temperature, "song": 1.0}
+    assert "emotion" not in saved.levels
     # It says nothing of another checkpoint, and older runs have none.
     assert Calibration.of_run(tmp_path, best.with_name("last.ckpt")) is None
     assert Calibration.of_run(None, best) is None

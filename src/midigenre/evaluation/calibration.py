@@ -163,12 +163,6 @@ class Calibration:
     levels: Mapping[str, Mapping[str, LevelCalibration]]
     song_models: bool | None = None
 
-    def temperatures(self, label: str) -> dict[str, float] | None:
-        """For each level the temperature; None for a label that was not fitted."""
-        if label not in self.levels:
-            return None
-        return {level: found.temperature for level, found in self.levels[label].items()}
-
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         levels = {
