@@ -135,7 +135,7 @@ def int8_cost(model: Any, batches: Iterable[Any], spec: Any) -> dict[str, dict[s
     import torch
 
     from midigenre.evaluation.tokens import TokenMetrics
-    from midigenre.models.cpu import quantize_int8
+    from midigenre.models.kernels import quantize_int8
 
     models = {"float32": model, "int8": quantize_int8(model)}
     metrics = {name: TokenMetrics(spec) for name in models}

@@ -16,7 +16,7 @@ from midigenre.generation.grammar import Grammar
 from midigenre.generation.sampling import Sampler, SamplingSettings
 from midigenre.generation.windows import Context
 from midigenre.models import PhraseGenerator
-from midigenre.models.cpu import Frozen, packed, quantize_int8, with_linears
+from midigenre.models.kernels import Frozen, packed, quantize_int8, with_linears
 from midigenre.spec import Batch, LabelSpec
 from midigenre.tokenizers.base import Tokenizer
 

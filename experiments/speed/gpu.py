@@ -29,7 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from midigenre.models import Encoder, packed_attention
+from midigenre.models import Encoder
+from midigenre.models.kernels import compile_layers
+from midigenre.models.sequences import packed_attention
 
 HERE = Path(__file__).resolve().parent
 
@@ -197,7 +199,7 @@ def training(
     with _preferring_deterministic(setting.deterministic):
         if setting.compiled:
             assert isinstance(model.backbone, Encoder)
-            model.backbone.compile_layers()
+            compile_layers(model.backbone)
         begin = time.perf_counter()
         run(8)  # Compiles kernels and fills caches.
         found["first_steps_seconds"] = time.perf_counter() - begin

@@ -26,7 +26,7 @@ from midigenre.data.sandbox import Limits
 from midigenre.data.shards import ShardSet, open_shards
 from midigenre.data.splits import settings_of as protocol_settings
 from midigenre.errors import UserError
-from midigenre.models.cpu import use_cpu_kernels
+from midigenre.models.kernels import use_cpu_kernels
 from midigenre.run import differing
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.storage import location

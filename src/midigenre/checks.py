@@ -34,6 +34,7 @@ from midigenre.data.splits import settings_of as protocol_settings
 from midigenre.data.subset import Subset
 from midigenre.errors import UserError
 from midigenre.files import read_json
+from midigenre.models import Encoder
 from midigenre.models.sequences import no_varlen
 from midigenre.run import HOLDOUT, RunFolder, differing, protocol_name
 from midigenre.spec import UNKNOWN, LabelSpec
@@ -110,7 +111,7 @@ def check_compile(cfg: DictConfig) -> None:
     if not cfg.compile:
         return
     model, trainer = cfg.model, cfg.trainer
-    if not hasattr(registry.find("model", model._target_), "compile_layers"):
+    if not issubclass(registry.find("model", model._target_), Encoder):
         raise UserError(f"compile=true: model={model.name} has no layers to compile; leave it out")
     on_gpu = trainer.accelerator in ("gpu", "cuda", "auto")
     if not on_gpu or str(cfg.precision.precision).startswith("32"):

@@ -9,7 +9,7 @@ from test_sampling import check, sampler
 
 from midigenre.generation.sampling import Sampler, SamplingSettings
 from midigenre.generation.windows import Context
-from midigenre.models.cpu import quantize_int8
+from midigenre.models.kernels import quantize_int8
 from midigenre.spec import Batch
 
 pytestmark = pytest.mark.skipif(

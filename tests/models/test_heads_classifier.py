@@ -17,9 +17,9 @@ from midigenre.models import (
     LabelHead,
     PhraseClassifier,
     Pooling,
-    class_weights,
 )
 from midigenre.spec import UNKNOWN, Batch
+from midigenre.tasks.classify import class_weights
 
 CLASSES = ("jazz", "rock", "folk", "pop")
 WEIGHT_C = torch.tensor([0.5, 2.0, 1.0, 3.0])
@@ -31,12 +31,22 @@ def make_head(**settings: object) -> LabelHead:
     return LabelHead("genre", CLASSES, 8, **settings)
 
 
+def loss(
+    head: LabelHead, logits_BC: torch.Tensor, target_B: torch.Tensor,
+    counts_C: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """The loss of phrases of one token with these labels."""
+    batch = make_batch([1] * len(target_B), labels=target_B.tolist())
+    return head.loss(logits_BC, replace(batch, step_counts={} if counts_C is None else {
+        "genre": counts_C}))  # fmt: skip
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weight_C", [None, WEIGHT_C, WEIGHT_C * torch.tensor([1, 1, 0, 1])])
 def test_loss_equals_torch(weight_C: torch.Tensor | None, smoothing: float) -> None:
     head = make_head(class_weights=weight_C, label_smoothing=smoothing)
     logits_BC = torch.randn(7, 4)
-    got = head.loss(logits_BC, TARGET_B)
+    got = loss(head, logits_BC, TARGET_B)
     options = {"weight": weight_C, "label_smoothing": smoothing}
     torch.testing.assert_close(
         got, cross_entropy(logits_BC, TARGET_B, ignore_index=UNKNOWN, **options)
@@ -55,20 +65,20 @@ def test_unknown_labels_add_nothing(with_counts: bool) -> None:
     head = make_head(label_smoothing=0.1)
     logits_BC = torch.randn(3, 4, requires_grad=True)
     counts_C = torch.zeros(4) if with_counts else None
-    loss = head.loss(logits_BC, torch.full((3,), UNKNOWN), counts_C)
-    loss.backward()
-    assert loss.item() == 0.0
+    nothing = loss(head, logits_BC, torch.full((3,), UNKNOWN), counts_C)
+    nothing.backward()
+    assert nothing.item() == 0.0
     assert (logits_BC.grad == 0).all()
 
     logits_BC = torch.randn(7, 4, requires_grad=True)
-    head.loss(logits_BC, TARGET_B).backward()
+    loss(head, logits_BC, TARGET_B).backward()
     assert (logits_BC.grad[~KNOWN_B] == 0).all()
     assert (logits_BC.grad[KNOWN_B] != 0).any(1).all()
 
 
 def test_only_classes_of_weight_zero_is_zero_not_nan() -> None:
     head = make_head(class_weights=[1, 1, 0, 1], label_smoothing=0.1)
-    assert head.loss(torch.randn(2, 4), torch.tensor([2, 2])).item() == 0.0
+    assert loss(head, torch.randn(2, 4), torch.tensor([2, 2])).item() == 0.0
 
 
 def make_classifier(pooling: str = "mean", **head: object) -> PhraseClassifier:
@@ -113,9 +123,9 @@ def test_accumulation_equals_one_large_batch(
         own, _ = naive.loss(naive(small), small)
         (own / n).backward()
         small = replace(small, step_counts={"genre": counts_C}, step_batches=n)
-        loss, _ = pieces.loss(pieces(small), small)
-        (loss / n).backward()  # As the trainer does.
-        values.append(loss.detach() / n)
+        part, _ = pieces.loss(pieces(small), small)
+        (part / n).backward()  # As the trainer does.
+        values.append(part.detach() / n)
 
     torch.testing.assert_close(sum(values), total.detach(), atol=1e-6, rtol=1e-6)
     for a, b in zip(whole.parameters(), pieces.parameters(), strict=True):
@@ -148,8 +158,6 @@ def test_class_weights_equal_sklearn() -> None:
 
 
 def test_head_refuses_what_does_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"3 class weights for the 4 classes of 'genre'.*jazz"):
-        make_head(class_weights=[1, 2, 3])
     with pytest.raises(ValueError, match=r"label_smoothing=1.5"):
         make_head(label_smoothing=1.5)
 
@@ -193,7 +201,7 @@ def test_classifier_learns_and_phrases_keep_to_themselves(
     assert logits_BC.argmax(-1).tolist() == [0, 1, 2, 3]
     for i in range(4):
         torch.testing.assert_close(model(cut(batch, i, i + 1))["genre"], logits_BC[i : i + 1])
-    assert model.encode(batch).shape == (4, 16)
+    assert [len(h) for h in model.encode(batch)] == [4, 17]
 
 
 def test_pretrained_weights_load_by_name() -> None:
@@ -225,5 +233,3 @@ def test_classifier_refuses_what_does_not_fit() -> None:
         PhraseClassifier(
             FieldEmbedding((11,), 8), Encoder(8, 1, 2, 8), Pooling("mean", 8), [head, head]
         )
-    with pytest.raises(ValueError, match="d_model=16, the backbone d_model=8"):
-        PhraseClassifier(FieldEmbedding((11,), 16), Encoder(8, 1, 2, 8), Pooling("mean", 8), [head])

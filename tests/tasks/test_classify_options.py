@@ -18,10 +18,9 @@ from midigenre.models import (
     Masking,
     PhraseClassifier,
     Pooling,
-    class_weights,
 )
 from midigenre.spec import UNKNOWN, Batch, Field, TokenSpec
-from midigenre.tasks.classify import losses
+from midigenre.tasks.classify import class_weights, losses
 
 SPEC = TokenSpec(
     "toy",
@@ -101,7 +100,7 @@ def test_masked_modelling_shares_the_pass(pooling: Any) -> None:
     assert 0 < int(hidden_NF.sum()) < hidden_NF.numel()
     assert not torch.equal(seen.ids_NF, batch().ids_NF)
     labels = model.loss(model(seen), batch())[0]
-    h_ND = model.encode_tokens(seen)[1]
+    h_ND = model.encode(seen)[1]
     assert h_ND.shape == (sum(LENGTHS), 8)
     nats_NF, _ = model.masked.head.loss(h_ND, batch().ids_NF, hidden_NF)  # type: ignore[operator]
     mlm = nats_NF.sum() / hidden_NF.sum()
@@ -119,7 +118,7 @@ def test_masked_modelling_shares_the_pass(pooling: Any) -> None:
 def test_steps_are_those_of_the_backbone_without_cls(pooling: Any) -> None:
     """Steps of a phrase do not depend on the phrases around it, so none is shifted."""
     model = classifier(0.3, pooling).eval()
-    h_ND = model.encode_tokens(batch())[1]
+    h_ND = model.encode(batch())[1]
     start = 0
     for i, length in enumerate(LENGTHS):
         ids_NF = batch().ids_NF[start : start + length]
@@ -127,8 +126,8 @@ def test_steps_are_those_of_the_backbone_without_cls(pooling: Any) -> None:
             batch(), ids_NF=ids_NF, lengths=(length,),
             cu_seqlens=torch.tensor([0, length], dtype=torch.int32),
         )  # fmt: skip
-        torch.testing.assert_close(h_ND[start : start + length], model.encode_tokens(one)[1])
-        torch.testing.assert_close(model.encode(batch())[i], model.encode(one)[0])
+        torch.testing.assert_close(h_ND[start : start + length], model.encode(one)[1])
+        torch.testing.assert_close(model.encode(batch())[0][i], model.encode(one)[0][0])
         start += length
 
 

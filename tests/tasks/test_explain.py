@@ -41,13 +41,13 @@ class Counting(nn.Module):
     def encode(self, batch):
         h = self.embedding(batch.ids_NF)
         phrase = torch.repeat_interleave(torch.arange(batch.n_phrases), torch.tensor(batch.lengths))
-        return h.new_zeros(batch.n_phrases, 1).index_add(0, phrase, h)
+        return h.new_zeros(batch.n_phrases, 1).index_add(0, phrase, h), h
 
     def logits(self, h_B1):
         return {"genre": torch.cat([h_B1, torch.zeros_like(h_B1)], 1)}
 
     def forward(self, batch):
-        return self.logits(self.encode(batch))
+        return self.logits(self.encode(batch)[0])
 
 
 class _Weights(nn.Module):

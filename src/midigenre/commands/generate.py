@@ -42,7 +42,7 @@ from midigenre.generation.grammar import Grammar
 from midigenre.generation.sampling import Choice, Sample, Sampler, SamplingSettings
 from midigenre.midi.song import Song
 from midigenre.models import PhraseGenerator
-from midigenre.models.cpu import quantize_int8
+from midigenre.models.kernels import quantize_int8
 from midigenre.spec import UNKNOWN
 from midigenre.tasks.samples import context_for
 from midigenre.tokenizers.base import Tokenizer, from_spec

@@ -53,6 +53,7 @@ from midigenre.data.shards import ShardSet
 from midigenre.errors import StoppedError, UserError
 from midigenre.files import FULL, remove_parts, write_json
 from midigenre.models import Encoder
+from midigenre.models.kernels import compile_layers
 from midigenre.registry import reading
 from midigenre.run import SWEEP, RunFolder
 from midigenre.tasks.base import Outcome, Task, peak_memory_bytes
@@ -147,7 +148,7 @@ def train(
     if cfg.compile:
         backbone = task.model.backbone
         assert isinstance(backbone, Encoder)  # Others have been rejected by check_compile.
-        backbone.compile_layers()
+        compile_layers(backbone)
     if not is_first_process():
         fit(trainer, task, data, ckpt, lambda: None)
         return _best_score(trainer)

@@ -22,7 +22,7 @@ from torchmetrics import Metric
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.evaluation.metrics import plain
 from midigenre.evaluation.tokens import nats_per_note_interval
-from midigenre.models.masking import MaskedModel, Masking, mix
+from midigenre.models.masking import MaskedModel, Masking, splitmix64
 from midigenre.spec import Batch
 from midigenre.tokenizers.notes import ATTRIBUTES, FoundNotes, NoteFinder
 
@@ -102,7 +102,7 @@ def phrase_keys(batch: Batch) -> Tensor:
     What is hidden of it is then the same in every epoch, in batches of any size, and for every seed
     of a run.
     """
-    return mix(batch.song_B) + batch.start_B
+    return splitmix64(batch.song_B) + batch.start_B
 
 
 def song_keys(song_ids: Iterable[str]) -> NDArray[np.int64]:
@@ -136,9 +136,9 @@ def chosen_notes(
         bool, shape (n,).
     """
     bar = found.bar + start_B[found.phrase]
-    key = mix(torch.from_numpy(song_keys_B[found.phrase]) + _SALT)
+    key = splitmix64(torch.from_numpy(song_keys_B[found.phrase]) + _SALT)
     for column in (bar, found.position, found.pitch, found.program):
-        key = mix(key + torch.from_numpy(column))
+        key = splitmix64(key + torch.from_numpy(column))
     low_bits = (key & ((1 << _BITS) - 1)).numpy()
     hidden: NDArray[np.bool_] = low_bits < share * (1 << _BITS)
     return hidden

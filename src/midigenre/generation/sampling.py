@@ -16,7 +16,7 @@ from midigenre.errors import RefusedSongError, UserError
 from midigenre.generation.grammar import Grammar, Ids, Rows
 from midigenre.generation.windows import Context, Windows
 from midigenre.models import PhraseGenerator
-from midigenre.models.cpu import packed
+from midigenre.models.kernels import packed
 from midigenre.spec import UNKNOWN
 
 Report = Callable[[str, int, int], None]

@@ -5,40 +5,24 @@
 ``generator``    what the generator has beside it: conditions, a head for the next token, decoding
 ``masking``      masked modelling: what is hidden, and its prediction
 ``lstm``         the LSTM baseline, a backbone too
-``sequences``    packed sequences, and attention inside them
-``decoding``     what a backbone keeps of rows that are written token by token
-``cpu``          faster kernels for the CPU, put into a finished model
+``sequences``    packed sequences, attention inside them, rows that grow token by token
+``kernels``      faster insides, put into a finished model
 ===============  =================================================================================
 """
 
 from midigenre.models.generator import ConditionEmbedding, Decoding, FieldHead, PhraseGenerator
 from midigenre.models.lstm import LSTM
 from midigenre.models.masking import MaskedHead, MaskedLoss, MaskedModel, Masking
-from midigenre.models.sequences import packed_attention
 from midigenre.models.transformer import (
     Encoder,
     FieldEmbedding,
     LabelHead,
     PhraseClassifier,
     Pooling,
-    class_weights,
 )
 
 __all__ = [
-    "LSTM",
-    "ConditionEmbedding",
-    "Decoding",
-    "Encoder",
-    "FieldEmbedding",
-    "FieldHead",
-    "LabelHead",
-    "MaskedHead",
-    "MaskedLoss",
-    "MaskedModel",
-    "Masking",
-    "PhraseClassifier",
-    "PhraseGenerator",
+    "LSTM", "ConditionEmbedding", "Decoding", "Encoder", "FieldEmbedding", "FieldHead", "LabelHead",
+    "MaskedHead", "MaskedLoss", "MaskedModel", "Masking", "PhraseClassifier", "PhraseGenerator",
     "Pooling",
-    "class_weights",
-    "packed_attention",
-]
+]  # fmt: skip

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Literal
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as fn
 
-from midigenre.models.decoding import State
-from midigenre.models.sequences import Prefixed, insert_prefix, segments_N
+from midigenre.models.sequences import Prefixed, State, insert_prefix, segments_N
 from midigenre.models.transformer import (
     INIT_STD,
     FieldEmbedding,
@@ -34,33 +33,26 @@ class ConditionEmbedding(nn.Module):
     arXiv 2207.12598, section 3.2, who hide 10 to 20%).
 
     Args:
-        classes: Number of classes of each label, in the order of the vectors.
+        classes: Number of classes of each label, in the order of the vectors; not empty.
         d_model: Model width D.
         dropout: Probability with which a label is hidden in training.
 
     Raises:
-        ValueError: No label, or ``dropout`` outside 0 to 1.
+        ValueError: ``dropout`` outside 0 to 1.
     """
 
     def __init__(self, classes: Mapping[str, int], d_model: int, dropout: float = 0.1) -> None:
         super().__init__()
-        if not classes:
-            raise ValueError("conditions without a label; a generator without any takes None")
         if not 0 <= dropout <= 1:
             raise ValueError(f"condition_dropout={dropout} is not between 0 and 1")
         self.classes, self.dropout = dict(classes), dropout
-        # The last row is the unknown class.
-        tables = {label: nn.Embedding(n + 1, d_model) for label, n in classes.items()}
-        self.tables = nn.ModuleDict(tables)
+        self.tables = nn.ModuleDict(  # the last row is the unknown class
+            {label: nn.Embedding(n + 1, d_model) for label, n in classes.items()}
+        )
         init_weights(self)
 
     def forward(self, labels: Mapping[str, Tensor]) -> Tensor:
-        """Vectors of the labels, (B, L, D).
-
-        Args:
-            labels: Class index of each phrase for each label, int64 (B,); ``UNKNOWN`` where it is
-                not known. Labels that are no condition are ignored.
-        """
+        """Class indices for each label, int64 (B,), to vectors, (B, L, D); others are ignored."""
         vectors = []
         for label, n in self.classes.items():
             index_B = labels[label]
@@ -83,9 +75,6 @@ class FieldHead(nn.Module):
         sizes: Vocabulary size of each field (``TokenSpec.sizes``), length F.
         d_model: Model width D.
         order: Columns in the order in which they are predicted; as they stand if None.
-
-    Raises:
-        ValueError: ``order`` does not name every column once.
     """
 
     def __init__(
@@ -94,13 +83,10 @@ class FieldHead(nn.Module):
         super().__init__()
         self.sizes = tuple(sizes)
         self.order = tuple(range(len(sizes)) if order is None else order)
-        if sorted(self.order) != list(range(len(sizes))):
-            raise ValueError(
-                f"order={list(self.order)} must name the columns 0 to {len(sizes) - 1}"
-            )
         # The last field of the order is known to no other: it has no table.
-        known = {str(f): nn.Embedding(sizes[f], d_model) for f in self.order[:-1]}
-        self.known = nn.ModuleDict(known)
+        self.known = nn.ModuleDict(
+            {str(f): nn.Embedding(sizes[f], d_model) for f in self.order[:-1]}
+        )
         self.hidden = nn.ModuleList(nn.Linear(d_model, d_model) for _ in sizes if len(sizes) > 1)
         self.out = nn.ModuleList(nn.Linear(d_model, size) for size in sizes)
         init_weights(self)
@@ -121,9 +107,7 @@ class FieldHead(nn.Module):
     def forward(self, h_ND: Tensor, ids_NF: Tensor) -> list[Tensor]:
         """Logits of every field, (N, V) each, in the order of the columns.
 
-        Args:
-            h_ND: What the model made of all tokens before, shape (N, D).
-            ids_NF: The true tokens, int64, shape (N, F), which stand for those chosen before.
+        As :meth:`field_logits` where the true tokens, int64 (N, F), stand for those chosen before.
         """
         logits: list[Tensor] = [h_ND] * len(self.sizes)
         for place, field in enumerate(self.order):
@@ -136,8 +120,7 @@ class FieldHead(nn.Module):
     def loss(self, h_ND: Tensor, ids_NF: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of every field, float32 (N, F), and whether it was the likeliest, bool."""
         nats, hits = [], []
-        for field, logits_NV in enumerate(self(h_ND, ids_NF)):
-            target_N = ids_NF[:, field]
+        for logits_NV, target_N in zip(self(h_ND, ids_NF), ids_NF.T, strict=True):
             nats.append(fn.cross_entropy(logits_NV.float(), target_N, reduction="none"))
             hits.append(logits_NV.detach().argmax(-1) == target_N)
         return torch.stack(nats, 1), torch.stack(hits, 1)
@@ -145,8 +128,7 @@ class FieldHead(nn.Module):
     def _logits(self, h_ND: Tensor, field: int) -> Tensor:
         if len(self.sizes) > 1:
             h_ND = fn.gelu(self.hidden[field](h_ND))
-        logits_NV: Tensor = self.out[field](h_ND)
-        return logits_NV
+        return cast(Tensor, self.out[field](h_ND))
 
 
 class Decoding:
@@ -179,23 +161,23 @@ class PhraseGenerator(PhraseModel):
 
     Args:
         embedding: Token ids to vectors.
-        backbone: See :class:`midigenre.models.transformer.PhraseModel`.
+        backbone: See :mod:`midigenre.models.transformer`.
         conditions: What the music is conditioned on; None for nothing.
         head: Predicts a token from the vector before it.
         condition_by: ``prefix`` or ``add``.
 
     Raises:
-        ValueError: Widths that differ, or an unknown ``condition_by``.
+        ValueError: An unknown ``condition_by``.
     """
 
     def __init__(
         self, embedding: FieldEmbedding, backbone: nn.Module, conditions: ConditionEmbedding | None,
-        head: FieldHead, condition_by: Literal["prefix", "add"] = "prefix",
+        head: FieldHead, condition_by: str = "prefix",
     ) -> None:  # fmt: skip
         check_choice("condition_by", condition_by, ("prefix", "add"))
         super().__init__(embedding, backbone)
         self.conditions, self.head, self.condition_by = conditions, head, condition_by
-        self.start_D = nn.Parameter(INIT_STD * torch.randn(self.d_model))
+        self.start_D = nn.Parameter(INIT_STD * torch.randn(embedding.d_model))
 
     @property
     def n_prefix(self) -> int:
@@ -204,22 +186,19 @@ class PhraseGenerator(PhraseModel):
         return 1 + (len(labels) if self.condition_by == "prefix" else 0)
 
     def forward(self, batch: Batch) -> Tensor:
-        """The vector that predicts each token, (N, D).
+        """The vector that predicts each token, (N, D), from what lies before that token alone.
 
-        Row t comes from what lies before token t alone. The batch has a class index for each
-        condition.
+        The batch has a class index for each condition.
         """
-        put = self._put(
-            batch.ids_NF, batch.cu_seqlens, batch.lengths, self._conditions(batch.labels)
-        )
+        condition_BLD = None if self.conditions is None else self.conditions(batch.labels)
+        put = self._put(batch.ids_NF, batch.cu_seqlens, batch.lengths, condition_BLD)
         h_MD: Tensor = self.backbone(put.h_MD, put.cu_seqlens, put.lengths, causal=True)
         # The vector before a token, which may be a prefix, predicts it.
         return h_MD[put.tokens_N - 1]
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """:meth:`FieldHead.loss`; sum the nats over F for those of a token."""
-        nats_NF, hits_NF = self.head.loss(self(batch), batch.ids_NF)
-        return nats_NF, hits_NF
+        return self.head.loss(self(batch), batch.ids_NF)
 
     def begin(
         self, labels: Mapping[str, Tensor], primes: Sequence[Tensor], capacity: int
@@ -237,18 +216,15 @@ class PhraseGenerator(PhraseModel):
         Raises:
             ValueError: A prime passes the capacity.
         """
+        condition_BLD = None if self.conditions is None else self.conditions(labels)
         state: State = self.backbone.new_state(  # type: ignore[operator]
             len(primes), capacity + self.n_prefix, self.start_D.device, self.start_D.dtype
         )
-        rows = Decoding(state, self._conditions(labels))
+        rows = Decoding(state, condition_BLD)
         return self.restart(range(len(primes)), primes, rows), rows
 
     def advance(self, ids_BF: Tensor, rows: Decoding) -> Tensor:
-        """Gives every row its next token.
-
-        Args:
-            ids_BF: The tokens, int64, shape (B, F).
-            rows: The rows; they grow by the token.
+        """Gives every row its next token, int64 (B, F).
 
         Returns:
             The vector that predicts the token after it, shape (B, D): what :meth:`forward` gives
@@ -283,9 +259,6 @@ class PhraseGenerator(PhraseModel):
         h_MD = rows.state.prefill(put.h_MD, put.cu_seqlens, put.lengths, which)
         return h_MD[put.cu_seqlens[1:].long() - 1]
 
-    def _conditions(self, labels: Mapping[str, Tensor]) -> Tensor | None:
-        return None if self.conditions is None else self.conditions(labels)
-
     def _put(
         self, ids_NF: Tensor, cu_seqlens: Tensor, lengths: Sequence[int],
         condition_BLD: Tensor | None,
@@ -293,11 +266,10 @@ class PhraseGenerator(PhraseModel):
         """Phrases as vectors, with what stands before them and what is added to them."""
         h_ND = self.embedding(ids_NF)
         prefix_BPD = self.start_D.expand(len(lengths), 1, -1)
-        if condition_BLD is not None:
-            if self.condition_by == "prefix":
-                prefix_BPD = torch.cat([prefix_BPD, condition_BLD], 1)
-            else:
-                condition_BD = condition_BLD.sum(1)
-                prefix_BPD = prefix_BPD + condition_BD[:, None]
-                h_ND = h_ND + condition_BD[segments_N(cu_seqlens, len(h_ND))]
+        if condition_BLD is not None and self.condition_by == "prefix":
+            prefix_BPD = torch.cat([prefix_BPD, condition_BLD], 1)
+        elif condition_BLD is not None:
+            condition_BD = condition_BLD.sum(1)
+            prefix_BPD = prefix_BPD + condition_BD[:, None]
+            h_ND = h_ND + condition_BD[segments_N(cu_seqlens, len(h_ND))]
         return insert_prefix(h_ND, cu_seqlens, lengths, prefix_BPD)

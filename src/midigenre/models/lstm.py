@@ -12,19 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, pad_sequence, unpack_sequence
 
-from midigenre.models.decoding import State
+from midigenre.models.sequences import State
 
 
 class LSTM(nn.Module):
     """A stack of LSTM layers (Hochreiter and Schmidhuber 1997) with the encoder's call.
 
     One direction for generation, two (each D / 2 wide) for classification: unlike the encoder's,
-    the weights of one do not serve the other.
-
-    What goes in and what comes out is normalised. Embedding and heads begin as small as the encoder
-    wants them, which normalises too; without, two layers pass on so little of it that the LSTM
-    stood at the frequencies of the tokens (4.0 nats a step) after 200 steps, where it had come to
-    1.6 with both norms and 2.0 with the second alone.
+    the weights of one do not serve the other. What goes in and what comes out is normalised:
+    embedding and heads begin so small that without it the LSTM hardly learns.
 
     Args:
         d_model: Model width D.
@@ -42,43 +38,22 @@ class LSTM(nn.Module):
         super().__init__()
         if bidirectional and d_model % 2:
             raise ValueError(f"d_model={d_model} must be even, half of it for each direction")
-        self.d_model = d_model
-        self.bidirectional = bidirectional
+        self.d_model, self.bidirectional = d_model, bidirectional
         self.lstm = nn.LSTM(
-            d_model,
-            d_model // 2 if bidirectional else d_model,
-            n_layers,
-            dropout=dropout if n_layers > 1 else 0.0,
-            bidirectional=bidirectional,
-        )
+            d_model, d_model // 2 if bidirectional else d_model, n_layers,
+            dropout=dropout if n_layers > 1 else 0.0, bidirectional=bidirectional,
+        )  # fmt: skip
         self.input_norm, self.final_norm = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
 
     def forward(
         self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], *, causal: bool = False
     ) -> Tensor:
-        """Encodes packed phrases, (N, D) to (N, D); the boundaries are not needed here.
-
-        Raises:
-            ValueError: ``causal`` is not what the weights were made for.
-        """
+        """Encodes packed phrases, (N, D) to (N, D); a ValueError for the other direction."""
         self._check(causal)
-        if torch.is_grad_enabled() and not self.bidirectional:
-            return self._padded(h_ND, lengths)
-        return self.pack(h_ND, lengths)[0]
-
-    def new_state(
-        self, n_rows: int, capacity: int, device: torch.device, dtype: torch.dtype
-    ) -> RecurrentState:
-        """Empty rows that are then written token by token: ``capacity`` of each at most."""
-        self._check(causal=True)
-        return RecurrentState(self, n_rows, capacity, device, dtype)
-
-    def _padded(self, h_ND: Tensor, lengths: Sequence[int]) -> Tensor:
-        """As :meth:`pack`, for training: in one direction what stands behind is never seen.
-
-        Going back through PyTorch's packing costs the square of the length: every step fills a
-        gradient as large as all steps together (``experiments/speed/README.md``).
-        """
+        if self.bidirectional or not torch.is_grad_enabled():
+            return self.pack(h_ND, lengths)[0]
+        # In one direction what stands behind is never seen, so phrases can be padded: going back
+        # through PyTorch's packing costs the square of the length (experiments/speed/README.md).
         h_ND = self.input_norm(h_ND)
         out_TBD, _ = self.lstm(pad_sequence(list(torch.split(h_ND, list(lengths)))))
         out_ND = torch.cat([out_TBD[:n, b] for b, n in enumerate(lengths)])
@@ -92,6 +67,13 @@ class LSTM(nn.Module):
         out, last = self.lstm(packed)
         return self.final_norm(torch.cat(unpack_sequence(out))), last
 
+    def new_state(
+        self, n_rows: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> RecurrentState:
+        """Empty rows that are then written token by token: ``capacity`` of each at most."""
+        self._check(causal=True)
+        return RecurrentState(self, n_rows, capacity, device, dtype)
+
     def _check(self, causal: bool) -> None:
         if causal == self.bidirectional:
             needed, made = ("one direction", "two") if causal else ("two directions", "one")
@@ -102,15 +84,7 @@ class LSTM(nn.Module):
 
 
 class RecurrentState(State):
-    """Rows of an LSTM: outputs ``h`` and cells ``c`` of every layer.
-
-    Args:
-        lstm: The LSTM, of one direction.
-        n_rows: Number of rows B.
-        capacity: Tokens that a row may have; the state takes the same room whatever it is.
-        device: Where the rows live.
-        dtype: Type of the model's vectors.
-    """
+    """Rows of an LSTM of one direction: outputs ``h`` and cells ``c`` of every layer."""
 
     def __init__(
         self, lstm: LSTM, n_rows: int, capacity: int, device: torch.device, dtype: torch.dtype
@@ -123,7 +97,7 @@ class RecurrentState(State):
     def prefill(
         self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], rows: Sequence[int]
     ) -> Tensor:
-        """See :meth:`midigenre.models.decoding.State.prefill`."""
+        """See :meth:`midigenre.models.sequences.State.prefill`."""
         self.reset(rows, lengths)
         out_ND, last = self.lstm.pack(h_ND, lengths)
         at = torch.tensor(rows, device=h_ND.device)
@@ -131,7 +105,7 @@ class RecurrentState(State):
         return out_ND
 
     def step(self, h_BD: Tensor) -> Tensor:
-        """See :meth:`midigenre.models.decoding.State.step`."""
+        """See :meth:`midigenre.models.sequences.State.step`."""
         self.grow()
         before = self.tensors["h"], self.tensors["c"]
         out_1BD, (h_KBD, c_KBD) = self.lstm.lstm(self.lstm.input_norm(h_BD)[None], before)

@@ -20,7 +20,7 @@ strategy      a group is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -58,9 +58,7 @@ class Masking(nn.Module):
     Of the hidden tokens the model sees MASK, another token of the same type, or the token itself,
     so that it must make something of every token (BERT, Devlin et al. 2019, arXiv 1810.04805,
     section 3.1). Hiding 30% trains better than BERT's 15% (Wettig et al. 2023, arXiv 2202.08005;
-    ModernBERT, Warner et al. 2024, arXiv 2412.13663).
-
-    Nothing here waits for the device, and there is no loop over phrases.
+    ModernBERT, Warner et al. 2024, arXiv 2412.13663). Nothing here waits for the device.
 
     Args:
         spec: The vocabulary.
@@ -69,8 +67,8 @@ class Masking(nn.Module):
         replace: Shares of the hidden tokens that are seen as MASK, as another token of their type,
             and as they are.
         structure: Whether tokens that are no attributes of notes (``Bar``, ``Position``, ``Tempo``,
-            ``TimeSig``, ``Family``, time shifts ...) may be hidden too, as in MusicBERT. Most of
-            them can be copied from a neighbour where each step repeats them.
+            time shifts ...) may be hidden too, as in MusicBERT. Most of them can be copied from a
+            neighbour where each step repeats them.
 
     Attributes:
         attributes: Names of what may be hidden, A of them: token types, those of drums counted with
@@ -114,54 +112,71 @@ class Masking(nn.Module):
                 "compound or element"
             )
         self.strategy, self.share, self.replace = strategy, share, tuple(replace)
-        self.several, self.bars = len(spec.fields) > 1, spec.bars
+        self.bars = spec.bars
         types_V = [t for field in spec.fields for t in field.types]
         hidden = {t: t not in NEVER and (structure or t in NOTE_TYPES) for t in types_V}
         self.attributes = tuple(dict.fromkeys(_SAME.get(t, t) for t in types_V if hidden[t]))
         if not self.attributes:
             raise ValueError(f"tokenizer {spec.name!r} has no token that may be hidden")
-        base_F = torch.tensor([0, *spec.sizes]).cumsum(0)[:-1]
-        number = {name: i for i, name in enumerate(self.attributes)}
-        attribute_V = torch.tensor([number[_SAME.get(t, t)] if hidden[t] else -1 for t in types_V])
-        first_V, count_V, member_V = _ids_by_type(spec)
         self.fields = tuple(
             f for f, field in enumerate(spec.fields) if any(hidden[t] for t in field.types)
         )
         self.bar_field = next((f for f, x in enumerate(spec.fields) if x.is_type("Bar").any()), 0)
+        number = {name: i for i, name in enumerate(self.attributes)}
+        # The ids of each type of each field side by side.
+        names = [(f, type_) for f, field in enumerate(spec.fields) for type_ in field.types]
+        numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        type_V = torch.tensor([numbers[name] for name in names])
+        count, id_V = type_V.bincount(), torch.cat([torch.arange(n) for n in spec.sizes])
         tables = {
-            "base_F": base_F, "mask_F": torch.tensor(mask), "attribute_V": attribute_V,
-            "first_V": first_V, "count_V": count_V, "member_V": member_V,
+            "base_F": torch.tensor([0, *spec.sizes]).cumsum(0)[:-1],
+            "mask_F": torch.tensor(mask),
+            "attribute_V": torch.tensor(
+                [number[_SAME.get(t, t)] if hidden[t] else -1 for t in types_V]
+            ),
+            "first_V": (count.cumsum(0) - count)[type_V],
+            "count_V": count[type_V],
+            "member_V": id_V[type_V.argsort(stable=True)],
             "kind_V": torch.tensor([_KIND.get(t, _OTHER) for t in types_V]),
             "bar_V": torch.tensor([t == "Bar" for t in types_V]),
-        }  # fmt: skip
+        }
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
 
     def forward(
-        self, ids_NF: Tensor, cu_seqlens: Tensor, generator: torch.Generator | None = None, *,
-        share: float | None = None, keys_B: Tensor | None = None,
+        self, ids_NF: Tensor, cu_seqlens: Tensor, *, share: float | None = None,
+        keys_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Chooses what is hidden.
 
         Args:
             ids_NF: The tokens, int64, shape (N, F).
             cu_seqlens: Phrase boundaries, integer, shape (B + 1,).
-            generator: Where random numbers come from; PyTorch's own for the device if None. At
-                least one token of the batch is hidden then, if any may be.
             share: Another share than :attr:`share`.
             keys_B: A number for each phrase, int64. What is hidden of a phrase is then a function
                 of its number and its tokens alone, on every device and in any company; at least
-                one token of each phrase is hidden, if any may be.
+                one token of each phrase is hidden, if any may be. Without, PyTorch's generator of
+                the device decides, and at least one token of the batch is hidden.
 
         Returns:
             The ids that the model sees, and which tokens it must predict (bool), both (N, F).
         """
         N, F = ids_NF.shape
         of_N = segments_N(cu_seqlens, N)
-        start_N = cu_seqlens[:-1].long()[of_N]
-        noise = _Noise(of_N, start_N, generator, keys_B)
+        place_N = torch.arange(N, device=ids_NF.device) - cu_seqlens[:-1].long()[of_N]
+        # Numbers from 0 to 1 for each step, of several streams: drawn, or made from key and place.
+        seed_N1 = (
+            None if keys_B is None else splitmix64(splitmix64(keys_B)[of_N] + place_N)[:, None]
+        )
+
+        def noise(width: int, stream: int) -> Tensor:
+            if seed_N1 is None:
+                return torch.rand((N, width), device=ids_NF.device, dtype=torch.float32)
+            column = torch.arange(width, device=ids_NF.device) + (stream << 32)
+            return (splitmix64(seed_N1 + column) >> 40 & 0xFFFFFF).float() * 2**-24
+
         attribute_NF = self.attributes_NF(ids_NF)
-        group_NF = self._chances(ids_NF, attribute_NF, start_N, noise)
+        group_NF = self._chances(ids_NF, attribute_NF, place_N == 0, noise)
         # What may not be hidden has no chance, and is not the least either.
         chance_NF = group_NF.masked_fill(attribute_NF < 0, 2.0)
         if keys_B is None:
@@ -190,87 +205,43 @@ class Masking(nn.Module):
         return torch.where(hidden_NF, self.mask_F, ids_NF)
 
     def _chances(
-        self, ids_NF: Tensor, attribute_NF: Tensor, start_N: Tensor, noise: _Noise
-    ) -> Tensor:
+        self, ids_NF: Tensor, attribute_NF: Tensor, begins_N: Tensor,
+        noise: Callable[[int, int], Tensor],
+    ) -> Tensor:  # fmt: skip
         """A number from 0 to 1 for every token, the same for those of a group; (N, F)."""
-        N, F = ids_NF.shape
+        F = ids_NF.shape[1]
         if self.strategy == "element":
             return noise(F, 0)
-        place_N = torch.arange(N, device=ids_NF.device)
-        begins_N = place_N == start_N
         if self.strategy == "bar":
-            first_N = self._first_step(begins_N | self._bar_begins_N(ids_NF))
+            bar_N = ids_NF[:, self.bar_field]
+            by_field = self.bars == "field"
+            new_N = bar_N != bar_N.roll(1) if by_field else self.bar_V[
+                bar_N + self.base_F[self.bar_field]
+            ]  # fmt: skip
             # The numbers of the bar's first step count for the whole bar.
+            first_N = _first_step(begins_N | new_N)
             return noise(len(self.attributes), 0)[first_N].gather(1, attribute_NF.clamp(min=0))
-        if self.several:
-            return noise(1, 0).expand(N, F)
+        if F > 1:
+            return noise(1, 0).expand(-1, F)
         kind_N = self.kind_V[ids_NF[:, 0]]
         last_N = kind_N.roll(1)
-        goes_on_N = (kind_N == _BEHIND) & (last_N != _OTHER)
-        goes_on_N |= (kind_N == _OPENS) & (last_N == _BEFORE)
-        first_N = self._first_step(begins_N | ~goes_on_N)
-        return noise(1, 0)[first_N]
-
-    def _bar_begins_N(self, ids_NF: Tensor) -> Tensor:
-        bar_N = ids_NF[:, self.bar_field]
-        if self.bars == "field":
-            return bar_N != bar_N.roll(1)
-        return self.bar_V[bar_N + self.base_F[self.bar_field]]
-
-    @staticmethod
-    def _first_step(begins_N: Tensor) -> Tensor:
-        """The step at which the group of each step begins, shape (N,)."""
-        place_N = torch.arange(len(begins_N), device=begins_N.device)
-        first_N: Tensor = torch.where(begins_N, place_N, 0).cummax(0).values
-        return first_N
+        inside_N = (kind_N == _BEHIND) & (last_N != _OTHER)
+        inside_N |= (kind_N == _OPENS) & (last_N == _BEFORE)
+        return noise(1, 0)[_first_step(begins_N | ~inside_N)]
 
 
-class _Noise:
-    """Numbers from 0 to 1 for each step: drawn, or made from each phrase's key and the place in it.
-
-    Args:
-        of_N: Phrase of each step.
-        start_N: First step of that phrase.
-        generator: Draws them where there are no keys.
-        keys_B: A number for each phrase, or None.
-    """
-
-    def __init__(
-        self, of_N: Tensor, start_N: Tensor, generator: torch.Generator | None,
-        keys_B: Tensor | None,
-    ) -> None:  # fmt: skip
-        self._n, self._device, self._generator = len(of_N), of_N.device, generator
-        self._seed_N: Tensor | None = None
-        if keys_B is not None:
-            place_N = torch.arange(self._n, device=self._device) - start_N
-            self._seed_N = mix(mix(keys_B)[of_N] + place_N)
-
-    def __call__(self, width: int, stream: int) -> Tensor:
-        """Float32, shape (N, width); each stream has numbers of its own."""
-        if self._seed_N is None:
-            size, draws = (self._n, width), self._generator
-            return torch.rand(size, generator=draws, device=self._device, dtype=torch.float32)
-        column = torch.arange(width, device=self._device) + (stream << 32)
-        bits_NW = mix(self._seed_N[:, None] + column)
-        return (bits_NW >> 40 & 0xFFFFFF).float() * 2**-24
+def _first_step(begins_N: Tensor) -> Tensor:
+    """The step at which the group of each step begins, shape (N,)."""
+    place_N = torch.arange(len(begins_N), device=begins_N.device)
+    return torch.where(begins_N, place_N, 0).cummax(0).values
 
 
-def mix(x: Tensor) -> Tensor:
+def splitmix64(x: Tensor) -> Tensor:
     """Scrambles int64 numbers: SplitMix64 (Steele et al. 2014), with the sums that wrap around."""
-    x = x + _signed(0x9E3779B97F4A7C15)
-    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
+    x = x + (0x9E3779B97F4A7C15 - (1 << 64))
+    for bits, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ _shifted(x, bits)) * (factor - (1 << 64))
     return x ^ _shifted(x, 31)
-
-
-def check_share(name: str, share: float) -> None:
-    """Raises a ValueError where the share that a setting gives is not above 0 and at most 1."""
-    if not 0 < share <= 1:
-        raise ValueError(f"{name}={share} must be above 0 and at most 1")
-
-
-def _signed(number: int) -> int:
-    return number - (1 << 64) if number >> 63 else number
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
@@ -278,19 +249,10 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _ids_by_type(spec: TokenSpec) -> tuple[Tensor, Tensor, Tensor]:
-    """The ids of each type side by side, field by field.
-
-    Returns:
-        For each id where those of its type begin in the table, how many they are, and the table;
-        all of shape (V,).
-    """
-    names = [(f, type_) for f, field in enumerate(spec.fields) for type_ in field.types]
-    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    number_V = torch.tensor([number[name] for name in names])
-    id_V = torch.cat([torch.arange(len(field)) for field in spec.fields])
-    count = number_V.bincount()
-    return (count.cumsum(0) - count)[number_V], count[number_V], id_V[number_V.argsort(stable=True)]
+def check_share(name: str, share: float) -> None:
+    """Raises a ValueError where the share that a setting gives is not above 0 and at most 1."""
+    if not 0 < share <= 1:
+        raise ValueError(f"{name}={share} must be above 0 and at most 1")
 
 
 class MaskedHead(nn.Module):
@@ -303,21 +265,13 @@ class MaskedHead(nn.Module):
     Args:
         sizes: Vocabulary size of each field (``TokenSpec.sizes``), length F.
         d_model: Model width D.
-        fields: Columns in which tokens are hidden (:attr:`Masking.fields`); None for all. The
-            others have no weights.
-
-    Raises:
-        ValueError: ``fields`` names no column, or one that there is not.
+        fields: Columns in which tokens are hidden (:attr:`Masking.fields`); the others have no
+            weights.
     """
 
-    def __init__(
-        self, sizes: Sequence[int], d_model: int, fields: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], d_model: int, fields: Sequence[int]) -> None:
         super().__init__()
-        self.sizes = tuple(sizes)
-        self.fields = tuple(range(len(sizes)) if fields is None else fields)
-        if not self.fields or not set(self.fields) <= set(range(len(sizes))):
-            raise ValueError(f"fields={list(self.fields)} must name columns 0 to {len(sizes) - 1}")
+        self.fields = tuple(fields)
         self.hidden = nn.Linear(d_model, d_model)
         self.norm = nn.LayerNorm(d_model)
         self.out = nn.ModuleDict({str(f): nn.Linear(d_model, sizes[f]) for f in self.fields})
@@ -358,17 +312,7 @@ class MaskedHead(nn.Module):
 
 
 class MaskedModel(PhraseModel):
-    """Embedding, backbone run in both directions, and a head that predicts hidden tokens.
-
-    Args:
-        embedding: Token ids to vectors.
-        backbone: See :class:`midigenre.models.transformer.PhraseModel`.
-        masking: Chooses what is hidden.
-        head: Predicts it.
-
-    Raises:
-        ValueError: Widths that differ.
-    """
+    """Embedding, backbone run in both directions, and a head that predicts hidden tokens."""
 
     def __init__(
         self, embedding: FieldEmbedding, backbone: nn.Module, masking: Masking, head: MaskedHead
@@ -386,12 +330,7 @@ class MaskedModel(PhraseModel):
     def loss(
         self, batch: Batch, share: float | None = None, keys_B: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Hides tokens of a batch and predicts them.
-
-        Args:
-            batch: Packed phrases.
-            share: See :meth:`Masking.forward`.
-            keys_B: See :meth:`Masking.forward`.
+        """Hides tokens of a batch as :class:`Masking` does, and predicts them.
 
         Returns:
             nats_NF and hits_NF of :meth:`MaskedHead.loss`, and which tokens were hidden.
@@ -399,8 +338,7 @@ class MaskedModel(PhraseModel):
         seen_NF, hidden_NF = self.masking(
             batch.ids_NF, batch.cu_seqlens, share=share, keys_B=keys_B
         )
-        nats_NF, hits_NF = self.head.loss(self(batch, seen_NF), batch.ids_NF, hidden_NF)
-        return nats_NF, hits_NF, hidden_NF
+        return *self.head.loss(self(batch, seen_NF), batch.ids_NF, hidden_NF), hidden_NF
 
     def predict(self, batch: Batch, hidden_NF: Tensor) -> tuple[Tensor, Tensor]:
         """Predicts given tokens, all of them seen as MASK: nats_NF and hits_NF."""
@@ -409,16 +347,7 @@ class MaskedModel(PhraseModel):
 
 
 class MaskedLoss(nn.Module):
-    """Masked modelling beside another loss: hides tokens of a batch and predicts them.
-
-    Args:
-        masking: Chooses what is hidden.
-        head: Predicts it.
-        weight: Factor of the loss in what is minimised.
-
-    Raises:
-        ValueError: ``weight`` is not above 0.
-    """
+    """Masked modelling beside another loss, ``weight`` (above 0) times its mean nats."""
 
     def __init__(self, masking: Masking, head: MaskedHead, weight: float) -> None:
         super().__init__()
@@ -432,13 +361,9 @@ class MaskedLoss(nn.Module):
         return replace(batch, ids_NF=seen_NF), hidden_NF
 
     def forward(self, h_ND: Tensor, ids_NF: Tensor, hidden_NF: Tensor) -> Tensor:
-        """Mean nats of a hidden token; 0, and still connected to the graph, if none is hidden.
+        """Mean nats of a hidden token, from the vectors of the batch that was seen, (N, D).
 
-        Args:
-            h_ND: Vectors of the tokens of the batch that was seen, shape (N, D).
-            ids_NF: The tokens as they are, shape (N, F).
-            hidden_NF: From :meth:`hide`.
+        0, and still connected to the graph, if none is hidden.
         """
         nats_NF, _ = self.head.loss(h_ND, ids_NF, hidden_NF)
-        mean: Tensor = nats_NF.sum() / hidden_NF.sum().clamp_min(1)
-        return mean
+        return nats_NF.sum() / hidden_NF.sum().clamp_min(1)

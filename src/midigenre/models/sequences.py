@@ -1,7 +1,7 @@
-"""Packed sequences: their boundaries, attention inside them, vectors before them.
+"""Packed sequences: boundaries, attention inside them, vectors before them, rows that grow.
 
-    B phrases   N packed tokens of all phrases   L longest phrase   P vectors before a phrase
-    D model width   H heads   d width of a head (D / H)
+    B phrases or rows   N packed tokens of all phrases   T tokens of a row   D model width
+    P vectors before a phrase   H heads   d width of a head (D / H)
 
 The phrases of a batch lie end to end; ``cu_seqlens``, int32 (B + 1,), holds their boundaries on
 the device and ``lengths`` their lengths as Python numbers, each at least 1. Positions start at 0 in
@@ -10,18 +10,23 @@ every phrase, so that a phrase means the same in any company.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+if TYPE_CHECKING:  # it stands above this file
+    from midigenre.models.transformer import Attend, Encoder
 
 
 def segments_N(cu_seqlens: Tensor, N: int) -> Tensor:
     """Phrase of each token, int64 (N,). N as a Python number saves waiting for the device."""
-    phrases = torch.arange(cu_seqlens.shape[0] - 1, device=cu_seqlens.device)
+    phrases = torch.arange(len(cu_seqlens) - 1, device=cu_seqlens.device)
     return torch.repeat_interleave(phrases, cu_seqlens.diff(), output_size=N)
 
 
@@ -29,6 +34,43 @@ def positions_N(cu_seqlens: Tensor, N: int) -> Tensor:
     """Position of each token in its phrase, from 0, int64 (N,)."""
     starts_N = cu_seqlens[:-1].long()[segments_N(cu_seqlens, N)]
     return torch.arange(N, device=cu_seqlens.device) - starts_N
+
+
+class Prefixed(NamedTuple):
+    """A packed sequence with P vectors before each phrase: M = N + B * P vectors in all.
+
+    Attributes:
+        h_MD: Vectors, shape (M, D).
+        cu_seqlens: New boundaries, shape (B + 1,), same type as before.
+        lengths: New lengths, each P longer.
+        tokens_N: Where the tokens went, int64, shape (N,): ``h_MD[tokens_N]`` drops the prefixes.
+    """
+
+    h_MD: Tensor
+    cu_seqlens: Tensor
+    lengths: tuple[int, ...]
+    tokens_N: Tensor
+
+
+def insert_prefix(
+    h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], prefix_BPD: Tensor
+) -> Prefixed:
+    """Puts P vectors before each phrase: CLS, and the generator's conditions.
+
+    They are vectors of the model and not tokens, so that vocabularies know nothing of them. Expand
+    one vector, shape (D,), to ``prefix_BPD``, (B, P, D), where all phrases share it.
+    """
+    (N, D), (B, P), device = h_ND.shape, prefix_BPD.shape[:2], h_ND.device
+    tokens_N = torch.arange(N, device=device) + (segments_N(cu_seqlens, N) + 1) * P
+    # Each phrase moves by the prefixes of all phrases before it.
+    moved = cu_seqlens + P * torch.arange(B + 1, device=device, dtype=cu_seqlens.dtype)
+    prefix_BP = moved[:-1, None].long() + torch.arange(P, device=device)
+    h_MD = h_ND.new_empty(N + B * P, D).index_copy(0, tokens_N, h_ND)
+    h_MD = h_MD.index_copy(0, prefix_BP.flatten(), prefix_BPD.flatten(0, 1).to(h_ND.dtype))
+    return Prefixed(h_MD, moved, tuple(n + P for n in lengths), tokens_N)
+
+
+# --- attention ------------------------------------------------------------------------------------
 
 
 def packed_attention(
@@ -39,7 +81,6 @@ def packed_attention(
 
     Three insides: :func:`attend_runs` on CPU; :func:`attend_varlen` on CUDA in half precision;
     :func:`attend_padded` for the rest (float32 or attention dropout on CUDA, GPUs before Ampere).
-    ``experiments/speed/README.md`` has their times.
 
     Args:
         q_NHd: Queries of all phrases end to end, shape (N, H, d).
@@ -48,8 +89,8 @@ def packed_attention(
         cu_seqlens: Phrase boundaries, on the device of ``q_NHd``.
         lengths: The phrase lengths.
         causal: Whether a token sees only itself and those before it.
-        dropout_p: Dropout of the attention weights; give 0 outside training. Anything else rules
-            the fast kernels out (2.2x slower on CPU).
+        dropout_p: Dropout of the attention weights; 0 outside training. Anything else rules the
+            fast kernels out.
 
     Returns:
         Shape (N, H, d).
@@ -125,10 +166,8 @@ def attend_padded(
 def no_varlen(d_head: int, capability: tuple[int, int]) -> str | None:
     """Why variable-length flash attention cannot run on a GPU; None where it can.
 
-    Its raw kernel takes no other head widths (SDPA pads, varlen does not) and no older GPUs.
-
     Args:
-        d_head: Width of a head.
+        d_head: Width of a head; unlike SDPA, varlen does not pad it.
         capability: Compute capability of the GPU, as ``torch.cuda.get_device_capability`` says it.
     """
     if capability < (8, 0):
@@ -148,37 +187,154 @@ def _varlen_runs_on(q_NHd: Tensor) -> bool:
     )
 
 
-class Prefixed(NamedTuple):
-    """A packed sequence with P vectors before each phrase: M = N + B * P vectors in all.
+# --- rows that grow token by token ----------------------------------------------------------------
+
+
+class State(ABC):
+    """What a backbone keeps of B rows, which may differ in length, so that one more token is cheap.
+
+    Args:
+        capacity: Tokens that a row may have, vectors put before it included.
+        tensors: What the backbone needs, by its own names; rows lie along the second axis.
 
     Attributes:
-        h_MD: Vectors, shape (M, D).
-        cu_seqlens: New boundaries, shape (B + 1,), same type as before.
-        lengths: New lengths, each P longer.
-        tokens_N: Where the tokens went, int64, shape (N,): ``h_MD[tokens_N]`` drops the prefixes.
-        prefix_BP: Where the prefixes went, int64, shape (B, P).
+        lengths: Tokens of each row so far, on the host.
+        lengths_B: The same on the device, int64.
     """
 
-    h_MD: Tensor
-    cu_seqlens: Tensor
-    lengths: tuple[int, ...]
-    tokens_N: Tensor
-    prefix_BP: Tensor
+    def __init__(self, capacity: int, tensors: Mapping[str, Tensor]) -> None:
+        first = next(iter(tensors.values()))
+        if capacity < 1 or first.shape[1] < 1:
+            raise ValueError(f"n_rows={first.shape[1]} and capacity={capacity} must be 1 or more")
+        self.capacity, self.tensors = capacity, dict(tensors)
+        self.lengths = [0] * first.shape[1]
+        self.lengths_B = torch.tensor(self.lengths, device=first.device)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def reset(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        """Sets how long some rows are; a ValueError where one does not fit."""
+        if max(lengths) > self.capacity:
+            raise ValueError(f"{max(lengths)} steps do not fit a capacity of {self.capacity}")
+        for row, length in zip(rows, lengths, strict=True):
+            self.lengths[row] = length
+        self.lengths_B = torch.tensor(self.lengths, device=self.lengths_B.device)
+
+    def grow(self) -> None:
+        """Makes every row one token longer; a ValueError where a row is full."""
+        self.reset(range(len(self)), [length + 1 for length in self.lengths])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keeps these rows, in this order, and drops the others."""
+        at = torch.tensor(rows, dtype=torch.int64, device=self.lengths_B.device)
+        self.tensors = {name: x.index_select(1, at) for name, x in self.tensors.items()}
+        self.lengths = [self.lengths[row] for row in rows]
+        self.lengths_B = torch.tensor(self.lengths, device=self.lengths_B.device)
+
+    @abstractmethod
+    def prefill(
+        self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], rows: Sequence[int]
+    ) -> Tensor:
+        """The causal pass over whole phrases, (N, D) to (N, D), with which ``rows`` begin again.
+
+        The other rows stay as they are. A ValueError where a phrase passes the capacity.
+        """
+
+    @abstractmethod
+    def step(self, h_BD: Tensor) -> Tensor:
+        """One further token of every row, (B, D) to (B, D): the full causal pass at its last token.
+
+        A ValueError where a row is full.
+        """
 
 
-def insert_prefix(
-    h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], prefix_BPD: Tensor
-) -> Prefixed:
-    """Puts P vectors before each phrase: CLS, and the generator's conditions.
+class KeyValueState(State):
+    """Rows of an encoder: keys and values of every layer, written into room made beforehand.
 
-    They are vectors of the model and not tokens, so that vocabularies know nothing of them. Expand
-    one vector, shape (D,), to ``prefix_BPD``, (B, P, D), where all phrases share it.
+    Args:
+        encoder: The encoder, in evaluation mode.
+        n_rows: Number of rows B.
+        capacity: Tokens that a row may have, vectors put before it included.
+        device: Where the rows live.
+        dtype: Type of the model's vectors.
+
+    Raises:
+        ValueError: ``capacity`` passes ``max_positions`` of learned positions.
     """
-    (N, D), (B, P), device = h_ND.shape, prefix_BPD.shape[:2], h_ND.device
-    tokens_N = torch.arange(N, device=device) + (segments_N(cu_seqlens, N) + 1) * P
-    # Each phrase moves by the prefixes of all phrases before it.
-    moved = cu_seqlens + P * torch.arange(B + 1, device=device, dtype=cu_seqlens.dtype)
-    prefix_BP = moved[:-1, None].long() + torch.arange(P, device=device)
-    h_MD = h_ND.new_empty(N + B * P, D).index_copy(0, tokens_N, h_ND)
-    h_MD = h_MD.index_copy(0, prefix_BP.flatten(), prefix_BPD.flatten(0, 1).to(h_ND.dtype))
-    return Prefixed(h_MD, moved, tuple(n + P for n in lengths), tokens_N, prefix_BP)
+
+    def __init__(
+        self, encoder: Encoder, n_rows: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        if encoder.positions is not None:
+            limit = encoder.positions.table.num_embeddings
+            if capacity > limit:
+                raise ValueError(f"a capacity of {capacity} does not fit max_positions={limit}")
+        heads, layers = encoder.d_model // encoder.d_head, len(encoder.layers)
+        # Keys are turned by their positions already; what stands behind a row is never read.
+        cache = (layers, n_rows, heads, capacity, encoder.d_head)
+        shapes: dict[str, tuple[int, ...]] = {"k": cache, "v": cache}
+        if encoder.local is not None:  # normed vectors of the last tokens, the last first
+            shapes["before"] = (encoder.local.width - 1, n_rows, encoder.d_model)
+        # Zeros, not what lay in memory: a masked weight is 0, but 0 times infinity is not.
+        zeros = {k: torch.zeros(shape, device=device, dtype=dtype) for k, shape in shapes.items()}
+        super().__init__(capacity, zeros)
+        self.encoder = encoder
+
+    def prefill(
+        self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], rows: Sequence[int]
+    ) -> Tensor:
+        """See :meth:`State.prefill`."""
+        self.reset(rows, lengths)
+        positions = positions_N(cu_seqlens, len(h_ND))
+        if (local := self.encoder.local) is not None:
+            for row, x_TD in zip(rows, torch.split(local.norm(h_ND), list(lengths)), strict=True):
+                last = x_TD.flip(0)[: local.width - 1]  # zeros stand for what lies before a phrase
+                self.tensors["before"][:, row] = pad(last, (0, 0, 0, local.width - 1 - len(last)))
+            h_ND = local(h_ND, positions)
+        h_ND, rotary = self.encoder.place(h_ND, positions, max(lengths))
+
+        def attend_and_fill(q: Tensor, k: Tensor, v: Tensor, *, layer: int) -> Tensor:
+            for name, packed in (("k", k), ("v", v)):
+                for row, x_THd in zip(rows, torch.split(packed, list(lengths)), strict=True):
+                    self.tensors[name][layer, row, :, : len(x_THd)] = x_THd.transpose(0, 1)
+            return packed_attention(q, k, v, cu_seqlens, lengths, causal=True)
+
+        fills = (partial(attend_and_fill, layer=i) for i in range(len(self.encoder.layers)))
+        return self.encoder.run_layers(h_ND, rotary, fills)
+
+    def step(self, h_BD: Tensor) -> Tensor:
+        """See :meth:`State.step`."""
+        self.grow()
+        if (local := self.encoder.local) is not None:
+            seen_KBD = torch.cat([local.norm(h_BD)[None], self.tensors["before"]])
+            h_BD = local.mix(h_BD, seen_KBD.transpose(0, 1).flatten(1))
+            self.tensors["before"] = seen_KBD[: local.width - 1]
+        h_BD, rotary = self.encoder.place(h_BD, self.lengths_B - 1, max(self.lengths))
+        return self.encoder.run_layers(h_BD, rotary, self._attends())
+
+    def _attends(self) -> Iterator[Attend]:
+        """For one layer after the other: writes keys and values of a token, attends to its row."""
+        longest, at_B, mask = max(self.lengths), None, None
+        if min(self.lengths) < longest:
+            at_B = self.lengths_B - 1
+            seen = torch.arange(longest, device=at_B.device) <= at_B[:, None]
+            # Added to the scores of every layer; a bool mask would be turned into this each time.
+            mask = torch.zeros(seen.shape, device=at_B.device, dtype=self.tensors["k"].dtype)
+            mask = mask.masked_fill_(~seen, -torch.inf)[:, None, None]
+
+        def attend(
+            q_BHd: Tensor, k_BHd: Tensor, v_BHd: Tensor, *, k_BHTd: Tensor, v_BHTd: Tensor
+        ) -> Tensor:
+            if at_B is None:  # the same place in every row
+                k_BHTd[:, :, longest - 1], v_BHTd[:, :, longest - 1] = k_BHd, v_BHd
+            else:
+                rows = torch.arange(len(at_B), device=at_B.device)
+                k_BHTd[rows, :, at_B], v_BHTd[rows, :, at_B] = k_BHd, v_BHd
+            out_BH1d = scaled_dot_product_attention(
+                q_BHd[:, :, None], k_BHTd[:, :, :longest], v_BHTd[:, :, :longest], attn_mask=mask
+            )
+            return out_BH1d[:, :, 0]
+
+        for k_BHTd, v_BHTd in zip(self.tensors["k"], self.tensors["v"], strict=True):
+            yield partial(attend, k_BHTd=k_BHTd, v_BHTd=v_BHTd)

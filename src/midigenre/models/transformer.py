@@ -9,8 +9,7 @@ phrases. The same weights run in both directions (classification, masked modelli
 (generation): ``causal`` is an argument of the call.
 
 A *backbone* is any module with an attribute ``d_model`` and the call of :class:`Encoder`; one that
-generates also has its ``new_state`` (:mod:`midigenre.models.decoding`). On CPU
-:mod:`midigenre.models.cpu` puts faster kernels in the place of ``nn.Linear`` and :class:`DropAdd`.
+generates also has its ``new_state``.
 """
 
 from __future__ import annotations
@@ -19,15 +18,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as fn
 
-from midigenre.models.decoding import KeyValueState
 from midigenre.models.sequences import (
-    attend_varlen,
+    KeyValueState,
     insert_prefix,
     packed_attention,
     positions_N,
@@ -46,9 +44,6 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 INIT_STD = 0.02  # GPT-2 and BERT
 ROPE_BASE = 10_000.0  # Su et al. 2021 (RoFormer, arXiv 2104.09864), section 3.2.2
-# Under torch.compile the longest phrase is rounded up to a multiple of it: the attention's grid
-# becomes larger, and the blocks that have nothing to do end at once.
-LONGEST_STEP = 2048
 
 
 def check_choice(setting: str, value: str, choices: Sequence[str]) -> None:
@@ -66,15 +61,61 @@ def init_weights(module: nn.Module, std: float = INIT_STD) -> None:
             nn.init.zeros_(part.bias)
 
 
+class FieldEmbedding(nn.Module):
+    """Token ids to vectors: the one place where the number of fields of a tokenizer matters.
+
+    Each field has a table. The vectors of a token are concatenated and projected (MusicBERT, Zeng
+    et al. 2021, arXiv 2106.05630, section 3.2; with narrow tables Compound Word, Hsiao et al. 2021,
+    arXiv 2101.02402, section 4.2), or summed. With one field (REMI) there is nothing to combine.
+
+    Args:
+        sizes: Vocabulary size of each field (``TokenSpec.sizes``), length F.
+        d_model: Model width D.
+        combine: ``concat`` or ``sum``.
+        d_field: Width of each table for ``concat``; ``d_model`` if None, as in MusicBERT.
+        dropout: Dropout of the result.
+
+    Raises:
+        ValueError: An unknown ``combine``, or a ``d_field`` that ``sum`` cannot use.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], d_model: int, combine: str = "concat",
+        d_field: int | None = None, dropout: float = 0.1,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        check_choice("combine", combine, ("concat", "sum"))
+        concat = combine == "concat" and len(sizes) > 1
+        if combine == "sum" and len(sizes) > 1 and d_field not in (None, d_model):
+            raise ValueError(
+                f"d_field={d_field} cannot be summed into d_model={d_model}; leave d_field empty "
+                "or take combine='concat'"
+            )
+        self.sizes, self.d_model = tuple(sizes), d_model
+        d_table = d_field or d_model if concat else d_model
+        self.tables = nn.ModuleList(nn.Embedding(size, d_table) for size in sizes)
+        self.project = nn.Linear(len(sizes) * d_table, d_model) if concat else None
+        self.dropout = nn.Dropout(dropout)
+        # A token has standard deviation 0.02 for any way to combine its fields.
+        init_weights(self.tables, INIT_STD if concat else INIT_STD / math.sqrt(len(sizes)))
+        if self.project is not None:  # 1 / sqrt(fan in) keeps the scale; 0.02 would shrink it
+            init_weights(self.project, 1 / math.sqrt(self.project.in_features))
+
+    def forward(self, ids_NF: Tensor) -> Tensor:
+        """Token ids, int64 (N, F), to vectors, (N, D)."""
+        fields = [table(ids_N) for table, ids_N in zip(self.tables, ids_NF.T, strict=True)]
+        if self.project is not None:
+            h_ND = self.project(torch.cat(fields, dim=-1))
+        else:
+            h_ND = sum(fields[1:], fields[0])
+        return cast(Tensor, self.dropout(h_ND))
+
+
 # --- the encoder ----------------------------------------------------------------------------------
 
 
 class DropAdd(nn.Module):
-    """``h + dropout(change)``: how a residual takes what a layer has made (Srivastava et al. 2014).
-
-    Args:
-        p: Probability with which a value is zeroed in training.
-    """
+    """``h + dropout(change)``; :mod:`midigenre.models.kernels` puts a faster one in its place."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -88,8 +129,7 @@ class DropAdd(nn.Module):
 def rotary_tables(positions_N: Tensor, d_head: int) -> Rotary:
     """Angles of rotary position embeddings (RoFormer, section 3.2.2, equation 15).
 
-    Computed in float32 at every call, once for all layers: it costs far less than one linear layer,
-    there is no longest phrase, and no buffer that ``model.bfloat16()`` could round.
+    Computed once for all layers; no buffer, which ``model.bfloat16()`` would round.
     """
     pairs = torch.arange(0, d_head, 2, device=positions_N.device, dtype=torch.float32)
     angles = positions_N.float()[:, None, None] * ROPE_BASE ** (-pairs / d_head)
@@ -101,15 +141,12 @@ def rotary_tables(positions_N: Tensor, d_head: int) -> Rotary:
 def rotate(x_NHd: Tensor, rotary: Rotary) -> Tensor:
     """Turns queries or keys by the angle of their position; number i is paired with i + d / 2.
 
-    The convention of GPT-NeoX and of LLaMA in Hugging Face. Pairing neighbours as complex numbers
-    is the same up to the order of the weights and twice as fast on CPU, but complex numbers know
-    neither bfloat16 nor ONNX.
+    The convention of GPT-NeoX and of LLaMA in Hugging Face.
     """
     cos_N1d, sin_N1d = rotary
     a, b = x_NHd.chunk(2, dim=-1)
     turned = torch.addcmul(x_NHd * cos_N1d, torch.cat((b, a), dim=-1), sin_N1d)
-    # float32 tables lift bfloat16 to float32 here; attention must get its half precision back.
-    return turned.to(x_NHd.dtype)
+    return turned.to(x_NHd.dtype)  # the float32 tables have lifted half precision
 
 
 class LearnedPositions(nn.Module):
@@ -125,20 +162,18 @@ class LearnedPositions(nn.Module):
         if longest > self.table.num_embeddings:
             raise ValueError(
                 f"a phrase of {longest} tokens (vectors before it included) does not fit "
-                f"max_positions={self.table.num_embeddings}; raise max_positions, cut phrases "
-                f"shorter, or take positions='rope', which has no longest phrase"
+                f"max_positions={self.table.num_embeddings}; raise it, cut phrases shorter or take "
+                "positions='rope', which has no longest phrase"
             )
-        h_ND: Tensor = self.table(positions_N)
-        return h_ND
+        return cast(Tensor, self.table(positions_N))
 
 
 class LocalConvolution(nn.Module):
     """A convolution over a phrase's last K tokens: h + dropout(gelu(W [x_t .. x_(t-K+1)] + b)).
 
-    Here x is the normed h. Attention from scratch finds n-grams late, after it has learned songs
-    by heart; a few labelled songs do better with the n-grams given (Kim 2014, arXiv 1408.5882, for
-    text). It looks back only, so that it means the same in both directions of the encoder and
-    generation needs to keep no more than the last ``width - 1`` tokens.
+    Here x is the normed h. Attention from scratch finds n-grams late; a few labelled songs do
+    better with the n-grams given (Kim 2014, arXiv 1408.5882, for text). It looks back only, so that
+    it means the same in both directions and generation keeps the last ``width - 1`` tokens.
     """
 
     def __init__(self, d_model: int, width: int, dropout: float = 0.1) -> None:
@@ -161,8 +196,7 @@ class LocalConvolution(nn.Module):
 
     def mix(self, h_ND: Tensor, seen: Tensor) -> Tensor:
         """Adds what the convolution makes of the last K normed tokens, side by side in ``seen``."""
-        mixed_ND: Tensor = self.add(h_ND, fn.gelu(self.project(seen)))
-        return mixed_ND
+        return cast(Tensor, self.add(h_ND, fn.gelu(self.project(seen))))
 
 
 class SelfAttention(nn.Module):
@@ -184,15 +218,11 @@ class SelfAttention(nn.Module):
             # Queries and keys turn together, as 2H heads: one pass over memory and not two.
             qk_NHd, v_NHd = qkv_N3Hd[:, :2].flatten(1, 2), qkv_N3Hd[:, 2]
             q_NHd, k_NHd = rotate(qk_NHd, rotary).chunk(2, dim=1)
-        out_ND: Tensor = self.out(attend(q_NHd, k_NHd, v_NHd).flatten(1))
-        return out_ND
+        return cast(Tensor, self.out(attend(q_NHd, k_NHd, v_NHd).flatten(1)))
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with GELU, or its gated form GEGLU (Shazeer 2020, arXiv 2002.05202, eq. 6).
-
-    GEGLU has a third matrix, so it takes half as many weights again.
-    """
+    """Two linear layers with GELU, or GEGLU (Shazeer 2020, arXiv 2002.05202, eq. 6), with three."""
 
     def __init__(self, d_model: int, d_ff: int, activation: str) -> None:
         super().__init__()
@@ -205,20 +235,15 @@ class FeedForward(nn.Module):
         inner = self.up(h_ND)
         if self.gated:
             gate, inner = inner.chunk(2, dim=-1)
-            inner = fn.gelu(gate) * inner
-        else:
-            inner = fn.gelu(inner)
-        out_ND: Tensor = self.down(inner)
-        return out_ND
+            return cast(Tensor, self.down(fn.gelu(gate) * inner))
+        return cast(Tensor, self.down(fn.gelu(inner)))
 
 
 class EncoderLayer(nn.Module):
-    """Attention and feed-forward, each with a residual.
+    """Attention and feed-forward, each with a residual; dropout falls on the two residuals only.
 
     ``pre`` normalises what goes into them (Xiong et al. 2020, arXiv 2002.04745), ``post`` the sum
-    that comes out (Vaswani et al. 2017; DistilBERT; ``nn.TransformerEncoderLayer``). Dropout falls
-    on the two residuals only, as in DistilBERT, GPT-2 and BERT. The slides try an extra LayerNorm
-    in each layer and do not say where: here it takes the layer's output.
+    that comes out (Vaswani et al. 2017; DistilBERT), ``extra_norm`` the layer's output once more.
     """
 
     def __init__(
@@ -242,39 +267,31 @@ class EncoderLayer(nn.Module):
         else:
             h_ND = self.attention_norm(self.add(h_ND, self.attention(h_ND, rotary, attend)))
             h_ND = self.feed_forward_norm(self.add(h_ND, self.feed_forward(h_ND)))
-        out_ND: Tensor = self.output_norm(h_ND)
-        return out_ND
+        return cast(Tensor, self.output_norm(h_ND))
 
 
 class Encoder(nn.Module):
     """The transformer of every task, initialised as GPT-2 (Radford et al. 2019, section 2.3).
 
-    The two projections of a layer into the residual are scaled by 1 / sqrt(2 n_layers).
-
     Args:
-        d_model: Model width D.
-        n_layers: Number of layers.
-        n_heads: Number of heads H.
-        d_ff: Width inside the feed-forward.
+        d_model, n_layers, n_heads, d_ff: The size; ``d_ff`` is the width inside the feed-forward.
         norm: ``pre`` (with a norm after the last layer) or ``post``.
         positions: ``rope`` or ``learned``.
         activation: ``gelu`` (exact, as BERT) or ``geglu``.
         dropout: Dropout of the residuals.
-        attention_dropout: Dropout of the attention weights. Costs 2.2x on CPU and the fast kernels
-            on GPU.
+        attention_dropout: Dropout of the attention weights, without the fast kernels.
         max_positions: Longest phrase for ``learned``, vectors put before it included; ``rope`` has
             no limit and ignores it.
         conv_width: Tokens that a :class:`LocalConvolution` before the first layer sees; 0 for none.
-        extra_norm: Whether each layer's output is normalised once more.
+        extra_norm: Another norm of each layer's output, as the slides try.
 
     Raises:
         ValueError: A setting that is unknown or does not fit the others.
     """
 
     def __init__(
-        self, d_model: int, n_layers: int, n_heads: int, d_ff: int,
-        norm: Literal["pre", "post"] = "pre", positions: Literal["rope", "learned"] = "rope",
-        activation: Literal["gelu", "geglu"] = "gelu", dropout: float = 0.1,
+        self, d_model: int, n_layers: int, n_heads: int, d_ff: int, norm: str = "pre",
+        positions: str = "rope", activation: str = "gelu", dropout: float = 0.1,
         attention_dropout: float = 0.0, max_positions: int = 2048, conv_width: int = 0,
         extra_norm: bool = False,
     ) -> None:  # fmt: skip
@@ -283,22 +300,20 @@ class Encoder(nn.Module):
         check_choice("positions", positions, ("rope", "learned"))
         check_choice("activation", activation, ("gelu", "geglu"))
         if n_heads < 1 or d_model % n_heads:
-            fits = [n for n in range(1, min(d_model, 64) + 1) if d_model % n == 0]
+            fits = ", ".join(str(n) for n in range(1, min(d_model, 64) + 1) if d_model % n == 0)
             raise ValueError(
-                f"d_model={d_model} cannot be divided into n_heads={n_heads}; "
-                f"n_heads that divide it: {', '.join(map(str, fits))}"
+                f"d_model={d_model} cannot be divided into n_heads={n_heads}; these do: {fits}"
             )
-        self.d_model, self.d_head = d_model, d_model // n_heads
+        self.d_model, self.d_head = d_model, d_model // n_heads  # D and d
         self.attention_dropout = attention_dropout
-        self._compiled: Callable[..., Tensor] | None = None
         self.positions: LearnedPositions | None = None
         if positions == "learned":
             self.positions = LearnedPositions(max_positions, d_model)
         elif self.d_head % 2:
             raise ValueError(
-                f"positions='rope' turns pairs of numbers, but the head width d_model / n_heads is "
-                f"{self.d_head}, an odd number; change n_heads or d_model, or take "
-                f"positions='learned'"
+                "positions='rope' turns pairs of numbers, but the head width d_model / n_heads is "
+                f"{self.d_head}, an odd number; change n_heads or d_model, or take positions="
+                "'learned'"
             )
         self.local = LocalConvolution(d_model, conv_width, dropout) if conv_width else None
         self.layers = nn.ModuleList(
@@ -308,28 +323,21 @@ class Encoder(nn.Module):
         self.final_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
         for name, module in self.layers.named_modules():
             if isinstance(module, nn.Linear):
-                last = name.endswith(("attention.out", "feed_forward.down"))
+                last = name.endswith(("attention.out", "feed_forward.down"))  # into the residual
                 init_weights(module, INIT_STD / math.sqrt(2 * n_layers) if last else INIT_STD)
 
     def forward(
         self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], *, causal: bool = False
     ) -> Tensor:
-        """Encodes packed phrases, (N, D) to (N, D).
-
-        Raises:
-            ValueError: A phrase is longer than ``max_positions`` of learned positions.
-        """
-        positions, longest = positions_N(cu_seqlens, h_ND.shape[0]), max(lengths)
+        """Encodes packed phrases, (N, D) to (N, D)."""
+        positions = positions_N(cu_seqlens, len(h_ND))
         if self.local is not None:
             h_ND = self.local(h_ND, positions)
-        h_ND, rotary = self.place(h_ND, positions, longest)
-        if self._compiled is not None and self.training:
-            # What varies must be known as such, or every batch is compiled again.
-            for varying in (h_ND, cu_seqlens, *(rotary or ())):
-                torch._dynamo.maybe_mark_dynamic(varying, 0)
-            bound = -(-longest // LONGEST_STEP) * LONGEST_STEP
-            return self._compiled(self, h_ND, rotary, cu_seqlens, bound, causal)
-        attend = self.packed_attention(cu_seqlens, lengths, causal)
+        h_ND, rotary = self.place(h_ND, positions, max(lengths))
+        attend = partial(
+            packed_attention, cu_seqlens=cu_seqlens, lengths=lengths, causal=causal,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+        )  # fmt: skip
         return self.run_layers(h_ND, rotary, repeat(attend))
 
     def place(
@@ -340,44 +348,11 @@ class Encoder(nn.Module):
             return h_ND, rotary_tables(positions_N, self.d_head)
         return h_ND + self.positions(positions_N, longest), None
 
-    def packed_attention(self, cu_seqlens: Tensor, lengths: Sequence[int], causal: bool) -> Attend:
-        """What mixes the tokens of these phrases, in every layer."""
-        return partial(
-            packed_attention, cu_seqlens=cu_seqlens, lengths=lengths, causal=causal,
-            dropout_p=self.attention_dropout if self.training else 0.0,
-        )  # fmt: skip
-
     def run_layers(self, h_ND: Tensor, rotary: Rotary | None, attends: Iterable[Attend]) -> Tensor:
-        """All layers, each with what mixes its tokens, and the last norm."""
+        """All layers, each with what mixes its tokens, and the last norm; (N, D) to (N, D)."""
         for layer, attend in zip(self.layers, attends, strict=False):
             h_ND = layer(h_ND, rotary, attend)
-        out_ND: Tensor = self.final_norm(h_ND)
-        return out_ND
-
-    def compile_layers(self, **options: Any) -> None:
-        """From now on training passes go through ``torch.compile``; evaluation stays as it is.
-
-        They then need a GPU and half precision (:func:`attend_varlen`). The weights keep their
-        names, and the first pass takes some 20 s longer. ``options`` are those of torch.
-
-        Raises:
-            ValueError: The model has attention dropout, which the fast kernels do not know.
-        """
-        if self.attention_dropout:
-            raise ValueError(
-                f"attention_dropout={self.attention_dropout} rules variable-length attention out, "
-                "which compiled layers need; set it to 0"
-            )
-
-        def run(
-            encoder: Encoder, h_ND: Tensor, rotary: Rotary | None, cu_seqlens: Tensor, longest: int,
-            causal: bool,
-        ) -> Tensor:  # fmt: skip
-            # The encoder is an argument, so that a copy of it runs its own weights.
-            attend = partial(attend_varlen, cu_seqlens=cu_seqlens, longest=longest, causal=causal)
-            return encoder.run_layers(h_ND, rotary, repeat(attend))
-
-        self._compiled = torch.compile(run, **options)
+        return cast(Tensor, self.final_norm(h_ND))
 
     def new_state(
         self, n_rows: int, capacity: int, device: torch.device, dtype: torch.dtype
@@ -386,78 +361,15 @@ class Encoder(nn.Module):
         return KeyValueState(self, n_rows, capacity, device, dtype)
 
 
-# --- before and behind it -------------------------------------------------------------------------
-
-
-class FieldEmbedding(nn.Module):
-    """Token ids to vectors: the one place where the number of fields of a tokenizer matters.
-
-    One table for each field; the vectors of a token are concatenated and projected, or summed.
-    Concatenation with a linear layer is MusicBERT's way (Zeng et al. 2021, arXiv 2106.05630,
-    section 3.2) and, with narrow tables, Compound Word's (Hsiao et al. 2021, arXiv 2101.02402,
-    section 4.2). With one field (REMI, MIDI-like) there is nothing to combine: it is one plain
-    embedding table, whatever ``combine`` and ``d_field`` say.
-
-    Each field has a table of its own, so that an id beyond its vocabulary is an error.
-
-    Args:
-        sizes: Vocabulary size of each field (``TokenSpec.sizes``), length F.
-        d_model: Model width D.
-        combine: ``concat`` or ``sum``.
-        d_field: Width of each table for ``concat``; ``d_model`` if None, as in MusicBERT.
-        dropout: Dropout of the result.
-
-    Raises:
-        ValueError: An unknown ``combine``, no field, or a ``d_field`` that ``sum`` cannot use.
-    """
-
-    def __init__(
-        self, sizes: Sequence[int], d_model: int, combine: Literal["concat", "sum"] = "concat",
-        d_field: int | None = None, dropout: float = 0.1,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        check_choice("combine", combine, ("concat", "sum"))
-        if not sizes:
-            raise ValueError("sizes is empty; a token stream has at least one field")
-        concat = combine == "concat" and len(sizes) > 1
-        if combine == "sum" and len(sizes) > 1 and d_field not in (None, d_model):
-            raise ValueError(
-                f"d_field={d_field} cannot be summed into d_model={d_model}; "
-                f"leave d_field empty or take combine='concat'"
-            )
-        self.sizes, self.d_model = tuple(sizes), d_model
-        d_table = d_field or d_model if concat else d_model
-        self.tables = nn.ModuleList(nn.Embedding(size, d_table) for size in sizes)
-        self.project = nn.Linear(len(sizes) * d_table, d_model) if concat else None
-        self.dropout = nn.Dropout(dropout)
-        # A token has standard deviation 0.02 for any way to combine its fields.
-        init_weights(self.tables, INIT_STD if concat else INIT_STD / math.sqrt(len(sizes)))
-        if self.project is not None:  # 1 / sqrt(fan in) keeps the scale; 0.02 would shrink it
-            init_weights(self.project, 1 / math.sqrt(self.project.in_features))
-
-    def forward(self, ids_NF: Tensor) -> Tensor:
-        """Token ids, int64 (N, F), to vectors, (N, D)."""
-        if ids_NF.shape[1] != len(self.sizes):
-            raise ValueError(
-                f"the tokens have {ids_NF.shape[1]} fields, this model was built for "
-                f"{len(self.sizes)}; use shards of the tokenizer that the model was trained with"
-            )
-        fields = [table(ids_N) for table, ids_N in zip(self.tables, ids_NF.T, strict=True)]
-        if self.project is not None:
-            h_ND = self.project(torch.cat(fields, dim=-1))
-        else:
-            h_ND = sum(fields[1:], fields[0])
-        dropped: Tensor = self.dropout(h_ND)
-        return dropped
+# --- vectors of tokens to logits ------------------------------------------------------------------
 
 
 class Pooling(nn.Module):
     """A packed phrase to one vector, without a loop over phrases.
 
-    ``cls`` takes the first vector of each phrase (the caller puts it there: Devlin et al. 2019,
-    section 3); ``mean`` averages; ``attention`` weighs tokens by a learned score
-    u . tanh(W h + b) (Yang et al. 2016, Hierarchical Attention Networks, equations 5 to 7);
-    ``mean_max`` projects mean and maximum, how much of something there is and whether there is any
+    ``cls`` takes the first vector, which the caller puts there (Devlin et al. 2019, section 3);
+    ``mean`` averages; ``attention`` weighs tokens by a learned score u . tanh(W h + b) (Yang et al.
+    2016, Hierarchical Attention Networks, equations 5 to 7); ``mean_max`` projects mean and maximum
     (Howard and Ruder 2018, arXiv 1801.06146, section 3.3).
     """
 
@@ -476,66 +388,35 @@ class Pooling(nn.Module):
             nn.init.zeros_(score.weight)  # Training starts from the mean.
             self.score = nn.Sequential(hidden, nn.Tanh(), score)
 
-    def weights(self, h_ND: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Softmax of the scores within each phrase: float32 (N,), which ``attention`` alone has."""
-        if self.score is None:
-            raise ValueError(f"pooling={self.kind!r} has no weights; only 'attention' has")
-        segment_N, B = segments_N(cu_seqlens, h_ND.shape[0]), cu_seqlens.shape[0] - 1
-        score_N: Tensor = self.score(h_ND).squeeze(-1).float()
-        # The maximum only keeps the exponential from overflow; it cancels, so needs no gradient.
-        top_B = score_N.new_full((B,), -torch.inf)
-        top_B = top_B.scatter_reduce(0, segment_N, score_N.detach(), "amax")
-        exp_N = (score_N - top_B[segment_N]).exp()
-        total_B = score_N.new_zeros(B).index_add(0, segment_N, exp_N)
-        return exp_N / total_B[segment_N]
-
     def forward(self, h_ND: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Packed vectors, (N, D), to one for each phrase, (B, D), of the same type."""
         if self.kind == "cls":
             return h_ND[cu_seqlens[:-1].long()]
-        (N, D), B = h_ND.shape, cu_seqlens.shape[0] - 1
+        (N, D), B = h_ND.shape, len(cu_seqlens) - 1
         segment_N = segments_N(cu_seqlens, N)
         # Summed in float32: bfloat16 loses small terms of a long phrase.
         weighted_ND = h_ND.float()
-        if self.kind == "attention":
-            weighted_ND = weighted_ND * self.weights(h_ND, cu_seqlens)[:, None]
+        if self.score is not None:  # a softmax within each phrase
+            score_N = self.score(h_ND).squeeze(-1).float()
+            # The maximum only keeps the exponential from overflow; it cancels: no gradient.
+            top_B = score_N.new_full((B,), -torch.inf)
+            top_B = top_B.scatter_reduce(0, segment_N, score_N.detach(), "amax")
+            exp_N = (score_N - top_B[segment_N]).exp()
+            total_B = score_N.new_zeros(B).index_add(0, segment_N, exp_N)
+            weighted_ND = weighted_ND * (exp_N / total_B[segment_N])[:, None]
         h_BD = weighted_ND.new_zeros(B, D).index_add(0, segment_N, weighted_ND)
-        if self.kind != "attention":
+        if self.score is None:
             h_BD = h_BD / cu_seqlens.diff()[:, None]
         h_BD = h_BD.to(h_ND.dtype)
         if self.project is None:
             return h_BD
         low_BD, index_ND = h_ND.new_full((B, D), -torch.inf), segment_N[:, None].expand(-1, D)
         max_BD = low_BD.scatter_reduce(0, index_ND, h_ND, "amax")
-        both_BD: Tensor = self.project(torch.cat((h_BD, max_BD), dim=-1))
-        return both_BD
-
-
-def class_weights(counts_C: Tensor, power: float = 1.0) -> Tensor:
-    """Weights, float32 (C,), that make up for rare classes; 0 for a class without phrases.
-
-    ``(n / (k * count)) ** power`` for k classes with at least one training phrase among n. Power 0
-    is no weighting, 1 scikit-learn's ``class_weight="balanced"`` (after King and Zeng 2001).
-
-    Raises:
-        ValueError: ``power`` is negative, or no class has a phrase.
-    """
-    if power < 0:
-        raise ValueError(
-            f"power={power} would favour common classes; give 0 (none) to 1 (balanced)"
-        )
-    counts_C = counts_C.double()
-    seen_C = counts_C > 0
-    if not bool(seen_C.any()):
-        raise ValueError("class weights need at least one labelled phrase; all counts are 0")
-    balanced_C = counts_C.sum() / (seen_C.sum() * counts_C.clamp_min(1))
-    return torch.where(seen_C, balanced_C**power, 0.0).float()
+        return cast(Tensor, self.project(torch.cat((h_BD, max_BD), dim=-1)))
 
 
 class LabelHead(nn.Module):
-    """Linear, GELU, dropout, linear: one logit for each class of a label; it owns the label's loss.
-
-    The shape is DistilBERT's (a hidden layer of the model's width), with GELU to match the encoder.
+    """Logits of one label, and its loss: linear, GELU, dropout, linear, as DistilBERT's head.
 
     Args:
         label: Name of the label, for instance ``genre``.
@@ -545,13 +426,12 @@ class LabelHead(nn.Module):
         label_smoothing: Share of the target spread over all classes (Szegedy et al. 2016,
             section 7).
         dropout: Dropout before the last layer.
-        loss_weight: Factor of this label in the sum over the heads (:meth:`PhraseClassifier.loss`
-            applies it, not :meth:`loss`).
-        linear: Leave the hidden layer out: dropout and one linear layer, the head of a linear
-            probe (Alain and Bengio 2017, arXiv 1610.01644).
+        loss_weight: Factor of this label in :meth:`PhraseClassifier.loss`.
+        linear: Leave the hidden layer out, for a linear probe (Alain and Bengio 2017, arXiv
+            1610.01644).
 
     Raises:
-        ValueError: Weights of another length, or smoothing outside 0 to 1.
+        ValueError: Smoothing outside 0 to 1.
     """
 
     weight_C: Tensor
@@ -564,17 +444,10 @@ class LabelHead(nn.Module):
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing} is not between 0 and 1")
-        weight_C = torch.ones(len(classes))
-        if class_weights is not None:
-            weight_C = torch.as_tensor(class_weights, dtype=torch.float32).clone()
-        if weight_C.shape != (len(classes),):
-            raise ValueError(
-                f"{weight_C.numel()} class weights for the {len(classes)} classes of {label!r}: "
-                f"{', '.join(classes)}"
-            )
+        weights = torch.ones(len(classes)) if class_weights is None else class_weights
         self.label, self.classes = label, tuple(classes)
         self.label_smoothing, self.loss_weight = label_smoothing, loss_weight
-        self.register_buffer("weight_C", weight_C)
+        self.register_buffer("weight_C", torch.as_tensor(weights, dtype=torch.float32).clone())
         self.hidden = None if linear else nn.Linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(d_model, len(classes))
@@ -584,60 +457,37 @@ class LabelHead(nn.Module):
         """Vectors of the phrases, (B, D), to logits of the classes, (B, C)."""
         if self.hidden is not None:
             h_BD = fn.gelu(self.hidden(h_BD))
-        logits_BC: Tensor = self.out(self.dropout(h_BD))
-        return logits_BC
+        return cast(Tensor, self.out(self.dropout(h_BD)))
 
-    def loss(
-        self, logits_BC: Tensor, target_B: Tensor, step_counts_C: Tensor | None = None,
-        step_batches: int = 1,
-    ) -> Tensor:  # fmt: skip
+    def loss(self, logits_BC: Tensor, batch: Batch) -> Tensor:
         """Weighted cross-entropy with label smoothing over the phrases whose label is known.
 
-        It is a sum over this batch divided by the class weights of the targets: of this batch
-        alone, as ``F.cross_entropy``, or of the whole optimizer step. Then the losses of its
-        batches add up to the loss of one large batch, however unequal they are.
-
-        Args:
-            logits_BC: From :meth:`forward`.
-            target_B: Class of each phrase, int64; ``UNKNOWN`` adds nothing.
-            step_counts_C: Phrases of each class in all batches of the step.
-            step_batches: Number of these batches, by which the trainer divides afterwards.
+        Its sum over the batch is divided by the class weights of the targets: of this batch alone,
+        as ``F.cross_entropy``, or of the whole optimizer step (``batch.step_counts``). Then the
+        losses of a step's batches add up to that of one large batch, however unequal they are.
 
         Returns:
             A float32 scalar; 0, and still connected to the graph, if nothing is known.
         """
+        target_B, counts_C = batch.labels[self.label], batch.step_counts.get(self.label)
         weight_C = self.weight_C.float()
         sum_ = fn.cross_entropy(
             logits_BC.float(), target_B, weight_C, ignore_index=UNKNOWN, reduction="sum",
             label_smoothing=self.label_smoothing,
         )  # fmt: skip
-        if step_counts_C is None:
+        if counts_C is None:
             total = (weight_C[target_B.clamp_min(0)] * (target_B != UNKNOWN)).sum()
         else:
-            total = (step_counts_C * weight_C).sum() / step_batches
+            total = (counts_C * weight_C).sum() / batch.step_batches
         # No known label, or only classes of weight 0: F.cross_entropy would return nan or inf.
         return torch.where(total > 0, sum_ / torch.where(total > 0, total, 1.0), sum_ * 0.0)
 
 
 class PhraseModel(nn.Module):
-    """What every model begins with; under these names pretrained weights load unchanged.
-
-    Args:
-        embedding: Token ids to vectors.
-        backbone: :class:`Encoder`, or what does as one (see the module).
-
-    Raises:
-        ValueError: Widths that differ.
-    """
+    """What every model begins with; under these names pretrained weights load unchanged."""
 
     def __init__(self, embedding: FieldEmbedding, backbone: nn.Module) -> None:
         super().__init__()
-        self.d_model: int = backbone.d_model  # type: ignore[assignment]
-        if embedding.d_model != self.d_model:
-            raise ValueError(
-                f"the embedding has d_model={embedding.d_model}, the backbone "
-                f"d_model={self.d_model}"
-            )
         self.embedding, self.backbone = embedding, backbone
 
 
@@ -646,15 +496,13 @@ class PhraseClassifier(PhraseModel):
 
     Args:
         embedding: Token ids to vectors.
-        backbone: See :class:`PhraseModel`.
-        pooling: Packed vectors to one for each phrase. With ``cls`` the model puts a learned vector
-            before each phrase, which takes one position.
+        backbone: :class:`Encoder`, or what does as one (see the module).
+        pooling: With ``cls`` a learned vector stands before each phrase and takes one position.
         heads: One for each label.
-        masked: What hides tokens in training and predicts them beside the labels; None for no
-            such loss.
+        masked: Hides tokens in training and predicts them beside the labels; None without.
 
     Raises:
-        ValueError: Widths that differ, no head, or two heads for one label.
+        ValueError: No head, or two heads for one label.
     """
 
     def __init__(
@@ -670,44 +518,34 @@ class PhraseClassifier(PhraseModel):
         self.masked = masked
         self.cls_D: nn.Parameter | None = None
         if pooling.kind == "cls":
-            self.cls_D = nn.Parameter(INIT_STD * torch.randn(self.d_model))
+            self.cls_D = nn.Parameter(INIT_STD * torch.randn(embedding.d_model))
 
     def label_heads(self) -> dict[str, LabelHead]:
         """The head of each label."""
         return cast(dict[str, LabelHead], dict(self.heads.items()))
 
-    def encode(self, batch: Batch) -> Tensor:
-        """One vector for each phrase, (B, D)."""
-        return self.encode_tokens(batch)[0]
-
-    def encode_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One vector for each phrase, (B, D), and one for each token, (N, D), without CLS."""
         h, cu_seqlens, lengths = self.embedding(batch.ids_NF), batch.cu_seqlens, batch.lengths
         tokens_N: Tensor | slice = slice(None)
         if self.cls_D is not None:
             cls_BPD = self.cls_D.expand(batch.n_phrases, 1, -1)
-            h, cu_seqlens, lengths, tokens_N, _ = insert_prefix(h, cu_seqlens, lengths, cls_BPD)
+            h, cu_seqlens, lengths, tokens_N = insert_prefix(h, cu_seqlens, lengths, cls_BPD)
         h = self.backbone(h, cu_seqlens, lengths, causal=False)
         return self.pooling(h, cu_seqlens), h[tokens_N]
 
+    def logits(self, h_BD: Tensor) -> dict[str, Tensor]:
+        """Logits of each label from the phrases' vectors, ``{label: logits_BC}``."""
+        return {label: head(h_BD) for label, head in self.heads.items()}
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits of each label, ``{label: logits_BC}``."""
-        return self.logits(self.encode(batch))
-
-    def logits(self, h_BD: Tensor) -> dict[str, Tensor]:
-        """Logits of each label from the vectors of :meth:`encode`, ``{label: logits_BC}``."""
-        return {label: head(h_BD) for label, head in self.label_heads().items()}
+        return self.logits(self.encode(batch)[0])
 
     def loss(self, logits: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum over the labels, each times its ``loss_weight``, and ``{label: loss}`` without.
-
-        The batch is that of the logits, with labels and, for exact accumulation, ``step_counts``.
-        """
-        losses: dict[str, Tensor] = {}
-        total = torch.zeros((), device=batch.ids_NF.device)
-        for label, head in self.label_heads().items():
-            losses[label] = head.loss(
-                logits[label], batch.labels[label], batch.step_counts.get(label), batch.step_batches
-            )
+        """The sum over the labels, each times its ``loss_weight``; and ``{label: loss}``."""
+        heads, total = self.label_heads(), torch.zeros((), device=batch.ids_NF.device)
+        losses = {label: head.loss(logits[label], batch) for label, head in heads.items()}
+        for label, head in heads.items():
             total = total + head.loss_weight * losses[label]
         return total, losses

@@ -28,7 +28,6 @@ from midigenre.models import (
     Masking,
     PhraseClassifier,
     Pooling,
-    class_weights,
 )
 from midigenre.models.transformer import check_choice
 from midigenre.spec import UNKNOWN, Batch
@@ -102,6 +101,27 @@ class LabelMetrics(MulticlassConfusionMatrix):
         """Drops all counts."""
         super().reset()
         self._confusion_CC = None
+
+
+def class_weights(counts_C: Tensor, power: float = 1.0) -> Tensor:
+    """Weights, float32 (C,), that make up for rare classes; 0 for a class without phrases.
+
+    ``(n / (k * count)) ** power`` for k classes with at least one training phrase among n. Power 0
+    is no weighting, 1 scikit-learn's ``class_weight="balanced"`` (after King and Zeng 2001).
+
+    Raises:
+        ValueError: ``power`` is negative, or no class has a phrase.
+    """
+    if power < 0:
+        raise ValueError(
+            f"power={power} would favour common classes; give 0 (none) to 1 (balanced)"
+        )
+    counts_C = counts_C.double()
+    seen_C = counts_C > 0
+    if not bool(seen_C.any()):
+        raise ValueError("class weights need at least one labelled phrase; all counts are 0")
+    balanced_C = counts_C.sum() / (seen_C.sum() * counts_C.clamp_min(1))
+    return torch.where(seen_C, balanced_C**power, 0.0).float()
 
 
 class ClassifyTask(Task):
@@ -288,7 +308,7 @@ def losses(model: PhraseClassifier, batch: Batch) -> Losses:
         logits, masked = model(batch), None
     else:
         seen, hidden_NF = model.masked.hide(batch)
-        h_BD, h_ND = model.encode_tokens(seen)
+        h_BD, h_ND = model.encode(seen)
         logits, masked = model.logits(h_BD), model.masked(h_ND, batch.ids_NF, hidden_NF)
     total, _ = model.loss(logits, batch)
     with torch.no_grad():

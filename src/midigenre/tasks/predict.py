@@ -70,7 +70,7 @@ def predict_phrases(
     for batch in batches:
         moved = batch.to(device)
         with torch.autocast(kind, dtype=autocast, enabled=autocast is not None):
-            h_BD = model.encode(moved)
+            h_BD, _ = model.encode(moved)
             logits = model.logits(h_BD)
         if vectors:
             encoded.append(h_BD.float().cpu().numpy())

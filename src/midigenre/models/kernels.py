@@ -1,26 +1,29 @@
-"""Faster insides for the CPU, put into a finished model from outside; same weights, same meaning.
+"""Faster insides, put into a finished model from outside; same weights, same meaning.
 
     N packed tokens   I, O width going in and coming out
 
-:func:`use_cpu_kernels` for training and evaluation, :func:`packed` for decoding once the weights no
-longer change, :func:`quantize_int8` for a generator in eight bits. All PyTorch's private operators
-that the project calls stand here, each with a test that holds it against the public one. What was
-measured, and why these: ``experiments/speed/README.md``.
+:func:`use_cpu_kernels` and :func:`compile_layers` for training, :func:`packed` for decoding once
+the weights no longer change, :func:`quantize_int8` for a generator in eight bits. All PyTorch's
+private operators that the models call stand here, each with a test that holds it against the public
+one. What was measured, and why these: ``experiments/speed/README.md``.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import repeat
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from midigenre.models.generator import PhraseGenerator
-from midigenre.models.transformer import DropAdd, LabelHead, Pooling
+from midigenre.models.sequences import attend_varlen, positions_N
+from midigenre.models.transformer import DropAdd, Encoder, LabelHead, Pooling, Rotary
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -28,18 +31,19 @@ _BLOCK = 512  # Rows of a product over the tokens: both operands stay in the sec
 _MANY_ROWS = 64
 _LARGE = 1 << 16  # Weights of a product that is worth the call for few rows, as in generation.
 _LEVELS = 1 << 16  # A dropout rate is rounded to 16 bits.
+# Under torch.compile the longest phrase is rounded up to a multiple of it: the attention's grid
+# becomes larger, and the blocks that have nothing to do end at once.
+LONGEST_STEP = 2048
+
+
+# --- training on CPU ------------------------------------------------------------------------------
 
 
 def use_cpu_kernels(model: Model) -> Model:
     """Gives the layers that run over tokens their CPU kernels; elsewhere they stay what they were.
 
-    Heads and pooling are left alone: they see a row for each phrase and not for each token.
-
-    Args:
-        model: The model; its linear layers and :class:`DropAdd` change their class, nothing else.
-
-    Returns:
-        ``model``.
+    Linear layers and :class:`DropAdd` change their class, nothing else. Heads and pooling are left
+    alone: they see a row for each phrase and not for each token.
     """
     for child in model.children():
         if type(child) is nn.Linear:
@@ -64,24 +68,20 @@ class Linear(nn.Linear):
             return super().forward(input)
         if input.shape[0] < _MANY_ROWS:
             return _times_transposed(input.contiguous(), self.weight, self.bias)
-        out_NO: Tensor = _OneDnnLinear.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return out_NO
+        return cast(Tensor, _OneDnnLinear.apply(input, self.weight, self.bias))  # type: ignore[no-untyped-call]
 
     def _onednn_is_faster(self, x_NI: Tensor) -> bool:
         """Rows of float32 on a CPU with AVX-512; few rows only where nothing must flow back."""
+        few_but_large = x_NI.shape[0] > 0 and self.weight.numel() >= _LARGE
         return bool(
             x_NI.device.type == "cpu"
             and x_NI.dtype == self.weight.dtype == torch.float32
             and x_NI.ndim == 2
-            and (x_NI.shape[0] >= _MANY_ROWS or self._few_but_large(x_NI))
+            and (x_NI.shape[0] >= _MANY_ROWS or (few_but_large and not torch.is_grad_enabled()))
             and _has_onednn()
             and not torch.is_autocast_enabled("cpu")  # it knows nn.Linear and makes it bfloat16
             and not torch.compiler.is_compiling()  # True for torch.export as well.
         )
-
-    def _few_but_large(self, x_NI: Tensor) -> bool:
-        is_large = x_NI.shape[0] > 0 and self.weight.numel() >= _LARGE
-        return is_large and not torch.is_grad_enabled()
 
 
 def _has_onednn() -> bool:
@@ -94,18 +94,15 @@ def _has_onednn() -> bool:
 
 def _times_transposed(a_MK: Tensor, b_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
     """``a @ b.T + bias`` in oneDNN; PyTorch has no public name for it (Inductor calls this one)."""
-    product_MN: Tensor = torch.ops.mkldnn._linear_pointwise.default(
-        a_MK, b_NK, bias_N, "none", [], ""
-    )
-    return product_MN
+    product_MN = torch.ops.mkldnn._linear_pointwise.default(a_MK, b_NK, bias_N, "none", [], "")
+    return cast(Tensor, product_MN)
 
 
 def _even_rows(x_NI: Tensor) -> Tensor:
     """``x``, contiguous, with rows of zeros added up to the next of eight lengths an octave.
 
     oneDNN writes and keeps code for each number of rows that it meets, and packed batches bring
-    ever new ones: as they come, a process grew by 5 MB a step. Making that code takes the time that
-    the added rows, 3% on average, take.
+    ever new ones.
     """
     rows = x_NI.shape[0]
     step = max(64, 1 << max(0, (rows - 1).bit_length() - 4))
@@ -168,6 +165,50 @@ class FastDropAdd(DropAdd):
         return torch.addcmul(h, change, keep, value=_LEVELS / (_LEVELS - dropped))
 
 
+# --- training on a GPU ----------------------------------------------------------------------------
+
+
+class CompiledEncoder(Encoder):
+    """An encoder whose training passes go through ``torch.compile``; evaluation stays as it is."""
+
+    compiled: Callable[..., Tensor]
+
+    def forward(
+        self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], *, causal: bool = False
+    ) -> Tensor:
+        """See :meth:`Encoder.forward`."""
+        if not self.training:
+            return super().forward(h_ND, cu_seqlens, lengths, causal=causal)
+        positions, longest = positions_N(cu_seqlens, len(h_ND)), max(lengths)
+        if self.local is not None:
+            h_ND = self.local(h_ND, positions)
+        h_ND, rotary = self.place(h_ND, positions, longest)
+        # What varies must be known as such, or every batch is compiled again.
+        for varying in (h_ND, cu_seqlens, *(rotary or ())):
+            torch._dynamo.maybe_mark_dynamic(varying, 0)
+        bound = -(-longest // LONGEST_STEP) * LONGEST_STEP
+        return self.compiled(self, h_ND, rotary, cu_seqlens, bound, causal)
+
+
+def compile_layers(encoder: Encoder, **options: Any) -> None:
+    """Makes an encoder a :class:`CompiledEncoder`; its weights keep their names.
+
+    Training then needs a GPU and half precision (:func:`~midigenre.models.sequences.attend_varlen`)
+    and no attention dropout. ``options`` are those of ``torch.compile``.
+    """
+
+    def run(
+        encoder: Encoder, h_ND: Tensor, rotary: Rotary | None, cu_seqlens: Tensor, longest: int,
+        causal: bool,
+    ) -> Tensor:  # fmt: skip
+        # The encoder is an argument, so that a copy of it runs its own weights.
+        attend = partial(attend_varlen, cu_seqlens=cu_seqlens, longest=longest, causal=causal)
+        return encoder.run_layers(h_ND, rotary, repeat(attend))
+
+    encoder.__class__ = CompiledEncoder
+    cast(CompiledEncoder, encoder).compiled = torch.compile(run, **options)
+
+
 # --- decoding: weights that no longer change ------------------------------------------------------
 
 
@@ -187,19 +228,15 @@ class TransposedLinear(Frozen):
         """Shape (N, I) to shape (N, O), without a gradient."""
         bias_O = self.linear.bias
         if x_NI.shape[0] > 1 or bias_O is None:
-            out_NO: Tensor = self.linear(x_NI)
-            return out_NO
+            return cast(Tensor, self.linear(x_NI))
         return torch.addmm(bias_O, x_NI, self.weight_IO)
 
 
 class PackedLinear(Frozen):
-    """A linear layer with a second copy of its weights in the order that oneDNN multiplies in.
+    """A float32 layer with a second copy of its weights in the order that oneDNN multiplies in.
 
     Given plain ones oneDNN reads them across that order at every product, which is lost among many
     rows but not among the few of a decoding step.
-
-    Args:
-        linear: The layer: float32, on the CPU.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -213,20 +250,16 @@ class PackedLinear(Frozen):
     def forward(self, x_NI: Tensor) -> Tensor:
         """Shape (N, I) to shape (N, O), without a gradient."""
         if x_NI.shape[0] >= _MANY_ROWS:  # as fast, and keeps no code for each length
-            out_NO: Tensor = self.linear(x_NI)
-            return out_NO
+            return cast(Tensor, self.linear(x_NI))
         return _times_transposed(x_NI.contiguous(), self.packed_OI, self.linear.bias)
 
 
 class Int8Linear(Frozen):
-    """A linear layer in eight bits, by FBGEMM's operators.
+    """A float32 layer in eight bits, by FBGEMM's operators.
 
     Weights have one scale for each output (symmetric, -127 to 127), activations one for each row,
     taken when they come: a row does not change with those beside it, so a piece stays what its seed
     says whatever is drawn with it. ``torch.ao.quantization`` has no scale for each row.
-
-    Args:
-        linear: The layer: float32, on the CPU.
     """
 
     SMALLEST = 1e-12  # A row of zeros stays one.
@@ -261,16 +294,13 @@ class Int8Linear(Frozen):
 
 
 def packed(model: Model, n_rows: int) -> Model:
-    """The model with its large linear layers packed, where that was measured to be faster.
+    """A copy for use without gradients with its large linear layers packed, where that is faster.
+
+    That is float32 on a CPU with AVX-512. Pack again when the weights have changed.
 
     Args:
-        model: Any model; it stays as it is, and what is not packed is shared with it. Pack again
-            when its weights have changed.
+        model: Any model; it stays as it is, and what is not packed is shared with it.
         n_rows: Rows that it will write side by side; others are right too, but slower.
-
-    Returns:
-        A copy for use without gradients. Elsewhere than in float32 on a CPU with AVX-512 its layers
-        are the same.
     """
     # MKL takes one row on one thread, however many there are, and is then ahead of oneDNN.
     alone = n_rows == 1 and torch.get_num_threads() == 1
@@ -286,12 +316,7 @@ def packed(model: Model, n_rows: int) -> Model:
 
 
 def with_linears(model: Model, make: Callable[[nn.Linear], Frozen | None]) -> Model:
-    """A copy of a model that shares its tensors, with other linear layers.
-
-    Args:
-        model: The model.
-        make: The new layer of each linear layer; None where it stays.
-    """
+    """A copy that shares a model's tensors, with ``make(linear)`` in place of what it makes."""
     frozen = [module for module in model.modules() if isinstance(module, Frozen)]
     shared = [*model.parameters(), *model.buffers(), *frozen]
     twin = copy.deepcopy(model, {id(one): one for one in shared})
@@ -309,15 +334,9 @@ def with_linears(model: Model, make: Callable[[nn.Linear], Frozen | None]) -> Mo
 
 
 def quantize_int8(model: PhraseGenerator) -> PhraseGenerator:
-    """The generator with the linear layers of its backbone in eight bits.
+    """A copy for use without gradients with the linear layers of the backbone in eight bits.
 
-    Embedding and head stay as they are: a hundredth of the weights, and the ones that name tokens.
-
-    Args:
-        model: The generator; it stays as it is, and what is not quantised is shared with it.
-
-    Returns:
-        A copy for use without gradients.
+    Embedding and head, a hundredth of the weights, are shared with ``model``, which stays as it is.
 
     Raises:
         ValueError: The backbone is an LSTM, the weights are not float32 on the CPU, or PyTorch has
