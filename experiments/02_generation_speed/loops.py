@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from midigenre import build
 from midigenre.generation.grammar import Grammar
-from midigenre.generation.sampling import Sampler, SamplingSettings
-from midigenre.generation.windows import Context
+from midigenre.generation.sampling import Context, Sampler, SamplingSettings
 from midigenre.models import PhraseGenerator
 from midigenre.models.kernels import Frozen, packed, quantize_int8, with_linears
 from midigenre.spec import Batch, LabelSpec

@@ -7,8 +7,7 @@ import pytest
 import torch
 from test_sampling import check, sampler
 
-from midigenre.generation.sampling import Sampler, SamplingSettings
-from midigenre.generation.windows import Context
+from midigenre.generation.sampling import Context, Sampler, SamplingSettings
 from midigenre.models.kernels import quantize_int8
 from midigenre.spec import Batch
 

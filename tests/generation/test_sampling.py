@@ -9,8 +9,14 @@ from test_grammar import NAMES, every_tokenizer, special, tokenizer
 
 from midi import make_score, melody, note
 from midigenre.generation.grammar import Grammar
-from midigenre.generation.sampling import Choice, Sample, Sampler, SamplingSettings
-from midigenre.generation.windows import Context, Windows
+from midigenre.generation.sampling import (
+    Choice,
+    Context,
+    Sample,
+    Sampler,
+    SamplingSettings,
+    Windows,
+)
 from midigenre.models import (
     LSTM,
     ConditionEmbedding,

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.generation.grammar import Grammar, Ids, Rows
-from midigenre.generation.windows import Context, Windows
 from midigenre.models import PhraseGenerator
 from midigenre.models.kernels import packed
 from midigenre.spec import UNKNOWN
+from midigenre.tokenizers.phrases import PhraseCutter
 
 Report = Callable[[str, int, int], None]
 """``(what, done, total)``; a total of 0 is an unknown one."""
@@ -46,15 +46,11 @@ class Choice:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("temperature", 0, 100),
-            ("top_k", 0, 2**31),
-            ("top_p", 0, 1),
-            ("min_p", 0, 1),
-        ):
+        most = {"temperature": 100, "top_k": 2**31, "top_p": 1, "min_p": 1}
+        for name, high in most.items():
             value = getattr(self, name)
-            if not low <= value <= high or (name == "top_p" and value == 0):
-                least = "more than 0" if name == "top_p" else f"{low} or more"
+            if not 0 <= value <= high or (name == "top_p" and value == 0):
+                least = "more than 0" if name == "top_p" else "0 or more"
                 raise ValueError(f"{name}={value} must be {least}, and at most {high}")
 
     def __call__(self, logits_BV: Tensor, allowed_BV: Tensor, uniform_B: Tensor) -> Tensor:
@@ -108,7 +104,7 @@ class SamplingSettings:
         guidance: Scale of classifier-free guidance: logits are ``u + guidance * (c - u)``, c
             with the condition and u without (Ho and Salimans 2022, arXiv 2207.12598, equation 6,
             whose w is ``guidance - 1``). 1 is the model as it is, at half the cost.
-        seed: Seed; piece i of a seed is the same whatever is drawn beside it.
+        seed: Piece i of a seed is the same whatever is drawn beside it.
         bars: The piece has exactly this many bars (a primer's come on top); None: until the end
             token.
         seconds: The piece ends with the bar in which this time is reached, the primer's included;
@@ -128,14 +124,22 @@ class SamplingSettings:
     tokens: int | None = 8192
 
     def __post_init__(self) -> None:
-        for name in ("bars", "seconds", "tokens"):
-            value = getattr(self, name)
+        ends = {name: getattr(self, name) for name in ("bars", "seconds", "tokens")}
+        for name, value in ends.items():
             if value is not None and value <= 0:
                 raise ValueError(f"{name}={value} must be more than 0")
         if self.seed < 0 or not np.isfinite(self.guidance):
             raise ValueError(f"seed={self.seed}, guidance={self.guidance}: out of range")
-        if self.bars is None and self.seconds is None and self.tokens is None:
+        if all(value is None for value in ends.values()):
             raise ValueError("bars, seconds and tokens are all null: a piece might never end")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a model was trained to see at once: most steps, most bars."""
+
+    max_tokens: int
+    bars: int
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,18 @@ class Sample:
     stop: str
     n_drawn: int
     n_bars: int
+
+
+@dataclass
+class _Piece:
+    """A piece in the making."""
+
+    ids: list[list[int]]  # its steps
+    uniform: np.random.Generator
+    first: int = 0  # the bar with which its window begins
+    bars: int = 0  # finished ones
+    bars_timed: int = 0  # those of which the time is known not to reach `seconds`
+    stop: str = ""
 
 
 class Sampler:
@@ -208,94 +224,78 @@ class Sampler:
         Raises:
             ValueError: The primer is no music of this tokenizer.
         """
-        return _Draw(self, labels, settings, n, first, primer, primer_bars, report).run()
+        bos = self.grammar.tokenizer.spec.special("BOS")
+        assert bos is not None  # the grammar knows no vocabulary without
+        opening = np.array([bos], np.int64)
+        if primer is not None:
+            opening = np.concatenate([opening, primer])
+        pieces = [
+            _Piece(opening.tolist(), np.random.default_rng([settings.seed, first + i]))
+            for i in range(n)
+        ]
+        draw = _Draw(self, labels, settings, pieces, opening, primer_bars)
+        total = n * (settings.bars + primer_bars) if settings.bars else 0
+        while draw.live:
+            chosen_BF = draw.choose()
+            draw.push(chosen_BF)
+            if report is not None:
+                report("bars", sum(piece.bars for piece in pieces), total)
+            draw.advance(chosen_BF)
+        return [
+            Sample(np.array(p.ids, np.int64), p.stop, max(0, len(p.ids) - len(opening)), p.bars)
+            for p in pieces
+        ]
 
 
 class _Draw:
-    """The rows of one call of :meth:`Sampler.sample`."""
+    """The rows of one call of :meth:`Sampler.sample`, a row for each piece that has not ended."""
 
     def __init__(
         self,
         sampler: Sampler,
         labels: Mapping[str, Sequence[int]],
         settings: SamplingSettings,
-        n: int,
-        first: int,
-        primer: Ids | None,
+        pieces: Sequence[_Piece],
+        opening: Ids,
         primer_bars: int,
-        report: Report | None,
     ) -> None:
         # Guidance runs every row a second time, without its condition.
         self.copies = 1 if settings.guidance == 1 or not labels else 2
         # Packed for each call: a model that is being trained is sampled too.
-        self.model, self.windows = packed(sampler.model, n * self.copies), sampler.windows
-        self.settings, self.report = settings, report
+        self.model = packed(sampler.model, len(pieces) * self.copies)
+        self.windows, self.settings, self.live = sampler.windows, settings, list(pieces)
         self.grammar, self.tokenizer = sampler.grammar, sampler.grammar.tokenizer
         self.device = self.model.start_D.device
         self.max_bars = None if settings.bars is None else settings.bars + primer_bars
-        self.rows: Rows = self.grammar.start(n, max_bars=self.max_bars)
-        self.index = list(range(n))
-        self.ids: list[list[list[int]]] = [[] for _ in range(n)]
-        self.drawn = [0] * n
-        self.stops: list[str] = [""] * n
-        self.first = [0] * n  # bar with which each row's window begins
-        self.uniform = [np.random.default_rng([settings.seed, first + i]) for i in range(n)]
-        self.bars_done = [0] * n
-        self.bars_timed = [0] * n
-        bos = self.tokenizer.spec.special("BOS")
-        assert bos is not None  # the grammar knows no vocabulary without
-        opening = np.array([bos], np.int64)
-        if primer is not None:
-            opening = np.concatenate([opening, primer])
-        for row in range(n):
+        self.rows: Rows = self.grammar.start(len(pieces), max_bars=self.max_bars)
+        windows = []
+        for row in range(len(pieces)):
             self.rows.feed(row, opening)
             self.rows.seal(row, primer_bars)
-            self.ids[row] = opening.tolist()
-            self.first[row] = self.windows.first_bar(self.rows, row, 0, self.max_bars)
+            begins = self.windows.first_bar(self.rows, row, 0, self.max_bars)
+            window = self._window(row, begins)
+            if window is None:
+                raise ValueError(
+                    "the last bars of the primer do not fit the model's "
+                    f"{self.windows.max_tokens} steps"
+                )
+            windows.append(torch.from_numpy(window))
         conditions = {k: torch.tensor(list(v), device=self.device) for k, v in labels.items()}
         if self.copies == 2:
             conditions = {
                 k: torch.cat([v, torch.full_like(v, UNKNOWN)]) for k, v in conditions.items()
             }
-        windows = []
-        for row in range(n):
-            window = self._window(row)
-            while len(window) > self.windows.max_tokens:
-                later = self.windows.shorter(self.rows, row, self.first[row], len(self.ids[row]))
-                if later is None:
-                    raise ValueError(
-                        "the last bars of the primer do not fit the model's "
-                        f"{self.windows.max_tokens} steps"
-                    )
-                self.first[row] = later
-                window = self._window(row)
-            self.rows.slide(row, self.first[row])
-            windows.append(torch.from_numpy(window))
         self.h_BD, self.decoding = self.model.begin(
             conditions, windows * self.copies, self.windows.max_tokens
         )
 
-    def run(self) -> list[Sample]:
-        """All pieces to their ends."""
-        while self.index:
-            chosen_BF = self._choose()
-            self._push(chosen_BF)
-            self._report()
-            self._advance(chosen_BF, self._stop())
-        return [
-            Sample(np.array(ids, np.int64), stop, drawn, bars)
-            for ids, stop, drawn, bars in zip(
-                self.ids, self.stops, self.drawn, self.bars_done, strict=True
-            )
-        ]
-
-    def _choose(self) -> Tensor:
-        """The next step of every row, field by field."""
-        head, B = self.model.head, len(self.index)
+    def choose(self) -> Tensor:
+        """The next step of every row, field by field, shape (B, F)."""
+        head, B = self.model.head, len(self.live)
         chosen_BF = torch.zeros(B, len(head.sizes), dtype=torch.int64, device=self.device)
         for place, column in enumerate(head.order):
             allowed_BV = self.rows.allowed(column, chosen_BF)
-            uniform = [self.uniform[i].random() for i in self.index]
+            uniform = [piece.uniform.random() for piece in self.live]
             logits_BV = head.field_logits(self.h_BD, place, self._copied(chosen_BF)).float()
             if self.copies == 2:
                 with_BV, without_BV = logits_BV.log_softmax(-1).chunk(2)
@@ -304,70 +304,43 @@ class _Draw:
             chosen_BF[:, column] = self.settings.choice(logits_BV, allowed_BV, uniform_B)
         return chosen_BF
 
-    def _copied(self, chosen_BF: Tensor) -> Tensor:
-        return chosen_BF if self.copies == 1 else chosen_BF.repeat(self.copies, 1)
-
-    def _push(self, chosen_BF: Tensor) -> None:
-        offsets = [self.first[i] for i in self.index]
-        for i, first, step, belongs in zip(
-            self.index, offsets, chosen_BF.tolist(), self.rows.push(chosen_BF), strict=True
-        ):
-            if belongs:
-                self.ids[i].append(self.windows.renumbered(step, first))
-                self.drawn[i] += 1
-
-    def _report(self) -> None:
-        for i, bars in zip(self.index, self.rows.bars_B.tolist(), strict=True):
-            self.bars_done[i] = bars
-        if self.report is not None:
-            total = len(self.ids) * self.max_bars if self.max_bars else 0
-            self.report("bars", sum(self.bars_done), total)
-
-    def _stop(self) -> list[int]:
-        """Ends the rows that have ended; the places of those that go on."""
-        done = self.rows.done_B.tolist()
-        settings, going = self.settings, []
-        eos = self.tokenizer.spec.special("EOS")
-        for row, i in enumerate(self.index):
+    def push(self, chosen_BF: Tensor) -> None:
+        """Appends the step to the pieces; those that have ended then say why."""
+        belongs = self.rows.push(chosen_BF).tolist()
+        done, bars = self.rows.done_B.tolist(), self.rows.bars_B.tolist()
+        eos, settings = self.tokenizer.spec.special("EOS"), self.settings
+        for row, (piece, step) in enumerate(zip(self.live, chosen_BF.tolist(), strict=True)):
+            if belongs[row]:
+                piece.ids.append(self.windows.renumbered(step, piece.first))
+            piece.bars = bars[row]
             if done[row]:
-                self.stops[i] = "end" if tuple(self.ids[i][-1]) == eos else "bars"
-            elif settings.tokens is not None and len(self.ids[i]) >= settings.tokens:
+                piece.stop = "end" if tuple(piece.ids[-1]) == eos else "bars"
+            elif settings.tokens is not None and len(piece.ids) >= settings.tokens:
                 self._close(row, "tokens")
-            elif settings.seconds is None or not self._too_long(row, settings.seconds):
-                going.append(row)
-        return going
+            elif settings.seconds is not None and piece.bars != piece.bars_timed:
+                piece.bars_timed = piece.bars
+                self._stop_in_time(row, settings.seconds)
 
     def _close(self, row: int, why: str) -> None:
-        i = self.index[row]
+        piece = self.live[row]
         keep, more = self.rows.close(row)
-        given = len(self.ids[i]) - self.drawn[i]
-        self.ids[i] = self.ids[i][:keep] + [
-            self.windows.renumbered(step, self.first[i]) for step in more.tolist()
-        ]
-        self.drawn[i] = max(0, len(self.ids[i]) - given)
-        self.stops[i] = why
+        ends = [self.windows.renumbered(step, piece.first) for step in more.tolist()]
+        piece.ids, piece.stop = piece.ids[:keep] + ends, why
 
-    def _too_long(self, row: int, seconds: float) -> bool:
-        """Whether a time has been reached; asked again whenever a further bar is finished.
-
-        If so the piece ends with the bar in which it lies.
-        """
-        i = self.index[row]
-        bars = self.bars_done[i]
-        if bars == self.bars_timed[i]:
-            return False
-        self.bars_timed[i] = bars
-        ids = np.array(self.ids[i], np.int64)
+    def _stop_in_time(self, row: int, seconds: float) -> None:
+        """Ends a piece with the bar in which a time lies, if that has been reached."""
+        piece = self.live[row]
+        ids = np.array(piece.ids, np.int64)
         try:
             song = self.tokenizer.clean(self.tokenizer.decode(ids))
         except RefusedSongError:  # silence so far
-            return False
+            return
         at = song.bar_seconds()
-        more = np.arange(1, max(0, bars - song.n_bars) + 1) * (at[-1] - at[-2])
-        at = np.concatenate([at, at[-1] + more])[: bars + 1]
+        more = np.arange(1, max(0, piece.bars - song.n_bars) + 1) * (at[-1] - at[-2])
+        at = np.concatenate([at, at[-1] + more])[: piece.bars + 1]
         reached = int(np.searchsorted(at, seconds))
-        if reached > bars:
-            return False
+        if reached > piece.bars:
+            return
         steps = self.rows.bar_steps(row)
         ids = ids[: steps[reached]] if reached < len(steps) else ids
         if self.tokenizer.spec.bars == "none":
@@ -376,40 +349,30 @@ class _Draw:
             again.feed(0, ids)
             keep, close = again.close(0)
             ids = np.concatenate([ids[:keep], close])
-        given = len(self.ids[i]) - self.drawn[i]
-        self.ids[i] = ids.tolist()
-        self.drawn[i] = max(0, len(ids) - given)
-        self.bars_done[i] = reached
-        self.stops[i] = "seconds"
-        return True
+        piece.ids, piece.bars, piece.stop = ids.tolist(), reached, "seconds"
 
-    def _advance(self, chosen_BF: Tensor, going: list[int]) -> None:
+    def advance(self, chosen_BF: Tensor) -> None:
         """Gives the step to the model; windows that have become too long begin again."""
         restart: dict[int, Ids] = {}
         lengths = self.decoding.state.lengths
         longest = self.windows.max_tokens + self.model.n_prefix
-        for row in list(going):
-            i = self.index[row]
-            first = self.windows.first_bar(self.rows, row, self.first[i], self.max_bars)
+        for row, piece in enumerate(self.live):
+            if piece.stop:
+                continue
+            first = self.windows.first_bar(self.rows, row, piece.first, self.max_bars)
             full = lengths[row] >= longest
-            while first != self.first[i] or full:
-                if full:
-                    later = self.windows.shorter(self.rows, row, first, len(self.ids[i]))
-                    if later is None:
-                        self._close(row, "context")
-                        going.remove(row)
-                        break
-                    first = later
-                self.first[i] = first
-                restart[row] = self._window(row)
-                full = len(restart[row]) > self.windows.max_tokens
+            if first == piece.first and not full:
+                continue
+            window = self._window(row, first, full)
+            if window is None:
+                self._close(row, "context")
             else:
-                if row in restart:
-                    self.rows.slide(row, self.first[i])
-        B = len(self.index)
+                restart[row] = window
+        going = [row for row, piece in enumerate(self.live) if not piece.stop]
+        B = len(self.live)
         if len(going) < B:
             self.rows.keep(going)
-            self.index = [self.index[row] for row in going]
+            self.live = [self.live[row] for row in going]
             self.decoding.keep([row + copy * B for copy in range(self.copies) for row in going])
             restart = {place: restart[row] for place, row in enumerate(going) if row in restart}
             chosen_BF = chosen_BF[going]
@@ -425,6 +388,127 @@ class _Draw:
             windows = [torch.from_numpy(ids) for ids in restart.values()] * self.copies
             self.h_BD[places] = self.model.restart(places, windows, self.decoding)
 
-    def _window(self, row: int) -> Ids:
-        i = self.index[row]
-        return self.windows.cut(np.array(self.ids[i], np.int64), self.rows, row, self.first[i])
+    def _copied(self, chosen_BF: Tensor) -> Tensor:
+        return chosen_BF if self.copies == 1 else chosen_BF.repeat(self.copies, 1)
+
+    def _window(self, row: int, first: int, full: bool = False) -> Ids | None:
+        """The row's window from a bar on, from a later one if it is full; None if no bar fits."""
+        ids = np.array(self.live[row].ids, np.int64)
+        window = None if full else self.windows.cut(ids, self.rows, row, first)
+        while window is None or len(window) > self.windows.max_tokens:
+            later = self.windows.shorter(self.rows, row, first, len(ids))
+            if later is None:
+                return None
+            first = later
+            window = self.windows.cut(ids, self.rows, row, first)
+        self.live[row].first = first
+        self.rows.slide(row, first)
+        return window
+
+
+class Windows:
+    """Cuts the last bars of music in the making, as a model was shown music in training.
+
+    A window begins at a bar; what is in force there is restated.
+
+    Args:
+        grammar: The grammar of the rows.
+        context: What the model was trained to see.
+    """
+
+    def __init__(self, grammar: Grammar, context: Context) -> None:
+        self.spec = grammar.tokenizer.spec
+        # A window that slides must keep a whole bar before the one that is being written.
+        self.bars = max(2, min(context.bars, self.spec.max_bars))
+        self.max_tokens = context.max_tokens
+        self._cutter = None if self.spec.bars == "none" else PhraseCutter(self.spec)
+
+    def first_bar(self, rows: Rows, row: int, first: int, max_bars: int | None) -> int:
+        """Where the row's window should begin, now that the row is in its last bar.
+
+        Half a window of past is kept. A piece that fits one window keeps it whole; otherwise the
+        window moves on as soon as its last bar begins, because the model never saw a bar after it.
+
+        Args:
+            rows: The rows.
+            row: Which one.
+            first: Bar with which its window begins now.
+            max_bars: Bar with which the piece ends; None for no end.
+        """
+        if max_bars is not None and max_bars - first <= self.bars:
+            return first
+        bar = len(rows.bar_steps(row)) - 1
+        if bar - first + 1 < self.bars:
+            return first
+        return max(first, min(bar - 1, bar - self.bars // 2 + 1))
+
+    def shorter(self, rows: Rows, row: int, first: int, n_steps: int) -> int | None:
+        """Where a window begins whose steps have become too many: half of them go, by bars.
+
+        Returns:
+            A later bar than ``first``; None if there is none, because the bars are too long.
+        """
+        steps = rows.bar_steps(row)
+        wanted, last = n_steps - self.max_tokens // 2, len(steps) - 2
+        if last <= first:
+            return None
+        return next((bar for bar in range(first + 1, last) if steps[bar] >= wanted), last)
+
+    def cut(self, ids_TF: Ids, rows: Rows, row: int, first: int) -> Ids:
+        """The steps of the bars from ``first`` on.
+
+        Args:
+            ids_TF: All steps of the row, bars numbered from its beginning.
+            rows: The rows.
+            row: Which one.
+            first: A bar of it.
+
+        Returns:
+            int64, shape (T, F): the model's window.
+        """
+        if first == 0:
+            return ids_TF
+        steps = np.array([*rows.bar_steps(row), len(ids_TF)], np.int32)
+        if self._cutter is not None:
+            tempo = self._cutter.bar_tempo(ids_TF, steps)
+            return self._cutter.cut(ids_TF, steps, tempo, first, len(steps) - 1)[0]
+        before, after = ids_TF[: steps[first]], self._without_orphans(ids_TF[steps[first] :])
+        shifts = rows.opening(row, first)
+        # What the bar says itself, first of all its meter, then its tempo.
+        types = self.spec.fields[0].types
+        said = [types[i] for i in after[:2, 0].tolist()] if not len(shifts) else []
+        own = int(said[:1] == ["TimeSig"])
+        restated = []
+        for kind, at in (("TimeSig", 1), ("Tempo", 2)):
+            last = np.flatnonzero(self.spec.fields[0].is_type(kind)[before[:, 0]])
+            if len(last) and kind not in said[:at]:
+                restated.append(before[last[-1]])
+        opening = np.array(restated, np.int64).reshape(-1, ids_TF.shape[1])
+        return np.concatenate([after[:own], opening, shifts, after[own:]])
+
+    def renumbered(self, step: Sequence[int], first: int) -> list[int]:
+        """A step of a window that begins with bar ``first``, bars numbered from the beginning."""
+        out = list(step)
+        for column, low in self._cutter.number_fields if self._cutter else ():
+            if out[column] >= low:  # specials lie below
+                out[column] += first
+        return out
+
+    def _without_orphans(self, ids_TF: Ids) -> Ids:
+        """Without the ends of notes that began before."""
+        f = self.spec.fields[0]
+        program, sounding, keep = -1, set(), np.ones(len(ids_TF), bool)
+        for at, i in enumerate(ids_TF[:, 0].tolist()):
+            kind = f.types[i]
+            note = (program, kind.startswith("Drum"), f.values[i])
+            if kind == "Program":
+                program = i
+            elif kind in ("NoteOn", "DrumOn"):
+                sounding.add(note)
+            elif kind in ("NoteOff", "DrumOff"):
+                if note not in sounding:
+                    keep[at] = False
+                    if at and f.types[ids_TF[at - 1, 0]] == "Program":
+                        keep[at - 1] = False
+                sounding.discard(note)
+        return ids_TF[keep]

@@ -23,8 +23,7 @@ from midigenre.errors import UserError
 from midigenre.evaluation.figures.piano_roll import piano_roll_figure
 from midigenre.generation.audio import MAX_SECONDS, Audio, check_soundfont, length_seconds, render
 from midigenre.generation.grammar import Grammar
-from midigenre.generation.sampling import Sample, Sampler, SamplingSettings
-from midigenre.generation.windows import Context
+from midigenre.generation.sampling import Context, Sample, Sampler, SamplingSettings
 from midigenre.models import PhraseGenerator
 from midigenre.spec import UNKNOWN, TokenSpec
 from midigenre.tasks.base import Task

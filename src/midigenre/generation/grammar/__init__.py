@@ -1,7 +1,8 @@
 """What may come next: masks over each field's vocabulary that keep samples valid music.
 
-``rules`` holds what all families of tokenizers share, ``bars`` the tokenizers that write bars and
-positions (REMI, CP, Octuple), ``shifts`` those in which time moves by shifts (MIDI-like, TSD).
+``rules`` holds what all families of tokenizers share, ``families`` the rules of each: those that
+write bars and positions (REMI, CP, Octuple) and those in which time moves by shifts (MIDI-like,
+TSD).
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from midigenre.errors import UserError
-from midigenre.generation.grammar.bars import CPRules, OctupleRules, RemiRules
-from midigenre.generation.grammar.rules import Ids, Rules, State, Vocabulary
-from midigenre.generation.grammar.shifts import ShiftRules
+from midigenre.generation.grammar.families import CPRules, OctupleRules, RemiRules, ShiftRules
+from midigenre.generation.grammar.rules import SPECIAL, UNBOUNDED, Ids, Rules, State
 from midigenre.tokenizers.base import Tokenizer
 
 FAMILIES: dict[str, type[Rules]] = {
@@ -28,6 +28,11 @@ FAMILIES: dict[str, type[Rules]] = {
     "TSD": ShiftRules,
 }
 """Rules of each class of MidiTok that can generate."""
+
+_MUSIC = {
+    "Bar", "Drum", "DrumOff", "DrumOn", "Duration", "Family", "Ignore", "NoteOff", "NoteOn",
+    "Pitch", "PitchDrum", "Position", "Program", "Tempo", "TimeShift", "TimeSig", "Velocity",
+}  # fmt: skip
 
 
 class Grammar:
@@ -49,62 +54,55 @@ class Grammar:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        settings = tokenizer.spec.tokenizer
+        settings, fields = tokenizer.spec.tokenizer, tokenizer.spec.fields
         name, known = settings.get("cls"), ", ".join(f"tokenizer.cls={n}" for n in FAMILIES)
         if name not in FAMILIES:
             raise UserError(
                 f"tokenizer {tokenizer.spec.name!r} (tokenizer.cls={name}) cannot generate: there "
                 f"is no grammar for it; use one of {known}"
             )
-        self.tokenizer = tokenizer
-        self.vocabulary = Vocabulary(tokenizer)
-        unknown = self.vocabulary.unknown()
+        kinds = {kind for f in fields for kind in f.types}
+        unknown = kinds - _MUSIC - set(SPECIAL)
         params = settings.get("params", {})
         unknown |= {
             key for key in ("program_changes", "use_rests", "use_microtiming") if params.get(key)
         }
-        if name != "MIDILike" and self.vocabulary.column("Duration") < 0:
+        if name != "MIDILike" and "Duration" not in kinds:
             unknown.add("notes without durations")
-        if name == "REMI" and len(self.vocabulary.ids(0, "Bar")) != 1:
+        if name == "REMI" and fields[0].types.count("Bar") != 1:
             unknown.add("Bar_End")
         if unknown:
             raise UserError(
                 f"tokenizer {tokenizer.spec.name!r} cannot generate: the grammar of {name} does "
                 f"not know {', '.join(sorted(unknown))}; leave it out of tokenizer.params"
             )
-        self._family = FAMILIES[name]
-        self.order: tuple[int, ...] = self._family(self.vocabulary).order
+        self.tokenizer = tokenizer
+        self._rules = FAMILIES[name](tokenizer)
+        self.order: tuple[int, ...] = self._rules.order
 
-    def start(
-        self, n_rows: int, *, max_bars: int | None = None, exact_bars: bool | None = None
-    ) -> Rows:
+    def start(self, n_rows: int, *, max_bars: int | None = None) -> Rows:
         """Rows before their first step, which is BOS or the beginning of a window.
 
         Args:
             n_rows: Number of rows, B.
             max_bars: Notes begin and end in bars 0 to ``max_bars - 1``, and a row is done when it
-                wants a further bar; None for no bound.
-            exact_bars: Whether the end token waits for the last of ``max_bars``; by default it does
-                where ``max_bars`` is given. Empty bars count, at the end too.
+                wants a further bar; its end token waits for the last one, and empty bars count.
+                None for no bound.
 
         Raises:
-            ValueError: A number below 1, or ``exact_bars`` without ``max_bars``.
+            ValueError: A number below 1.
         """
         if n_rows < 1 or (max_bars is not None and max_bars < 1):
             raise ValueError(f"n_rows={n_rows} and max_bars={max_bars} must be 1 or more")
-        if exact_bars and max_bars is None:
-            raise ValueError("exact_bars needs max_bars")
-        exact = max_bars is not None if exact_bars is None else exact_bars
-        return Rows(self.tokenizer, self._family(self.vocabulary, max_bars, exact), n_rows)
+        return Rows(self.tokenizer, self._rules, n_rows, max_bars or UNBOUNDED)
 
 
 class Rows:
     """B sequences that are being written; see :meth:`Grammar.start`."""
 
-    def __init__(self, tokenizer: Tokenizer, rules: Rules, n_rows: int) -> None:
-        self._spec = tokenizer.spec
-        self._rules = rules
-        self._states: list[State] = [rules.start] * n_rows
+    def __init__(self, tokenizer: Tokenizer, rules: Rules, n_rows: int, max_bars: int) -> None:
+        self._spec, self._rules, self._max_bars = tokenizer.spec, rules, max_bars
+        self._states: list[State] = [rules.start._replace(max_bars=max_bars)] * n_rows
 
     def __len__(self) -> int:
         return len(self._states)
@@ -150,8 +148,8 @@ class Rows:
             Mask of the field's vocabulary, bool (B, V), on the device of ``chosen_BF``.
 
         Raises:
-            ValueError: A row cannot go on: its bars have passed the numbers that the vocabulary has
-                (see :meth:`slide`).
+            ValueError: Nothing may follow in a row: its bars have passed the numbers that the
+                vocabulary has (see :meth:`slide`).
         """
         mask = np.zeros((len(self._states), len(self._spec.fields[field])), bool)
         for s, chosen, out in zip(self._states, chosen_BF.tolist(), mask, strict=True):
@@ -165,7 +163,7 @@ class Rows:
         return torch.from_numpy(mask).to(chosen_BF.device)
 
     def push(self, ids_BF: Tensor) -> Tensor:
-        """Goes on by one step of each row, which :meth:`allowed` has allowed.
+        """Appends a step to each row, which :meth:`allowed` has allowed.
 
         Returns:
             Whether the step belongs to its row, bool (B,) on the CPU: not where the row had ended
@@ -187,14 +185,12 @@ class Rows:
         """
         s = self._states[row]._replace(feeding=True)
         for at, step in enumerate(ids_TF.tolist()):
-            if s.done or self._rules.check(s, step) >= 0:
+            if s.done or not self._rules.accepts(s, step):
                 word = self._spec.words(np.array([step]))[0]
                 raise ValueError(f"step {at}, {word!r}, cannot follow those before it")
             before, s = s, self._rules.next_state(s, step)
             if s.n_steps == before.n_steps:
-                raise ValueError(
-                    f"the given music has more than max_bars={self._rules.max_bars} bars"
-                )
+                raise ValueError(f"the given music has more than max_bars={self._max_bars} bars")
         self._states[row] = s._replace(feeding=False)
 
     def seal(self, row: int, n_bars: int) -> None:
@@ -203,14 +199,13 @@ class Rows:
         Raises:
             ValueError: ``max_bars`` leaves no bar after them.
         """
-        if (last := self._rules.max_bars) is not None and n_bars >= last:
-            raise ValueError(f"{n_bars} sealed bars leave none of max_bars={last}")
+        if n_bars >= self._max_bars:
+            raise ValueError(f"{n_bars} sealed bars leave none of max_bars={self._max_bars}")
         self._states[row] = self._states[row]._replace(free_from=n_bars)
 
-    def keep(self, rows: Sequence[int] | Tensor) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         """Keeps these rows, in this order, and drops the others."""
-        kept = rows.tolist() if isinstance(rows, Tensor) else rows
-        self._states = [self._states[i] for i in kept]
+        self._states = [self._states[i] for i in rows]
 
     def slide(self, row: int, first_bar: int) -> None:
         """From now on the ids call ``first_bar`` of the row bar 0.
