@@ -1,4 +1,4 @@
-"""Imports go down only (DESIGN.md section 3), and the shape of the source stays what it is."""
+"""Imports go down only (CONTRIBUTING.md), and the shape of the source stays what it is."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_imports_are_found() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_go_down(module: str) -> None:
     mine = part(module)
-    assert mine in LAYERS, f"{module}: give it a layer, here and in DESIGN.md"
+    assert mine in LAYERS, f"{module}: give it a layer, here and in CONTRIBUTING.md"
     for other in imports(module):
         down = LAYERS[part(other)] < LAYERS[mine]
         assert down or part(other) in (mine, "") or (mine, part(other)) in BESIDE, (

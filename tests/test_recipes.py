@@ -62,7 +62,7 @@ def test_every_tokenizer_feeds_a_model(name, midi):
     assert model(batch)["genre"].shape == (2, 3)
 
 
-# Parameters of the backbone alone, as DESIGN.md's widths and depths give them.
+# Parameters of the backbone alone, as the widths and depths of conf/model give them.
 @pytest.mark.parametrize("name", choices("model"))
 def test_every_model_size_builds(name):
     cfg = composed(f"model={name}")

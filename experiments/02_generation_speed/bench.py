@@ -153,10 +153,9 @@ def quality(args: argparse.Namespace) -> dict[str, Any] | None:
     """Scores of the run's model and of its int8 form on test windows; None without a run."""
     if args.run is None:
         return None
-    from midigenre.commands.run_songs import own_shards
     from midigenre.corpora.base import no_progress
     from midigenre.data.datamodule import PhraseDataModule
-    from midigenre.trained import load_run
+    from midigenre.trained import load_run, own_shards
 
     trained = load_run(args.run, "best", "generator")
     shards = own_shards(trained, str(args.home), None, no_progress)

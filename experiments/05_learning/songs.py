@@ -21,14 +21,13 @@ from study import spread
 from versus import ENCODER, MODEL, versus
 
 from midigenre.build import class_of, plain
-from midigenre.commands.run_songs import own_shards
 from midigenre.corpora.base import no_progress
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.evaluation.blend import WITHOUT_ENCODER
 from midigenre.evaluation.compare import markdown_table
 from midigenre.files import read_json, write_json
 from midigenre.tasks.songs import KINDS
-from midigenre.trained import load_run
+from midigenre.trained import load_run, own_shards
 
 RESULTS = Path(__file__).parent / "results"
 SCORES = ("macro_f1", "accuracy", "nll, calibrated", "macro_f1 within a source")

@@ -16,6 +16,7 @@ from torch import nn
 
 from midigenre import registry
 from midigenre.corpora.base import Corpus, Listing, Progress, no_progress
+from midigenre.data import splits
 from midigenre.data.augment import AugmentSettings
 from midigenre.data.chunks import Workers
 from midigenre.data.datamodule import PhraseDataModule
@@ -24,7 +25,6 @@ from midigenre.data.phrases import PhraseLength, phrase_length
 from midigenre.data.prepare import Settings, default_workers, prepare
 from midigenre.data.sandbox import Limits
 from midigenre.data.shards import ShardSet, open_shards
-from midigenre.data.splits import settings_of as protocol_settings
 from midigenre.errors import UserError
 from midigenre.models.kernels import use_cpu_kernels
 from midigenre.run import differing
@@ -52,7 +52,7 @@ def plain(cfg: Any) -> Any:
 
 
 def make(cfg: DictConfig | Mapping[str, Any], what: str, kind: type[T], **arguments: Any) -> T:
-    """Instantiates a node; what its constructor refuses becomes a user's error.
+    """Instantiates a node; what its constructor rejects becomes a user's error.
 
     The node may come from a file of anybody: all that it names is looked up before it is called.
 
@@ -63,7 +63,7 @@ def make(cfg: DictConfig | Mapping[str, Any], what: str, kind: type[T], **argume
         arguments: Given to its class beside its settings.
 
     Raises:
-        UserError: It names no class of its group, or the class refuses a value or does not know a
+        UserError: It names no class of its group, or the class rejects a value or does not know a
             setting.
     """
     node: Any = cfg
@@ -91,8 +91,7 @@ def make(cfg: DictConfig | Mapping[str, Any], what: str, kind: type[T], **argume
 def _made(node: Any, group: str) -> Any:
     """A node with objects in place of all that names a class.
 
-    Not by Hydra's ``instantiate``, which takes text of the form ``${...}`` for an interpolation
-    wherever it is from.
+    Hydra's ``instantiate`` would take text of the form ``${...}`` for an interpolation.
     """
     if isinstance(node, list):
         return [_made(value, group) for value in node]
@@ -156,12 +155,12 @@ def prepared(
             raise UserError(f"shards={cfg.shards} is used as it is: set labels.* where it is made")
         shards = open_shards(location(cfg.shards), Path(cfg.home), progress)
         if not any_tokenizer:
-            wanted = tokenizer if tokenizer is not None else make_tokenizer(cfg)
-            _check_same_tokens(shards, wanted, exact=tokenizer is not None)
+            wanted = make_tokenizer(cfg) if tokenizer is None else tokenizer
+            _check_same_tokens(shards, wanted.spec, exact=tokenizer is not None)
         return shards
     corpus = make_corpus(cfg)
-    phrases = data if data is not None else plain(cfg.data)
-    tokenizer = tokenizer if tokenizer is not None else make_tokenizer(cfg, corpus)
+    phrases = plain(cfg.data) if data is None else data
+    tokenizer = make_tokenizer(cfg, corpus) if tokenizer is None else tokenizer
     settings = prepare_settings(cfg, phrase_length(phrases, tokenizer.spec), phrases["max_tokens"])
     return prepare(corpus, plain(cfg.corpus), tokenizer, Path(cfg.home), settings, progress, check)
 
@@ -191,28 +190,30 @@ def prepare_settings(cfg: DictConfig, length: PhraseLength = 4, max_tokens: int 
     )
 
 
-def _check_same_tokens(shards: ShardSet, tokenizer: Tokenizer, *, exact: bool) -> None:
-    def settings(spec: TokenSpec) -> dict[str, Any]:
-        return {k: v for k, v in spec.tokenizer.items() if k not in ("name", *corpus_decides)}
+def _check_same_tokens(shards: ShardSet, wanted: TokenSpec, *, exact: bool) -> None:
+    """Rejects shards of another tokenizer.
 
-    # Their corpus decides on these where nothing is asked for.
-    corpus_decides = [
-        k
-        for k, default in (("tracks", "all"), ("neutral", False))
-        if not exact and tokenizer.spec.tokenizer.get(k, default) == default
-    ]
-    theirs, wanted = settings(shards.tokens), settings(tokenizer.spec)
-    if theirs == wanted:
+    Unless ``exact``, their corpus decides on ``tracks`` and ``neutral`` where nothing is asked for.
+    """
+    ignored = {"name"}
+    for key, default in (("tracks", "all"), ("neutral", False)):
+        if not exact and wanted.tokenizer.get(key, default) == default:
+            ignored.add(key)
+    theirs, ours = (
+        {k: v for k, v in spec.tokenizer.items() if k not in ignored}
+        for spec in (shards.tokens, wanted)
+    )
+    if theirs == ours:
         return
-    if shards.tokens.name != tokenizer.spec.name:
+    if shards.tokens.name != wanted.name:
         raise UserError(
             f"shards at {shards.folder} were encoded with tokenizer {shards.tokens.name!r}, not "
-            f"{tokenizer.spec.name!r}; run `midigenre prepare tokenizer={tokenizer.spec.name}` for "
-            f"others" + ("" if exact else f" or set tokenizer={shards.tokens.name}")
+            f"{wanted.name!r}; run `midigenre prepare tokenizer={wanted.name}` for others"
+            + ("" if exact else f" or set tokenizer={shards.tokens.name}")
         )
     raise UserError(
         f"shards at {shards.folder} were encoded with other settings of {shards.tokens.name!r} "
-        f"({', '.join(differing(theirs, wanted))}); run `midigenre prepare` with these settings"
+        f"({', '.join(differing(theirs, ours))}); run `midigenre prepare` with these settings"
     )
 
 
@@ -245,30 +246,6 @@ def labels_of(cfg: DictConfig) -> tuple[str, ...]:
     return class_of(task).labels_of(task)
 
 
-def backbone_settings(model: Mapping[str, Any], causal: bool) -> dict[str, Any]:
-    """Those of ``cfg.model`` that make the backbone.
-
-    One that looks both ways does so only where the task lets it.
-    """
-    settings = {k: v for k, v in model.items() if k not in _MODEL_KEYS}
-    if settings.get("bidirectional", ...) is None:
-        settings["bidirectional"] = not causal
-    return settings
-
-
-def make_backbone(model: Mapping[str, Any], causal: bool) -> Any:
-    """The backbone of ``cfg.model``."""
-    return make(backbone_settings(model, causal), "model", nn.Module)
-
-
-def make_optim(cfg: DictConfig) -> OptimSettings:
-    """Optimizer and schedule; the model's size brings its own learning rate."""
-    optim = plain(cfg.optim)
-    if optim["lr"] is None:
-        optim["lr"] = cfg.model.lr
-    return make(optim, "optim", OptimSettings)
-
-
 def check_labels(task: Mapping[str, Any], labels: Iterable[str]) -> None:
     """Rejects a task whose labels the songs do not have.
 
@@ -283,23 +260,20 @@ def check_labels(task: Mapping[str, Any], labels: Iterable[str]) -> None:
         )
 
 
-def make_data(cfg: DictConfig, shards: ShardSet) -> PhraseDataModule:
-    """The phrases of prepared shards."""
-    labels = labels_of(cfg)
-    return PhraseDataModule(
-        shards,
-        **plain(cfg.data),
-        seed=cfg.seed,
-        fold=cfg.fold,
-        task_labels=labels,
-        protocol=protocol_settings(plain(cfg.protocol), plain(cfg.split), labels),
-        augment=make_augment(cfg),
-    )
+def backbone_settings(model: Mapping[str, Any], causal: bool) -> dict[str, Any]:
+    """Those of ``cfg.model`` that make the backbone.
+
+    One that looks both ways does so only where the task lets it.
+    """
+    settings = {k: v for k, v in model.items() if k not in _MODEL_KEYS}
+    if settings.get("bidirectional", ...) is None:
+        settings["bidirectional"] = not causal
+    return settings
 
 
-def make_augment(cfg: DictConfig) -> AugmentSettings | None:
-    """What is done to training phrases."""
-    return None if cfg.augment is None else make(cfg.augment, "augment", AugmentSettings)
+def make_backbone(model: Mapping[str, Any], causal: bool) -> Any:
+    """The backbone of ``cfg.model``."""
+    return make(backbone_settings(model, causal), "model", nn.Module)
 
 
 def make_model(
@@ -332,12 +306,46 @@ def make_model(
         raise UserError(f"model: {error}") from error
 
 
+def make_optim(cfg: DictConfig) -> OptimSettings:
+    """Optimizer and schedule; the model's size brings its own learning rate."""
+    optim = plain(cfg.optim)
+    if optim["lr"] is None:
+        optim["lr"] = cfg.model.lr
+    return make(optim, "optim", OptimSettings)
+
+
+def make_augment(cfg: DictConfig) -> AugmentSettings:
+    """What is done to training phrases."""
+    return make(cfg.augment, "augment", AugmentSettings)
+
+
+def protocol_settings(cfg: DictConfig) -> dict[str, Any] | None:
+    """What a part of a protocol depends on besides the songs; None for the prepared split.
+
+    Raises:
+        UserError: ``part`` is set for the prepared split, or nothing is left for training.
+    """
+    return splits.settings_of(plain(cfg.protocol), plain(cfg.split), labels_of(cfg))
+
+
+def make_data(cfg: DictConfig, shards: ShardSet) -> PhraseDataModule:
+    """The phrases of prepared shards."""
+    return PhraseDataModule(
+        shards,
+        **plain(cfg.data),
+        seed=cfg.seed,
+        fold=cfg.fold,
+        task_labels=labels_of(cfg),
+        protocol=protocol_settings(cfg),
+        augment=make_augment(cfg),
+    )
+
+
 def make_task(cfg: DictConfig, shards: ShardSet, data: PhraseDataModule) -> Task:
     """The LightningModule of a training run."""
-    model, task = plain(cfg.model), plain(cfg.task)
-    made = make_model(model, task, shards.tokens, shards.labels, data.class_counts())
-    given, specs = plain(cfg.data), (shards.tokens, shards.labels)
-    about = describe(model, task, given, cfg.fold, *specs, data.protocol_settings)
+    model, task, specs = plain(cfg.model), plain(cfg.task), (shards.tokens, shards.labels)
+    made = make_model(model, task, *specs, data.class_counts())
+    about = describe(model, task, plain(cfg.data), cfg.fold, *specs, data.protocol_settings)
     return class_of(task)(made, make_optim(cfg), about, cfg.seed)
 
 
@@ -351,13 +359,12 @@ def describe(
     protocol: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Plain data that rebuilds a model, for its checkpoints."""
+    phrases = {k: data[k] for k in DATA_KEYS[:-1]} | {"fold": fold}
     return {
         "format": CHECKPOINT_FORMAT,
         "model": dict(model),
         "task": dict(task),
-        "data": {k: data[k] for k in DATA_KEYS[:-1]}
-        | {"fold": fold}
-        | ({} if protocol is None else {"protocol": dict(protocol)}),
+        "data": phrases if protocol is None else phrases | {"protocol": dict(protocol)},
         "tokens": tokens.to_dict(),
         "labels": labels.to_dict(),
     }
@@ -367,21 +374,18 @@ def make_trainer(cfg: DictConfig, folder: Path) -> L.Trainer:
     """Lightning's Trainer, with checkpoints and event files in the run's folder."""
     callbacks: list[Callback] = []
     for name, node in (cfg.callbacks or {}).items():
-        if node is None:
-            continue
-        saves = str(node.get("_target_")).endswith("Checkpoint")
-        extra = {"dirpath": str(folder / "checkpoints")} if saves else {}
-        callbacks.append(make(node, f"callbacks.{name}", Callback, **extra))
+        if node is not None:
+            saves = str(node.get("_target_")).endswith("Checkpoint")
+            extra = {"dirpath": str(folder / "checkpoints")} if saves else {}
+            callbacks.append(make(node, f"callbacks.{name}", Callback, **extra))
     loggers: list[Logger] = [
         make(node, f"logger.{name}", Logger, save_dir=str(folder))
         for name, node in (cfg.logger or {}).items()
         if node is not None
     ]
-    profiler = (
-        None
-        if cfg.get("profiler") is None
-        else make(cfg.profiler, "profiler", Profiler, dirpath=str(folder))
-    )
+    profiler = None
+    if cfg.get("profiler") is not None:
+        profiler = make(cfg.profiler, "profiler", Profiler, dirpath=str(folder))
     return make(
         cfg.trainer,
         "trainer",
@@ -394,6 +398,6 @@ def make_trainer(cfg: DictConfig, folder: Path) -> L.Trainer:
         default_root_dir=str(folder),
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        # The batch sampler deals the batches to the processes itself.
+        # The batch sampler shares out the batches itself.
         use_distributed_sampler=False,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,14 @@ from midigenre.build import (
     make_optim,
     make_tokenizer,
     plain,
+    protocol_settings,
 )
 from midigenre.corpora.base import Listing
-from midigenre.data.datamodule import PhraseDataModule
+from midigenre.data.datamodule import DataSettings, PhraseDataModule
 from midigenre.data.labels import LabelSettings
 from midigenre.data.phrases import phrase_length
 from midigenre.data.shards import ManifestTable, ShardSet
 from midigenre.data.splits import Protocol, check_fractions
-from midigenre.data.splits import settings_of as protocol_settings
 from midigenre.data.subset import Subset
 from midigenre.errors import UserError
 from midigenre.files import read_json
@@ -59,14 +59,11 @@ def check_settings(cfg: DictConfig) -> None:
         raise UserError(f"seed={cfg.seed} must lie in 0 to {2**32 - 1}")
     if cfg.fold is not None:
         Subset.from_config(cfg.fold)
-    Protocol.from_config(protocol_settings(plain(cfg.protocol), plain(cfg.split)))
+    protocol_of(cfg)
     for key in ("max_epochs", "max_steps"):
         if cfg.trainer.get(key) == 0:
             raise UserError(f"trainer.{key}=0 trains nothing; give 1 or more, or leave it out")
-    for key in ("max_tokens", "batch_phrases", "eval_batch_phrases", "batch_tokens",
-                "phrases_per_song", "val_phrases_per_song"):  # fmt: skip
-        if cfg.data[key] is not None and cfg.data[key] < 1:
-            raise UserError(f"data.{key} must be 1 or more, got {cfg.data[key]}")
+    DataSettings(**plain(cfg.data))
     make_backbone(model, task_class.causal)
     make_optim(cfg)
     augment = make_augment(cfg)
@@ -77,8 +74,16 @@ def check_settings(cfg: DictConfig) -> None:
         tokens = make_tokenizer(cfg, corpus).spec
         make_model(model, task, tokens, LabelSpec(dict.fromkeys(corpus.labels, ("a", "b"))))
         phrase_length(cfg.data, tokens)
-        if augment is not None:
-            augment.check(tokens)
+        augment.check(tokens)
+
+
+def protocol_of(cfg: DictConfig) -> Protocol | None:
+    """The protocol of a run; None for the prepared split.
+
+    Raises:
+        UserError: A setting is out of range.
+    """
+    return Protocol.from_config(protocol_settings(cfg))
 
 
 def check_one_device(cfg: DictConfig, why: str) -> None:
@@ -92,16 +97,12 @@ def check_one_device(cfg: DictConfig, why: str) -> None:
         UserError: ``trainer.devices`` asks for more, or leaves the number open.
     """
     devices = cfg.trainer.devices
-    one = len(devices) == 1 if OmegaConf.is_list(devices) else str(devices) == "1"
-    if not one:
+    if not (len(devices) == 1 if OmegaConf.is_list(devices) else str(devices) == "1"):
         raise UserError(f"trainer.devices={devices}: {why}")
 
 
 def check_compile(cfg: DictConfig) -> None:
     """Rejects ``compile=true`` where the compiled layers cannot run.
-
-    Args:
-        cfg: The run's config.
 
     Raises:
         UserError: A backbone without layers to compile, no GPU or one before Ampere, full
@@ -110,45 +111,43 @@ def check_compile(cfg: DictConfig) -> None:
     """
     if not cfg.compile:
         return
-    model, trainer = cfg.model, cfg.trainer
-    if not issubclass(registry.find("model", model._target_), Encoder):
-        raise UserError(f"compile=true: model={model.name} has no layers to compile; leave it out")
+    model, trainer, precision = cfg.model, cfg.trainer, cfg.precision.precision
     on_gpu = trainer.accelerator in ("gpu", "cuda", "auto")
-    if not on_gpu or str(cfg.precision.precision).startswith("32"):
-        raise UserError(
-            f"compile=true needs a GPU and half precision, and this run has trainer.accelerator="
-            f"{trainer.accelerator}, precision {cfg.precision.precision}: give trainer=gpu "
-            "precision=bf16, or leave compile out"
+    if not issubclass(registry.find("model", model._target_), Encoder):
+        why = f": model={model.name} has no layers to compile; leave it out"
+    elif not on_gpu or str(precision).startswith("32"):
+        why = (
+            f" needs a GPU and half precision, and this run has trainer.accelerator="
+            f"{trainer.accelerator}, precision {precision}: give trainer=gpu precision=bf16, or "
+            "leave compile out"
         )
-    if not torch.cuda.is_available():
-        raise UserError(
-            "compile=true needs a GPU, and torch sees no CUDA device here: leave compile out, or "
-            "train on a machine that has one"
+    elif not torch.cuda.is_available():
+        why = (
+            " needs a GPU, and torch sees no CUDA device here: leave compile out, or train on a "
+            "machine that has one"
         )
-    if model.attention_dropout:
-        raise UserError(
-            f"compile=true needs variable-length attention, which has no dropout, and "
-            f"model.attention_dropout={model.attention_dropout}: set it to 0, or leave compile out"
+    elif model.attention_dropout:
+        why = (
+            " needs variable-length attention, which has no dropout, and model.attention_dropout="
+            f"{model.attention_dropout}: set it to 0, or leave compile out"
         )
-    d_head = model.d_model // model.n_heads
-    if wanted := no_varlen(d_head, torch.cuda.get_device_capability()):
-        raise UserError(
-            f"compile=true needs variable-length attention, and that {wanted}, with model.d_model="
+    elif wanted := no_varlen(model.d_model // model.n_heads, torch.cuda.get_device_capability()):
+        why = (
+            f" needs variable-length attention, and that {wanted}, with model.d_model="
             f"{model.d_model}, model.n_heads={model.n_heads} on {torch.cuda.get_device_name()}: "
             "change that, or leave compile out"
         )
-    if "FSDP" in str(OmegaConf.select(cfg, "trainer.strategy._target_")):
-        raise UserError("compile=true does not go with trainer=fsdp; leave it out, or trainer=ddp")
+    elif "FSDP" in str(OmegaConf.select(cfg, "trainer.strategy._target_")):
+        why = " does not go with trainer=fsdp; leave it out, or trainer=ddp"
+    else:
+        return
+    raise UserError(f"compile=true{why}")
 
 
 def check_clock(cfg: DictConfig, n_processes: int) -> None:
     """Rejects validation by the clock with several processes: each has a clock of its own.
 
     Where they cross the moment apart, one would validate while another waits for its gradients.
-
-    Args:
-        cfg: The run's config.
-        n_processes: How many processes train together.
 
     Raises:
         UserError: ``trainer.val_check_interval`` is a time, and there are several processes.
@@ -172,37 +171,40 @@ def warn_of_shared_songs(cfg: DictConfig, shards: ShardSet, warn: Say) -> None:
     """Warns where ``init_from`` was trained on songs that this run, of one split, is tested on.
 
     Songs are looked up in the shards of that run. Where those are gone, the settings that split the
-    songs tell, as far as the corpus is the same.
-
-    Args:
-        cfg: Config of the run.
-        shards: Its songs.
-        warn: Shows a line.
+    songs are compared, as far as the corpus is the same.
     """
-    source = cfg.init_from
-    run = None if source is None else RunFolder.of(source)
+    run = None if cfg.init_from is None else RunFolder.of(cfg.init_from)
     if run is None or not run.has_config:  # a checkpoint alone
         return
     saved = run.config
-    if not _same_corpus(saved, cfg):
+    # Other files may have songs of the same names.
+    place = ("_target_", "root", "path", "url", "seed")
+    if any(cfg.corpus.get(key) != saved["corpus"].get(key) for key in place):
         return
-    there = run.shards if run.spec_path.is_file() else None
-    if protocol_name(saved) == HOLDOUT and there is not None and (there / "manifest.csv").is_file():
-        if there.name == shards.folder.name:
+    kind = class_of(saved["task"]).kind
+    learnt = _LEARNT.get(kind, "notes (no labels)")
+    manifest = run.shards / "manifest.csv" if run.spec_path.is_file() else None
+    if protocol_name(saved) == HOLDOUT and manifest is not None and manifest.is_file():
+        if run.shards.name == shards.folder.name:
             return
-        theirs = _song_ids(ManifestTable(there / "manifest.csv"), ("train", "val"))
+        theirs = _song_ids(ManifestTable(manifest), ("train", "val"))
         ours = _song_ids(shards.manifest, ("test",))
         if shared := len(theirs & ours):
             warn(
-                f"init_from={source} is a {_kind(saved)} and has learnt {_learnt(saved)} of "
-                f"{shared:,} of the {len(ours):,} test songs here, which its split has in training "
-                "or validation; set the same split, labels and corpus in both"
+                f"init_from={cfg.init_from} is a {kind} and has learnt {learnt} of {shared:,} of "
+                f"the {len(ours):,} test songs here, which its split has in training or "
+                "validation; set the same split, labels and corpus in both"
             )
     elif different := _differently_split(saved, cfg):
         warn(
-            f"init_from={source} is a {_kind(saved)} whose songs were split by other settings "
-            f"({', '.join(different)}): it may have learnt {_learnt(saved)} of test songs here"
+            f"init_from={cfg.init_from} is a {kind} whose songs were split by other settings "
+            f"({', '.join(different)}): it may have learnt {learnt} of test songs here"
         )
+
+
+def _song_ids(manifest: ManifestTable, splits: tuple[str, ...]) -> set[str]:
+    pairs = zip(manifest.column("song_id"), manifest.column("split"), strict=True)
+    return {song_id for song_id, split in pairs if split in splits}
 
 
 def source_of(cfg: DictConfig, name: str, warn: Say) -> str | None:
@@ -226,7 +228,8 @@ def source_of(cfg: DictConfig, name: str, warn: Say) -> str | None:
         return str(source)
     saved = run.config
     different = _differently_split(saved, cfg)
-    if protocol_name(saved) != HOLDOUT and saved["protocol"].get("part") is None:
+    is_holdout = protocol_name(saved) == HOLDOUT
+    if not is_holdout and saved["protocol"].get("part") is None:
         if different:
             raise UserError(
                 f"init_from={source} was split by other settings ({', '.join(different)}), so its "
@@ -239,59 +242,30 @@ def source_of(cfg: DictConfig, name: str, warn: Say) -> str | None:
                 f"resume={source}"
             )
         return os.fspath(part.path)
-    # By its name: of leave_one_source_out, the numbers depend on protocol.sources.
-    if protocol_name(saved) != HOLDOUT and not different and _part_name(run.path) == name:
-        return str(source)
+    if not is_holdout and not different and (run.path / "metrics.json").is_file():
+        # By its name: of leave_one_source_out, the numbers depend on protocol.sources.
+        about = read_json(run.path / "metrics.json").get("protocol") or {}
+        if about.get("name") == name:
+            return str(source)
+    kind = class_of(saved["task"]).kind
     warn(
-        f"init_from={source} is a {_kind(saved)} that was not trained by this part's songs alone: "
-        f"it may have learnt {_learnt(saved)} of test songs of {name}; train it with "
-        f"protocol={cfg.protocol.name} too and give that run"
+        f"init_from={source} is a {kind} that was not trained by this part's songs alone: it may "
+        f"have learnt {_LEARNT.get(kind, 'notes (no labels)')} of test songs of {name}; train it "
+        f"with protocol={cfg.protocol.name} too and give that run"
     )
     return str(source)
-
-
-def _song_ids(manifest: ManifestTable, splits: Sequence[str]) -> set[str]:
-    pairs = zip(manifest.column("song_id"), manifest.column("split"), strict=True)
-    return {song_id for song_id, split in pairs if split in splits}
-
-
-def _part_name(folder: Path) -> str | None:
-    metrics = folder / "metrics.json"
-    about = (read_json(metrics).get("protocol") if metrics.is_file() else None) or {}
-    name: str | None = about.get("name")
-    return name
-
-
-def _kind(config: Mapping[str, Any]) -> str:
-    return class_of(config["task"]).kind
-
-
-def _learnt(config: Mapping[str, Any]) -> str:
-    return _LEARNT.get(_kind(config), "notes (no labels)")
-
-
-def _same_corpus(saved: Mapping[str, Any], cfg: DictConfig) -> bool:
-    """Whether both read the same files; other ones may have songs of the same names."""
-    return all(
-        cfg.corpus.get(key) == saved["corpus"].get(key)
-        for key in ("_target_", "root", "path", "url", "seed")
-    )
 
 
 def _differently_split(saved: Mapping[str, Any], cfg: DictConfig) -> list[str]:
     """Settings that split the songs, and differ."""
 
     def splitting(config: Mapping[str, Any]) -> dict[str, Any]:
+        folds = (config.get("protocol") or {}).get("folds")
+        grouping = (config.get("prepare") or {}).get("grouping")
         return {
-            "protocol": {
-                "name": protocol_name(config),
-                "folds": (config.get("protocol") or {}).get("folds"),
-            },
-            "split": config["split"],
-            "labels": config.get("labels"),
-            "shards": config.get("shards"),
-            "prepare": {"grouping": (config.get("prepare") or {}).get("grouping")},
-        }
+            "protocol": {"name": protocol_name(config), "folds": folds},
+            "prepare": {"grouping": grouping},
+        } | {key: config.get(key) for key in ("split", "labels", "shards")}
 
     ours = plain(cfg)
     found = differing(splitting(saved), splitting(ours))

@@ -21,7 +21,7 @@ class UserError(Exception):
 
 
 class StoppedError(UserError):
-    """Asked to stop by a signal; the message says how to go on."""
+    """Asked to stop by a signal; the message says how to resume."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)

@@ -49,8 +49,7 @@ def trust(config: Mapping[str, Any], folders: Iterable[Path] = ()) -> None:
     _typed.clear()
     for group, node in config.items():
         _typed.update((group, name) for name in _targets(node) if isinstance(name, str))
-    for folder in folders:
-        _typed.update(_of_tree(folder))
+    _typed.update(*map(_of_tree, folders))
 
 
 def trust_class(group: str, name: str) -> None:
@@ -64,7 +63,7 @@ def is_known(group: str, name: Any) -> bool:
 
 
 def check(node: Any, group: str) -> None:
-    """Refuses a node of a config group that names anything but the group's classes, at any depth.
+    """Rejects a node of a config group that names anything but the group's classes, at any depth.
 
     Raises:
         UnknownTargetError: It does.
@@ -96,16 +95,11 @@ def find(group: str, name: Any) -> Any:
 
 @contextmanager
 def reading(path: Any, remedy: str = "") -> Iterator[None]:
-    """What is wrong with the content of a file becomes one line that names the file.
-
-    Args:
-        path: The file.
-        remedy: What to do about it.
+    """What is wrong with the content of a file becomes one line with the file and the remedy.
 
     Raises:
         UserError: The content is not what this version writes, or names an unknown class.
     """
-    more = f"; {remedy}" if remedy else ""
     try:
         yield
     except UnknownTargetError as error:
@@ -113,6 +107,7 @@ def reading(path: Any, remedy: str = "") -> Iterator[None]:
     except _DAMAGED as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         what = what if len(what) < 300 else f"{what[:300]} ..."
+        more = f"; {remedy}" if remedy else ""
         raise UserError(f"{path} is damaged, or another version wrote it ({what}){more}") from error
 
 
@@ -121,18 +116,16 @@ def _targets(node: Any) -> Iterator[Any]:
     if isinstance(node, Mapping):
         if TARGET in node:
             yield node[TARGET]
-        node = node.values()
-    elif not isinstance(node, (list, tuple)):
-        return
-    for value in node:
+        node = list(node.values())
+    for value in node if isinstance(node, (list, tuple)) else ():
         yield from _targets(value)
 
 
 @lru_cache(maxsize=8)
 def _of_tree(root: Path) -> frozenset[tuple[str, str]]:
-    """Group and name of all classes that a config tree names."""
+    """Group and name of all classes that a config tree names, in the folders of our groups."""
     found: set[tuple[str, str]] = set()
-    for folder in _groups():
+    for folder in sorted(path.name for path in conf_dir().iterdir() if path.is_dir()):
         for path in sorted((root / folder).rglob("*.yaml")):
             text = path.read_text(encoding="utf-8")
             if TARGET not in text:
@@ -140,12 +133,7 @@ def _of_tree(root: Path) -> frozenset[tuple[str, str]]:
             with reading(path):
                 data = yaml.safe_load(text)
             # A recipe has the groups inside; other files are one.
-            whole = "@package _global_" in text and isinstance(data, Mapping)
-            for group, node in data.items() if whole else [(folder, data)]:
+            is_recipe = "@package _global_" in text and isinstance(data, Mapping)
+            for group, node in data.items() if is_recipe else [(folder, data)]:
                 found.update((str(group), n) for n in _targets(node) if isinstance(n, str))
     return frozenset(found)
-
-
-@lru_cache(maxsize=1)
-def _groups() -> tuple[str, ...]:
-    return tuple(path.name for path in sorted(conf_dir().iterdir()) if path.is_dir())

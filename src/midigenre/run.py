@@ -1,4 +1,4 @@
-"""A run's folder: what lies in it, who may write into it, and what tells runs apart.
+"""A run's folder: what lies in it, who may write into it, and what makes runs differ.
 
 This is the one place where a run's ``config.yaml`` is opened.
 """
@@ -6,7 +6,6 @@ This is the one place where a run's ``config.yaml`` is opened.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import re
 import shutil
@@ -26,9 +25,6 @@ from midigenre.errors import UserError
 from midigenre.files import inside, read_json
 from midigenre.registry import reading
 from midigenre.storage import check_writable
-
-# Settings of callbacks and loggers that say where they write.
-_PLACES = ("dirpath", "dir", "filename", "name", "version", "sub_dir")
 
 GROUPS = ("corpus", "tokenizer", "model", "task")
 """Groups that the config of every run has; :func:`settings_of` names them by their choices."""
@@ -54,10 +50,7 @@ LOCK = ".lock"
 
 
 def literal(data: Any) -> Any:
-    """Plain data as OmegaConf must be given it, so that it takes no text for an interpolation.
-
-    A ``${...}`` in a file, say of an environment variable, is text like any other.
-    """
+    """Plain data as OmegaConf must be given it, for which ``${...}`` in it is plain text."""
     if isinstance(data, Mapping):
         return {key: literal(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
@@ -108,10 +101,9 @@ class RunFolder:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Its resolved config as plain data, which may be anybody's.
+        """Its resolved config as plain data, which may be anybody's: nothing is interpolated.
 
-        Texts stand for themselves: nothing is interpolated. The classes that it names are looked
-        up where they are used (:mod:`midigenre.registry`).
+        The classes that it names are looked up where they are used (:mod:`midigenre.registry`).
 
         Raises:
             UserError: It is empty, cut, or no config of a run.
@@ -127,17 +119,14 @@ class RunFolder:
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             what = " ".join(str(error).split())
             raise UserError(f"{path} cannot be read ({what[:300]}); {remedy}") from error
-        missing = [
-            group for group in GROUPS
-            if not (isinstance(data, dict) and isinstance(data.get(group), dict))
-        ]  # fmt: skip
-        if missing:
-            what = "empty" if not data else f"cut or no config of a run: it has no {missing[0]}"
-            raise UserError(f"{path} is {what}; {remedy}")
+        config: dict[str, Any] = data if isinstance(data, dict) else {}
         for group in GROUPS:
-            if not isinstance(data[group].get("name", ""), str):
-                raise UserError(f"{path}: {group}.name={data[group]['name']} is no name; {remedy}")
-        config: dict[str, Any] = data
+            node = config.get(group)
+            if not isinstance(node, dict):
+                what = f"cut or no config of a run: it has no {group}" if data else "empty"
+                raise UserError(f"{path} is {what}; {remedy}")
+            if not isinstance(node.get("name", ""), str):
+                raise UserError(f"{path}: {group}.name={node['name']} is no name; {remedy}")
         return config
 
     def as_config(self) -> DictConfig:
@@ -152,7 +141,7 @@ class RunFolder:
         return config
 
     def check_entries(self) -> None:
-        """Refuses to write into a run with links out of it, pipes or devices, before anything is.
+        """Rejects a run with links out of it, pipes or devices, before anything is written.
 
         Raises:
             UserError: There is such an entry, or the folder cannot be written.
@@ -170,7 +159,7 @@ class RunFolder:
             raise UserError(f"{path} is {why}; replace it with a file or folder of its own")
 
     def check_for_training(self) -> None:
-        """Refuses to train by a config that names foreign classes or writes elsewhere.
+        """Rejects a config that names foreign classes or writes elsewhere.
 
         Raises:
             UserError: It does; or it lacks a setting; or a logger has settings of several values,
@@ -188,14 +177,15 @@ class RunFolder:
                 for group in ("callbacks", "logger")
                 for name, node in (self.config.get(group) or {}).items()
             }
-            places = [(n, *item) for n, node in writers.items() for item in (node or {}).items()]
-        for name, key, value in places:
-            named = value if key in _PLACES and isinstance(value, str) else ""
-            if named and not inside(named):
+            settings = [(n, *item) for n, node in writers.items() for item in (node or {}).items()]
+        for name, key, value in settings:
+            is_place = key in ("dirpath", "dir", "filename", "name", "version", "sub_dir")
+            place = value if is_place and isinstance(value, str) else ""
+            if place and not inside(place):
                 why = "lies outside of the run"
             # Lightning formats names: a field may reach any attribute of a metric, and its format
             # ask for any width.
-            elif re.search(r"[{}]", re.sub(r"\{[\w-]*(:0?\d{0,2}(\.\d)?[defg]?)?\}", "", named)):
+            elif re.search(r"[{}]", re.sub(r"\{[\w-]*(:0?\d{0,2}(\.\d)?[defg]?)?\}", "", place)):
                 why = "has more in its braces than the name of a metric"
             elif name.startswith("logger.") and isinstance(value, Mapping):
                 why = "must be one value"
@@ -265,17 +255,18 @@ def claim(folder: Path) -> Claim:
     Raises:
         OSError: It cannot be made.
     """
-    for number in itertools.count(1):
-        own = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+    own, number = folder, 1
+    while True:
         above = tuple(p for p in own.parents if not p.exists())
         try:
             own.mkdir(parents=True)
         except FileExistsError:
             if not own.is_dir():  # a file above it
                 raise
+            number += 1
+            own = folder.with_name(f"{folder.name}-{number}")
         else:
             return Claim(own, above)
-    raise AssertionError("unreachable")
 
 
 @contextlib.contextmanager
@@ -323,7 +314,6 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         KeyError: It lacks a group that every run has.
     """
-    flat = dict(flatten(config))
     out: dict[str, Any] = {
         # midigenre.corpora.twelve.Twelve
         "corpus": str(config["corpus"]["_target_"]).rpartition(".")[0].rpartition(".")[2],
@@ -332,13 +322,11 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
         "task": config["task"]["name"],
         "precision": config["precision"]["precision"],
     }
-    for key, value in flat.items():
+    for key, value in flatten(config):
         group, _, name = key.partition(".")
-        if key in _IGNORED or (group in _IGNORED_GROUPS and not key.startswith(_KEPT)):
-            continue
-        if name.endswith("_target_") or name == "name" or group == "precision":
-            continue
-        if value is not None and value != {}:
+        is_output = group in _IGNORED_GROUPS and not key.startswith(_KEPT)
+        is_name = name == "name" or name.endswith("_target_") or group == "precision"
+        if not (key in _IGNORED or is_output or is_name or value is None or value == {}):
             out[key] = value
     if (protocol := protocol_name(config)) != HOLDOUT:
         out["protocol"] = protocol

@@ -124,7 +124,7 @@ class TokenSpec:
             "fields": [{"name": f.name, "tokens": list(f.tokens)} for f in self.fields],
             "bars": self.bars,
             "max_bars": self.max_bars,
-            "tokenizer": _plain(self.tokenizer),
+            "tokenizer": json.loads(json.dumps(self.tokenizer)),  # tuples as lists
         }
 
     @classmethod
@@ -191,7 +191,7 @@ class Batch:
             the device of ``ids_NF``.
         lengths: The phrase lengths as Python numbers (length B), so that a loop over the phrases
             never waits for the device.
-        labels: Class index of each phrase for each label, int64 (B,); :data:`UNKNOWN` if missing.
+        labels: Class index of each phrase for each label, int64 (B,), or :data:`UNKNOWN`.
         song_B: Index of each phrase's song in the data set, int64 (B,).
         start_B: First bar of each phrase in its song, int64 (B,).
         step_counts: For each label the number of phrases of each class, float32 (C,), over *all*
@@ -215,10 +215,7 @@ class Batch:
 
     @property
     def mean_scale(self) -> float:
-        """What a mean over this batch is multiplied by, so that a step has the mean of its batches.
-
-        The trainer divides by ``step_batches`` also where the step has fewer.
-        """
+        """What makes this batch's mean its share of the mean over the step's batches."""
         return self.step_batches / self.step_size
 
     @property
@@ -232,13 +229,11 @@ class Batch:
         return self.ids_NF.shape[0]
 
     def _map(self, move: Any) -> Batch:
+        names = ("ids_NF", "cu_seqlens", "song_B", "start_B")
         return replace(
             self,
-            ids_NF=move(self.ids_NF),
-            cu_seqlens=move(self.cu_seqlens),
+            **{name: move(getattr(self, name)) for name in names},
             labels={k: move(v) for k, v in self.labels.items()},
-            song_B=move(self.song_B),
-            start_B=move(self.start_B),
             step_counts={k: move(v) for k, v in self.step_counts.items()},
         )
 
@@ -249,11 +244,3 @@ class Batch:
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by the DataLoader when ``pin_memory`` is on)."""
         return self._map(lambda tensor: tensor.pin_memory())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value

@@ -21,7 +21,9 @@ from midigenre.build import (
     class_of,
     make_model,
     plain,
+    prepared,
 )
+from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
 from midigenre.models import MaskedHead, PhraseClassifier
 from midigenre.registry import reading
@@ -29,6 +31,7 @@ from midigenre.run import RunFolder, differing
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.tasks.base import CHECKPOINT_KEY
 from midigenre.tasks.optim import check_frozen
+from midigenre.tokenizers.base import from_spec
 
 _OTHER = "give another checkpoint, for instance ckpt=best or ckpt=last of its run"
 
@@ -154,6 +157,38 @@ def load_run(
     run_folder = None if folder is None else RunFolder(folder)
     config = run_folder.as_config() if run_folder is not None and run_folder.has_config else None
     return Run(folder, path, model.eval(), tokens, labels, about["data"], config, about["task"])
+
+
+def own_shards(trained: Run, home: str, n_workers: int | None, progress: Any) -> ShardSet:
+    """The songs that a run was trained and tested on, prepared again where the shards are gone.
+
+    Args:
+        trained: The run.
+        home: Where shards and corpora lie.
+        n_workers: Processes that prepare.
+        progress: Called as songs are listed and encoded.
+
+    Raises:
+        UserError: Only a checkpoint is at hand, or the songs are gone or others than then.
+    """
+    if trained.config is None or trained.folder is None:
+        raise UserError(
+            f"{trained.checkpoint} lies in no run's folder (no config.yaml), so its songs are not "
+            "known; give run=runs/<name>/<when>"
+        )
+    run = RunFolder(trained.folder)
+    then = run.shards.name
+    config = OmegaConf.merge(trained.config, {"home": home, "n_workers": n_workers})
+    assert isinstance(config, DictConfig)
+    with reading(run.config_path):
+        shards = prepared(config, progress, from_spec(trained.tokens), plain(config.data))
+    if shards.folder.name != then:
+        raise UserError(
+            f"the corpus of {trained.folder} has changed since it was trained (its songs were "
+            f"{then}, now they are {shards.folder.name}), and with it the split (or another "
+            "version of midigenre prepared it): bring back what was there then, or train again"
+        )
+    return shards
 
 
 def _runs_of(kind: str, folder: Path | None) -> list[str]:

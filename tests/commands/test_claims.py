@@ -61,9 +61,7 @@ def test_a_lock_ends_with_its_process(tmp_path):
         pass
 
 
-CHILD = (
-    "import sys; from midigenre.commands.hydra_job import end_with; end_with(int(sys.argv[1])); "
-)
+CHILD = "import sys; from midigenre.commands.sweep import end_with; end_with(int(sys.argv[1])); "
 PARENT = """
 import os, subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())])

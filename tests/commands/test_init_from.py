@@ -48,7 +48,7 @@ def test_a_generator_begins_with_a_classifiers_weights(source, home, midigenre, 
     moved.rename(source)
     assert status == 0, err
     assert "started from" not in err
-    assert "goes on after 9 steps" in err
+    assert "resumes after 9 steps" in err
     assert f"init_from: '{source}'" in (run / "config.yaml").read_text()
 
 

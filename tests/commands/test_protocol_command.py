@@ -131,7 +131,7 @@ def test_stopped_inside_two_parts_it_ends_as_if_it_had_not_been(
     monkeypatch.setenv("SIGNAL_AT", f"{signal.SIGTERM.value}:2")
     status, _, err = midigenre("train", *CROSSVAL, "name=stopped")
     run = only(home / "runs" / "stopped")
-    said = f"go on with: midigenre train resume={run.relative_to(home)}"
+    said = f"resume with: midigenre train resume={run.relative_to(home)}"
     assert (status, err.strip().splitlines()[-1].endswith(said)) == (143, True), err
     assert not (run / "fold-1-of-2" / "evaluation.json").exists()
     # Goes on after that batch of the first part, and is stopped in the second.

@@ -75,7 +75,7 @@ def test_sigterm_in_mid_epoch(variant, at, midigenre, home, monkeypatch):
     monkeypatch.setenv("SIGNAL_AT", f"{signal.SIGTERM.value}:{at}")
     status, _, err = midigenre("train", *SMALL, *settings, f"name='{parts.name}'")
     assert status == 143, err
-    assert err.strip().splitlines()[-1].startswith("midigenre: stopped; go on with: ")
+    assert err.strip().splitlines()[-1].startswith("midigenre: stopped; resume with: ")
     run = only(parts)
     assert not (run / "evaluation.json").exists()
     done = last(run)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
@@ -231,7 +231,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(midigenre, home, small_disk):
     run = only(disk / "runs" / "full")
     line = err.strip().splitlines()[-1]
     assert line.startswith(f"midigenre: {run / 'checkpoints'}/"), line
-    assert "No space left on device; make room there, then go on with: " in line
+    assert "No space left on device; make room there, then resume with: " in line
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert last(run)["global_step"] == 17
     small_disk("10m")

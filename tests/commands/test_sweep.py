@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 from toy_runs import SMALL
 
 from boards import Board
-from midigenre.commands.hydra_job import shortened, take_share
+from midigenre.commands.hydra_job import shortened
+from midigenre.commands.sweep import take_share
 from midigenre.run import locked
 
 METRICS = (
@@ -117,7 +118,7 @@ def test_the_same_command_line_runs_only_what_is_missing(midigenre, home):
     # The settings of the failed job are right by now, say by an update of the program.
     again = midigenre(*arguments)
     assert again[:2] == (status, out) == (2, again[1])
-    assert f"going on with {out.strip()}, which is not finished" in again[2].replace("\n", " ")
+    assert f"resuming {out.strip()}, which is not finished" in again[2].replace("\n", " ")
     assert again[2].count("finished before") == 2
     assert "optim.lr must be above 0" in again[2]
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -142,7 +143,7 @@ def test_an_interrupted_sweep_ends_as_if_it_had_not_been(midigenre, home, monkey
     monkeypatch.setenv("SIGNAL_AT", f"{signal.SIGTERM.value}:4")
     status, _, err = midigenre("train", "-m", *settings, "name=broken")
     assert (status, err.strip().splitlines()[-1]) == (
-        143, "midigenre: stopped; the same command line goes on with the sweep"
+        143, "midigenre: stopped; the same command line resumes the sweep"
     )  # fmt: skip
     (broken,) = (home / "runs" / "broken").iterdir()
     assert {path.name for path in broken.glob("*/config.yaml")} == {"config.yaml"}
@@ -189,7 +190,7 @@ def test_a_killed_sweep_leaves_no_worker_and_can_be_finished(launcher, midigenre
     assert len(jobs) == 4
     for job in jobs:
         assert (job / "cost.json").is_file()
-        assert ("goes on after" in (job / "train.log").read_text()) == (job in before)
+        assert ("resumes after" in (job / "train.log").read_text()) == (job in before)
 
 
 @pytest.mark.slow

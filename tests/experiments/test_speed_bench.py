@@ -86,7 +86,7 @@ def test_gpu_script_without_a_gpu_says_so_in_one_line() -> None:
 
 @pytest.mark.usefixtures("speed")
 def test_full_band_lengths_follow_the_real_ones() -> None:
-    """DESIGN.md section 7: mean 687, median 607, p90 1,254 tokens on real songs."""
+    """Of 3,669 full-band songs: mean 687, median 607, p90 1,254 tokens a phrase."""
     from phrase_sets import full_band
 
     phrases = full_band(8, 4)

@@ -16,7 +16,6 @@ from rich.markup import escape
 
 from midigenre.build import prepared
 from midigenre.commands.console import console, progress_bars
-from midigenre.commands.run_songs import own_shards
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
@@ -31,7 +30,7 @@ from midigenre.storage import check_writable
 from midigenre.tasks.evaluate import evaluate_split, fit_calibration
 from midigenre.tasks.songs import load_song_models
 from midigenre.tokenizers.base import from_spec
-from midigenre.trained import Run, device_of, load_run
+from midigenre.trained import Run, device_of, load_run, own_shards
 
 SUBSETS = ("train", "val", "test", "all")
 

@@ -29,8 +29,8 @@ from midigenre.commands.generate import (
     sampling_settings,
     write_piece,
 )
-from midigenre.commands.run_songs import own_phrases, own_shards
 from midigenre.corpora.base import Progress
+from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.phrases import Phrases, consecutive
 from midigenre.data.shards import ShardSet
 from midigenre.errors import RefusedSongError, UserError
@@ -60,7 +60,7 @@ from midigenre.storage import check_writable
 from midigenre.tasks.predict import SongScores, score_songs
 from midigenre.tasks.samples import context_for
 from midigenre.tokenizers.base import from_spec
-from midigenre.trained import Run, device_of, load_run
+from midigenre.trained import Run, device_of, load_run, own_shards
 from midigenre.wording import plural
 
 SOUND = {"mp3": "audio/mpeg", "wav": "audio/wav"}
@@ -131,8 +131,8 @@ def _judgement(
     assert settings.bars is not None
     songs = own_shards(generator, cfg.home, cfg.n_workers, progress)
     judges_songs = own_shards(judge, cfg.home, cfg.n_workers, progress)
-    held = own_phrases(songs, generator)
-    judges_held = own_phrases(judges_songs, judge)
+    held = PhraseDataModule(songs, **generator.data)
+    judges_held = PhraseDataModule(judges_songs, **judge.data)
     training = held.rows("train")
     how = independence(
         songs, training, judges_songs,
