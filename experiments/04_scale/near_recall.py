@@ -25,7 +25,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import binomtest  # type: ignore[attr-defined]
 
-from midigenre.data.near import ROW, SKETCH, near_pairs, sketch
+from midigenre.data.duplicates import ROW, SKETCH, near_pairs, sketch
 from midigenre.data.sandbox import _SKETCH_GRID
 from midigenre.errors import RefusedSongError
 from midigenre.files import write_json

@@ -187,16 +187,16 @@ def check_damaged(nasty: Iterable[Path], paths: Sequence[Path]) -> dict[str, Any
         for i in range(N_MUTANTS)
     ]
     try:
-        guard.encode(b"", spec, limits)  # starts it
+        guard.ready(spec)
         for name, data in jobs:
             began = time.perf_counter()
-            answer = guard.encode(data, spec, limits)
-            seconds = time.perf_counter() - began
-            if "reason" in answer:
-                about = {"reason": answer["reason"], "detail": answer["detail"]}
-            else:
-                about = {"notes": len(answer["columns"]["pitch"]), "repairs": answer["repairs"]}
-            answers[name] = about | {"seconds": round(seconds, 4)}
+            about: dict[str, Any]
+            try:
+                found = guard.encode(data, spec, limits)
+                about = {"notes": len(found["columns"]["pitch"]), "repairs": found["repairs"]}
+            except RefusedSongError as error:
+                about = {"reason": error.reason, "detail": error.detail}
+            answers[name] = about | {"seconds": round(time.perf_counter() - began, 4)}
     finally:
         guard.close()
     return answers

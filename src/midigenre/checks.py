@@ -30,8 +30,7 @@ from midigenre.data.datamodule import DataSettings, PhraseDataModule
 from midigenre.data.labels import LabelSettings
 from midigenre.data.phrases import phrase_length
 from midigenre.data.shards import ManifestTable, ShardSet
-from midigenre.data.splits import Protocol, check_fractions
-from midigenre.data.subset import Subset
+from midigenre.data.splits import Protocol, Subset, check_fractions
 from midigenre.errors import UserError
 from midigenre.files import read_json
 from midigenre.models import Encoder

@@ -12,7 +12,6 @@ import hashlib
 import os
 import re
 import shutil
-import stat as modes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -95,10 +94,7 @@ class Entry(NamedTuple):
 
 
 def location(text: str | os.PathLike[str] | UPath) -> Location:
-    """The place that a setting names.
-
-    Args:
-        text: A path, in which ``~`` is the home folder, or a URL. ``file://`` is a path.
+    """The place that a setting names: a path, in which ``~`` is the home folder, or a URL.
 
     Raises:
         UserError: fsspec knows no such protocol, or the package for it is missing, or the URL is
@@ -158,9 +154,7 @@ def naming(where: Location) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _DISK:
-            raise
-        if isinstance(error, SlowReadError):
+        if isinstance(error, SlowReadError) or getattr(error, "errno", None) in _DISK:
             raise
         cause = error.__cause__ if str(where).startswith("http") else None
         if isinstance(cause, Exception) and getattr(cause, "status", 0) != 404:
@@ -173,6 +167,7 @@ def naming(where: Location) -> Iterator[None]:
 
 
 def _cause(where: UPath, error: Exception) -> str:
+    """What a store's client said, in words, and what to set."""
     said = " ".join(str(error).split()) or type(error).__name__
     protocol = str(where.protocol)
     known = _CREDENTIALS.get(_SAME.get(protocol, protocol))
@@ -207,37 +202,32 @@ def stamp(path: Location) -> str:
     if isinstance(path, UPath):
         with naming(path):
             return _store_stamp(path.fs.info(path.path))
+    return _local_entry("", path).stamp
+
+
+def _local_entry(name: str, path: str | os.PathLike[str]) -> Entry:
     about = os.stat(path)
     check_regular(about.st_mode, path)
-    return _stat_stamp(about)
-
-
-def _stat_stamp(stat: os.stat_result) -> str:
-    return f"{stat.st_size}:{stat.st_mtime_ns}"
+    return Entry(name, f"{about.st_size}:{about.st_mtime_ns}", about.st_size)
 
 
 def _store_stamp(info: Mapping[str, Any]) -> str:
-    size = info.get("size")
-    for key in _VERSIONS:
-        if info.get(key) is not None:
-            value = info[key]
-            # One file system may tell a time in both ways.
-            text = str(value.timestamp() if isinstance(value, datetime) else value).strip('"')
-            return f"{size}:{text}"
-    # As fsspec's ukey has it: all that the store tells.
-    return f"{size}:{hashlib.sha256(str(dict(info)).encode()).hexdigest()[:32]}"
+    version = next((info[key] for key in _VERSIONS if info.get(key) is not None), None)
+    if version is None:  # as fsspec's ukey has it: all that the store tells
+        version = hashlib.sha256(str(dict(info)).encode()).hexdigest()[:32]
+    if isinstance(version, datetime):  # one file system may tell a time in both ways
+        version = version.timestamp()
+    text = str(version).strip('"')
+    return f"{info.get('size')}:{text}"
 
 
 def entries(root: Location, hidden: bool = False) -> Iterator[Entry]:
     """Files below a folder, in one order for all kinds of places, with sizes and versions.
 
     Files of a folder come before its subfolders, in the order of their names; hidden names (``.x``)
-    are passed over. Here links to folders are followed once, and what cannot be read (a folder,
-    too) is an entry with the reason; a store is listed in one request.
-
-    Args:
-        root: The folder.
-        hidden: Keep hidden names too, of a store.
+    are passed over, but those of a store are kept with ``hidden``. Here links to folders are
+    followed once, and what cannot be read (a folder, too) is an entry with the reason; a store is
+    listed in one request.
 
     Raises:
         UserError: The folder cannot be read, or the store refuses.
@@ -265,15 +255,12 @@ def _local_entries(root: Path) -> Iterator[Entry]:
         deeper = []
         for item in inside:
             try:
-                about = item.stat()
-                if modes.S_ISDIR(about.st_mode):
+                if item.is_dir():
                     deeper.append((f"{below}{item.name}/", item.path))
                     continue
-                check_regular(about.st_mode, item.path)
+                yield _local_entry(below + item.name, item.path)
             except OSError as error:
                 yield Entry(below + item.name, "", -1, unopened(error))
-            else:
-                yield Entry(below + item.name, _stat_stamp(about), about.st_size)
         folders += reversed(deeper)
 
 
@@ -320,16 +307,11 @@ def read(path: Location, at_most: int | None = None, max_seconds: float | None =
 
 
 def read_object(path: Location, remedy: str, data: bytes | None = None) -> dict[str, Any]:
-    """Content of a JSON file that holds an object.
-
-    Args:
-        path: The file.
-        remedy: What a person can do about a damaged one.
-        data: Its bytes, where they have been read.
+    """Content of a JSON file that holds an object; ``data`` are its bytes if they have been read.
 
     Raises:
         OSError: It cannot be read.
-        UserError: It is damaged; one line names file and remedy.
+        UserError: It is damaged; one line names the file, and the remedy that is given.
     """
     try:
         found = parse_json(read_bytes(path) if data is None else data)
@@ -358,14 +340,14 @@ def local_copy(
     files: Sequence[tuple[str, int | None, str | None]],
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Path:
-    """Files of a folder in a store, copied here on first use.
+    """Files of a folder in a store, copied here on first use; a folder here stays where it is.
 
     A file comes again when it is gone, has another size or checksum than asked for, or, where no
     checksum is known, when the store has another version of it; one that was changed here but
     carries no checksum stays. Parallel jobs copy once.
 
     Args:
-        folder: The folder; one that lies here is returned as it is.
+        folder: The folder.
         cache: Folder of all copies; this one gets ``<name>-<hash of the URL>`` in it.
         files: Name below ``folder``, bytes and SHA-256 of each file, as far as they are known; what
             vouches for the others (``spec.json``) comes last.
@@ -440,14 +422,10 @@ def _copy_file(source: UPath, target: Path, size: int | None, checksum: str | No
 
 
 def check_writable(folder: Path, remedy: str) -> None:
-    """Refuses a folder that cannot be made or written, before anything is computed for it.
-
-    Args:
-        folder: The folder.
-        remedy: What to do if it cannot be written.
+    """Rejects a folder that cannot be made or written, before anything is computed for it.
 
     Raises:
-        UserError: It cannot; the message names the folder and the remedy.
+        UserError: It cannot; the message names the folder, and the remedy that is given.
     """
     there = _nearest(folder)
     if not (there.is_dir() and os.access(there, os.W_OK)):
@@ -461,7 +439,7 @@ def _nearest(folder: Path) -> Path:
 
 
 def room(folder: Path, needed: int, what: str) -> None:
-    """Refuses ``needed`` bytes in ``folder`` that would fill the disk.
+    """Rejects ``needed`` bytes in ``folder`` that would fill the disk.
 
     Raises:
         UserError: There is less room than that and a hundredth more; it names ``what``.

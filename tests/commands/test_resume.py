@@ -44,7 +44,6 @@ VARIANTS = {
     "workers": ("data.num_workers=2",),
     "accumulated": ("trainer.accumulate_grad_batches=3",),
     "one cycle": ("optim=adam_onecycle",),
-    "by tokens": ("data.batch_tokens=700", "tokenizer=octuple"),
     "augmented": (
         "augment=strong",
         "augment.target=genre",

@@ -46,5 +46,5 @@ def toy_songs(toy: ShardSet) -> dict[str, MemorySongs]:
     """The first eight toy songs for each tokenizer."""
     from toysongs import CLASSES, in_memory
 
-    files = [Path(row["path"]).read_bytes() for row in toy.manifest[:8]]
+    files = [Path(toy.manifest[i]["path"]).read_bytes() for i in range(8)]
     return {kind: in_memory(files, kind) for kind in CLASSES}

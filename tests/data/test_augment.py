@@ -12,7 +12,7 @@ from toysongs import CLASSES, prepared, songs_in
 
 from midigenre.build import make_augment
 from midigenre.corpora.toy import Toy
-from midigenre.data.augment import AugmentSettings, PhraseChanges, integers, jitter_wishes, uniform
+from midigenre.data.augment import AugmentSettings, PhraseChanges, integers, jittered, uniform
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.phrases import PhraseReader
 from midigenre.data.shards import ShardSet
@@ -124,15 +124,15 @@ def test_rare_classes_are_changed_more(tmp_path: Path) -> None:
     n_a, n_b = (int((genre == c).sum()) for c in (0, 1))
     assert n_a > 2 * n_b
     more = AugmentSettings(probability=0.2, transpose=(1, 1), target="genre", target_power=0.5)
-    p = more.probabilities(rows, labels, shards.labels.classes)
+    p = more.probabilities(rows, labels)
     assert p[genre == 0] == pytest.approx(0.2)
     assert p[genre == 1] == pytest.approx(0.2 * (n_a / n_b) ** 0.5)
     certain = AugmentSettings(probability=0.9, transpose=(1, 1), target="genre", target_power=5.0)
-    assert certain.probabilities(rows, labels, shards.labels.classes).max() == 1.0
+    assert certain.probabilities(rows, labels).max() == 1.0
     labels["genre"][rows[0]] = UNKNOWN
-    assert more.probabilities(rows, labels, shards.labels.classes)[0] == pytest.approx(0.2)
+    assert more.probabilities(rows, labels)[0] == pytest.approx(0.2)
     with pytest.raises(UserError, match=r"augment.target=mood.*genre"):
-        AugmentSettings(transpose=(1, 1), target="mood").probabilities(rows, labels, {})
+        AugmentSettings(transpose=(1, 1), target="mood").probabilities(rows, labels)
 
 
 # Settings
@@ -200,8 +200,8 @@ def test_draws_are_even_and_independent_of_each_other() -> None:
     for u in (near, places):
         assert np.histogram(u, 10, (0, 1))[0] / 20_000 == pytest.approx(0.1, abs=0.01)
         assert abs(np.corrcoef(u[1:], u[:-1])[0, 1]) < 0.03
-    wishes = jitter_wishes(
-        np.full(20_000, 7, np.uint64), np.arange(20_000), np.zeros(20_000, int), 0.3
-    )
-    assert np.bincount(wishes + 1) / 20_000 == pytest.approx([0.15, 0.7, 0.15], abs=0.015)
+    bar, one = np.arange(20_000), np.ones(20_000, int)  # each alone in the middle of its bar
+    keys, phrase, free = np.full(20_000, 7, np.uint64), 0 * one, np.zeros(20_000, bool)
+    moves = jittered(keys, phrase, bar, one, 3 * one, free, 0.3)
+    assert np.bincount(moves + 1) / 20_000 == pytest.approx([0.15, 0.7, 0.15], abs=0.015)
     assert integers(np.array([0.0, 1 - 2.0**-53]), -2, 3).tolist() == [-2, 3]

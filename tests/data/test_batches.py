@@ -18,10 +18,10 @@ from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.phrases import PhraseReader, Phrases, consecutive
 from midigenre.data.sampler import (
     BatchSampler,
+    PhraseDataset,
     PlannedBatch,
     RandomStarts,
     collate,
-    exactly,
     group_by_budget,
 )
 from midigenre.data.shards import ShardSet
@@ -51,7 +51,6 @@ def sampler(toy: ShardSet) -> Callable[..., BatchSampler]:
         defaults: dict[str, Any] = {"batch_phrases": 7, "shuffle_seed": 0}
         return BatchSampler(
             lambda epoch: phrases,
-            PhraseReader(toy, toy.tokens),
             labels,
             {"genre": 4, "emotion": 4},
             **(defaults | settings),
@@ -97,14 +96,12 @@ def test_groups_partition_in_order_and_keep_the_bounds(
 
 def test_each_phrase_once_an_epoch(toy: ShardSet, sampler: Callable[..., BatchSampler]) -> None:
     phrases = consecutive(toy, toy.rows(None), 4)
-    made = sampler(batch_tokens=2000)
+    made = sampler()
     planned = list(made)
     assert len(planned) == len(made)
     assert sorted(flat(planned)) == sorted(zip(phrases.song, phrases.first, strict=True))
-    lengths = PhraseReader(toy, toy.tokens).lengths
-    sizes = [(len(p.phrases), int(lengths(p.phrases).sum())) for p in planned]
-    assert all(n <= 7 and tokens <= 2000 for n, tokens in sizes)
-    assert len({n for n, _ in sizes}) > 1
+    assert {len(p.phrases) for p in planned[:-1]} == {7}
+    assert len(planned[-1].phrases) <= 7
 
 
 def test_plan_is_a_function_of_seed_and_epoch(sampler: Callable[..., BatchSampler]) -> None:
@@ -204,9 +201,7 @@ def test_unknown_labels_are_counted_nowhere(
 def test_an_epoch_without_phrases(toy: ShardSet) -> None:
     none = Phrases(*(np.zeros(0, np.int64),) * 3)
     for accumulate in (None, 2):
-        made = BatchSampler(
-            lambda epoch: none, PhraseReader(toy, toy.tokens), {}, {}, 4, accumulate=accumulate
-        )
+        made = BatchSampler(lambda epoch: none, {}, {}, 4, accumulate=accumulate)
         assert (len(made), list(made)) == (0, [])
 
 
@@ -218,8 +213,7 @@ def test_collate_packs(toy: ShardSet) -> None:
     reader = PhraseReader(toy, toy.tokens)
     ids = [reader(*p)[0] for p in zip(phrases.song, phrases.first, phrases.end, strict=True)]
     genre = np.arange(len(ids)) % 3 - 1
-    counts = {"genre": np.array([1, 2], np.float32)}
-    batch = collate(ids, {"genre": genre}, phrases, counts, 3)
+    batch = collate(ids, {"genre": genre}, phrases)
     assert batch.n_phrases == len(ids)
     assert batch.n_tokens == sum(len(i) for i in ids)
     assert batch.lengths == tuple(len(i) for i in ids)
@@ -233,10 +227,16 @@ def test_collate_packs(toy: ShardSet) -> None:
     assert batch.labels["genre"].dtype == torch.int64
     assert batch.song_B.tolist() == phrases.song.tolist()
     assert batch.start_B.tolist() == phrases.first.tolist()
+    assert (batch.step_counts, batch.step_batches, batch.step_size) == ({}, 1, 1)
+
+
+def test_a_batch_knows_its_step(toy: ShardSet) -> None:
+    counts = {"genre": np.array([1, 2], np.float32)}
+    planned = PlannedBatch(consecutive(toy, np.array([5, 2]), 4), counts, 3, 2)
+    batch = PhraseDataset(PhraseReader(toy, toy.tokens), toy.label_indices())[planned]
     assert batch.step_counts["genre"].tolist() == [1, 2]
     assert batch.step_counts["genre"].dtype == torch.float32
-    assert batch.step_batches == 3
-    assert collate(ids, {}, phrases).step_counts == {}
+    assert (batch.step_batches, batch.step_size) == (3, 2)
 
 
 def equal(a: Batch, b: Batch) -> None:
@@ -275,28 +275,6 @@ def test_batches_hold_what_the_reader_gives(toy: ShardSet) -> None:
             assert len(ids) <= 200
             for label in labels:
                 assert batch.labels[label][i] == labels[label][song]
-
-
-@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60), n=st.integers(1, 60))
-def test_an_epoch_has_exactly_as_many_batches(lengths: list[int], n: int) -> None:
-    groups = group_by_budget(np.array(lengths), 8, 60)
-    n = min(n, len(lengths))
-    made = exactly(list(groups), n)
-    assert len(made) == n
-    kept = np.concatenate(made)
-    assert kept.tolist() == list(range(len(kept)))
-    if n >= len(groups):
-        assert len(kept) == len(lengths)
-
-
-def test_batches_of_bounded_length_are_as_many_in_every_epoch(toy: ShardSet) -> None:
-    loader = PhraseDataModule(toy.folder, batch_tokens=300, batch_phrases=8).train_dataloader()
-    sampler: Any = loader.batch_sampler
-    counts = []
-    for epoch in range(6):
-        sampler.set_epoch(epoch)
-        counts.append(len(list(sampler)))
-    assert len(set(counts)) == 1
 
 
 def test_going_on_leaves_out_what_is_done(toy: ShardSet) -> None:

@@ -25,7 +25,6 @@ from midigenre.spec import Batch
         ("phrase_bars", 65),
         ("max_tokens", 0),
         ("batch_phrases", 0),
-        ("batch_tokens", 0),
         ("eval_batch_phrases", -1),
         ("phrases_per_song", 0),
         ("num_workers", -1),

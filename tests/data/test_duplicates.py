@@ -36,9 +36,9 @@ def test_pairs_of_classes_are_named_with_their_counts() -> None:
     assert duplicate_of == {"s26": "s26", "s27": "s26"}
     assert len(refused) == 26
     assert remarks == [
-        "12 songs stand under genre 'blues' and 'jazz': every copy is refused (label_conflict in "
+        "12 songs stand under genre 'blues' and 'jazz': every copy is rejected (label_conflict in "
         "refused.csv)",
-        "1 song stands under genre 'pop' and 'rock': every copy is refused (label_conflict in "
+        "1 song stands under genre 'pop' and 'rock': every copy is rejected (label_conflict in "
         "refused.csv)",
     ]
 

@@ -15,7 +15,7 @@ from midigenre.corpora.base import SongRef, no_progress
 from midigenre.data import duplicates as groups
 from midigenre.data.duplicates import KINDS, duplicates, kept_apart, leaked
 from midigenre.data.labels import LabelSettings
-from midigenre.data.subset import Subset
+from midigenre.data.splits import Subset
 from midigenre.errors import UserError
 from midigenre.files import read_csv, read_json
 
@@ -83,7 +83,7 @@ def test_what_each_grouping_finds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_a_group_stays_in_one_split_and_one_fold(tmp_path: Path, seed: int) -> None:
     shards = prepared(family(tmp_path), tmp_path / "home", split_seed=seed)
-    assert len({row["split"] for row in shards.manifest[:5]}) == 1
+    assert len({shards.manifest[i]["split"] for i in range(5)}) == 1
     one = Subset.from_config("1/2").mask(shards.manifest)
     assert len(set(one[:5].tolist())) == 1
 

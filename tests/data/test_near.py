@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from midi import make_score, note, scores
-from midigenre.data.near import (
+from midigenre.data.duplicates import (
     MIN_PATTERNS,
     NEIGHBOURS,
     RARE,

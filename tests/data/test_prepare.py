@@ -675,7 +675,7 @@ def test_estimate(toy_home: Path, toy: ShardSet) -> None:
     found = estimate(Toy(n_songs=48), tokenizer(), toy_home, Settings(), sample=12)
     assert found["songs"] == 48
     assert found["sampled"] == 12
-    assert found["refused_in_sample"] == 0
+    assert found["rejected_in_sample"] == 0
     real = sum(p["bytes"] for p in toy.parts) / 1e6
     assert real / 3 < found["megabytes"] < 3 * real
     assert 0.05 < found["seconds"] < 60
@@ -691,7 +691,7 @@ def test_estimate_counts_files_that_are_refused(tmp_path: Path) -> None:
         for i in range(6)
     ]
     found = estimate(Listed(refs), tokenizer(), tmp_path, Settings())
-    assert (found["sampled"], found["refused_in_sample"]) == (6, 3)
+    assert (found["sampled"], found["rejected_in_sample"]) == (6, 3)
     assert not (tmp_path / "shards").exists()
 
 

@@ -40,7 +40,9 @@ def test_it_says_what_this_process_would(deadly: Sandbox) -> None:
     rest = [k for k in here if k not in ("columns", "sketch")]
     assert {k: here[k] for k in rest} == {k: there[k] for k in rest}
     assert deadly.usable(data, tok.spec, LIMITS)
-    assert deadly.encode(b"no", tok.spec, LIMITS)["reason"] == "unreadable"
+    with pytest.raises(RefusedSongError) as caught:
+        deadly.encode(b"no", tok.spec, LIMITS)
+    assert caught.value.reason == "unreadable"
     assert not deadly.usable(b"no", tok.spec, LIMITS)
 
 
@@ -58,8 +60,9 @@ def test_a_bad_file_costs_itself(deadly: Sandbox, data: bytes, reason: str, deta
     spec = tokenizer().spec
     assert "pid" in deadly.encode(b"pid", spec, LIMITS)
     began = time.monotonic()
-    answer = deadly.encode(data, spec, LIMITS)
-    assert (answer["reason"], detail in answer["detail"]) == (reason, True), answer
+    with pytest.raises(RefusedSongError) as caught:
+        deadly.encode(data, spec, LIMITS)
+    assert (caught.value.reason, detail in caught.value.detail) == (reason, True), caught.value
     assert time.monotonic() - began < 60
     assert "pid" in deadly.encode(b"pid", spec, LIMITS)
 

@@ -14,7 +14,7 @@ from toysongs import Listed, midi, prepared, songs_in, write
 from midigenre.corpora.base import SongRef
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.shards import ShardSet
-from midigenre.data.subset import Subset
+from midigenre.data.splits import Subset
 from midigenre.errors import UserError
 
 Row = dict[str, str]

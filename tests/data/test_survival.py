@@ -117,7 +117,7 @@ def test_the_disk_is_full(
     _, err = process.communicate(timeout=200)
     assert process.returncode == 1
     assert "midigenre.errors.UserError: cannot write" in err
-    assert "it goes on where it stopped" in err.splitlines()[-1]
+    assert "it resumes where it stopped" in err.splitlines()[-1]
     assert not list(tmp_path.rglob("*.arrow"))
     assert not list(tmp_path.rglob("*.part"))
     out, err = start(whole[0], tmp_path, 1).communicate(timeout=200)

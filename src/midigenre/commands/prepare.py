@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from midigenre.build import make_corpus, make_tokenizer, prepare_settings, prepared
 from midigenre.commands.console import console, progress_bars
-from midigenre.commands.prepared import asker, clean, show
+from midigenre.commands.prepared import answer, clean, show
 from midigenre.data.phrases import phrase_length
 from midigenre.data.prepare import estimate, refresh_report
 from midigenre.data.report import label_file, print_report
@@ -29,7 +29,18 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     if paths:
         raise UserError(f"prepare takes no paths after --, got {paths[0]!r}; set corpus.root=DIR")
     if cfg.list or cfg.clean is not None:
-        _list_or_clean(cfg)
+        folder = cfg.prepare.folder
+        root = Path(cfg.home) / "shards" if folder is None else location(folder)
+        if not isinstance(root, Path):
+            raise UserError(
+                f"prepare.folder={root}: list=true and clean=... look at folders here only"
+            )
+        if cfg.clean is not None:
+            clean(
+                root, str(cfg.clean), console, lambda question: answer(question, console, cfg.yes)
+            )
+        if cfg.list:
+            show(root, console)
         return
     if cfg.dry_run:
         corpus = make_corpus(cfg)
@@ -39,8 +50,8 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
             f"{plural(about['songs'], 'song')}: about {about['seconds']:,} s with "
             f"{plural(settings.workers.n, 'process', 'processes')} and "
             f"{about['megabytes']:,} MB on disk ({about['free_megabytes']:,} MB are free); "
-            f"{about['refused_in_sample']} of {plural(about['sampled'], 'sampled song')} would be "
-            "refused"
+            f"{about['rejected_in_sample']} of {plural(about['sampled'], 'sampled song')} would be "
+            "rejected"
         )
         return
     with progress_bars() as progress:
@@ -57,15 +68,3 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
             save(label_figure(table["songs"], table["labels"], table["classes"], title), path)
         console.print(f"{path} and .csv hold this table", highlight=False, soft_wrap=True)
     print(shards.folder)
-
-
-def _list_or_clean(cfg: DictConfig) -> None:
-    """``list=true`` and ``clean=...``."""
-    folder = cfg.prepare.folder
-    root = Path(cfg.home) / "shards" if folder is None else location(folder)
-    if not isinstance(root, Path):
-        raise UserError(f"prepare.folder={root}: list=true and clean=... look at folders here only")
-    if cfg.clean is not None:
-        clean(root, str(cfg.clean), console, asker(console, cfg.yes))
-    if cfg.list:
-        show(root, console)

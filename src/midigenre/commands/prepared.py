@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,66 +41,51 @@ BUSY = {"in work": "a process prepares or removes it", "in use": "a process read
 
 _STYLES = {"finished": "green", "damaged": "red"} | dict.fromkeys(BUSY, "cyan")
 _REMOVING = ".removing-"
-_NAME = re.compile(r"(?P<corpus>.+?)-(?P<tokenizer>[^-]+)-[0-9a-f]{8}")
-_MARKS = ("spec.json", "report.json", "manifest.csv", "part-*")
+_NAME = re.compile(r"(.+?)-([^-]+)-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """One folder of shards, whole or not.
+    """One folder of shards, whole or not, as the JSON object says it.
 
     Attributes:
-        folder: The folder.
+        name: Name of the folder.
         corpus: Name of the corpus, "" if nothing says so.
         tokenizer: Name of the tokenizer, likewise.
         songs: Songs in it, None if nothing says so.
         bytes: Size of its files together.
-        modified: When one of them last changed, in seconds since the epoch.
         state: ``finished``, one of :data:`BUSY`, or one of the values of :data:`STATES`.
         detail: What that state comes from, "" for a finished one.
+        path: The folder.
+        modified: When one of its files last changed, in ISO format.
+        age_days: Days since then.
     """
 
-    folder: Path
+    name: str
     corpus: str
     tokenizer: str
     songs: int | None
     bytes: int
-    modified: float
     state: str
     detail: str
-
-    @property
-    def name(self) -> str:
-        """Name of the folder."""
-        return self.folder.name
-
-    @property
-    def age_days(self) -> float:
-        """Days since one of its files last changed."""
-        return max(0.0, time.time() - self.modified) / 86_400
+    path: str
+    modified: str
+    age_days: float
 
     def print_json(self) -> None:
         """One line on stdout."""
-        about = {key: getattr(self, key) for key in
-                 ("name", "corpus", "tokenizer", "songs", "bytes", "state", "detail")}  # fmt: skip
-        when = datetime.fromtimestamp(self.modified, UTC).isoformat(timespec="seconds")
-        about |= {"path": str(self.folder), "modified": when, "age_days": round(self.age_days, 2)}
-        print(json.dumps(about), flush=True)
+        print(json.dumps(asdict(self)), flush=True)
 
 
 def prepared_folders(root: Path) -> list[Prepared]:
-    """The shards below a folder, by name; what is something else is left out.
-
-    Args:
-        root: ``shards/`` of a home; it need not be there.
-    """
+    """The shards below ``shards/`` of a home, by name; what is something else is left out."""
     folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     return [_looked_at(folder, _busy(folder)) for folder in folders if _is_ours(folder)]
 
 
 def show(root: Path, console: Console) -> None:
     """Prints a table of the shards, the latest first, and a JSON object for each on stdout."""
-    found = sorted(prepared_folders(root), key=lambda one: -one.modified)
+    found = sorted(prepared_folders(root), key=lambda one: one.age_days)
     if not found:
         console.print(f"{root} holds no shards", highlight=False, markup=False)
         return
@@ -109,36 +94,34 @@ def show(root: Path, console: Console) -> None:
         one.print_json()
 
 
-def clean(
-    root: Path, patterns: str | Sequence[str], console: Console, ask: Callable[[str], bool]
-) -> list[Prepared]:
+def clean(root: Path, pattern: str, console: Console, ask: Callable[[str], bool]) -> list[Prepared]:
     """Removes shards after a yes; a JSON object for each removed one goes to stdout.
 
     Args:
         root: ``shards/`` of a home.
-        patterns: Names, globs, or words of :data:`STATES`.
+        pattern: A name, a glob, or a word of :data:`STATES`.
         console: For people.
-        ask: See :func:`asker`.
+        ask: See :func:`answer`.
 
     Returns:
         The removed ones.
 
     Raises:
-        UserError: A pattern stands for nothing or all that it stands for is in use; or one cannot
+        UserError: The pattern stands for nothing or all that it stands for is in use; or one cannot
             be removed.
     """
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    found = _chosen(prepared_folders(root), patterns, root)
-    free = [one for one in found if one.state not in BUSY]
-    for one in found:
+    free = []
+    for one in _matching(prepared_folders(root), pattern, root):
         if one.state in BUSY:
             say(f"{one.name} stays: {one.detail}")
+        else:
+            free.append(one)
     if not free:
-        raise UserError(f"clean={','.join(patterns)}: all of them are in use; try later")
+        raise UserError(f"clean={pattern}: all of them are in use; try later")
     console.print(_table(free, "to remove"))
     many = f"these {len(free):,} folders" if len(free) > 1 else free[0].name
     if not ask(f"Remove {many} ({decimal(sum(one.bytes for one in free))}) from {root}?"):
@@ -156,28 +139,20 @@ def clean(
     return removed
 
 
-def asker(console: Console, yes: bool = False) -> Callable[[str], bool]:
-    """Asks at the terminal: ``y`` or ``yes`` is yes, all else no.
+def answer(question: str, console: Console, yes: bool = False) -> bool:
+    """Asks at the terminal: ``y`` or ``yes`` is yes, all else no; ``yes=true`` asks nobody.
 
-    Args:
-        console: Where the question stands.
-        yes: The answer was given with the command (``yes=true``): nobody is asked.
-
-    Returns:
-        The function; without a terminal it raises a :class:`UserError` that names ``yes=true``.
+    Raises:
+        UserError: There is no terminal to ask at.
     """
-
-    def ask(question: str) -> bool:
-        if yes:
-            return True
-        if not sys.stdin.isatty():
-            raise UserError(f"{question} There is no terminal to ask at; add yes=true")
-        console.print(f"{question} [y/N]", end=" ", highlight=False, markup=False)
-        with suppress(EOFError):
-            return input().strip().lower() in ("y", "yes")
-        return False
-
-    return ask
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise UserError(f"{question} There is no terminal to ask at; add yes=true")
+    console.print(f"{question} [y/N]", end=" ", highlight=False, markup=False)
+    with suppress(EOFError):
+        return input().strip().lower() in ("y", "yes")
+    return False
 
 
 def remove(one: Prepared) -> str:
@@ -193,7 +168,8 @@ def remove(one: Prepared) -> str:
     Raises:
         UserError: It is a link, or cannot be removed.
     """
-    folder, own = one.folder, _own_name(one.folder)
+    folder = Path(one.path)
+    own = _own_name(folder)
     if folder.is_symlink():
         raise UserError(f"{folder} is a link to {folder.resolve()}; remove it yourself")
     aside = own.with_name(_REMOVING + own.name)
@@ -203,12 +179,11 @@ def remove(one: Prepared) -> str:
             now = _looked_at(folder).state
             if now != one.state and folder.exists():
                 return f"it was {one.state} and is {now} now"
-            if aside != folder:
-                if aside.exists():  # of an earlier removal that was stopped
-                    shutil.rmtree(aside)
-                with suppress(FileNotFoundError):
-                    os.rename(folder, aside)
             with suppress(FileNotFoundError):
+                if aside != folder:
+                    if aside.exists():  # of an earlier removal that was stopped
+                        shutil.rmtree(aside)
+                    os.rename(folder, aside)
                 shutil.rmtree(aside)
             # Still under the lock: whoever waits for it sees that the file is gone and makes it.
             if not own.exists():
@@ -223,27 +198,21 @@ def remove(one: Prepared) -> str:
     return ""
 
 
-def _chosen(found: Sequence[Prepared], patterns: Sequence[str], root: Path) -> list[Prepared]:
-    """Those that names, globs or words of :data:`STATES` stand for, each once."""
-    if not patterns:
-        raise UserError(f"clean= names nothing; give a name, a glob, or {', '.join(STATES)}")
-    chosen: dict[str, Prepared] = {}
-    for pattern in patterns:
-        state = STATES.get(pattern)
-        matching = [
-            one for one in found
-            if (one.state == state if state else fnmatch.fnmatchcase(one.name, pattern))
-        ]  # fmt: skip
+def _matching(found: Sequence[Prepared], pattern: str, root: Path) -> list[Prepared]:
+    """Those that a name, a glob or a word of :data:`STATES` stands for."""
+    if not found:
+        raise UserError(f"clean={pattern}: {root} holds no shards")
+    if state := STATES.get(pattern):
+        matching = [one for one in found if one.state == state]
         if not matching:
-            names = [one.name for one in found]
-            near = ", ".join(difflib.get_close_matches(pattern, names, 5, 0.4) or names[:5])
-            raise UserError(
-                f"clean={pattern}: {root} holds no shards" if not found
-                else f"clean={pattern}: no shards in {root} are in the state {state!r}" if state
-                else f"clean={pattern}: no such shards in {root}; there is {near}"
-            )  # fmt: skip
-        chosen |= {one.name: one for one in matching}
-    return list(chosen.values())
+            raise UserError(f"clean={pattern}: no shards in {root} are in the state {state!r}")
+        return matching
+    matching = [one for one in found if fnmatch.fnmatchcase(one.name, pattern)]
+    if not matching:
+        names = [one.name for one in found]
+        near = ", ".join(difflib.get_close_matches(pattern, names, 5, 0.4) or names[:5])
+        raise UserError(f"clean={pattern}: no such shards in {root}; there is {near}")
+    return matching
 
 
 def _own_name(folder: Path) -> Path:
@@ -252,39 +221,43 @@ def _own_name(folder: Path) -> Path:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a folder holds shards: by its name and content, or by its spec."""
-    if folder.name.startswith(_REMOVING):
+    """Whether a folder holds shards: by the lock beside it, or by its spec."""
+    if folder.name.startswith(_REMOVING) or lock_file(folder).is_file():
         return True
-    if _NAME.fullmatch(folder.name):
-        marked = any(True for mark in _MARKS for _ in folder.glob(mark))
-        # A preparation that was stopped before its first file has nothing but its lock.
-        return marked or lock_file(folder).is_file() or not any(folder.iterdir())
-    with suppress(OSError, UserError):  # a person gave it another name
+    with suppress(OSError, UserError):
         return {"tokens", "parts", "format"} <= read_object(folder / "spec.json", "").keys()
     return False
 
 
 def _looked_at(folder: Path, busy: str = "") -> Prepared:
     """A folder as its files say."""
-    stats = []
-    for path in (folder, *folder.rglob("*")):
+    sizes, times = [], []
+    for path in folder.rglob("*"):
         with suppress(FileNotFoundError):  # a process at work renames and removes files meanwhile
-            stats.append((path.is_dir(), path.lstat()))
-    files = [stat for is_folder, stat in stats if not is_folder]
+            if not path.is_dir():
+                sizes.append(path.lstat().st_size)
+                times.append(path.lstat().st_mtime)
+    with suppress(FileNotFoundError):
+        times = times or [folder.stat().st_mtime]
+    modified = max(times, default=0.0)
     state, detail, spec = _state(folder)
     named = _NAME.fullmatch(_own_name(folder).name)
-    about: dict[str, Any] = named.groupdict() if named else {"corpus": "", "tokenizer": ""}
-    about["songs"] = None
+    corpus, tokenizer = named.groups() if named else ("", "")
+    songs = None
     with suppress(KeyError, TypeError):
-        about |= {"corpus": str(spec["corpus"]), "tokenizer": str(spec["tokens"]["name"]),
-                  "songs": sum(int(part["songs"]) for part in spec["parts"])}  # fmt: skip
+        corpus, tokenizer = str(spec["corpus"]), str(spec["tokens"]["name"])
+        songs = sum(int(part["songs"]) for part in spec["parts"])
     return Prepared(
-        folder,
-        bytes=sum(stat.st_size for stat in files),
-        modified=max((stat.st_mtime for stat in files or [s for _, s in stats]), default=0.0),
+        name=folder.name,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        songs=songs,
+        bytes=sum(sizes),
         state=busy or state,
         detail=BUSY.get(busy, detail),
-        **about,
+        path=str(folder),
+        modified=datetime.fromtimestamp(modified, UTC).isoformat(timespec="seconds"),
+        age_days=round(max(0.0, time.time() - modified) / 86_400, 2),
     )
 
 

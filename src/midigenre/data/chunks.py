@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from upath import UPath
 
 from midigenre.corpora.base import Progress, SongRef, no_progress
-from midigenre.data.sandbox import DIGEST_BYTES, Limits, refusal, shared_sandbox, song_bytes
+from midigenre.data.sandbox import DIGEST_BYTES, Limits, shared_sandbox, song_bytes
 from midigenre.data.shards import schema, write_part
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.files import read_bytes, read_json, sha256, write_bytes, write_json
@@ -32,6 +32,30 @@ BACKENDS = ("loky", "dask")
 
 CONNECT_SECONDS = 30
 _ATTEMPTS = 3  # how often workers may be killed before it is no accident
+_BATCH = 64  # files that a thread hashes at a time
+
+
+def file_digests(
+    songs: Sequence[SongRef], limits: Limits, n_workers: int, progress: Progress
+) -> dict[str, bytes]:
+    """SHA-256 of the bytes of each file; empty for one that cannot be read (rejected later)."""
+
+    def digest(ref: SongRef) -> bytes:
+        try:
+            return hashlib.sha256(song_bytes(ref, limits)).digest()
+        except RefusedSongError:
+            return b""
+
+    found: dict[str, bytes] = {}
+    # Reading and hashing release the interpreter lock: threads are enough.
+    parallel = joblib.Parallel(
+        n_jobs=n_workers, prefer="threads", return_as="generator", batch_size=_BATCH
+    )
+    digests = parallel(joblib.delayed(digest)(ref) for ref in songs)
+    for ref, one in zip(songs, digests, strict=True):
+        found[ref.song_id] = one
+        progress("hashing", len(found), len(songs))
+    return found
 
 
 @dataclass(frozen=True)
@@ -57,14 +81,8 @@ class ChunkSummary:
 class Chunk:
     """Songs that become one shard file; it goes to a worker as it is.
 
-    Attributes:
-        folder: The shards' folder.
-        index: Number of the chunk.
-        songs: Its songs.
-        digests: SHA-256 of each file, as it was listed; empty where it could not be read.
-        labels: The classes.
-        tokens: The tokenizer's spec.
-        limits: What a file may cost.
+    ``digests`` are the SHA-256 of their files as they were listed, empty where one could not be
+    read.
     """
 
     folder: Location
@@ -75,23 +93,8 @@ class Chunk:
     tokens: TokenSpec
     limits: Limits
 
-    def path(self, ending: str) -> Location:
-        """One of its files."""
-        return self.folder / f"part-{self.index:05d}.{ending}"
-
-    @property
-    def key(self) -> str:
-        """Hash of what the chunk is made of."""
-        found = hashlib.sha256()
-        for song, digest in zip(self.songs, self.digests, strict=True):
-            found.update(json.dumps(song.song_id).encode() + digest)
-        return found.hexdigest()
-
     def make(self, progress: Progress = no_progress) -> int:
         """Writes the chunk and what :meth:`summary` reads, unless an earlier run has done so.
-
-        Args:
-            progress: Called after every song.
 
         Returns:
             Number of its songs.
@@ -105,23 +108,33 @@ class Chunk:
 
     def summary(self) -> ChunkSummary:
         """What :meth:`make` noted."""
-        done = read_json(self.path("done.json"))
-        with np.load(io.BytesIO(read_bytes(self.path("npz"))), allow_pickle=False) as arrays:
+        done = read_json(self._path("done.json"))
+        with np.load(io.BytesIO(read_bytes(self._path("npz"))), allow_pickle=False) as arrays:
             return ChunkSummary(
-                done["part"], done["kept"], done["refused"], arrays["digests"], arrays["sketches"]
+                done["part"], done["kept"], done["rejected"], arrays["digests"], arrays["sketches"]
             )
 
     def forget(self) -> None:
         """Removes what only :meth:`summary` needs."""
         for ending in ("npz", "done.json"):
-            self.path(ending).unlink(missing_ok=True)
+            self._path(ending).unlink(missing_ok=True)
+
+    def _path(self, ending: str) -> Location:
+        return self.folder / f"part-{self.index:05d}.{ending}"
+
+    def _key(self) -> str:
+        """Hash of what the chunk is made of."""
+        found = hashlib.sha256()
+        for song, digest in zip(self.songs, self.digests, strict=True):
+            found.update(json.dumps(song.song_id).encode() + digest)
+        return found.hexdigest()
 
     def _is_made(self) -> bool:
         """Whether an earlier, stopped run left the chunk whole, and of the same files."""
-        if not self.path("done.json").is_file():
+        if not self._path("done.json").is_file():
             return False
-        done = read_json(self.path("done.json"))
-        return done["key"] == self.key and all(
+        done = read_json(self._path("done.json"))
+        return done["key"] == self._key() and all(
             (path := self.folder / name).is_file() and sha256(path) == expected
             for name, expected in done["files"].items()
         )
@@ -132,21 +145,27 @@ class Chunk:
         rejected: list[dict[str, Any]] = []
         digests: list[bytes] = []
         sketches: list[NDArray[np.uint32]] = []
-        for i, (ref, answer) in enumerate(zip(self.songs, self._answers(), strict=True)):
-            if "reason" in answer:
-                rejected.append({"at": i} | answer)
+        for i, (ref, digest) in enumerate(zip(self.songs, self.digests, strict=True)):
+            try:
+                data = song_bytes(ref, self.limits)
+                if digest and hashlib.sha256(data).digest() != digest:
+                    detail = "it was written to while the corpus was being prepared"
+                    raise RefusedSongError("changed", detail)
+                found = shared_sandbox().encode(data, self.tokens, self.limits)
+            except RefusedSongError as error:
+                rejected.append({"at": i, "reason": error.reason, "detail": error.detail})
             else:
-                digests.append(answer["notes_digest"])
-                sketches.append(answer["sketch"])
-                columns = answer["columns"]
+                digests.append(found["notes_digest"])
+                sketches.append(found["sketch"])
+                columns = found["columns"]
                 rows.append({"song_id": ref.song_id, **self.labels.encode(ref.labels), **columns})
                 kept.append(
                     {"at": i, "bars": len(columns["bar_onsets"]), "notes": len(columns["pitch"]),
-                     "tokens": answer["tokens"], "repairs": answer["repairs"]}
-                    | ({"fallback": answer["fallback"]} if answer["fallback"] else {})
+                     "tokens": found["tokens"], "repairs": found["repairs"],
+                     "fallback": found["fallback"]}
                 )  # fmt: skip
             progress("encoding", i + 1, len(self.songs))
-        about = write_part(self.path("arrow"), rows, schema(self.tokens, self.labels))
+        about = write_part(self._path("arrow"), rows, schema(self.tokens, self.labels))
         packed = io.BytesIO()
         np.savez(
             packed,
@@ -154,28 +173,14 @@ class Chunk:
             sketches=np.array(sketches, np.uint32),
         )
         arrays = packed.getvalue()
-        write_bytes(self.path("npz"), arrays)
+        write_bytes(self._path("npz"), arrays)
         files = {
             about["file"]: about["sha256"],
-            self.path("npz").name: hashlib.sha256(arrays).hexdigest(),
+            self._path("npz").name: hashlib.sha256(arrays).hexdigest(),
         }
+        done = {"key": self._key(), "files": files, "part": about, "kept": kept}
         # Last: it vouches for the others.
-        write_json(
-            self.path("done.json"),
-            {"key": self.key, "files": files, "part": about, "kept": kept, "refused": rejected},
-        )
-
-    def _answers(self) -> Iterator[dict[str, Any]]:
-        for ref, digest in zip(self.songs, self.digests, strict=True):
-            try:
-                data = song_bytes(ref, self.limits)
-            except RefusedSongError as error:
-                yield refusal(error.reason, error.detail)
-                continue
-            if digest and hashlib.sha256(data).digest() != digest:
-                yield refusal("changed", "it was written to while the corpus was being prepared")
-            else:
-                yield shared_sandbox().encode(data, self.tokens, self.limits)
+        write_json(self._path("done.json"), done | {"rejected": rejected})
 
 
 @dataclass(frozen=True)
@@ -205,11 +210,7 @@ class Workers:
             )
 
     def make(self, chunks: Sequence[Chunk], progress: Progress) -> None:
-        """Makes all chunks; those that an earlier run made whole stay.
-
-        Args:
-            chunks: They have one folder.
-            progress: Called after every song, or every chunk where others make them.
+        """Makes all chunks of a folder; those that an earlier run made whole stay.
 
         Raises:
             UserError: Worker processes are killed again and again, or Dask is not installed.
@@ -223,29 +224,25 @@ class Workers:
                 done += chunk.make(_shifted(progress, done, total))
                 progress("encoding", done, total)
             return
-        for attempt in range(_ATTEMPTS):
+        for _ in range(_ATTEMPTS):
             try:
-                self._make_elsewhere(chunks, progress, total)
-            except TerminatedWorkerError as error:
-                if attempt + 1 == _ATTEMPTS:
-                    raise UserError(
-                        "worker processes were killed three times, perhaps for want of memory; "
-                        "run the command again with n_workers=1: it goes on where it stopped"
-                    ) from error
-            else:
+                with self._backend():
+                    # One at a time: joblib would put quick ones together and say nothing meanwhile.
+                    parallel = joblib.Parallel(
+                        n_jobs=-1 if self.scheduler else self.n, return_as="generator_unordered",
+                        batch_size=1,
+                    )  # fmt: skip
+                    done = 0
+                    for n in parallel(joblib.delayed(Chunk.make)(chunk) for chunk in chunks):
+                        done += n
+                        progress("encoding", done, total)
                 return
-
-    def _make_elsewhere(self, chunks: Sequence[Chunk], progress: Progress, total: int) -> None:
-        with self._backend():
-            # One chunk at a time: joblib would put quick ones together and say nothing meanwhile.
-            parallel = joblib.Parallel(
-                n_jobs=-1 if self.scheduler else self.n, return_as="generator_unordered",
-                batch_size=1,
-            )  # fmt: skip
-            done = 0
-            for n in parallel(joblib.delayed(Chunk.make)(chunk) for chunk in chunks):
-                done += n
-                progress("encoding", done, total)
+            except TerminatedWorkerError as error:
+                killed = error
+        raise UserError(
+            "worker processes were killed three times, perhaps for want of memory; run the command "
+            "again with n_workers=1: it resumes where it stopped"
+        ) from killed
 
     @contextmanager
     def _backend(self) -> Iterator[None]:

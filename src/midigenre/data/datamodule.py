@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from midigenre.arrays import Longs
@@ -18,8 +17,7 @@ from midigenre.data.augment.tokens import PhraseAugmenter
 from midigenre.data.phrases import PhraseReader, Phrases, at_most, consecutive, phrase_length
 from midigenre.data.sampler import Balance, BatchSampler, PhraseDataset, RandomStarts
 from midigenre.data.shards import ShardSet
-from midigenre.data.splits import Protocol
-from midigenre.data.subset import Subset
+from midigenre.data.splits import Protocol, Subset
 from midigenre.errors import UserError
 from midigenre.spec import UNKNOWN, Batch
 
@@ -30,11 +28,10 @@ class DataSettings:
 
     Attributes:
         phrase_bars: Bars in a phrase; None where ``phrase_seconds`` says its length.
-        phrase_seconds: Length of a phrase in seconds (see
-            :class:`~midigenre.data.phrases.Seconds`), else None.
+        phrase_seconds: Length of a phrase in seconds
+            (:class:`~midigenre.data.phrases.Seconds`), else None.
         max_tokens: Longest phrase in steps; longer ones end at the last whole bar that fits.
         batch_phrases: Most phrases in a training batch.
-        batch_tokens: Most steps in a training batch, None for no bound.
         eval_batch_phrases: Most phrases in a batch of validation and test.
         marks: BOS and EOS where a phrase begins or ends its song.
         phrases_per_song: Training phrases of each song in an epoch; None for as many as fit in it
@@ -57,7 +54,6 @@ class DataSettings:
     phrase_seconds: float | None = None
     max_tokens: int = 1024
     batch_phrases: int = 32
-    batch_tokens: int | None = None
     eval_batch_phrases: int = 64
     marks: bool = False
     phrases_per_song: int | None = None
@@ -69,8 +65,8 @@ class DataSettings:
     pin_memory: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "batch_phrases", "eval_batch_phrases", "batch_tokens",
-                     "phrases_per_song", "val_phrases_per_song"):  # fmt: skip
+        for name in ("max_tokens", "batch_phrases", "eval_batch_phrases", "phrases_per_song",
+                     "val_phrases_per_song"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"data.{name} must be 1 or more, got {value}")
@@ -90,11 +86,11 @@ class PhraseDataModule(L.LightningDataModule):
         shards: The prepared corpus, or its folder.
         seed: Seed of the training phrases and their order.
         fold: ``i/n`` for the training and validation songs of one share
-            (:class:`~midigenre.data.subset.Subset`); None for all. Nobody trains on the test songs:
+            (:class:`~midigenre.data.splits.Subset`); None for all. Nobody trains on the test songs:
             they are the same in every share, so that scores compare.
         task_labels: Labels that the task learns, for ``unlabelled``; none keeps all songs.
         augment: How training phrases are changed; None for not at all.
-        protocol: The fold that is trained and tested here, as
+        protocol: The part that is trained and tested here, as
             :func:`~midigenre.data.splits.settings_of` gives it; None for the prepared split.
         **data: See :class:`DataSettings`.
 
@@ -116,25 +112,30 @@ class PhraseDataModule(L.LightningDataModule):
         super().__init__()
         self.shards = shards if isinstance(shards, ShardSet) else ShardSet(Path(shards))
         self.settings = settings = DataSettings(**data)
-        self.length = phrase_length(vars(settings), self.shards.tokens)
+        tokens = self.shards.tokens
+        self.length = phrase_length(vars(settings), tokens)
         self.seed, self.task_labels, self.augment = seed, tuple(task_labels), augment
         self.fold = None if fold is None else Subset.from_config(fold)
         if augment is not None:
-            augment.check(self.shards.tokens)
-        self._done = (0, 0)
-        self.labels = self.shards.label_indices()
+            augment.check(tokens)
         self.protocol_settings = protocol
         protocol_ = Protocol.from_config(protocol)
         self.part = None if protocol_ is None else protocol_.split(self.shards)
-        if self.part is not None:
-            self.labels = self.part.visible(self.labels)
-        if settings.balance and settings.balance_label not in self.labels:
+        labels = self.shards.label_indices()
+        self.labels = labels if self.part is None else self.part.visible(labels)
+        if settings.balance and settings.balance_label not in labels:
             raise UserError(
                 f"data.balance_label={settings.balance_label}: these songs have the labels "
-                f"{', '.join(self.labels)}; choose one of them or set data.balance=0"
+                f"{', '.join(labels)}; choose one of them or set data.balance=0"
             )
-        tokens = self.shards.tokens
         self.reader = PhraseReader(self.shards, tokens, settings.max_tokens, settings.marks)
+        self._done = (0, 0)
+
+    def split_rows(self, split: str | None) -> Longs:
+        """Indices of the songs of a split before the fold: of the protocol's part, if any."""
+        if self.part is None or split is None:
+            return self.shards.rows(split)
+        return self.part.rows[split]
 
     def rows(self, split: str | None) -> Longs:
         """Indices of the songs of a split, or of all splits for None, that the fold leaves."""
@@ -144,12 +145,6 @@ class PhraseDataModule(L.LightningDataModule):
         here = self.fold.mask(self.shards.manifest)
         here[self.split_rows("test")] = True
         return rows[here[rows]]
-
-    def split_rows(self, split: str | None) -> Longs:
-        """Indices of the songs of a split before the fold: of the protocol's part, if any."""
-        if self.part is None or split is None:
-            return self.shards.rows(split)
-        return self.part.rows[split]
 
     def phrases(self, split: str | None) -> Phrases:
         """All non-overlapping phrases of a split (None for all songs), in order."""
@@ -166,20 +161,18 @@ class PhraseDataModule(L.LightningDataModule):
             for label, indices in self.labels.items()
         }
 
-    def class_counts(self, split: str = "train") -> dict[str, NDArray[np.int64]]:
+    def class_counts(self, split: str = "train") -> dict[str, Longs]:
         """Phrases of each class for each label, shape (C,), over an epoch of a split.
 
         With ``balance`` those of its own label are the same in every epoch, those of other labels
         nearly so.
         """
         songs = (self._random_starts() if split == "train" else self.phrases(split)).song
-        return {
-            label: np.bincount(
-                indices[songs][indices[songs] >= 0],
-                minlength=len(self.shards.labels.classes[label]),
-            )
-            for label, indices in self.labels.items()
-        }
+        counts = {}
+        for label, indices in self.labels.items():
+            known = indices[songs][indices[songs] != UNKNOWN]
+            counts[label] = np.bincount(known, minlength=len(self.shards.labels.classes[label]))
+        return counts
 
     def state_dict(self) -> dict[str, Any]:
         """How far training is: Lightning begins an epoch's loader at its first batch."""
@@ -194,28 +187,28 @@ class PhraseDataModule(L.LightningDataModule):
         return {"epoch": epochs["processed"], "n_done": 0}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on there."""
+        """Resumes there."""
         self._done = (state_dict["epoch"], state_dict["n_done"])
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Random-start phrases of the training songs."""
-        starts = self._random_starts()
+        starts, trainer = self._random_starts(), self.trainer
         if len(starts) == 0:
             raise UserError(
                 f"{self.shards.folder}: no song in the training split{self._of_fold()}; "
                 "use more songs"
             )
-        trainer = self.trainer
-        return self._loader(
+        sampler = BatchSampler(
             lambda epoch: starts.epoch(self.seed, epoch),
+            self.labels,
+            self._n_classes(),
             self.settings.batch_phrases,
-            self.settings.batch_tokens,
-            done=self._done,
-            augment=self.augment if self.augment and self.augment.changes else None,
             shuffle_seed=self.seed,
             accumulate=trainer.accumulate_grad_batches if trainer else 1,
             **_processes(trainer),
         )
+        sampler.resume(*self._done)
+        return self._loader(sampler, self.augment)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The phrases of the validation songs; several processes share them."""
@@ -243,64 +236,43 @@ class PhraseDataModule(L.LightningDataModule):
                 "more songs (each class needs three groups to be in every split), or give some "
                 f"split={split} where the corpus gives the splits"
             )
-        return self._loader(
-            lambda epoch: phrases,
-            # A process without a batch would not take part in what the others reduce.
-            min(self.settings.eval_batch_phrases, max(1, len(phrases) // world)),
-            None,
-            accumulate=None,
-            rank=rank,
-            world=world,
-        )
+        # A process without a batch would not take part in what the others reduce.
+        size = min(self.settings.eval_batch_phrases, max(1, len(phrases) // world))
+        sampler = BatchSampler(
+            lambda epoch: phrases, self.labels, self._n_classes(), size,
+            accumulate=None, rank=rank, world=world,
+        )  # fmt: skip
+        return self._loader(sampler)
 
     def _random_starts(self) -> RandomStarts:
-        rows = self.rows("train")
-        if not self.settings.unlabelled and self.task_labels:
+        settings, augment, rows = self.settings, self.augment, self.rows("train")
+        if not settings.unlabelled and self.task_labels:
             known = [self.labels[label][rows] != UNKNOWN for label in self.task_labels]
             rows = rows[np.any(known, axis=0)]
-        augment, classes = self.augment, self.shards.labels.classes
+        balance = changed_S = None
+        if settings.balance:
+            balance = Balance(self.labels[settings.balance_label][rows], settings.balance)
+        if augment and augment.changes:
+            changed_S = augment.probabilities(rows, self.labels)
         return RandomStarts(
-            self.shards,
-            rows,
-            self.length,
-            self.settings.phrases_per_song,
-            bars=augment.phrase_bars if augment else None,
-            balance=Balance(self.labels[self.settings.balance_label][rows], self.settings.balance)
-            if self.settings.balance
-            else None,
-            changed_S=augment.probabilities(rows, self.labels, classes)
-            if augment and augment.changes
-            else None,
-        )
+            self.shards, rows, self.length, settings.phrases_per_song,
+            bars=augment.phrase_bars if augment else None, balance=balance, changed_S=changed_S,
+        )  # fmt: skip
 
     def _of_fold(self) -> str:
         return "" if self.fold is None else f" (fold={self.fold})"
 
+    def _n_classes(self) -> dict[str, int]:
+        return {label: len(names) for label, names in self.shards.labels.classes.items()}
+
     def _loader(
-        self,
-        draw: Any,
-        batch_phrases: int,
-        batch_tokens: int | None,
-        done: tuple[int, int] = (0, 0),
-        augment: AugmentSettings | None = None,
-        **plan: Any,
+        self, sampler: BatchSampler, augment: AugmentSettings | None = None
     ) -> DataLoader[Batch]:
-        sampler = BatchSampler(
-            draw,
-            self.reader,
-            self.labels,
-            {label: len(names) for label, names in self.shards.labels.classes.items()},
-            batch_phrases,
-            batch_tokens,
-            **plan,
-        )
-        sampler.resume(*done)
+        augmenter = None
+        if augment is not None and augment.changes:
+            augmenter = PhraseAugmenter(self.shards.tokens, augment)
         return DataLoader(
-            PhraseDataset(
-                self.reader,
-                self.labels,
-                None if augment is None else PhraseAugmenter(self.shards.tokens, augment),
-            ),
+            PhraseDataset(self.reader, self.labels, augmenter),
             # A sampler of planned batches with `batch_size=None` would lose Lightning's
             # `set_epoch`; as the batch sampler it is handed on whole to `__getitems__`.
             batch_sampler=sampler,  # type: ignore[arg-type]
@@ -312,9 +284,7 @@ class PhraseDataModule(L.LightningDataModule):
 
 
 def _processes(trainer: L.Trainer | None) -> dict[str, int]:
-    if trainer is None:
-        return {}
-    return {"rank": trainer.global_rank, "world": trainer.world_size}
+    return {} if trainer is None else {"rank": trainer.global_rank, "world": trainer.world_size}
 
 
 def _whole(batch: Any) -> Any:

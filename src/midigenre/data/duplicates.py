@@ -1,27 +1,49 @@
 """Duplicates: songs with equal bytes, equal notes or nearly the same melodies stay in one split.
 
 At least a fifth of Lakh's files are duplicates (arXiv 2509.16662): a model that was trained on the
-test songs in another key scores well and has learned little. Near duplicates are found in
-:mod:`.near`.
+test songs in another key scores well and has learned little.
+
+*Near duplicates* are one piece in another key, tempo, arrangement or cut. A song becomes two sets
+of key-invariant note patterns, the sets become a short row of numbers (:func:`sketch`), and songs
+whose rows agree become pairs (:func:`near_pairs`).
+
+*Patterns.* Runs of :data:`INTERVALS` melodic intervals modulo 12 along outer voices, the top and
+the bottom note of each onset; a repeated pitch class counts once. Rhythm is left out, because a
+file whose ticks were stretched has another one after quantisation. So is what songs share that have
+nothing to do with each other, see :func:`_intervals`; accompaniments of one style are alike, and a
+false pair is worse than a missed one. Interval n-grams as an index of music are those of Downie and
+Nelson, "Evaluation of a Simple and Effective Music Information Retrieval Method" (SIGIR 2000).
+
+*Two sets.* The voices of each program find a song with other programs, or with parts added or taken
+away. The voices of all programs together find it arranged for one instrument. Drums count only
+where the notes with a pitch say nothing, so that a song is found without its drums.
+
+*Sketches.* The share of equal MinHash values estimates the Jaccard similarity J of two sets, with a
+standard error of sqrt(J (1 - J) / SKETCH), 0.029 at J = 0.12; with their sizes it estimates the
+containment of the smaller set A in the other one B, J / (1 + J) * (|A| + |B|) / |A| (both: Broder,
+"On the Resemblance and Containment of Documents", 1997). Containment finds a song that was cut or
+lost parts, where J is low.
+
+*Search.* Banding (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4): songs
+that agree in all values of a band are compared. Columns are sorted for that: datasketch's
+``MinHashLSH`` takes twenty times the memory and answers with whole buckets, which is quadratic
+where thousands of files are one piece.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import joblib
 import numpy as np
+from datasketch import MinHash
 from numpy.typing import NDArray
 
-from midigenre.arrays import Bools, Longs, components
-from midigenre.corpora.base import Progress, SongRef, Unusable
-from midigenre.data.near import near_pairs
-from midigenre.data.sandbox import Limits, song_bytes
-from midigenre.errors import RefusedSongError
+from midigenre.arrays import Bools, Ints, Keys, Longs, components, scramble
+from midigenre.corpora.base import Progress, SongRef, Unusable, no_progress
+from midigenre.midi.song import DRUMS, Song
 from midigenre.spec import SPLITS
 from midigenre.wording import plural
 
@@ -30,32 +52,39 @@ KINDS = ("bytes", "notes", "near")
 """What links a song to its group, the strictest that holds."""
 
 SHOWN = 10  # groups and conflicts that the report names; duplicates.csv has all
-
-_BATCH = 64  # files that a thread hashes at a time
 NAMED = 3  # copies of a song, or pairs of classes, that a message names
 
+# Patterns
+INTERVALS = 7  # of a pattern, so one note more
+PITCH_CLASSES = 4  # fewest of a pattern
+STEPS = 2  # fewest seconds (or sevenths, ninths) in a pattern: figures of chord tones have none
+REPEATS = 8  # a pattern that comes more often in its voices is an accompaniment or a beat
+# Notes within 1 / CHORDS of a quarter note are one onset, in one reading and in the other. The
+# finer one keeps fast runs of a song played faster, the coarser one joins chords that a player
+# spread over two positions of the grid. Where it makes no difference the patterns are the same.
+CHORDS = (16, 8)
+HITS = 8  # onsets of a drum pattern; each is the set of drums that sound together
+DRUM_SETS = 4  # fewest different sets of drums in a drum pattern
+DRUM_PERIOD = 4  # patterns that repeat after so many onsets or fewer are a beat that many share
+MIN_PATTERNS = 20  # a set with fewer says nothing
 
-def file_digests(
-    songs: Sequence[SongRef], limits: Limits, n_workers: int, progress: Progress
-) -> dict[str, bytes]:
-    """SHA-256 of the bytes of each file; empty for one that cannot be read (rejected later)."""
-    found: dict[str, bytes] = {}
-    # Reading and hashing release the interpreter lock: threads are enough.
-    parallel = joblib.Parallel(
-        n_jobs=n_workers, prefer="threads", return_as="generator", batch_size=_BATCH
-    )
-    digests = parallel(joblib.delayed(_digest)(ref, limits) for ref in songs)
-    for ref, digest in zip(songs, digests, strict=True):
-        found[ref.song_id] = digest
-        progress("hashing", len(found), len(songs))
-    return found
+# Sketches
+SKETCH = 128  # MinHash values of a set
+ROW = 2 * (SKETCH + 1)  # numbers of a song: for each set its MinHash values and its size
+MIN_JACCARD = 0.12  # least similarity of a pair, over values that at most RARE songs hold
+RARE = 32  # values that more songs hold count only for pairs with CERTAIN, versions of a hit
+CERTAIN = 0.5  # similarity over all values that needs no rare ones
+MIN_CONTAINMENT = 0.55  # least containment of the smaller set of a pair
+# Bands are pairs of a value and the one so many later: 256 bands of two. A pair of songs that agree
+# in 16 of 128 values (J = 0.125) shares a band in 98% of cases; bands of one value would compare
+# too many songs.
+SHIFTS = (1, 2)
+NEIGHBOURS = 4  # songs of a bucket are compared with so many next ones and the first, not with all
 
+_CHUNK = 1 << 15  # pairs compared at once: 2 x 17 MB
+_EMPTY = MinHash(SKETCH, seed=1, scheme="affine32", hashfunc=int)
 
-def _digest(ref: SongRef, limits: Limits) -> bytes:
-    try:
-        return hashlib.sha256(song_bytes(ref, limits)).digest()
-    except RefusedSongError:
-        return b""
+Rows = NDArray[np.intp]
 
 
 def without_conflicts(
@@ -65,7 +94,7 @@ def without_conflicts(
 
     Args:
         songs: The songs.
-        digests: Of :func:`file_digests`.
+        digests: Hash of each file by the song's id; empty for one that cannot be read.
         labels: Names of the labels.
 
     Returns:
@@ -73,14 +102,15 @@ def without_conflicts(
         others with the reason ``label_conflict``; remarks that name the pairs of classes.
     """
     by_digest: dict[bytes, list[SongRef]] = defaultdict(list)
-    times = Counter(digests[song.song_id] for song in songs)
     for song in songs:
-        if times[digests[song.song_id]] > 1 and digests[song.song_id]:
-            by_digest[digests[song.song_id]].append(song)
-    refused: list[Unusable] = []
+        by_digest[digests[song.song_id]].append(song)
+    by_digest.pop(b"", None)
+    rejected: list[Unusable] = []
     duplicate_of: dict[str, str] = {}
     classes: Counter[tuple[str, tuple[str, ...]]] = Counter()
     for same in by_digest.values():
+        if len(same) == 1:
+            continue
         carried = {label: {song.labels.get(label) for song in same} for label in labels}
         differing = {label: names for label, names in carried.items() if len(names) > 1}
         if not differing:
@@ -88,24 +118,27 @@ def without_conflicts(
             continue
         for label, names in differing.items():
             classes[label, tuple(sorted(repr(name) if name else "none" for name in names))] += 1
+        more = f" and {len(same) - 1 - NAMED} more" if len(same) - 1 > NAMED else ""
         for i, song in enumerate(same):
-            others = [*same[:i], *same[i + 1 :]] if i < NAMED else same[:NAMED]
+            others = [o for j, o in enumerate(same[: NAMED + 1]) if j != i][:NAMED]
             named = "; ".join(
-                f"{o.path} ({', '.join(str(v) for v in o.labels.values())})" for o in others[:NAMED]
+                f"{o.path} ({', '.join(str(v) for v in o.labels.values())})" for o in others
             )
-            more = len(same) - 1 - NAMED
-            detail = f"the same bytes as {named}" + (f" and {more} more" if more > 0 else "")
-            refused.append(Unusable(song.song_id, song.path, "label_conflict", detail, song.labels))
-    bad = {song.song_id for song in refused}
+            detail = f"the same bytes as {named}{more}"
+            rejected.append(
+                Unusable(song.song_id, song.path, "label_conflict", detail, song.labels)
+            )
+    bad = {song.song_id for song in rejected}
+    shown = classes.most_common(NAMED)
     remarks = [
         f"{plural(n, 'song stands', 'songs stand')} under {label} {' and '.join(names)}: "
-        "every copy is refused (label_conflict in refused.csv)"
-        for (label, names), n in classes.most_common(NAMED)
+        "every copy is rejected (label_conflict in refused.csv)"
+        for (label, names), n in shown
     ]
     if len(classes) > NAMED:
-        rest = sum(classes.values()) - sum(n for _, n in classes.most_common(NAMED))
+        rest = classes.total() - sum(n for _, n in shown)
         remarks.append(f"{rest:,} more stand under {len(classes) - NAMED} other pairs of classes")
-    return [s for s in songs if s.song_id not in bad], duplicate_of, refused, remarks
+    return [s for s in songs if s.song_id not in bad], duplicate_of, rejected, remarks
 
 
 def without_leaks(
@@ -128,27 +161,28 @@ def without_leaks(
         if SPLITS.index(song.split) > SPLITS.index(held.split or song.split):
             best[first] = song
     kept: list[SongRef] = []
-    refused: list[Unusable] = []
+    rejected: list[Unusable] = []
     for song in songs:
         held = best.get(duplicate_of.get(song.song_id, ""), song)
         if held.split == song.split:
             kept.append(song)
-        else:
-            detail = f"given as {song.split}, but {held.path} in {held.split} has the same bytes"
-            refused.append(Unusable(song.song_id, song.path, "split_conflict", detail, song.labels))
-    if not refused:
-        return kept, refused, []
-    remark = (
-        f"{plural(len(refused), 'song')} with a byte-identical copy in a later one of the given "
-        f"splits refused; the first: {refused[0].song_id} (split_conflict in refused.csv)"
-    )
-    return kept, refused, [remark]
+            continue
+        detail = f"given as {song.split}, but {held.path} in {held.split} has the same bytes"
+        rejected.append(Unusable(song.song_id, song.path, "split_conflict", detail, song.labels))
+    remarks = [
+        f"{plural(len(rejected), 'song')} with a byte-identical copy in a later one of the given "
+        f"splits rejected; the first: {song.song_id} (split_conflict in refused.csv)"
+        for song in rejected[:1]
+    ]
+    return kept, rejected, remarks
 
 
 def linked_groups(
     ids: Sequence[str], groups: Sequence[str | None], first_copies: Sequence[str | None]
 ) -> list[str]:
     """One name for all songs that are linked by a group or by being duplicates (union-find).
+
+    Splits and folds are functions of these names.
 
     Args:
         ids: Id of each song.
@@ -217,38 +251,25 @@ def duplicates(
     n = len(file_digests)
     if grouping == "none" or n == 0:
         return Duplicates(np.arange(n), np.full(n, -1, np.int8))
-    codes = [
-        _codes(file_digests),
-        np.unique(note_digests, axis=0, return_inverse=True)[1].reshape(-1),
-    ]
-    links = [_chain(of) for of in codes]
+    known: dict[bytes, int] = {}
+    files = [known.setdefault(d or i.to_bytes(8), len(known)) for i, d in enumerate(file_digests)]
+    notes = np.unique(note_digests, axis=0, return_inverse=True)[1].reshape(-1)
+    codes = [np.array(files, np.int64), notes]  # equal numbers where the digests are equal
+    links = []
+    for code in codes:  # each song and the next one of its number
+        order = np.argsort(code, kind="stable")
+        same = np.flatnonzero(np.diff(code[order]) == 0)
+        links.append(np.stack([order[same], order[same + 1]], axis=1))
     if grouping == "near":
-        links.append(near_pairs(sketches, progress).reshape(-1, 2))
-    pairs = np.concatenate(links)
-    component = components(n, pairs)
+        links.append(near_pairs(sketches, progress))
+    component = components(n, np.concatenate(links))
     _, first, inverse, sizes = np.unique(
         component, return_index=True, return_inverse=True, return_counts=True
     )
     kind = np.where(sizes[inverse] > 1, KINDS.index("near"), -1).astype(np.int8)
-    for i, of in reversed(list(enumerate(codes))):
-        kind[np.bincount(of)[of] > 1] = i
+    for i, code in ((1, codes[1]), (0, codes[0])):  # the strictest last
+        kind[np.bincount(code)[code] > 1] = i
     return Duplicates(first[inverse].astype(np.int64), kind)
-
-
-def _codes(digests: Sequence[bytes]) -> Longs:
-    """A number for each song, equal where the digests are."""
-    known: dict[bytes, int] = {}
-    return np.array(
-        [known.setdefault(d or i.to_bytes(8, "big"), len(known)) for i, d in enumerate(digests)],
-        np.int64,
-    )
-
-
-def _chain(codes: Longs) -> Longs:
-    """Links each song to the next one with its number, shape (links, 2)."""
-    order = np.argsort(codes, kind="stable")
-    same = np.flatnonzero(np.diff(codes[order]) == 0)
-    return np.stack([order[same], order[same + 1]], axis=1)
 
 
 def kept_apart(given: Sequence[str], found: Duplicates) -> list[str]:
@@ -259,14 +280,11 @@ def kept_apart(given: Sequence[str], found: Duplicates) -> list[str]:
     Returns:
         The split of each song; "" for one that is left out.
     """
-    best: dict[int, int] = {}
-    for i in np.flatnonzero(found.grouped).tolist():
-        first = int(found.first[i])
-        best[first] = max(best.get(first, 0), SPLITS.index(given[i]))
-    return [
-        split if SPLITS.index(split) >= best.get(int(found.first[i]), 0) else ""
-        for i, split in enumerate(given)
-    ]
+    place_S = np.array([SPLITS.index(split) for split in given], np.int64)
+    latest_S = np.zeros(len(given), np.int64)
+    np.maximum.at(latest_S, found.first, place_S)
+    kept_S = place_S >= latest_S[found.first]
+    return [split if kept else "" for split, kept in zip(given, kept_S, strict=True)]
 
 
 def leaked(splits: Sequence[str], found: Duplicates) -> dict[str, Any]:
@@ -279,12 +297,11 @@ def leaked(splits: Sequence[str], found: Duplicates) -> dict[str, Any]:
     Returns:
         ``songs``, how many there are, and ``share`` of all songs in validation and test.
     """
-    in_train = {
-        int(found.first[i]) for i in np.flatnonzero(found.grouped) if splits[int(i)] == SPLITS[0]
-    }
-    held_out = [i for i, split in enumerate(splits) if split in SPLITS[1:]]
-    n = sum(bool(found.grouped[i]) and int(found.first[i]) in in_train for i in held_out)
-    return {"songs": n, "share": round(n / len(held_out), 4) if held_out else None}
+    split_S = np.array(splits)
+    learnt = found.first[found.grouped & (split_S == SPLITS[0])]
+    held_S = np.isin(split_S, SPLITS[1:])
+    n, total = int((held_S & np.isin(found.first, learnt)).sum()), int(held_S.sum())
+    return {"songs": n, "share": round(n / total, 4) if total else None}
 
 
 def duplicate_report(
@@ -325,3 +342,234 @@ def duplicate_rows(
         for first, of in found.members().items()
         for i in of
     ]  # fmt: skip
+
+
+def sketch(song: Song) -> NDArray[np.uint32]:
+    """The patterns of a song in a few numbers, to be compared by :func:`near_pairs`.
+
+    They are the same whatever the key, the tempo, the programs and the velocities, and alike
+    whatever the grid; a fine grid finds more. Songs cleaned with ``tracks="merged"`` have their
+    drums among their notes, those with ``"melody"`` lose their lower voices: compare them with
+    their like alone, and expect less.
+
+    Returns:
+        For the voices of each program and for those of all programs together: ``SKETCH`` MinHash
+        values and the number of patterns, shape (ROW,). All zeros for a set with fewer than
+        :data:`MIN_PATTERNS` patterns: it never matches.
+    """
+    row = np.zeros((2, SKETCH + 1), np.uint32)
+    for half, found in zip(row, patterns(song), strict=True):
+        if len(found):
+            made = _EMPTY.copy()
+            made.update_batch(found.tolist())
+            half[:-1], half[-1] = made.hashvalues, len(found)
+    return row.ravel()
+
+
+def patterns(song: Song) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Hashes of the patterns by program and of all programs together, each of shape (patterns,).
+
+    Those of drums, if there are no others, are in the first set. Each set is ascending, and empty
+    with fewer than :data:`MIN_PATTERNS`.
+    """
+    notes = song.notes
+    pitched = notes.select(notes.program != DRUMS)
+    by_program: list[Keys] = []
+    together: list[Keys] = []
+    for slack in {song.tpq // chord for chord in CHORDS}:
+        by_program.append(_melodic(pitched.program, pitched.onset, pitched.pitch, slack))
+        one = np.zeros_like(pitched.program)
+        several = len(one) > 0 and (pitched.program != pitched.program[0]).any()
+        voices = _melodic(one, pitched.onset, pitched.pitch, slack) if several else by_program[-1]
+        together.append(voices)
+    first, second = (_hashes(np.concatenate(codes)) for codes in (by_program, together))
+    if len(first) == len(second) == 0:
+        drums = notes.select(notes.program == DRUMS)
+        beats = [_rhythmic(drums.onset, drums.pitch, song.tpq // chord) for chord in CHORDS]
+        first = _hashes(np.concatenate(beats))
+    return first, second
+
+
+def near_pairs(sketches: NDArray[np.uint32], progress: Progress = no_progress) -> Longs:
+    """Pairs of songs that are one piece, enough of them to link all songs of a piece.
+
+    Either of their two sets agrees: an estimated Jaccard similarity of :data:`MIN_JACCARD` and an
+    estimated containment of :data:`MIN_CONTAINMENT` or more. The groups that they make do not
+    depend on the order of the songs.
+
+    Args:
+        sketches: Rows of :func:`sketch`, shape (songs, ROW); may be a memory map.
+        progress: Called after every band.
+
+    Returns:
+        Pairs of rows of ``sketches``, the smaller one first, each once and ascending, shape (pairs,
+        2). Of n songs that are one piece there are O(n) pairs, of n equal ones n - 1.
+
+    Raises:
+        ValueError: The sketches have another shape.
+    """
+    if sketches.ndim != 2 or sketches.shape[1] != ROW:
+        raise ValueError(f"sketches of shape {sketches.shape}, not (songs, {ROW})")
+    bands = [(i, (i + shift) % SKETCH) for shift in SHIFTS for i in range(SKETCH)]
+    found = [np.zeros((0, 2), np.intp)]
+    for which in range(2):
+        half = sketches[:, which * (SKETCH + 1) : (which + 1) * (SKETCH + 1)]
+        distinct, copies = _distinct(half)
+        found.append(copies)
+        common = _common(half, distinct)
+        group = np.arange(len(distinct))
+        for band, (one, other) in enumerate(bands):
+            key = half[distinct, one].astype(np.uint64) << np.uint64(32) | half[distinct, other]
+            links = [np.zeros((0, 2), np.intp)]
+            for a, b in _candidates(key):
+                apart = np.flatnonzero(group[a] != group[b])  # what is one need not be compared
+                for i in range(0, len(apart), _CHUNK):
+                    p, q = a[apart[i : i + _CHUNK]], b[apart[i : i + _CHUNK]]
+                    alike = _alike(half[distinct[p]], half[distinct[q]], common[p])
+                    links.append(np.stack([p[alike], q[alike]], axis=1))
+            new = np.concatenate(links)
+            if len(new):
+                group = components(len(group), group[new])[group]
+                found.append(distinct[new])
+            progress("comparing songs", which * len(bands) + band + 1, 2 * len(bands))
+    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0).astype(np.int64)
+
+
+def _distinct(half_NS: NDArray[np.uint32]) -> tuple[Rows, NDArray[np.intp]]:
+    """One row of each set that says something, and pairs of it and each row that equals it.
+
+    In an order that follows from the content, on which the neighbours within a bucket depend.
+    """
+    rows = np.flatnonzero(half_NS[:, -1])
+    digest = np.zeros(len(rows), np.uint64)
+    for column in range(half_NS.shape[1]):
+        digest = scramble(digest + half_NS[rows, column])
+    order = np.argsort(digest, kind="stable")
+    rows, new = rows[order], _is_new(digest[order])
+    distinct = rows[new]
+    return distinct, np.stack([distinct[np.cumsum(new) - 1], rows], axis=1)[~new]
+
+
+def _common(half_NS: NDArray[np.uint32], rows: Rows) -> Bools:
+    """Which values of the rows more than RARE of them hold, shape (rows, SKETCH)."""
+    common = np.zeros((len(rows), SKETCH), bool)
+    for column in range(SKETCH):
+        values = half_NS[rows, column]
+        order = np.argsort(values)
+        new = _is_new(values[order])
+        holders = np.diff(np.append(np.flatnonzero(new), len(new)))
+        common[order, column] = (holders > RARE)[np.cumsum(new) - 1]
+    return common
+
+
+def _candidates(key: Keys) -> Iterator[tuple[Rows, Rows]]:
+    """Pairs of rows of one bucket, those with the same key: both rows, each of shape (pairs,)."""
+    order = np.argsort(key, kind="stable")
+    new = _is_new(key[order])
+    bucket = np.cumsum(new)
+    for step in range(1, NEIGHBOURS + 1):
+        same = np.flatnonzero(bucket[step:] == bucket[:-step])
+        yield order[same], order[same + step]
+    first = np.flatnonzero(new)[bucket - 1]
+    far = np.flatnonzero(np.arange(len(order)) - first > NEIGHBOURS)
+    yield order[first[far]], order[far]
+
+
+def _alike(a_PS: NDArray[np.uint32], b_PS: NDArray[np.uint32], common_PS: Bools) -> Bools:
+    """Whether the sets of each row are of one piece, shape (pairs,)."""
+    same = a_PS[:, :-1] == b_PS[:, :-1]
+    jaccard, rare = same.mean(axis=1), (same & ~common_PS).mean(axis=1)
+    sizes = np.stack([a_PS[:, -1], b_PS[:, -1]]).astype(np.float64)
+    containment = jaccard / (1 + jaccard) * sizes.sum(axis=0) / sizes.min(axis=0)
+    alike: Bools = ((rare >= MIN_JACCARD) | (jaccard >= CERTAIN)) & (containment >= MIN_CONTAINMENT)
+    return alike
+
+
+def _hashes(codes: Keys) -> NDArray[np.uint32]:
+    """The different codes as 32-bit hashes; none if they are too few."""
+    found = np.unique((scramble(np.unique(codes)) >> np.uint64(32)).astype(np.uint32))
+    return found if len(found) >= MIN_PATTERNS else found[:0]
+
+
+def _melodic(program: Ints, onset: Ints, pitch: Ints, slack: int) -> Keys:
+    """Keys of the patterns of the top and the bottom voice of every program, shape (patterns,)."""
+    if len(pitch) == 0:
+        return np.zeros(0, np.uint64)
+    order = np.lexsort((onset, program))
+    program, onset, pitch = program[order], onset[order], pitch[order]
+    starts = np.flatnonzero(_is_new(program) | (np.diff(onset, prepend=onset[0]) > slack))
+    voices = [outer.reduceat(pitch, starts) for outer in (np.maximum, np.minimum)]
+    return np.concatenate([_intervals(program[starts], voice) for voice in voices])
+
+
+def _intervals(program: Ints, pitch: Ints) -> Keys:
+    """Keys of the patterns of the programs' voices, one after the other, shape (patterns,).
+
+    Left out are patterns with few pitch classes, scales, figures that repeat within the pattern,
+    figures of chord tones, and patterns that come again and again: what unrelated songs share.
+    """
+    sounding = _is_new(program) | (np.diff(pitch, prepend=pitch[0]) % 12 != 0)
+    program, pitch = program[sounding], pitch[sounding] % 12
+    n = len(pitch) - INTERVALS
+    if n < 1:
+        return np.zeros(0, np.uint64)
+    intervals = np.diff(pitch) % 12
+    classes = np.zeros(n, np.uint16)  # one bit a pitch class
+    code = np.zeros(n, np.uint64)
+    for i in range(INTERVALS + 1):
+        classes |= np.left_shift(np.uint16(1), pitch[i : i + n].astype(np.uint16))
+    for i in range(INTERVALS):
+        code = code * np.uint64(12) + intervals[i : i + n].astype(np.uint64)
+    telling = (program[:n] == program[INTERVALS:]) & (np.bitwise_count(classes) >= PITCH_CLASSES)
+    telling &= ~_periodic(intervals, INTERVALS, INTERVALS // 2)
+    up, down = (intervals == 1) | (intervals == 2), (intervals == 10) | (intervals == 11)
+    telling &= (_sums(up, INTERVALS) < INTERVALS) & (_sums(down, INTERVALS) < INTERVALS)
+    telling &= _sums(up | down, INTERVALS) >= STEPS
+    held, times = np.unique(code[telling], return_counts=True)
+    return held[times <= REPEATS]
+
+
+def _rhythmic(onset: Ints, pitch: Ints, slack: int) -> Keys:
+    """Keys of the different patterns of drums, shape (patterns,)."""
+    if len(pitch) == 0:
+        return np.zeros(0, np.uint64)
+    starts = np.flatnonzero(np.diff(onset, prepend=onset[0] - slack - 1) > slack)
+    drums = np.zeros((len(starts), 2), np.uint64)  # one bit a drum
+    which = np.searchsorted(starts, np.arange(len(onset)), side="right") - 1
+    bits = np.left_shift(np.uint64(1), (pitch % 64).astype(np.uint64))
+    np.bitwise_or.at(drums, (which, pitch // 64), bits)
+    hits = scramble(scramble(drums[:, 0]) + drums[:, 1])
+    n = len(hits) - HITS + 1
+    if n < 1:
+        return np.zeros(0, np.uint64)
+    windows = np.lib.stride_tricks.sliding_window_view(hits, HITS)
+    different = (np.diff(np.sort(windows, axis=1), axis=1) != 0).sum(axis=1) + 1
+    telling = (different >= DRUM_SETS) & ~_periodic(hits, HITS, DRUM_PERIOD)
+    code = np.ones(n, np.uint64)
+    for i in range(HITS):
+        code = scramble(code + windows[:, i])
+    held, times = np.unique(code[telling], return_counts=True)
+    return held[times <= REPEATS]
+
+
+def _periodic(values: NDArray[Any], length: int, longest: int) -> Bools:
+    """Whether each run of ``length`` values repeats with a period of at most ``longest``."""
+    found = np.zeros(len(values) - length + 1, bool)
+    for period in range(1, longest + 1):
+        within = length - period
+        found |= _sums(values[period:] == values[:-period], within) == within
+    return found
+
+
+def _sums(values: Bools, length: int) -> Longs:
+    """How many of each run of ``length`` values are true, shape (values - length + 1,)."""
+    sums = np.r_[0, np.cumsum(values, dtype=np.int64)]
+    found: Longs = sums[length:] - sums[:-length]
+    return found
+
+
+def _is_new(values: NDArray[Any]) -> Bools:
+    """Whether each value differs from the one before it; the first one does."""
+    new = np.ones(len(values), bool)
+    new[1:] = values[1:] != values[:-1]
+    return new

@@ -106,13 +106,12 @@ def mapped(listing: Listing, corpus: Corpus, settings: LabelSettings) -> Listing
             for label, names in settings.map.items()
             if (held := song.labels.get(label)) is not None and held in names
         }
-        gone = [label for label, new in renamed.items() if new is None]
-        if gone:
+        if gone := [label for label, new in renamed.items() if new is None]:
             detail = " and ".join(f"labels.map.{k}.{song.labels[k]}=null" for k in gone)
             dropped.append(Unusable(song.song_id, song.path, "dropped_label", detail, song.labels))
         elif renamed:
-            unknown = {label: new or None for label, new in renamed.items()}
-            songs.append(replace(song, labels={**song.labels, **unknown}))
+            new = {label: name or None for label, name in renamed.items()}
+            songs.append(replace(song, labels={**song.labels, **new}))
         else:
             songs.append(song)
     if dropped and not songs:
@@ -136,12 +135,11 @@ def _look_alikes(songs: Sequence[SongRef], labels: Iterable[str]) -> list[str]:
                 alike.setdefault(plain, Counter())[name] = n
         for names in alike.values():
             (most, _), *others = names.most_common()
-            for name, n in others:
-                join = shlex.quote(f"labels.map.{label}.{name}={most}")
-                remarks.append(
-                    f"{label} {name!r} ({plural(n, 'song')}) and {most!r} look "
-                    f"alike and are two classes; to make them one: {join}"
-                )
+            remarks += [
+                f"{label} {name!r} ({plural(n, 'song')}) and {most!r} look alike and are two "
+                f"classes; to make them one: {shlex.quote(f'labels.map.{label}.{name}={most}')}"
+                for name, n in others
+            ]
     more = len(remarks) - NAMED
     return remarks[:NAMED] + ([f"{more:,} more classes look like another one"] if more > 0 else [])
 
@@ -155,7 +153,7 @@ def without_rare(
 ) -> tuple[list[SongRef], list[Unusable]]:
     """Takes out the classes with fewer than ``settings.min_songs`` songs that can be used.
 
-    A song that goes with a rare emotion is also one song less of its genre: this goes on until
+    A song that goes with a rare emotion is also one song less of its genre: this is repeated until
     every class that is left is large enough.
 
     Args:
@@ -173,39 +171,28 @@ def without_rare(
     """
     bounds = {label: n for label in corpus.labels if (n := settings.bound(label)) is not None}
     asked: dict[str, bool] = {}
-
-    def counts(song: SongRef) -> bool:
-        if song.song_id not in asked:
-            asked[song.song_id] = usable(song)
-        return asked[song.song_id]
-
-    def count(label: str, name: str) -> int:
-        found: set[bytes] = set()
-        for song in left:
-            if len(found) < bounds[label] and song.labels.get(label) == name and counts(song):
-                found.add(content(song))
-        return len(found)
-
     left, rare = list(songs), []
     changed = True
     while changed:
         changed = False
         for label, least in bounds.items():
             for name in sorted(_classes(left, label)):
-                n = count(label, name)
-                if n >= least:
+                those = [song for song in left if song.labels.get(label) == name]
+                found: set[bytes] = set()
+                for song in those:
+                    if len(found) < least and song.song_id not in asked:
+                        asked[song.song_id] = usable(song)
+                    if len(found) < least and asked[song.song_id]:
+                        found.add(content(song))
+                if len(found) >= least:
                     continue
                 changed = True
                 detail = (
-                    f"{label} {name!r} has {plural(n, 'song')} that can be used, fewer than {least}"
+                    f"{label} {name!r} has {plural(len(found), 'song')} that can be used, fewer "
+                    f"than {least} (labels.min_songs)"
                 )
-                out = [song for song in left if song.labels.get(label) == name]
                 left = [song for song in left if song.labels.get(label) != name]
-                rare += [
-                    Unusable(s.song_id, s.path, "rare_label", f"{detail} (labels.min_songs)",
-                             s.labels)
-                    for s in out
-                ]  # fmt: skip
+                rare += [Unusable(s.song_id, s.path, "rare_label", detail, s.labels) for s in those]
     if rare and not left:
         raise UserError(
             f"labels.min_songs={settings.min_songs} leaves no song: no class of "

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from midigenre.arrays import Longs
+from midigenre.arrays import Keys, Longs
 from midigenre.data.shards import SongSource
 from midigenre.errors import UserError
 from midigenre.midi.song import Song
@@ -40,7 +41,7 @@ class Phrases:
     song: Longs
     first: Longs
     end: Longs
-    key: NDArray[np.uint64] | None = None
+    key: Keys | None = None
 
     def __len__(self) -> int:
         return len(self.song)
@@ -49,6 +50,10 @@ class Phrases:
         """The chosen ones."""
         key = None if self.key is None else self.key[chosen]
         return Phrases(self.song[chosen], self.first[chosen], self.end[chosen], key)
+
+    def places(self) -> Iterator[tuple[int, int, int]]:
+        """Song, first bar and end of each phrase, as :class:`PhraseReader` takes them."""
+        return zip(self.song.tolist(), self.first.tolist(), self.end.tolist(), strict=True)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,9 @@ class Seconds:
 PhraseLength = int | Seconds
 """Length of a phrase: a number of bars, or :class:`Seconds`."""
 
+Change = Callable[[Song], Song]
+"""Changes the notes of a phrase; it leaves one at least, and never makes more bars."""
+
 
 def phrase_length(data: Mapping[str, Any], tokens: TokenSpec) -> PhraseLength:
     """The length that ``data.phrase_bars`` or ``data.phrase_seconds`` sets.
@@ -81,22 +89,20 @@ def phrase_length(data: Mapping[str, Any], tokens: TokenSpec) -> PhraseLength:
     Raises:
         UserError: Both or none are set, or the one is out of range.
     """
-    phrase_bars, phrase_seconds = data["phrase_bars"], data["phrase_seconds"]
-    if (phrase_bars is None) == (phrase_seconds is None):
+    bars, seconds = data["phrase_bars"], data["phrase_seconds"]
+    if (bars is None) == (seconds is None):
+        given = [f"data.{k}={'null' if v is None else v}"
+                 for k, v in (("phrase_bars", bars), ("phrase_seconds", seconds))]  # fmt: skip
+        raise UserError(f"{' and '.join(given)}: set exactly one of them and the other to null")
+    if seconds is not None:
+        if not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
+            raise UserError(f"data.phrase_seconds must be above 0, got {seconds}")
+        return Seconds(float(seconds), tokens.max_bars)
+    if not isinstance(bars, int) or not 1 <= bars <= tokens.max_bars:
         raise UserError(
-            f"data.phrase_bars={_yaml(phrase_bars)} and data.phrase_seconds="
-            f"{_yaml(phrase_seconds)}: set exactly one of them and the other to null"
+            f"data.phrase_bars must lie in 1 to {tokens.max_bars} (tokenizer.max_bars), got {bars}"
         )
-    if phrase_seconds is not None:
-        if not isinstance(phrase_seconds, (int, float)) or not 0 < phrase_seconds < math.inf:
-            raise UserError(f"data.phrase_seconds must be above 0, got {phrase_seconds}")
-        return Seconds(float(phrase_seconds), tokens.max_bars)
-    if not isinstance(phrase_bars, int) or not 1 <= phrase_bars <= tokens.max_bars:
-        raise UserError(
-            f"data.phrase_bars must lie in 1 to {tokens.max_bars} (tokenizer.max_bars), "
-            f"got {phrase_bars}"
-        )
-    return phrase_bars
+    return bars
 
 
 def length_settings(length: PhraseLength) -> dict[str, int | float | None]:
@@ -106,15 +112,11 @@ def length_settings(length: PhraseLength) -> dict[str, int | float | None]:
     return {"phrase_bars": length, "phrase_seconds": None}
 
 
-def _yaml(value: object) -> str:
-    return "null" if value is None else str(value)
-
-
 def phrase_ends(songs: SongSource, row: int, length: PhraseLength) -> Longs:
     """For each bar of a song the bar after the phrase that would start there, shape (bars,).
 
-    It may lie behind the song's last bar, as if the song went on with bars like that one: such a
-    phrase is cut short by the end of the song.
+    It may lie behind the song's last bar, as if bars like that one followed: such a phrase is cut
+    short by the end of the song.
     """
     if not isinstance(length, Seconds):
         return np.arange(len(songs.bar_onsets(row))) + length
@@ -128,6 +130,15 @@ def phrase_ends(songs: SongSource, row: int, length: PhraseLength) -> Longs:
     nearest = np.where(wanted - edges[before] <= edges[after] - wanted, before, after)
     ends: Longs = np.clip(nearest, bars + 1, bars + length.max_bars)
     return ends
+
+
+def chain(ends: Longs) -> Longs:
+    """First bars of the phrases that lie end to end, of what :func:`phrase_ends` gives."""
+    starts, bar, following = [], 0, ends.tolist()
+    while bar < len(following):
+        starts.append(bar)
+        bar = following[bar]
+    return np.array(starts, np.int64)
 
 
 def consecutive(songs: SongSource, rows: Longs, length: PhraseLength) -> Phrases:
@@ -156,16 +167,6 @@ def at_most(phrases: Phrases, per_song: int) -> Phrases:
     return phrases.select((place + 1) * wanted // n > place * wanted // n)
 
 
-def chain(ends: Longs) -> Longs:
-    """First bars of the phrases that lie end to end."""
-    starts = []
-    bar, following = 0, ends.tolist()
-    while bar < len(following):
-        starts.append(bar)
-        bar = following[bar]
-    return np.array(starts, np.int64)
-
-
 class PhraseReader:
     """Tokens of phrases: slices where the tokenizer allows it, else encoded from the notes.
 
@@ -184,11 +185,7 @@ class PhraseReader:
     def __init__(
         self, songs: SongSource, spec: TokenSpec, max_tokens: int | None = None, marks: bool = False
     ) -> None:
-        self.songs = songs
-        self.spec = spec
-        self.max_tokens = max_tokens
-        self.marks = marks
-        self._marks: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+        self.songs, self.spec, self.max_tokens, self.marks = songs, spec, max_tokens, marks
         if marks:
             bos, eos = spec.special("BOS"), spec.special("EOS")
             if bos is None or eos is None:
@@ -203,49 +200,46 @@ class PhraseReader:
         self._tokenizer: Tokenizer | None = None
 
     def __call__(
-        self, song: int, first: int, end: int, change: Callable[[Song], Song] | None = None
-    ) -> tuple[NDArray[np.int64], int]:
+        self, song: int, first: int, end: int, change: Change | None = None
+    ) -> tuple[Longs, int]:
         """Token ids, int64 (T, F), and the bar at which they end.
 
         Args:
             song: Index of the song.
             first: First bar.
             end: Bar after the last.
-            change: Changes the phrase's notes before they are encoded, which is slower than a
-                slice; it leaves one note at least, and never makes more bars.
+            change: Changes the phrase before it is encoded, which is slower than a slice.
         """
-        if self._marks is None:
-            return self._bars(song, first, end, self.max_tokens, change)
+        sliced = self._cutter is not None and change is None
+        read = self._slice if sliced else partial(self._encode, change=change)
+        if not self.marks:
+            return read(song, first, end, self.max_tokens)
         n_bars = len(self.songs.bar_onsets(song))
         begins, ends = first == 0, end == n_bars
         room = None if self.max_tokens is None else self.max_tokens - begins - ends
-        ids, stop = self._bars(song, first, end, room, change)
+        ids, stop = read(song, first, end, room)
         bos, eos = self._marks
         # A bar that alone is too long is cut inside: nothing ends there.
         whole = room is None or len(ids) < room
         parts = [bos] * begins + [ids] + [eos] * (ends and stop == n_bars and whole)
         return np.concatenate(parts), stop
 
-    def _bars(
-        self,
-        song: int,
-        first: int,
-        end: int,
-        max_tokens: int | None,
-        change: Callable[[Song], Song] | None = None,
-    ) -> tuple[NDArray[np.int64], int]:
-        if self._cutter is not None and change is None:
-            encoded = self.songs.encoded(song)
-            stream = (encoded.ids_TF, encoded.bar_steps, encoded.bar_tempo)
-            ids, stop = self._cutter.cut(*stream, first, end, max_tokens)
-            if stop == end:
-                return ids, stop
+    def _slice(self, song: int, first: int, end: int, room: int | None) -> tuple[Longs, int]:
+        assert self._cutter is not None
+        encoded = self.songs.encoded(song)
+        stream = (encoded.ids_TF, encoded.bar_steps, encoded.bar_tempo)
+        ids, stop = self._cutter.cut(*stream, first, end, room)
+        if stop < end:
             onsets = self.songs.bar_onsets(song)[first:end]
             if not onsets[: stop - first].any():
                 # Empty bars before one that does not fit: that one is cut inside.
                 stop = first + int(np.flatnonzero(onsets)[0]) + 1
-                ids = self._cutter.cut(*stream, first, stop)[0][:max_tokens]
-            return ids, stop
+                ids = self._cutter.cut(*stream, first, stop)[0][:room]
+        return ids, stop
+
+    def _encode(
+        self, song: int, first: int, end: int, room: int | None, change: Change | None
+    ) -> tuple[Longs, int]:
         if self._tokenizer is None:
             self._tokenizer = from_spec(self.spec)
         music = self.songs.song(song)
@@ -256,9 +250,9 @@ class PhraseReader:
                 break
             phrase = phrase if change is None else change(phrase)
             ids = self._tokenizer.encode(phrase).ids_TF.astype(np.int64)
-            if max_tokens is None or len(ids) <= max_tokens:
+            if room is None or len(ids) <= room:
                 return ids, stop
-        return ids[:max_tokens], stop
+        return ids[:room], stop
 
     def lengths(self, phrases: Phrases) -> Longs:
         """Steps of each phrase, for planning batches.
@@ -268,18 +262,17 @@ class PhraseReader:
         """
         out = np.zeros(len(phrases), np.int64)
         order = np.argsort(phrases.song, kind="stable")
-        edges = np.flatnonzero(np.diff(phrases.song[order], prepend=-1))
-        for begin, stop in zip(edges, np.r_[edges, len(order)][1:], strict=True):
-            chosen = order[begin:stop]
+        edges = np.flatnonzero(np.diff(phrases.song[order])) + 1
+        for chosen in np.split(order, edges) if len(order) else ():
             song = int(phrases.song[chosen[0]])
+            first, end = phrases.first[chosen], phrases.end[chosen]
             encoded = self.songs.encoded(song)
             if self._cutter is not None:
                 steps = encoded.bar_steps
             else:
                 notes = np.r_[0, np.cumsum(self.songs.bar_onsets(song))]
                 steps = np.ceil(notes * (len(encoded.ids_TF) / max(1, notes[-1])))
-            out[chosen] = steps[phrases.end[chosen]] - steps[phrases.first[chosen]]
-            if self._marks is not None:
-                n_bars = len(self.songs.bar_onsets(song))
-                out[chosen] += (phrases.first[chosen] == 0) + (phrases.end[chosen] == n_bars)
+            out[chosen] = steps[end] - steps[first]
+            if self.marks:
+                out[chosen] += (first == 0) + (end == len(self.songs.bar_onsets(song)))
         return np.minimum(out, self.max_tokens) if self.max_tokens else out

@@ -24,15 +24,15 @@ from filelock import FileLock, Timeout
 from upath import UPath
 
 from midigenre.corpora.base import Corpus, Listing, Progress, SongRef, Unusable, no_progress
-from midigenre.data.chunks import Chunk, Workers
+from midigenre.data.chunks import Chunk, Workers, file_digests
 from midigenre.data.duplicates import (
     GROUPINGS,
     KINDS,
+    ROW,
     Duplicates,
     duplicate_report,
     duplicate_rows,
     duplicates,
-    file_digests,
     kept_apart,
     leaked,
     linked_groups,
@@ -40,7 +40,6 @@ from midigenre.data.duplicates import (
     without_leaks,
 )
 from midigenre.data.labels import LabelSettings, label_spec, mapped, without_rare
-from midigenre.data.near import ROW
 from midigenre.data.phrases import PhraseLength, length_settings
 from midigenre.data.report import REPORTED, named, phrase_report, warnings, write_label_tables
 from midigenre.data.sandbox import DIGEST_BYTES, Limits, shared_sandbox, song_bytes
@@ -57,13 +56,13 @@ from midigenre.wording import plural
 SONGS_PER_FILE = (64, 512)
 """Least and most songs of a shard file: a stop costs one a worker, each costs opening it."""
 
+_FILES = 128  # of a corpus between those bounds
+
 # Of a corpus's settings: what its songs do not depend on, once they are listed.
 _NO_MATTER = ("name", "download", "url", "expected_files")
 
 _COLUMNS = ("song_id", "path", "source", "group", "duplicate_group", "duplicate_kind", "split",
             "bars", "notes", "tokens", "repairs")  # fmt: skip
-
-_FILES = 128  # of a corpus between those bounds
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,11 @@ class Settings:
             raise UserError("prepare.max_file_mb and prepare.max_seconds must be above 0")
 
 
+def default_workers() -> int:
+    """Processes that this machine can run at once."""
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+
+
 def prepare(
     corpus: Corpus,
     corpus_settings: Mapping[str, Any],
@@ -113,14 +117,8 @@ def prepare(
 ) -> ShardSet:
     """Prepares a corpus, or opens it where that was done before.
 
-    Args:
-        corpus: The corpus.
-        corpus_settings: Its settings as plain data, for the cache key.
-        tokenizer: The tokenizer.
-        home: Folder that holds ``shards/`` and ``corpora/``.
-        settings: The rest.
-        progress: Called as songs are listed and encoded.
-        check: Called with the listing, to reject it before anything is encoded.
+    ``corpus_settings`` are plain data, for the cache key. ``home`` holds ``shards/`` and
+    ``corpora/``. ``check`` is called with the listing, to reject it before anything is encoded.
 
     Raises:
         UserError: The corpus is not there or has no usable song, or the disk is full.
@@ -132,25 +130,55 @@ def prepare(
         make_folder(root)
     listing = corpus.songs(home / "corpora", settings.workers.n, progress)
     if not listing.songs:
-        raise UserError(
-            f"corpus {corpus.name!r} has no song; see {_settings_text(corpus_settings)}"
-        )
+        given = [f"corpus.{k}={v}" for k, v in corpus_settings.items() if not k.startswith("_")]
+        raise UserError(f"corpus {corpus.name!r} has no song; see {', '.join(given)}")
     listing = mapped(listing, corpus, settings.labels)
     check(listing)
-    key = _key(corpus, corpus_settings, tokenizer, settings, listing)
+    key = _key(corpus_settings, tokenizer, settings, listing)
     folder = root / f"{corpus.name}-{tokenizer.spec.name}-{key}"
     # There are no locks in a bucket: this one keeps the processes of this machine apart, those of
     # others write the same bytes.
-    here = home / "shards" / folder.name if isinstance(folder, UPath) else folder
+    lock = lock_file(home / "shards" / folder.name if isinstance(folder, UPath) else folder)
     with _writing(folder), ExitStack() as stack:
-        while not _is_finished(folder, lock_file(here), stack, progress):
-            with _alone(lock_file(here), folder.name, progress):
+        while not _is_finished(folder, lock, stack, progress):
+            with _alone(lock, folder.name, progress):
                 if not exists(folder / "report.json"):
                     _prepare(corpus, tokenizer, folder, home, settings, listing, progress)
         _note_listing(folder, listing)
         shards = open_shards(folder, home, progress)
         refresh_report(shards, settings.length, settings.max_tokens)
     return shards
+
+
+def _key(
+    corpus_settings: Mapping[str, Any], tokenizer: Tokenizer, settings: Settings, listing: Listing
+) -> str:
+    """Hash of everything that the shards depend on."""
+    files = hashlib.sha256()
+    for unusable in listing.unusable:
+        files.update(json.dumps([unusable.song_id, unusable.reason]).encode())
+    for ref in listing.songs:
+        about = [dict(ref.labels), ref.group, ref.split, ref.source, dict(ref.extra)]
+        files.update(json.dumps([ref.song_id, *about, ref.stamp or _stamp(ref)]).encode())
+    content = {
+        "format": FORMAT,
+        "corpus": {k: v for k, v in corpus_settings.items() if k not in _NO_MATTER},
+        "tokens": tokenizer.spec.fingerprint(),
+        "split": [settings.split_seed, list(settings.fractions)],
+        "labels": asdict(settings.labels),
+        "grouping": settings.grouping,
+        "limits": asdict(settings.limits),
+        "files": files.hexdigest(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def _stamp(ref: SongRef) -> str | None:
+    """What changes with the file; None for one that is not there (rejected later)."""
+    try:
+        return stamp(ref.path)
+    except OSError:
+        return None
 
 
 def _is_finished(folder: Location, lock: Path, stack: ExitStack, progress: Progress) -> bool:
@@ -175,14 +203,12 @@ def _alone(path: Path, name: str, progress: Progress) -> Iterator[None]:
     """Has a lock alone; waits for readers, and for another process that prepares."""
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         progress(f"waiting for another process that prepares or reads {name}", 0, 0)
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -193,7 +219,7 @@ def _writing(folder: Location) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"cannot write {folder}: {error.strerror or error}; free some space or set "
-            "MIDIGENRE_HOME, then run the command again: it goes on where it stopped"
+            "MIDIGENRE_HOME, then run the command again: it resumes where it stopped"
         ) from error
 
 
@@ -205,11 +231,6 @@ def _note_listing(folder: Location, listing: Listing) -> None:
     if any(report.get(key) != value for key, value in noted.items()):
         own = [t for t in report.get("warnings", ()) if t not in report.get("remarks", ())]
         _save_report(path, report | noted | {"warnings": listing.remarks + own})
-
-
-def _save_report(path: Location, report: Mapping[str, Any]) -> None:
-    if isinstance(path, UPath) or os.access(path.parent, os.W_OK):
-        write_json(path, report)  # shards that somebody else keeps serve as they are
 
 
 def refresh_report(shards: ShardSet, length: PhraseLength, max_tokens: int) -> dict[str, Any]:
@@ -229,6 +250,11 @@ def refresh_report(shards: ShardSet, length: PhraseLength, max_tokens: int) -> d
     return report
 
 
+def _save_report(path: Location, report: Mapping[str, Any]) -> None:
+    if isinstance(path, UPath) or os.access(path.parent, os.W_OK):
+        write_json(path, report)  # shards that somebody else keeps serve as they are
+
+
 def estimate(
     corpus: Corpus, tokenizer: Tokenizer, home: Path, settings: Settings, sample: int = 32
 ) -> dict[str, Any]:
@@ -236,43 +262,32 @@ def estimate(
 
     Songs of classes below ``labels.min_songs`` are counted too.
     """
-    n_workers = settings.workers.n
-    listing = corpus.songs(home / "corpora", n_workers)
-    songs = mapped(listing, corpus, settings.labels).songs
+    songs = mapped(
+        corpus.songs(home / "corpora", settings.workers.n), corpus, settings.labels
+    ).songs
     chosen = [songs[i] for i in np.unique(np.linspace(0, len(songs) - 1, sample).astype(int))]
-    _answer(chosen[0], tokenizer, settings.limits)  # not timed: loads the code
-    started, size, refused = time.perf_counter(), 0, 0
-    for ref in chosen:
-        made = _answer(ref, tokenizer, settings.limits)
-        refused += "reason" in made
-        columns = made.get("columns", {}).values()
-        size += sum(v.nbytes for v in columns if isinstance(v, np.ndarray))
-    seconds = (time.perf_counter() - started) / len(chosen)
+
+    def size_of(ref: SongRef) -> int | None:
+        try:
+            data = song_bytes(ref, settings.limits)
+            found = shared_sandbox().encode(data, tokenizer.spec, settings.limits)
+        except RefusedSongError:
+            return None
+        return sum(v.nbytes for v in found["columns"].values() if isinstance(v, np.ndarray))
+
+    size_of(chosen[0])  # not timed: loads the code
+    started = time.perf_counter()
+    sizes = [size_of(ref) for ref in chosen]
+    seconds = (time.perf_counter() - started) / settings.workers.n
+    whole = len(songs) / len(chosen)
     return {
         "songs": len(songs),
         "sampled": len(chosen),
-        "refused_in_sample": refused,
-        "seconds": round(seconds * len(songs) / n_workers, 1),
-        "megabytes": round(size / len(chosen) * len(songs) / 1e6, 2),
+        "rejected_in_sample": sizes.count(None),
+        "seconds": round(seconds * whole, 1),
+        "megabytes": round(sum(size or 0 for size in sizes) * whole / 1e6, 2),
         "free_megabytes": round(shutil.disk_usage(home if home.is_dir() else ".").free / 1e6),
     }
-
-
-def _answer(ref: SongRef, tokenizer: Tokenizer, limits: Limits) -> dict[str, Any]:
-    try:
-        data = song_bytes(ref, limits)
-    except RefusedSongError as error:
-        return {"reason": error.reason}
-    return shared_sandbox().encode(data, tokenizer.spec, limits)
-
-
-def _usable(ref: SongRef, tokenizer: Tokenizer, limits: Limits) -> bool:
-    """Whether a song can be read and cleaned; a few milliseconds, as nothing is encoded."""
-    try:
-        data = song_bytes(ref, limits)
-    except RefusedSongError:
-        return False
-    return shared_sandbox().usable(data, tokenizer.spec, limits)
 
 
 def _prepare(
@@ -302,18 +317,18 @@ def _prepare(
     ]  # fmt: skip
     del digests
     settings.workers.make(chunks, progress)
-    results = _Results(refused=Counter(u.reason for u in unusable))
-    if unusable:
-        results.first_rejected(unusable[0].path, unusable[0].reason, unusable[0].detail)
-    found = _duplicates(chunks, settings.grouping, results, progress)
+    results = _Results(chunks, unusable)
     if not results.kept:
         raise UserError(
             f"corpus {corpus.name!r}: none of the {len(songs) or len(unusable)} files can be used; "
             f"the first: {results.first}"
         )
+    found = duplicates(
+        results.digests, results.notes, results.sketches, settings.grouping, progress
+    )
     about = duplicate_report(found, results.kept, corpus.labels, settings.grouping)
     splits = _splits(results.kept, found, settings, about)
-    _write_tables(folder, corpus, chunks, unusable, results, found, splits)
+    _write_tables(folder, corpus, chunks, unusable, results.kept, found, splits)
     write_spec(folder, corpus.name, tokenizer.spec, labels, results.parts)
     # The report is written last: it marks the folder as finished.
     shards = open_shards(folder, home, progress, finished=False)
@@ -321,7 +336,7 @@ def _prepare(
     write_label_tables(report, folder)
     report |= {
         "corpus": corpus.name,
-        "refused": {reason: n for reason in REFUSALS if (n := results.refused[reason])},
+        "refused": {reason: n for reason in REFUSALS if (n := results.rejected[reason])},
         "repairs": dict(sorted(results.repairs.items())),
         "encoded_by_miditok": dict(results.fallbacks.most_common()),
         "duplicates": about,
@@ -344,18 +359,24 @@ def _chosen(
     listing: Listing,
     digests: Mapping[str, bytes],
 ) -> tuple[list[SongRef], list[Unusable], list[str]]:
-    """The songs to encode, those that are refused before, and remarks."""
-    songs, copies, conflicts, remarks = without_conflicts(listing.songs, digests, corpus.labels)
-    leaks: list[Unusable] = []
+    """The songs to encode, those that are rejected before, and remarks."""
+
+    def content(song: SongRef) -> bytes:
+        return digests[song.song_id] or song.song_id.encode(errors="surrogateescape")
+
+    def usable(song: SongRef) -> bool:
+        try:
+            data = song_bytes(song, settings.limits)
+        except RefusedSongError:
+            return False
+        return shared_sandbox().usable(data, tokenizer.spec, settings.limits)
+
+    songs, copies, unusable, remarks = without_conflicts(listing.songs, digests, corpus.labels)
     if settings.grouping != "none":
         songs, leaks, said = without_leaks(songs, copies)
-        remarks += said
-    songs, rare = without_rare(
-        songs, corpus, settings.labels,
-        lambda song: digests[song.song_id] or song.song_id.encode(errors="surrogateescape"),
-        lambda song: _usable(song, tokenizer, settings.limits),
-    )  # fmt: skip
-    return songs, [*listing.unusable, *conflicts, *leaks, *rare], remarks
+        unusable, remarks = unusable + leaks, remarks + said
+    songs, rare = without_rare(songs, corpus, settings.labels, content, usable)
+    return songs, [*listing.unusable, *unusable, *rare], remarks
 
 
 def _vanished(
@@ -364,7 +385,7 @@ def _vanished(
     labels: LabelSpec,
     label_map: Mapping[str, Mapping[str, str | None]],
 ) -> list[str]:
-    """A warning for each label with classes all of whose songs were refused, and not by wish."""
+    """A warning for each label with classes all of whose songs were rejected, and not by wish."""
     wished = {
         (label, name)
         for song in unusable if song.reason in ("dropped_label", "rare_label")
@@ -382,55 +403,42 @@ def _vanished(
     return found
 
 
-@dataclass
 class _Results:
-    """What became of the songs.
+    """What became of the songs: those kept, in the shards' order, with hashes and sketches.
 
-    Attributes:
-        kept: The songs in the shards, in their order.
-        parts: Entries of ``spec.json``.
-        refused: How many songs were rejected for each reason.
-        repairs: How often each repair was made.
-        fallbacks: Songs that MidiTok encoded, by the reason.
-        first: The first rejected one, for the message when all were.
+    ``rejected``, ``repairs`` and ``fallbacks`` (to MidiTok) count by their reasons, ``first`` is
+    the first rejected song in words, ``parts`` are entries of ``spec.json``.
     """
 
-    kept: list[SongRef] = field(default_factory=list)
-    parts: list[dict[str, Any]] = field(default_factory=list)
-    refused: Counter[str] = field(default_factory=Counter)
-    repairs: Counter[str] = field(default_factory=Counter)
-    fallbacks: Counter[str] = field(default_factory=Counter)
-    first: str = ""
-
-    def first_rejected(self, path: Location, reason: str, detail: str) -> None:
-        self.first = self.first or f"{path}: {reason} ({detail})"
-
-
-def _duplicates(
-    chunks: Sequence[Chunk], grouping: str, results: _Results, progress: Progress
-) -> Duplicates:
-    """Fills the results from the chunks, and finds the groups."""
-    digests: list[bytes] = []
-    # Room for all at once: lists of arrays and their concatenation would take twice as much.
-    n_songs = sum(len(chunk.songs) for chunk in chunks)
-    notes = np.zeros((n_songs, DIGEST_BYTES), np.uint8)
-    sketches = np.empty((n_songs, ROW), np.uint32)
-    for chunk in chunks:
-        summary = chunk.summary()
-        if summary.kept:
-            here = slice(len(results.kept), len(results.kept) + len(summary.kept))
-            notes[here], sketches[here] = summary.digests, summary.sketches
-        results.parts.append(summary.part)
-        for row in summary.kept:
-            results.kept.append(chunk.songs[row["at"]])
-            digests.append(chunk.digests[row["at"]])
-            results.repairs.update(row["repairs"])
-            results.fallbacks.update([row["fallback"]] if "fallback" in row else [])
-        for row in summary.rejected:
-            results.refused[row["reason"]] += 1
-            results.first_rejected(chunk.songs[row["at"]].path, row["reason"], row["detail"])
-    n = len(results.kept)
-    return duplicates(digests, notes[:n], sketches[:n], grouping, progress)
+    def __init__(self, chunks: Sequence[Chunk], unusable: Sequence[Unusable]) -> None:
+        self.kept: list[SongRef] = []
+        self.digests: list[bytes] = []
+        self.parts: list[dict[str, Any]] = []
+        self.rejected = Counter(u.reason for u in unusable)
+        self.repairs: Counter[str] = Counter()
+        self.fallbacks: Counter[str] = Counter()
+        first = [f"{u.path}: {u.reason} ({u.detail})" for u in unusable[:1]]
+        # Room for all at once: lists of arrays and their concatenation would take twice as much.
+        n_songs = sum(len(chunk.songs) for chunk in chunks)
+        notes = np.zeros((n_songs, DIGEST_BYTES), np.uint8)
+        sketches = np.empty((n_songs, ROW), np.uint32)
+        for chunk in chunks:
+            summary = chunk.summary()
+            if summary.kept:
+                here = slice(len(self.kept), len(self.kept) + len(summary.kept))
+                notes[here], sketches[here] = summary.digests, summary.sketches
+            self.parts.append(summary.part)
+            for row in summary.kept:
+                self.kept.append(chunk.songs[row["at"]])
+                self.digests.append(chunk.digests[row["at"]])
+                self.repairs.update(row["repairs"])
+                self.fallbacks.update([row["fallback"]] if row["fallback"] else [])
+            for row in summary.rejected:
+                self.rejected[row["reason"]] += 1
+                path = chunk.songs[row["at"]].path
+                first = first or [f"{path}: {row['reason']} ({row['detail']})"]
+        self.notes, self.sketches = notes[: len(self.kept)], sketches[: len(self.kept)]
+        self.first = "".join(first)
 
 
 def _splits(
@@ -448,9 +456,6 @@ def _splits(
         return splits
     strata = [tuple(song.labels.values()) for song in songs]
     ids, groups = [song.song_id for song in songs], [song.group for song in songs]
-    first = [
-        ids[at] if grouped else None for at, grouped in zip(found.first, found.grouped, strict=True)
-    ]
 
     def split(first_copies: Sequence[str | None]) -> list[str]:
         linked = linked_groups(ids, groups, first_copies)
@@ -458,7 +463,10 @@ def _splits(
 
     naive = split([None] * len(songs))
     about["naive_split_leaks"] = leaked(naive, found)
-    return split(first) if any(first) else naive
+    if not found.grouped.any():
+        return naive
+    places = zip(found.first, found.grouped, strict=True)
+    return split([ids[first] if grouped else None for first, grouped in places])
 
 
 def _write_tables(
@@ -466,91 +474,45 @@ def _write_tables(
     corpus: Corpus,
     chunks: Sequence[Chunk],
     unusable: Sequence[Unusable],
-    results: _Results,
+    kept: Sequence[SongRef],
     found: Duplicates,
     splits: Sequence[str],
 ) -> None:
     """Writes the three tables; rows of one chunk at a time are in memory."""
 
     def kept_rows() -> Iterator[dict[str, Any]]:
-        rows = ((chunk, row) for chunk in chunks for row in chunk.summary().kept)
-        for i, (chunk, row) in enumerate(rows):
-            ref = chunk.songs[row["at"]]
+        rows = (row for chunk in chunks for row in chunk.summary().kept)
+        for i, (ref, row) in enumerate(zip(kept, rows, strict=True)):
             grouped = bool(found.grouped[i])
-            yield (
-                dict(ref.extra)
-                | {k: v or "" for k, v in ref.labels.items()}
-                | {
-                    "song_id": ref.song_id,
-                    "path": str(ref.path),
-                    "source": ref.source or corpus.name,
-                    "group": ref.group or "",
-                    "duplicate_group": results.kept[found.first[i]].song_id if grouped else "",
-                    "duplicate_kind": KINDS[found.kind[i]] if grouped else "",
-                    "split": splits[i],
-                    **{name: row[name] for name in ("bars", "notes", "tokens")},
-                    "repairs": json.dumps(row["repairs"]) if row["repairs"] else "",
-                }
-            )
+            yield {
+                **ref.extra,
+                **{k: v or "" for k, v in ref.labels.items()},
+                "song_id": ref.song_id,
+                "path": str(ref.path),
+                "source": ref.source or corpus.name,
+                "group": ref.group or "",
+                "duplicate_group": kept[found.first[i]].song_id if grouped else "",
+                "duplicate_kind": KINDS[found.kind[i]] if grouped else "",
+                "split": splits[i],
+                **{name: row[name] for name in ("bars", "notes", "tokens")},
+                "repairs": json.dumps(row["repairs"]) if row["repairs"] else "",
+            }
 
     def rejected_rows() -> Iterator[Mapping[str, Any]]:
-        for u in unusable:
+        of_chunks = (
+            Unusable(ref.song_id, ref.path, row["reason"], row["detail"], ref.labels)
+            for chunk in chunks
+            for row in chunk.summary().rejected
+            for ref in [chunk.songs[row["at"]]]
+        )
+        for u in (*unusable, *of_chunks):
             yield {"song_id": u.song_id, "path": str(u.path), "reason": u.reason,
                    "detail": u.detail, **u.labels}  # fmt: skip
-        for chunk in chunks:
-            for row in chunk.summary().rejected:
-                ref = chunk.songs[row["at"]]
-                yield {"song_id": ref.song_id, "path": str(ref.path), "reason": row["reason"],
-                       "detail": row["detail"], **ref.labels}  # fmt: skip
 
     labels = corpus.labels
-    extra = sorted({k for s in results.kept for k in s.extra} - {*_COLUMNS, *labels})
+    extra = sorted({k for s in kept for k in s.extra} - {*_COLUMNS, *labels})
     write_csv(folder / "manifest.csv", kept_rows(), [*_COLUMNS, *labels, *extra])
     columns = ["song_id", "path", *labels, "reason", "detail"]
     write_csv(folder / "refused.csv", rejected_rows(), columns)
     columns = ["group", "kind", "song_id", "path", "split", *labels]
-    write_csv(folder / "duplicates.csv", duplicate_rows(found, results.kept, splits), columns)
-
-
-def _key(
-    corpus: Corpus,
-    corpus_settings: Mapping[str, Any],
-    tokenizer: Tokenizer,
-    settings: Settings,
-    listing: Listing,
-) -> str:
-    """Hash of everything that the shards depend on."""
-    files = hashlib.sha256()
-    for unusable in listing.unusable:
-        files.update(json.dumps([unusable.song_id, unusable.reason]).encode())
-    for ref in listing.songs:
-        about = [dict(ref.labels), ref.group, ref.split, ref.source, dict(ref.extra)]
-        files.update(json.dumps([ref.song_id, *about, ref.stamp or _stamp(ref)]).encode())
-    content = {
-        "format": FORMAT,
-        "corpus": {k: v for k, v in corpus_settings.items() if k not in _NO_MATTER},
-        "tokens": tokenizer.spec.fingerprint(),
-        "split": [settings.split_seed, list(settings.fractions)],
-        "labels": asdict(settings.labels),
-        "grouping": settings.grouping,
-        "limits": asdict(settings.limits),
-        "files": files.hexdigest(),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def _stamp(ref: SongRef) -> str | None:
-    """What changes with the file; None for one that is not there (refused later)."""
-    try:
-        return stamp(ref.path)
-    except OSError:
-        return None
-
-
-def _settings_text(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"corpus.{k}={v}" for k, v in settings.items() if not k.startswith("_"))
-
-
-def default_workers() -> int:
-    """Processes that this machine can run at once."""
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    write_csv(folder / "duplicates.csv", duplicate_rows(found, kept, splits), columns)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from midigenre.arrays import Longs
 from midigenre.corpora.folder import in_words
 from midigenre.data.phrases import PhraseLength, PhraseReader, consecutive, length_settings
 from midigenre.data.shards import ShardSet
@@ -39,30 +39,23 @@ def phrase_report(shards: ShardSet, length: PhraseLength, max_tokens: int) -> di
     tokens they are estimated from the number of notes (``exact`` is then false).
     """
     reader = PhraseReader(shards, shards.tokens)
-    labels = shards.label_indices()
-    classes: dict[str, dict[str, dict[str, dict[str, int]]]] = {
-        label: {name: {} for name in names} for label, names in shards.labels.classes.items()
-    }
-    totals: dict[str, dict[str, int]] = {}
+    labels, names = shards.label_indices(), shards.labels.classes
+    classes: dict[str, dict[str, Any]] = {k: {name: {} for name in of} for k, of in names.items()}
+    totals = {}
     lengths = [np.zeros(0, np.int32)]
     for split in SPLITS:
         rows = shards.rows(split)
-        n_phrases = 0
-        of_class = {k: np.zeros(len(names), np.int64) for k, names in shards.labels.classes.items()}
+        phrases_S = np.zeros(len(shards), np.int64)
         for begin in range(0, len(rows), _BLOCK):
             phrases = consecutive(shards, rows[begin : begin + _BLOCK], length)
             lengths.append(reader.lengths(phrases).astype(np.int32))
-            n_phrases += len(phrases)
-            for label, counts in of_class.items():
-                known = labels[label][phrases.song]
-                counts += np.bincount(known[known != UNKNOWN], minlength=len(counts))
-        totals[split] = {"songs": len(rows), "phrases": n_phrases}
-        for label, names in shards.labels.classes.items():
-            for i, name in enumerate(names):
-                classes[label][name][split] = {
-                    "songs": int((labels[label][rows] == i).sum()),
-                    "phrases": int(of_class[label][i]),
-                }
+            phrases_S += np.bincount(phrases.song, minlength=len(shards))
+        totals[split] = {"songs": len(rows), "phrases": int(phrases_S.sum())}
+        for label, of in names.items():
+            for i, name in enumerate(of):
+                here = rows[labels[label][rows] == i]
+                n_phrases = int(phrases_S[here].sum())
+                classes[label][name][split] = {"songs": len(here), "phrases": n_phrases}
     steps = np.concatenate(lengths)
     cut = int((steps > max_tokens).sum())
     return {
@@ -97,7 +90,7 @@ def label_tables(shards: ShardSet) -> list[dict[str, Any]]:
     indices = shards.label_indices()
     labels = [label for label, names in shards.labels.classes.items() if names]
 
-    def axis(label: str) -> tuple[list[str], NDArray[np.int64]]:
+    def axis(label: str) -> tuple[list[str], Longs]:
         names = list(shards.labels.classes[label])
         missing = indices[label] == UNKNOWN
         return names + [NONE] * bool(missing.any()), np.where(missing, len(names), indices[label])
@@ -124,20 +117,20 @@ def write_label_tables(report: Mapping[str, Any], folder: Location) -> None:
     A row is a class of each label, with the number of songs and their share of all songs and of the
     songs of either class.
     """
+
+    def share(n: int, of: int) -> float | str:
+        return round(float(n / of), 4) if of else ""
+
     for i, table in enumerate(report["label_tables"]):
         (main, other), (rows, columns) = table["labels"], table["classes"]
         songs = np.array(table["songs"])
         total, by_row, by_column = songs.sum(), songs.sum(1), songs.sum(0)
         lines = [
-            {main: rows[r], other: columns[c], "songs": n, "share": _share(n, total),
-             f"share_of_{main}": _share(n, by_row[r]), f"share_of_{other}": _share(n, by_column[c])}
+            {main: rows[r], other: columns[c], "songs": n, "share": share(n, total),
+             f"share_of_{main}": share(n, by_row[r]), f"share_of_{other}": share(n, by_column[c])}
             for (r, c), n in np.ndenumerate(songs)
         ]  # fmt: skip
         write_csv(folder / f"{label_file(table, first=i == 0)}.csv", lines, list(lines[0]))
-
-
-def _share(n: int, of: int) -> float | str:
-    return round(float(n / of), 4) if of else ""
 
 
 def warnings(report: Mapping[str, Any]) -> list[str]:
@@ -169,70 +162,39 @@ def named(names: Sequence[str]) -> str:
 def print_report(report: dict[str, Any], console: Console, tables: bool = True) -> None:
     """Shows a report, with the tables of its classes or a line for all of them."""
     if tables:
-        for label, classes in report["classes"].items():
-            _print_classes(label, classes, report["splits"], console)
-        for table in report["label_tables"]:
-            _print_label_table(table, console)
+        _print_class_tables(report, console)
     else:
-        console.print(
-            "songs (phrases): "
-            + ", ".join(f"{split} {_songs_and_phrases(n)}" for split, n in report["splits"].items())
-        )
-    tokens = report["phrase_tokens"]
+        counts = [f"{split} {_songs_and_phrases(n)}" for split, n in report["splits"].items()]
+        console.print(f"songs (phrases): {', '.join(counts)}")
+    tokens, bars, seconds = (report[k] for k in ("phrase_tokens", "phrase_bars", "phrase_seconds"))
+    length = f"about {seconds:g} seconds" if seconds is not None else plural(bars, "bar")
     percentiles = "  ".join(f"p{p} {n}" for p, n in tokens["percentiles"].items())
-    about = "" if tokens["exact"] else "about "
     console.print(
-        f"{tokens['tokenizer']}: {about}{tokens['mean']} steps a phrase of {_length(report)} "
-        f"({percentiles})"
+        f"{tokens['tokenizer']}: {'' if tokens['exact'] else 'about '}{tokens['mean']} steps a "
+        f"phrase of {length} ({percentiles})"
     )
     cut = report["cut_by_max_tokens"]
-    share = 0.0 if cut["share"] is None else cut["share"]
     console.print(
-        f"{plural(cut['phrases'], 'phrase')} ({share:.1%}) of more than data.max_tokens="
-        f"{report['max_tokens']} steps: cut at the last whole bar that fits"
+        f"{plural(cut['phrases'], 'phrase')} ({cut['share'] or 0:.1%}) of more than "
+        f"data.max_tokens={report['max_tokens']} steps: cut at the last whole bar that fits"
     )
     if report["refused"]:
         most = Counter(report["refused"]).most_common()
         reasons = ", ".join(f"{n} {reason}" for reason, n in most)
-        console.print(f"refused: {reasons} (see refused.csv)")
+        console.print(f"rejected: {reasons} (see refused.csv)")
     if report["left_out"]:
         console.print(f"no MIDI files by their names: {escape(in_words(report['left_out']))}")
-    _print_duplicates(report["duplicates"], console)
-    by_miditok = sum(report["encoded_by_miditok"].values())
-    if by_miditok:
-        console.print(
-            f"{plural(by_miditok, 'song')} encoded by MidiTok's own, slow encoder: "
-            + escape("; ".join(f"{n:,} {why}" for why, n in report["encoded_by_miditok"].items()))
-        )
+    if report["duplicates"]["songs"]:
+        _print_duplicates(report["duplicates"], console)
+    if by_miditok := report["encoded_by_miditok"]:
+        reasons = escape("; ".join(f"{n:,} {why}" for why, n in by_miditok.items()))
+        songs = plural(sum(by_miditok.values()), "song")
+        console.print(f"{songs} encoded by MidiTok's own, slow encoder: {reasons}")
     for text in report["warnings"]:
         console.print(f"[yellow]warning:[/] {escape(text)}")
 
 
-def _print_classes(
-    label: str,
-    classes: Mapping[str, Mapping[str, Mapping[str, int]]],
-    totals: Mapping[str, Mapping[str, int]],
-    console: Console,
-) -> None:
-    table = Table(title=f"{label}: songs (phrases)", title_justify="left")
-    table.add_column(label)
-    for split in SPLITS:
-        table.add_column(split, justify="right")
-    for name, of in classes.items():
-        if any(n["songs"] for n in of.values()):  # a warning names the others
-            table.add_row(escape(name), *(_songs_and_phrases(of[split]) for split in SPLITS))
-    table.add_section()
-    table.add_row("all", *(_songs_and_phrases(totals[split]) for split in SPLITS))
-    console.print(table)
-
-
-def _songs_and_phrases(n: Mapping[str, int]) -> str:
-    return f"{n['songs']:,} ({n['phrases']:,})"
-
-
 def _print_duplicates(about: Mapping[str, Any], console: Console) -> None:
-    if not about["songs"]:
-        return
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in about["by_kind"].items() if n)
     leaks = about["naive_split_leaks"]
     console.print(
@@ -242,36 +204,53 @@ def _print_duplicates(about: Mapping[str, Any], console: Console) -> None:
         + (f" ({leaks['share']:.1%})" if leaks["share"] else "")
         + " (see duplicates.csv)"
     )
-    n = about["label_conflicts"]["groups"]
-    if n:
+    if n := about["label_conflicts"]["groups"]:
         console.print(f"groups with more than one label: {n:,} (see report.json)")
 
 
-def _print_label_table(label_table: Mapping[str, Any], console: Console) -> None:
-    (main, other), (rows, columns) = label_table["labels"], label_table["classes"]
-    songs = np.array(label_table["songs"])
-    some_R, some_C = np.flatnonzero(songs.sum(1)), np.flatnonzero(songs.sum(0))
-    rows, columns = [rows[r] for r in some_R], [columns[c] for c in some_C]
-    songs = songs[np.ix_(some_R, some_C)]
-    table = Table(
-        title=escape(f"{main} × {other}: songs (share of the {main})"), title_justify="left"
-    )
-    table.add_column(escape(main))
-    for name in (*columns, "all"):
+def _print_class_tables(report: Mapping[str, Any], console: Console) -> None:
+    """Songs and phrases of each class and split, then the classes of two labels."""
+    for label, classes in report["classes"].items():
+        lines = {
+            name: [_songs_and_phrases(of[split]) for split in SPLITS]
+            for name, of in classes.items()
+            if any(n["songs"] for n in of.values())  # a warning names the others
+        }
+        everything = [_songs_and_phrases(report["splits"][split]) for split in SPLITS]
+        _print_table(f"{label}: songs (phrases)", label, SPLITS, lines, everything, console)
+    for table in report["label_tables"]:
+        (main, other), (rows, columns) = table["labels"], table["classes"]
+        songs = np.array(table["songs"])
+        some_R, some_C = np.flatnonzero(songs.sum(1)), np.flatnonzero(songs.sum(0))
+        lines = {rows[r]: _shares(songs[r, some_C]) for r in some_R}
+        title = f"{main} × {other}: songs (share of the {main})"
+        header = [*(columns[c] for c in some_C), "all"]
+        _print_table(title, main, header, lines, _shares(songs[:, some_C].sum(0)), console)
+
+
+def _songs_and_phrases(n: Mapping[str, int]) -> str:
+    return f"{n['songs']:,} ({n['phrases']:,})"
+
+
+def _shares(counts: Longs) -> list[str]:
+    total = counts.sum()
+    return [f"{n:,} ({n / total:.0%})" if n else "·" for n in counts] + [f"{total:,}"]
+
+
+def _print_table(
+    title: str,
+    corner: str,
+    header: Iterable[str],
+    lines: Mapping[str, Sequence[str]],
+    everything: Sequence[str],
+    console: Console,
+) -> None:
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column(escape(corner))
+    for name in header:
         table.add_column(escape(name), justify="right")
-
-    def cells(counts: NDArray[np.int64]) -> list[str]:
-        total = counts.sum()
-        return [f"{n:,} ({n / total:.0%})" if n else "·" for n in counts] + [f"{total:,}"]
-
-    for name, counts in zip(rows, songs, strict=True):
-        table.add_row(escape(name), *cells(counts))
+    for name, cells in lines.items():
+        table.add_row(escape(name), *cells)
     table.add_section()
-    table.add_row("all", *cells(songs.sum(0)))
+    table.add_row("all", *everything)
     console.print(table)
-
-
-def _length(report: dict[str, Any]) -> str:
-    if report["phrase_seconds"] is not None:
-        return f"about {report['phrase_seconds']:g} seconds"
-    return plural(report["phrase_bars"], "bar")

@@ -19,16 +19,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
-from types import TracebackType
 from typing import Any, ClassVar
 
 import numpy as np
 
 from midigenre.corpora.base import SongRef
-from midigenre.data.near import sketch
+from midigenre.data.duplicates import sketch
 from midigenre.data.shards import song_columns
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.files import SlowReadError, check_regular
@@ -56,6 +56,8 @@ _SKETCH_GRID = Grid(24, max_song_bars=1 << 24)
 # There are as many children as cores already.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
+_GONE = (EOFError, OSError, pickle.UnpicklingError)  # what a pipe says of a child that died
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -70,10 +72,10 @@ class Limits:
     max_seconds: float = 60.0
     group: ClassVar[str] = "prepare."  # of these settings, as messages name them
 
-    @property
-    def max_bytes(self) -> int:
-        """Size of the largest file."""
-        return int(self.max_file_mb * 1e6)
+    def too_slow(self) -> RefusedSongError:
+        """The reason for a file that took longer."""
+        seconds = f"more than {self.max_seconds:g} s ({self.group}max_seconds)"
+        return RefusedSongError("timed_out", seconds)
 
 
 class FileLimits(Limits):
@@ -96,7 +98,7 @@ def file_bytes(path: Location, limits: Limits, listed: int | None = None) -> byt
         RefusedSongError: ``missing``, ``not_regular``, ``too_large`` or ``timed_out``.
         UserError: The store that holds it is out of reach.
     """
-    most = limits.max_bytes
+    most = int(limits.max_file_mb * 1e6)
     try:
         size = listed or 0
         if not is_remote(path):
@@ -105,15 +107,13 @@ def file_bytes(path: Location, limits: Limits, listed: int | None = None) -> byt
             size = about.st_size
         data = b"" if size > most else read(path, most + 1, limits.max_seconds)
     except SlowReadError as error:
-        raise RefusedSongError("timed_out", _too_long(limits)) from error
+        raise limits.too_slow() from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in its name
         raise unopened(error) from error
     size = max(size, len(data))
     if size > most:
-        raise RefusedSongError(
-            "too_large",
-            f"{size / 1e6:,.1f} MB, more than {limits.group}max_file_mb={limits.max_file_mb:g}",
-        )
+        bound = f"{limits.group}max_file_mb={limits.max_file_mb:g}"
+        raise RefusedSongError("too_large", f"{size / 1e6:,.1f} MB, more than {bound}")
     return data
 
 
@@ -123,8 +123,54 @@ def song_bytes(ref: SongRef, limits: Limits) -> bytes:
     return file_bytes(ref.path, limits, int(listed) if listed.isdigit() else None)
 
 
+def encoded_song(data: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Reads, cleans and encodes a song.
+
+    Args:
+        data: Bytes of a MIDI file.
+        tokenizer: The tokenizer.
+
+    Returns:
+        ``columns`` (of the shard's row), ``tokens`` (steps of the stream), ``repairs``,
+        ``fallback`` (why MidiTok encoded it, "" if the vectorised encoder did), ``notes_digest``
+        (hash of notes and meters; songs with equal ones sound alike but for the tempo) and
+        ``sketch`` for the search for duplicates.
+
+    Raises:
+        RefusedSongError: The file cannot be read or used.
+    """
+    repairs: dict[str, int] = {}
+    score = read_score(data, repairs)
+    song = tokenizer.clean(score)
+    encoded = tokenizer.encode(song)
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for column in (*song.notes.columns().values(), song.meters):
+        digest.update(np.ascontiguousarray(column, np.int32).tobytes())
+    return {
+        "columns": song_columns(song, encoded),
+        "tokens": len(encoded.ids_TF),
+        "repairs": repairs | song.repairs,
+        "fallback": encoded.fallback,
+        "notes_digest": digest.digest(),
+        "sketch": sketch(clean(score, _SKETCH_GRID)),
+    }
+
+
+def read_song(data: bytes, tokenizer: Tokenizer) -> tuple[Song, Encoded]:
+    """The song of a MIDI file's bytes, and its tokens.
+
+    Raises:
+        RefusedSongError: The file cannot be read or used.
+    """
+    song = tokenizer.read(data)
+    return song, tokenizer.encode(song)
+
+
 class Sandbox:
     """A child process that reads songs for this one; it is started when first needed.
+
+    A file on which the child dies is tried a second time in a fresh one: it may have been somebody
+    else's fault (the machine was short of memory, say). One that takes too long is not.
 
     Args:
         main: Module that the child runs; the tests put parsers there that die.
@@ -140,28 +186,37 @@ class Sandbox:
         self._knows: TokenSpec | None = None
 
     def encode(self, data: bytes, spec: TokenSpec, limits: Limits) -> dict[str, Any]:
-        """What :func:`encoded_song` gives, or ``reason`` and ``detail``.
+        """What :func:`encoded_song` gives.
 
-        A file on which the child dies is tried a second time in a fresh one: it may have been
-        somebody else's fault (the machine was short of memory, say). One that takes too long is
-        not.
+        Raises:
+            RefusedSongError: What it raises; or ``crashed`` or ``timed_out``.
         """
-        return self._ask("encode", data, spec, limits)
+        found: dict[str, Any] = self._ask("encode", data, spec, limits)
+        return found
 
-    def song(self, data: bytes, spec: TokenSpec, limits: Limits) -> dict[str, Any]:
-        """What :func:`read_song` gives, or ``reason`` and ``detail``."""
-        return self._ask("song", data, spec, limits)
+    def song(self, data: bytes, spec: TokenSpec, limits: Limits) -> tuple[Song, Encoded]:
+        """What :func:`read_song` gives.
+
+        Raises:
+            RefusedSongError: As :meth:`encode`.
+        """
+        found: tuple[Song, Encoded] = self._ask("song", data, spec, limits)
+        return found
 
     def usable(self, data: bytes, spec: TokenSpec, limits: Limits) -> bool:
-        """Whether a song can be read and cleaned; nothing is encoded."""
-        return "reason" not in self._ask("read", data, spec, limits)
+        """Whether a song can be read and cleaned; a few milliseconds, as nothing is encoded."""
+        try:
+            self._ask("read", data, spec, limits)
+        except RefusedSongError:
+            return False
+        return True
 
     def start(self) -> None:
         """Starts the child without waiting for it."""
         if self._child is not None and self._child.poll() is None:
             return
         self.close()
-        ours, theirs = Pipe()
+        self._pipe, theirs = Pipe()
         fd = theirs.fileno()
         self._child = subprocess.Popen(
             [sys.executable, "-P", "-m", self._main, str(fd), str(self._idle_seconds)],
@@ -171,7 +226,6 @@ class Sandbox:
             env=os.environ | _ONE_THREAD | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         theirs.close()
-        self._pipe = ours
 
     def close(self) -> None:
         """Ends the child, whatever it is doing."""
@@ -182,28 +236,6 @@ class Sandbox:
             self._pipe.close()
         self._child = self._pipe = self._knows = None
 
-    def _ask(self, what: str, data: bytes, spec: TokenSpec, limits: Limits) -> dict[str, Any]:
-        for _ in range(2):
-            pipe = self.ready(spec)
-            try:
-                pipe.send((what, data, limits))
-                # The timer in the child comes first; this is for one that cannot even die.
-                if not pipe.poll(limits.max_seconds + START_SECONDS):
-                    self.close()
-                    return refusal("timed_out", _too_long(limits))
-                answer: dict[str, Any] = pipe.recv()
-            except (EOFError, OSError, pickle.UnpicklingError):
-                status = self._status()
-                self.close()
-                continue
-            if "died" not in answer:
-                return answer
-            self._knows = None
-            if answer["died"] == -signal.SIGALRM:
-                return refusal("timed_out", _too_long(limits))
-            status = _in_words(answer["died"])
-        return refusal("crashed", f"the process that read it ended twice: {status}")
-
     def ready(self, spec: TokenSpec) -> Connection:
         """The pipe to a running child that knows the tokenizer.
 
@@ -211,37 +243,59 @@ class Sandbox:
             UserError: No child can be started, whatever the file; or the tokenizer is of another
                 version.
         """
-        for last in (False, True):  # one that was idle may be about to end
+        status = ""
+        for _ in range(2):  # one that was idle may be about to end
             self.start()
             assert self._pipe is not None
             if self._knows is spec:
                 return self._pipe
             try:
-                self._pipe.send(("tokenizer", spec))
+                self._pipe.send(("tokenizer", spec, None))
                 if not self._pipe.poll(START_SECONDS):
                     raise EOFError
-                error = self._pipe.recv()
-            except (EOFError, OSError) as cause:
-                status = self._status()
-                self.close()
-                if last:
-                    raise UserError(
-                        f"the process that reads songs ({self._main}) cannot be started: {status}"
-                    ) from cause
-            else:
-                if error is not None:
-                    raise error
-                self._knows = spec
-        assert self._pipe is not None
-        return self._pipe
+                kind, answer = self._pipe.recv()
+            except _GONE:
+                status = self._end()
+                continue
+            if kind == "error":
+                raise answer
+            self._knows = spec
+            return self._pipe
+        raise UserError(f"the process that reads songs ({self._main}) cannot be started: {status}")
 
-    def _status(self) -> str:
-        """How the child ended, in words."""
+    def _ask(self, what: str, data: bytes, spec: TokenSpec, limits: Limits) -> Any:
+        status = ""
+        for _ in range(2):
+            pipe = self.ready(spec)
+            try:
+                pipe.send((what, data, limits.max_seconds))
+                # The timer in the child comes first; this is for one that cannot even die.
+                if not pipe.poll(limits.max_seconds + START_SECONDS):
+                    self.close()
+                    raise limits.too_slow()
+                kind, answer = pipe.recv()
+            except _GONE:
+                status = self._end()
+                continue
+            if kind == "found":
+                return answer
+            if kind == "error":
+                raise answer
+            self._knows = None  # the fork that knew it died
+            if answer == -signal.SIGALRM:
+                raise limits.too_slow()
+            status = _in_words(answer)
+        raise RefusedSongError("crashed", f"the process that read it ended twice: {status}")
+
+    def _end(self) -> str:
+        """How the child ended, in words; it is gone then."""
         assert self._child is not None
         try:
             return _in_words(self._child.wait(timeout=5))
         except subprocess.TimeoutExpired:
             return "its connection broke"
+        finally:
+            self.close()
 
 
 def _in_words(code: int) -> str:
@@ -253,10 +307,6 @@ def _in_words(code: int) -> str:
     return f"signal {-code}"
 
 
-def _too_long(limits: Limits) -> str:
-    return f"more than {limits.max_seconds:g} s ({limits.group}max_seconds)"
-
-
 def _has_stderr() -> bool:
     """Whether standard error is a file that a child can be given (under a notebook it is not)."""
     try:
@@ -265,7 +315,19 @@ def _has_stderr() -> bool:
         return False
 
 
-class FileReader:
+_shared = threading.local()
+
+
+def shared_sandbox() -> Sandbox:
+    """The sandbox of this thread, whoever asks for it; a worker of a cluster may have several."""
+    if not hasattr(_shared, "sandbox"):
+        _shared.sandbox = Sandbox()
+        atexit.register(_shared.sandbox.close)
+    sandbox: Sandbox = _shared.sandbox
+    return sandbox
+
+
+class FileReader(AbstractContextManager["FileReader"]):
     """Reads the few files that a person names; a context, at whose end its child ends.
 
     Args:
@@ -285,12 +347,7 @@ class FileReader:
             self._sandbox.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Ends it."""
         if self._sandbox is not None:
             self._sandbox.close()
@@ -303,167 +360,92 @@ class FileReader:
     def read(self, path: Location, spec: TokenSpec) -> tuple[Song, Encoded]:
         """A song and its tokens.
 
-        Args:
-            path: The file.
-            spec: The vocabulary.
-
         Raises:
             RefusedSongError: The file cannot be read or used.
         """
         data = file_bytes(path, self._limits)
         if self._sandbox is None:
-            found = read_song(data, from_spec(spec))
-        else:
-            found = self._sandbox.song(data, spec, self._limits)
-            if "reason" in found:
-                raise RefusedSongError(found["reason"], found["detail"])
-        return found["song"], found["encoded"]
+            return read_song(data, from_spec(spec))
+        return self._sandbox.song(data, spec, self._limits)
 
 
-_shared = threading.local()
-
-
-def shared_sandbox() -> Sandbox:
-    """The sandbox of this thread, whoever asks for it; a worker of a cluster may have several."""
-    if not hasattr(_shared, "sandbox"):
-        _shared.sandbox = Sandbox()
-        atexit.register(_shared.sandbox.close)
-    sandbox: Sandbox = _shared.sandbox
-    return sandbox
-
-
-def encoded_song(data: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Reads, cleans and encodes a song.
-
-    Args:
-        data: Bytes of a MIDI file.
-        tokenizer: The tokenizer.
-
-    Returns:
-        ``columns`` (of the shard's row), ``tokens`` (steps of the stream), ``repairs``,
-        ``fallback`` (why MidiTok encoded it, "" if the vectorised encoder did), ``notes_digest``
-        and ``sketch`` for the search for duplicates.
-
-    Raises:
-        RefusedSongError: The file cannot be read or used.
-    """
-    repairs: dict[str, int] = {}
-    score = read_score(data, repairs)
-    song = tokenizer.clean(score)
-    encoded = tokenizer.encode(song)
-    return {
-        "columns": song_columns(song, encoded),
-        "tokens": len(encoded.ids_TF),
-        "repairs": repairs | song.repairs,
-        "fallback": encoded.fallback,
-        "notes_digest": notes_digest(song),
-        "sketch": sketch(clean(score, _SKETCH_GRID)),
-    }
-
-
-def read_song(data: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The ``song`` of a MIDI file's bytes, and its tokens, ``encoded``.
-
-    Raises:
-        RefusedSongError: The file cannot be read or used.
-    """
-    song = tokenizer.read(data)
-    return {"song": song, "encoded": tokenizer.encode(song)}
-
-
-def notes_digest(song: Song) -> bytes:
-    """Hash of the notes and the meters of a clean song; equal ones sound alike but for tempo."""
-    found = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    for column in (*song.notes.columns().values(), song.meters):
-        found.update(np.ascontiguousarray(column, np.int32).tobytes())
-    return found.digest()
-
-
-def refusal(reason: str, detail: str) -> dict[str, Any]:
-    """An answer that stands for no song."""
-    return {"reason": reason, "detail": detail}
-
-
-def run_child(read: Mapping[str, Any]) -> None:
+def run_child(functions: Mapping[str, Callable[[bytes, Tokenizer], Any]]) -> None:
     """The child: answers in forks of itself, one after the other, until nothing more is asked.
 
-    Its arguments are the number of its end of the pipe, and how long it waits for a question.
+    Its arguments are the number of its end of the pipe, and how long it waits for a question. An
+    answer is ``found`` with what a function gave, ``error`` with what it raised, or ``died`` with
+    the exit code of a fork.
 
     Args:
-        read: The functions that answer, by name: ``f(data, tokenizer)``.
+        functions: What may be asked for, by name.
     """
     import midigenre.tokenizers.miditok  # noqa: F401 (once, and not in every fork)
 
     # Ctrl-C is the parent's: it decides what becomes of the files.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    if os.path.exists("/proc/self/statm"):
-        _limit_memory()
+    _limit_memory()
     pipe, idle_seconds = Connection(int(sys.argv[1])), float(sys.argv[2])
     sending = mmap.mmap(-1, 1)  # shared with the forks: 1 while one writes to the pipe
     while True:
         fork = os.fork()
         if fork == 0:
-            _answer(pipe, read, sending, idle_seconds)
+            _answer(pipe, functions, sending, idle_seconds)
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
         if code == 0:
             return
         if sending[0]:  # half an answer: only the end of the pipe can say so
             sys.exit(1)
-        pipe.send({"died": code})
+        pipe.send(("died", code))
 
 
 def _answer(
-    pipe: Connection, read: Mapping[str, Any], sending: mmap.mmap, idle_seconds: float
+    pipe: Connection, functions: Mapping[str, Any], sending: mmap.mmap, idle_seconds: float
 ) -> None:
     """Answers until the other side is gone or silent for so long."""
-
-    def say(answer: Any) -> None:
-        sending[0] = 1
-        pipe.send(answer)
-        sending[0] = 0
-
     tokenizer = None
+    answer: tuple[str, Any]
     while pipe.poll(idle_seconds):
         try:
-            what, *rest = pipe.recv()
+            what, asked, max_seconds = pipe.recv()
         except EOFError:
             return
         if what == "tokenizer":
             try:
-                tokenizer = from_spec(rest[0])
+                tokenizer, answer = from_spec(asked), ("found", None)
             except Exception as error:
-                say(error)
-            else:
-                say(None)
-            continue
-        data, limits = rest
-        # The default action of its signal ends the process, whatever C code is running.
-        signal.setitimer(signal.ITIMER_REAL, limits.max_seconds)
-        try:
-            answer = read[what](data, tokenizer)
-        except RefusedSongError as error:
-            answer = refusal(error.reason, error.detail)
-        except MemoryError:
-            answer = refusal("crashed", f"more than {MEMORY_BYTES >> 30} GiB of memory")
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        say(answer)
+                answer = ("error", error)
+        else:
+            # The default action of its signal ends the process, whatever C code is running.
+            signal.setitimer(signal.ITIMER_REAL, max_seconds)
+            try:
+                answer = ("found", functions[what](asked, tokenizer))
+            except RefusedSongError as error:
+                answer = ("error", error)
+            except MemoryError:
+                detail = f"more than {MEMORY_BYTES >> 30} GiB of memory"
+                answer = ("error", RefusedSongError("crashed", detail))
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        sending[0] = 1
+        pipe.send(answer)
+        sending[0] = 0
 
 
 def _limit_memory() -> None:
     """A file that asks for more than :data:`MEMORY_BYTES` gets an error, not the machine's swap."""
-    with open("/proc/self/statm", encoding="ascii") as file:
+    # No /proc, or a lower limit holds already.
+    with (
+        contextlib.suppress(ValueError, OSError),
+        open("/proc/self/statm", encoding="ascii") as file,
+    ):
         used = int(file.read().split()[0]) * resource.getpagesize()
-    with contextlib.suppress(ValueError, OSError):  # a lower limit holds already
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, resource.RLIM_INFINITY))
 
 
+def _n_bars(data: bytes, tokenizer: Tokenizer) -> int:
+    return tokenizer.read(data).n_bars
+
+
 if __name__ == "__main__":
-    run_child(
-        {
-            "encode": encoded_song,
-            "song": read_song,
-            "read": lambda data, tok: {"bars": tok.read(data).n_bars},
-        }
-    )
+    run_child({"encode": encoded_song, "song": read_song, "read": _n_bars})

@@ -17,11 +17,10 @@ import time
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 from pyarrow.csv import ConvertOptions, ParseOptions, read_csv
 from upath import UPath
 
+from midigenre.arrays import Floats, Ints, Longs
 from midigenre.corpora.base import Progress, no_progress
 from midigenre.errors import UserError
 from midigenre.files import csv_cell, csv_value, read_bytes, sha256, share_lock, whole, write_json
@@ -39,107 +39,14 @@ from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.storage import Location, exists, local_copy, naming, read_object
 from midigenre.tokenizers.base import Encoded
 
-_ROWS = 4096  # rows that are read, or shown, at a time
-
-
-def remedy(folder: Location) -> str:
-    """What to do about shards that are damaged."""
-    return (
-        f"remove these shards (`midigenre prepare clean={folder.name}`, or delete {folder}) and "
-        "run `midigenre prepare` again"
-    )
-
-
-class ManifestTable(Sequence[dict[str, str]]):
-    """Rows of a CSV file: a row is a dict, the columns lie packed.
-
-    A hundred thousand rows as dicts of texts take some 200 MB, as columns a tenth of that. Texts
-    are kept as bytes, for paths need not be UTF-8.
-
-    Args:
-        path: The file.
-
-    Raises:
-        UserError: It is not there or damaged.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-                header = next(csv.reader(file, strict=True))
-            self._table = read_csv(
-                path,
-                parse_options=ParseOptions(newlines_in_values=True),
-                convert_options=ConvertOptions(
-                    column_types=dict.fromkeys(header, pa.binary()), check_utf8=False,
-                    strings_can_be_null=False,
-                ),
-            ).combine_chunks()  # fmt: skip
-        except (OSError, StopIteration, ValueError, csv.Error, pa.ArrowException) as error:
-            problem = error.strerror if isinstance(error, OSError) else None
-            problem = problem or " ".join(str(error).split()) or "it is empty"
-            raise _damaged(path, problem) from error
-        self.columns = [csv_value(name) for name in header]
-        self._table = self._table.rename_columns(self.columns)
-
-    def __len__(self) -> int:
-        return int(self._table.num_rows)
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, str]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, str]]: ...
-
-    def __getitem__(self, index: int | slice) -> dict[str, str] | list[dict[str, str]]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        row = self._table.slice(index % len(self), 1)
-        return {name: _text(row[name][0].as_py()) for name in self.columns}
-
-    def __iter__(self) -> Iterator[dict[str, str]]:
-        for begin in range(0, len(self), _ROWS):
-            some = self._table.slice(begin, _ROWS)
-            texts = [[_text(t) for t in some[name].to_pylist()] for name in self.columns]
-            for row in zip(*texts, strict=True):
-                yield dict(zip(self.columns, row, strict=True))
-
-    def column(self, name: str) -> list[str]:
-        """One column."""
-        return [_text(text) for text in self._table[name].to_pylist()]
-
-    def codes(self, name: str, names: Sequence[str]) -> NDArray[np.int64]:
-        """Place of each row's text among ``names``, -1 where it is none of them."""
-        options = pa.array([_packed(csv_cell(n)) for n in names], pa.binary())
-        found = pc.index_in(self._table[name], value_set=options)
-        codes: NDArray[np.int64] = found.fill_null(-1).to_numpy().astype(np.int64)
-        return codes
-
-
-def _packed(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
-
-
-def _text(packed: bytes) -> str:
-    return csv_value(packed.decode("utf-8", "surrogateescape"))
-
-
 FORMAT = 5
 """Version of what is written, the only one that is read."""
 
 _TABLES = ("manifest.csv", "refused.csv", "duplicates.csv")
 _SUM = "sha256"  # of the rest of spec.json, in it
 _CHANGED = "it has changed since it was written: its checksum differs"
-
-_NO_SHARDS = (
-    "{} holds no prepared shards (no spec.json); make them with `midigenre prepare corpus=... "
-    "tokenizer=...`"
-)
-
 _PATIENCE = 20  # tenths of a second
-
+_ROWS = 4096  # of a manifest that are read at a time
 NAMED = 5  # damaged files that a message names
 
 _LISTS: Mapping[str, pa.DataType] = {
@@ -160,48 +67,78 @@ _LISTS: Mapping[str, pa.DataType] = {
 }
 
 
-class SongSource(Protocol):
-    """What phrases are cut from: shards, or files that were just read."""
-
-    def __len__(self) -> int: ...
-
-    def encoded(self, index: int) -> Encoded:
-        """Tokens of a song."""
-
-    def song(self, index: int) -> Song:
-        """Notes of a song."""
-
-    def bar_onsets(self, index: int) -> NDArray[np.int32]:
-        """Note onsets in each bar of a song."""
-
-    def bar_seconds(self, index: int) -> NDArray[np.float64]:
-        """See :meth:`midigenre.midi.song.Song.bar_seconds`."""
+def remedy(folder: Location) -> str:
+    """What to do about shards that are damaged."""
+    return (
+        f"remove these shards (`midigenre prepare clean={folder.name}`, or delete {folder}) and "
+        "run `midigenre prepare` again"
+    )
 
 
-class MemorySongs:
-    """Songs that were just read and encoded."""
+def _damaged(file: Location, problem: str | Exception) -> UserError:
+    if isinstance(problem, Exception):
+        said = " ".join(str(problem).split()) or "it is empty"
+        problem = problem.strerror or said if isinstance(problem, OSError) else said
+    return UserError(f"{file} is damaged ({problem}); {remedy(file.parent)}")
 
-    def __init__(self, songs: Sequence[tuple[Song, Encoded]]) -> None:
-        self._songs = songs
+
+def _text(packed: bytes) -> str:
+    return csv_value(packed.decode("utf-8", "surrogateescape"))
+
+
+class ManifestTable:
+    """Rows of a CSV file: a row is a dict, the columns lie packed.
+
+    A hundred thousand rows as dicts of texts take some 200 MB, as columns a tenth of that. Texts
+    are kept as bytes, for paths need not be UTF-8.
+
+    Raises:
+        UserError: The file is not there or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                header = next(csv.reader(file, strict=True))
+            self._table = read_csv(
+                path,
+                parse_options=ParseOptions(newlines_in_values=True),
+                convert_options=ConvertOptions(
+                    column_types=dict.fromkeys(header, pa.binary()), check_utf8=False,
+                    strings_can_be_null=False,
+                ),
+            ).combine_chunks()  # fmt: skip
+        except (OSError, StopIteration, ValueError, csv.Error, pa.ArrowException) as error:
+            raise _damaged(path, error) from error
+        self.columns = [csv_value(name) for name in header]
+        self._table = self._table.rename_columns(self.columns)
 
     def __len__(self) -> int:
-        return len(self._songs)
+        return int(self._table.num_rows)
 
-    def encoded(self, index: int) -> Encoded:
-        """See :class:`SongSource`."""
-        return self._songs[index][1]
+    def __getitem__(self, index: int) -> dict[str, str]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        row = self._table.slice(index % len(self), 1)
+        return {name: _text(row[name][0].as_py()) for name in self.columns}
 
-    def song(self, index: int) -> Song:
-        """See :class:`SongSource`."""
-        return self._songs[index][0]
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        for begin in range(0, len(self), _ROWS):
+            some = self._table.slice(begin, _ROWS)
+            texts = [[_text(t) for t in some[name].to_pylist()] for name in self.columns]
+            for row in zip(*texts, strict=True):
+                yield dict(zip(self.columns, row, strict=True))
 
-    def bar_onsets(self, index: int) -> NDArray[np.int32]:
-        """See :class:`SongSource`."""
-        return self._songs[index][0].onsets_per_bar()
+    def column(self, name: str) -> list[str]:
+        """One column."""
+        return [_text(text) for text in self._table[name].to_pylist()]
 
-    def bar_seconds(self, index: int) -> NDArray[np.float64]:
-        """See :class:`SongSource`."""
-        return self._songs[index][0].bar_seconds()
+    def codes(self, name: str, names: Sequence[str]) -> Longs:
+        """Place of each row's text among ``names``, -1 where it is none of them."""
+        packed = [csv_cell(n).encode("utf-8", "surrogateescape") for n in names]
+        found = pc.index_in(self._table[name], value_set=pa.array(packed, pa.binary()))
+        codes: Longs = found.fill_null(-1).to_numpy().astype(np.int64)
+        return codes
 
 
 def schema(tokens: TokenSpec, labels: LabelSpec) -> pa.Schema:
@@ -231,11 +168,8 @@ def song_columns(song: Song, encoded: Encoded) -> dict[str, Any]:
         "file_seconds": song.file_seconds,
         **song.notes.columns(),
     }
-    row: dict[str, Any] = {
-        name: np.asarray(columns[name]).astype(kind.to_pandas_dtype())
-        for name, kind in _LISTS.items()
-    }
-    return row | {"tpq": song.tpq}
+    typed = {n: np.asarray(columns[n]).astype(k.to_pandas_dtype()) for n, k in _LISTS.items()}
+    return {**typed, "tpq": song.tpq}
 
 
 def write_part(path: Location, rows: Sequence[Mapping[str, Any]], of: pa.Schema) -> dict[str, Any]:
@@ -259,34 +193,8 @@ def write_part(path: Location, rows: Sequence[Mapping[str, Any]], of: pa.Schema)
     with whole(path) as part:
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, of) as writer:
             writer.write_table(pa.Table.from_arrays(columns, schema=of), max_chunksize=256)
-        return {
-            "file": path.name,
-            "songs": len(rows),
-            "bytes": part.stat().st_size,
-            "sha256": sha256(part),
-        }
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Columns of one record batch as numpy arrays over the memory map."""
-
-    offsets: dict[str, NDArray[np.int32]]
-    values: dict[str, NDArray[Any]]
-    tpq: NDArray[np.int32]
-
-    @classmethod
-    def from_batch(cls, batch: pa.RecordBatch) -> _Columns:
-        offsets, values = {}, {}
-        for name in _LISTS:
-            column = batch.column(name)
-            offsets[name] = column.offsets.to_numpy()
-            values[name] = column.values.to_numpy(zero_copy_only=True)
-        return cls(offsets, values, batch.column("tpq").to_numpy())
-
-    def get(self, name: str, row: int) -> NDArray[Any]:
-        begin, end = self.offsets[name][row : row + 2]
-        return self.values[name][begin:end]
+        size = part.stat().st_size
+        return {"file": path.name, "songs": len(rows), "bytes": size, "sha256": sha256(part)}
 
 
 def write_spec(
@@ -298,12 +206,7 @@ def write_spec(
 ) -> None:
     """Writes ``spec.json``, which vouches by checksums for itself, the parts and the tables.
 
-    Args:
-        folder: The shards' folder, which holds the tables.
-        corpus: Name of the corpus.
-        tokens: The vocabulary.
-        labels: The classes.
-        parts: What :func:`write_part` returned for each part.
+    ``parts`` are what :func:`write_part` returned; the tables lie in ``folder`` already.
     """
     spec = {
         "format": FORMAT,
@@ -321,10 +224,6 @@ def _sum_of(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _damaged(file: Location, problem: str) -> UserError:
-    return UserError(f"{file} is damaged ({problem}); {remedy(file.parent)}")
-
-
 def _spec_of(folder: Location) -> tuple[dict[str, Any], bytes]:
     """Content of ``spec.json``, parsed and as it is.
 
@@ -333,7 +232,10 @@ def _spec_of(folder: Location) -> tuple[dict[str, Any], bytes]:
     """
     path = folder / "spec.json"
     if not exists(path):
-        raise UserError(_NO_SHARDS.format(folder))
+        raise UserError(
+            f"{folder} holds no prepared shards (no spec.json); make them with `midigenre prepare "
+            "corpus=... tokenizer=...`"
+        )
     with naming(folder):
         data = read_bytes(path)
     spec = read_object(path, remedy(folder), data)
@@ -418,7 +320,7 @@ class ShardSet:
             self.tables: dict[str, str] = spec["tables"]
         path = self.folder / "manifest.csv"
         self.manifest = ManifestTable(path)
-        n_songs = self._chunks[1][-1]
+        n_songs = self._batches[1][-1]
         if len(self.manifest) != n_songs:
             raise _damaged(path, f"it has {len(self.manifest):,} rows for {n_songs:,} songs")
         if sha256(path) != self.tables[path.name]:
@@ -445,13 +347,12 @@ class ShardSet:
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers map the files themselves; a mapped buffer cannot be sent to them.
-        state = self.__dict__.copy()
-        state.pop("_chunks", None)
-        return state
+        return {k: v for k, v in self.__dict__.items() if k != "_batches"}
 
     @cached_property
-    def _chunks(self) -> tuple[list[_Columns], list[int]]:
-        chunks: list[_Columns] = []
+    def _batches(self) -> tuple[list[dict[str, tuple[Ints, NDArray[Any]]]], list[int]]:
+        """Offsets and values of the columns of each record batch, and where each one starts."""
+        batches: list[dict[str, tuple[Ints, NDArray[Any]]]] = []
         sizes: list[int] = []
         expected = schema(self.tokens, self.labels)
         for part in self.parts:
@@ -462,51 +363,58 @@ class ShardSet:
                 reader = pa.ipc.open_file(pa.memory_map(str(path)))
                 if not reader.schema.equals(expected, check_metadata=True):
                     raise ValueError("it is a part of other shards")
-                batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-                if (n := sum(batch.num_rows for batch in batches)) != part["songs"]:
+                found = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+                if (n := sum(batch.num_rows for batch in found)) != part["songs"]:
                     raise ValueError(f"it has {n:,} songs, not {part['songs']:,}")
-                for batch in batches:
+                for batch in found:
                     batch.validate(full=True)  # of the lists it reads where each one ends
-                    chunks.append(_Columns.from_batch(batch))
+                    columns = {"tpq": (np.arange(batch.num_rows + 1, dtype=np.int32),
+                                       batch.column("tpq").to_numpy())}  # fmt: skip
+                    for name in _LISTS:
+                        column = batch.column(name)
+                        values = column.values.to_numpy(zero_copy_only=True)
+                        columns[name] = column.offsets.to_numpy(), values
+                    batches.append(columns)
                     sizes.append(batch.num_rows)
             except (OSError, ValueError, pa.ArrowException) as error:
-                problem = error.strerror if isinstance(error, OSError) else None
-                raise _damaged(path, problem or " ".join(str(error).split())) from error
-        return chunks, list(accumulate(sizes, initial=0))
+                raise _damaged(path, error) from error
+        return batches, list(accumulate(sizes, initial=0))
 
     def _get(self, index: int, *names: str) -> list[NDArray[Any]]:
-        chunks, starts = self._chunks
+        """Columns of a song, as read-only arrays over the memory map."""
+        batches, starts = self._batches
         which = bisect_right(starts, index) - 1
-        return [chunks[which].get(name, index - starts[which]) for name in names]
+        row = index - starts[which]
+        found = []
+        for name in names:
+            offsets, values = batches[which][name]
+            found.append(values[offsets[row] : offsets[row + 1]])
+        return found
 
     def encoded(self, index: int) -> Encoded:
-        """See :class:`SongSource`; the arrays lie in the memory map and are read-only."""
+        """Tokens of a song; the arrays lie in the memory map and are read-only."""
         ids, steps, tempo = self._get(index, "ids", "bar_steps", "bar_tempo")
         return Encoded(ids.reshape(-1, len(self.tokens.fields)), steps, tempo)
 
-    def bar_onsets(self, index: int) -> NDArray[np.int32]:
-        """See :class:`SongSource`."""
+    def bar_onsets(self, index: int) -> Ints:
+        """Note onsets in each bar of a song."""
         return self._get(index, "bar_onsets")[0]
 
-    def bar_seconds(self, index: int) -> NDArray[np.float64]:
-        """See :class:`SongSource`; the notes are not read."""
-        ticks, tempo_ticks, tempo_qpm = self._get(index, "bar_ticks", "tempo_ticks", "tempo_qpm")
-        return seconds_at(ticks, tempo_ticks, tempo_qpm, self._tpq(index))
-
-    def _tpq(self, index: int) -> int:
-        chunks, starts = self._chunks
-        which = bisect_right(starts, index) - 1
-        return int(chunks[which].tpq[index - starts[which]])
+    def bar_seconds(self, index: int) -> Floats:
+        """See :meth:`midigenre.midi.song.Song.bar_seconds`; the notes are not read."""
+        names = ("bar_ticks", "tempo_ticks", "tempo_qpm", "tpq")
+        ticks, tempo_ticks, tempo_qpm, tpq = self._get(index, *names)
+        return seconds_at(ticks, tempo_ticks, tempo_qpm, int(tpq[0]))
 
     def song(self, index: int) -> Song:
-        """See :class:`SongSource`."""
+        """Notes of a song."""
         notes = NoteTable(*(c.astype(np.int32) for c in self._get(index, *NOTE_COLUMNS)))
-        bar_ticks, meters, ticks, qpm, seconds = self._get(
-            index, "bar_ticks", "meters", "tempo_ticks", "tempo_qpm", "file_seconds"
+        bar_ticks, meters, ticks, qpm, seconds, tpq = self._get(
+            index, "bar_ticks", "meters", "tempo_ticks", "tempo_qpm", "file_seconds", "tpq"
         )
         return Song(
             notes=notes,
-            tpq=self._tpq(index),
+            tpq=int(tpq[0]),
             bar_ticks=bar_ticks,
             meters=meters.reshape(-1, 2).astype(np.int32),
             tempo_ticks=ticks,
@@ -514,11 +422,11 @@ class ShardSet:
             file_seconds=seconds.astype(np.float64),
         )
 
-    def label_indices(self) -> dict[str, NDArray[np.int64]]:
+    def label_indices(self) -> dict[str, Longs]:
         """Class index of every song for each label, shape (songs,); UNKNOWN where it has none."""
         return {k: self.manifest.codes(k, names) for k, names in self.labels.classes.items()}
 
-    def rows(self, split: str | None) -> NDArray[np.int64]:
+    def rows(self, split: str | None) -> Longs:
         """Indices of the songs of a split, or of all songs for None."""
         if split is None:
             return np.arange(len(self))
@@ -553,3 +461,33 @@ class ShardSet:
         if bad:
             more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
             raise UserError(f"{'; '.join(bad[:NAMED])}{more}; {remedy(self.folder)}")
+
+
+class MemorySongs:
+    """Songs that were just read and encoded, with the methods of :class:`ShardSet`."""
+
+    def __init__(self, songs: Sequence[tuple[Song, Encoded]]) -> None:
+        self._songs = songs
+
+    def __len__(self) -> int:
+        return len(self._songs)
+
+    def encoded(self, index: int) -> Encoded:
+        """Tokens of a song."""
+        return self._songs[index][1]
+
+    def song(self, index: int) -> Song:
+        """Notes of a song."""
+        return self._songs[index][0]
+
+    def bar_onsets(self, index: int) -> Ints:
+        """Note onsets in each bar of a song."""
+        return self.song(index).onsets_per_bar()
+
+    def bar_seconds(self, index: int) -> Floats:
+        """See :meth:`midigenre.midi.song.Song.bar_seconds`."""
+        return self.song(index).bar_seconds()
+
+
+SongSource: TypeAlias = ShardSet | MemorySongs
+"""What phrases are cut from: shards, or files that were just read."""

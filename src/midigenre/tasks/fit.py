@@ -123,6 +123,5 @@ def _out_of_memory(task: Task, data: PhraseDataModule) -> str:
     return (
         f"out of memory in step {task.trainer.global_step} with data.batch_phrases="
         f"{data.settings.batch_phrases} and up to {data.settings.max_tokens} tokens each; "
-        f"{fewer}data.batch_tokens="
-        "bounds the longest batches, precision=bf16, a smaller data.max_tokens or model need less"
+        f"{fewer}precision=bf16, a smaller data.max_tokens or model need less"
     )

@@ -5,7 +5,7 @@ Every number is a hash of the phrase's key, of what it is for, and (for single n
 where the note stands. So nothing depends on the order in which phrases are read, on the batch they
 are in, or on how a tokenizer writes them; and no generator is made for each phrase.
 
-B phrases   n notes or onsets
+B phrases   n notes   m onsets
 """
 
 from __future__ import annotations
@@ -17,12 +17,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from midigenre.arrays import GAMMA, Floats, Keys, Longs, scramble
+from midigenre.arrays import GAMMA, Bools, Floats, Keys, Longs, scramble
 from midigenre.errors import UserError
 from midigenre.spec import UNKNOWN, TokenSpec
 
 MAX_SEMITONES = 24
 MAX_BINS = 64
+
+# Lowest and highest end of each range, and whether it has whole numbers only.
+_RANGES: Mapping[str, tuple[float, float | None, bool]] = {
+    "transpose": (-MAX_SEMITONES, MAX_SEMITONES, True),
+    "tempo": (-MAX_BINS, MAX_BINS, True),
+    "velocity": (-MAX_BINS, MAX_BINS, True),
+    "phrase_bars": (1, None, True),
+    "duration": (0.1, 10.0, False),
+}
 
 
 @dataclass(frozen=True)
@@ -82,51 +91,22 @@ class AugmentSettings:
             )
         if not _is_number(self.target_power) or not 0 <= self.target_power < np.inf:
             raise UserError(f"augment.target_power={self.target_power} must be 0 or more")
-        if not isinstance(self.velocity_noise, int) or not 0 <= self.velocity_noise <= MAX_BINS:
-            raise UserError(
-                f"augment.velocity_noise={self.velocity_noise} must lie in 0 to {MAX_BINS}"
-            )
-        self._pair("transpose", -MAX_SEMITONES, MAX_SEMITONES)
-        self._pair("tempo", -MAX_BINS, MAX_BINS)
-        self._pair("velocity", -MAX_BINS, MAX_BINS)
-        self._pair("phrase_bars", 1, None)
-        self._pair("duration", 0.1, 10.0)
-
-    def _pair(self, name: str, least: float, most: float | None) -> None:
-        """Reads a range, which YAML gives as a list."""
-        value = getattr(self, name)
-        if value is None:
-            return
-        kinds = (int, float) if name == "duration" else (int,)
-        pair = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
-        if (
-            len(pair) != 2
-            or not all(isinstance(v, kinds) and not isinstance(v, bool) for v in pair)
-            or not least <= pair[0] <= pair[1]
-            or (most is not None and pair[1] > most)
-        ):
-            what = "numbers" if name == "duration" else "whole numbers"
-            bounds = f"from {least}" + ("" if most is None else f" to {most}")
-            raise UserError(
-                f"augment.{name}={value} must be null or two {what} {bounds}, the lower one first, "
-                f"such as [{least}, {2 if most is None else most}]"
-            )
-        object.__setattr__(self, name, tuple(pair))
+        noise = self.velocity_noise
+        if not isinstance(noise, int) or not 0 <= noise <= MAX_BINS:
+            raise UserError(f"augment.velocity_noise={noise} must lie in 0 to {MAX_BINS}")
+        for name in _RANGES:
+            if (value := getattr(self, name)) is not None:  # which YAML gives as a list
+                object.__setattr__(self, name, _range(name, value))
 
     @property
     def changes(self) -> bool:
         """Whether anything is ever done to a phrase (its length does not count)."""
         shifts = (self.transpose, self.tempo, self.velocity, self.duration)
-        return self.probability > 0 and bool(
-            any(pair is not None for pair in shifts)
-            or self.velocity_noise
-            or self.jitter
-            or self.drop
-            or self.solo
-        )
+        shares = (self.velocity_noise, self.jitter, self.drop, self.solo)
+        return self.probability > 0 and (any(p is not None for p in shifts) or any(shares))
 
     def check(self, tokens: TokenSpec) -> None:
-        """Refuses what the vocabulary cannot say.
+        """Rejects what the vocabulary cannot say.
 
         Raises:
             UserError: ``phrase_bars`` passes the bars that it numbers.
@@ -137,26 +117,18 @@ class AugmentSettings:
                 "(tokenizer.max_bars) at most"
             )
 
-    def probabilities(
-        self,
-        rows: Longs,
-        labels: Mapping[str, Longs],
-        classes: Mapping[str, Sequence[str]],
-    ) -> Floats:
+    def probabilities(self, rows: Longs, labels: Mapping[str, Longs]) -> Floats:
         """The probability that a phrase of each training song is changed, shape (songs,).
 
         Args:
             rows: Indices of the training songs.
             labels: Class index of every song for each label.
-            classes: Class names of each label.
 
         Raises:
             UserError: The songs have no label ``target``.
         """
-        if not self.changes:
-            return np.zeros(len(rows))
-        even = np.full(len(rows), float(self.probability))
-        if self.target is None:
+        even = np.full(len(rows), float(self.probability) if self.changes else 0.0)
+        if self.target is None or not self.changes:
             return even
         if self.target not in labels:
             raise UserError(
@@ -164,15 +136,29 @@ class AugmentSettings:
             )
         found = labels[self.target][rows]
         known = found != UNKNOWN
-        songs_C = np.bincount(found[known], minlength=len(classes[self.target]))
         if not known.any():
             return even
+        songs_C = np.bincount(found[known])
         rarer_C = (songs_C.max() / np.maximum(songs_C, 1)) ** self.target_power
         return np.where(known, np.minimum(1.0, even * rarer_C[found]), even)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _range(name: str, value: Any) -> tuple[Any, ...]:
+    least, most, is_whole = _RANGES[name]
+    pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    numbers = all(_is_number(v) and (isinstance(v, int) or not is_whole) for v in pair)
+    if len(pair) == 2 and numbers and least <= pair[0] <= pair[1] <= (most or np.inf):
+        return pair
+    what = "whole numbers" if is_whole else "numbers"
+    bounds = f"from {least}" + ("" if most is None else f" to {most}")
+    raise UserError(
+        f"augment.{name}={value} must be null or two {what} {bounds}, the lower one first, "
+        f"such as [{least}, {most or 2}]"
+    )
 
 
 KEEP, DROP, SOLO = 0, 1, 2
@@ -198,12 +184,9 @@ def integers(u: Floats, low: int, high: int) -> Longs:
 
 @dataclass(frozen=True)
 class PhraseChanges:
-    """What is decided for each phrase, columns of shape (B,).
-
-    A phrase whose key is 0 is left as it is: no shift, a factor of 1.
+    """What is decided for each phrase, columns of shape (B,); one whose key is 0 stays as it is.
 
     Attributes:
-        keys: The phrases' keys.
         transpose: Semitones.
         tempo: Steps on the vocabulary's tempi.
         velocity: Steps on its velocities.
@@ -212,7 +195,6 @@ class PhraseChanges:
         which: A number in [0, 1) that chooses one of the programs.
     """
 
-    keys: Keys
     transpose: Longs
     tempo: Longs
     velocity: Longs
@@ -232,13 +214,9 @@ class PhraseChanges:
         low, high = settings.duration or (1.0, 1.0)
         # Log-uniform, so that half and double are equally likely.
         factor = np.exp(np.log(low) + uniform(keys, _DURATION) * (np.log(high) - np.log(low)))
-        u = uniform(keys, _PROGRAMS)
-        programs = np.where(u < settings.drop, DROP, KEEP)
-        programs = np.where(
-            (u >= settings.drop) & (u < settings.drop + settings.solo), SOLO, programs
-        )
+        u, drop = uniform(keys, _PROGRAMS), settings.drop
+        programs = np.where(u < drop, DROP, np.where(u < drop + settings.solo, SOLO, KEEP))
         return cls(
-            keys=keys,
             transpose=steps(_TRANSPOSE, settings.transpose),
             tempo=steps(_TEMPO, settings.tempo),
             velocity=steps(_VELOCITY, settings.velocity),
@@ -260,15 +238,27 @@ def velocity_noise(
     return np.where(keys != 0, steps, 0)
 
 
-def jitter_wishes(keys: Keys, bar: Longs, position: Longs, share: float) -> Longs:
-    """Where each onset would go, -1, 0 or 1 positions, all columns of shape (n,).
+def jittered(
+    keys: Keys, phrase: Longs, bar: Longs, position: Longs, end: Longs, fixed: Bools, share: float
+) -> Longs:
+    """By how many positions each onset moves, -1, 0 or 1, all columns of shape (m,).
 
     Args:
         keys: Key of each onset's phrase.
+        phrase: The phrase.
         bar: Its bar.
         position: Its position.
-        share: Probability of going at all; both directions have the same.
+        end: Number of positions of its bar.
+        fixed: Whether it stays.
+        share: Probability of moving where there is room; both directions have the same.
     """
     u = uniform(keys, _JITTER, bar * 4096 + position)
     wishes = np.where(u < share / 2, -1, np.where(u < share, 1, 0))
-    return np.where(keys != 0, wishes, 0)
+    wishes[fixed | (keys == 0)] = 0
+    # A neighbour that would come nearer counts as there already, so that two never meet.
+    together = (np.diff(phrase) == 0) & (np.diff(bar) == 0)
+    before, after = np.full(len(end), -1), end.copy()
+    before[1:][together] = (position + (wishes == 1))[:-1][together]
+    after[:-1][together] = (position - (wishes == -1))[1:][together]
+    moved = position + wishes
+    return np.where((moved > before) & (moved < after), wishes, 0)

@@ -6,22 +6,21 @@ the same draws: tests hold the two against each other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 from symusic.core import NoteTick, NoteTickList, ScoreTick, TempoTick, TempoTickList, TrackTick
 
-from midigenre.arrays import Longs
+from midigenre.arrays import Floats, Ints, Longs
 from midigenre.data.augment import (
     KEEP,
     SOLO,
     AugmentSettings,
     PhraseChanges,
-    jitter_wishes,
+    jittered,
     velocity_noise,
 )
-from midigenre.midi.song import DEFAULT_METER, DRUMS, Grid, NoteTable, Song
+from midigenre.midi.song import DEFAULT_METER, DRUMS, NoteTable, Song
 from midigenre.spec import TokenSpec
 from midigenre.tokenizers.base import Tokenizer, from_spec
 
@@ -42,7 +41,7 @@ class NoteAugmenter:
         self._grid = tokenizer.grid
         pitches = _numbers(spec, *_PITCHED)
         self._pitches = (int(pitches.min()), int(pitches.max()))
-        self._velocities = np.unique(_numbers(spec, "Velocity")).astype(np.int64)
+        self._velocities = np.unique(_numbers(spec, "Velocity")).astype(np.int32)
         self._tempi = _tempi(spec, tokenizer)
         # In Octuple a tempo is said by notes only: what changes between them takes effect at the
         # next one.
@@ -50,32 +49,53 @@ class NoteAugmenter:
         self._longest = self._grid.max_duration_beats * self._grid.beat_resolution
 
     def __call__(self, phrase: Song, key: int) -> Song:
-        """The phrase as it is trained on.
-
-        Args:
-            phrase: A phrase, as ``Song.bars`` gives it.
-            key: Its key; 0 leaves it as it is.
-        """
+        """The phrase, as ``Song.bars`` gives it, as it is trained on; key 0 leaves it as it is."""
         if key == 0 or len(phrase.notes) == 0:
             return phrase
         draws = PhraseChanges.draw(np.array([key], np.uint64), self._settings)
-        phrase = self._programs(phrase, draws)
+        phrase = self._without_programs(phrase, draws)
         if self._at_notes:
             phrase = _tempi_at_notes(phrase)
-        places = _Places.from_phrase(phrase, self._grid)
-        keys = np.full(len(phrase.notes), key, np.uint64)
-        notes = phrase.notes
-        pitch = self._transposed(notes, int(draws.transpose[0]))
-        velocity = self._velocity(notes, places, keys, int(draws.velocity[0]))
-        duration = self._duration(notes, places, float(draws.duration[0]))
-        onset = self._jittered(phrase, places, key)
-        columns = (onset, duration, pitch, velocity, notes.program)
-        phrase = replace(phrase, notes=NoteTable(*(c.astype(np.int32) for c in columns)))
-        if self._grid.cut_overlaps:
-            phrase = replace(phrase, notes=_without_overlaps(phrase.notes))
-        return self._at_tempo(phrase, int(draws.tempo[0]))
+        notes, keys = phrase.notes, np.full(len(phrase.notes), key, np.uint64)
+        pitched = notes.program != DRUMS
+        bar_step = np.array([self._grid.step_ticks((int(n), int(d))) for n, d in phrase.meters])
+        bar = np.searchsorted(phrase.bar_ticks, notes.onset, side="right") - 1
+        step = bar_step[bar]
+        position = (notes.onset - phrase.bar_ticks[bar]) // step
 
-    def _programs(self, phrase: Song, draws: PhraseChanges) -> Song:
+        pitch = notes.pitch
+        if (by := int(draws.transpose[0])) and pitched.any():
+            low, high = self._pitches
+            by = np.clip(by, low - pitch[pitched].min(), high - pitch[pitched].max())
+            pitch = np.where(pitched, pitch + by, pitch)
+        velocity = notes.velocity
+        if len(self._velocities):
+            program, most = notes.program.astype(np.int64), self._settings.velocity_noise
+            at = (bar, position, program, notes.pitch.astype(np.int64))
+            steps = draws.velocity[0] + velocity_noise(keys, *at, most)
+            rank = np.searchsorted(self._velocities, velocity) + steps
+            moved = self._velocities.take(rank, mode="clip")
+            velocity = np.where(steps == 0, velocity, moved)
+        duration = notes.duration
+        if (factor := float(draws.duration[0])) != 1.0:
+            steps = np.clip(np.floor(duration / step * factor + 0.5), 1, self._longest)
+            duration = np.where(pitched, (steps * step).astype(np.int32), duration)
+        onset = notes.onset
+        if self._settings.jitter:
+            onset = self._jittered(phrase, bar_step, key)
+
+        columns = (onset, duration, pitch, velocity, notes.program)
+        notes = NoteTable(*(c.astype(np.int32) for c in columns))
+        if self._grid.cut_overlaps:
+            notes = _without_overlaps(notes)
+        phrase = replace(phrase, notes=notes)
+        if (by := int(draws.tempo[0])) and len(self._tempi):
+            rank = np.abs(self._tempi[None] - phrase.tempo_qpm[:, None]).argmin(axis=1)
+            by = np.clip(by, -rank.min(), len(self._tempi) - 1 - rank.max())
+            phrase = replace(phrase, tempo_qpm=self._tempi[rank + by])
+        return phrase
+
+    def _without_programs(self, phrase: Song, draws: PhraseChanges) -> Song:
         program = phrase.notes.program
         there = np.unique(program)
         if draws.programs[0] == KEEP or len(there) < 2:
@@ -84,91 +104,25 @@ class NoteAugmenter:
         kept = chosen if draws.programs[0] == SOLO else ~chosen
         return replace(phrase, notes=phrase.notes.select(kept))
 
-    def _transposed(self, notes: NoteTable, by: int) -> NDArray[np.int32]:
-        pitched = notes.program != DRUMS
-        if by == 0 or not pitched.any():
-            return notes.pitch
-        low, high = self._pitches
-        fits = np.clip(by, low - notes.pitch[pitched].min(), high - notes.pitch[pitched].max())
-        return np.where(pitched, notes.pitch + fits, notes.pitch)
-
-    def _velocity(
-        self, notes: NoteTable, places: _Places, keys: NDArray[np.uint64], by: int
-    ) -> NDArray[np.int32]:
-        if len(self._velocities) == 0:
-            return notes.velocity
-        program, pitch = notes.program.astype(np.int64), notes.pitch.astype(np.int64)
-        most = self._settings.velocity_noise
-        noise = velocity_noise(keys, places.bar, places.position, program, pitch, most)
-        rank = np.searchsorted(self._velocities, notes.velocity) + by + noise
-        moved = self._velocities.take(rank, mode="clip").astype(np.int32)
-        return np.where(by + noise == 0, notes.velocity, moved)
-
-    def _duration(self, notes: NoteTable, places: _Places, factor: float) -> NDArray[np.int32]:
-        if factor == 1.0:
-            return notes.duration
-        steps = np.floor(notes.duration / places.step * factor + 0.5)
-        scaled = (np.clip(steps, 1, self._longest) * places.step).astype(np.int32)
-        return np.where(notes.program == DRUMS, notes.duration, scaled)
-
-    def _jittered(self, phrase: Song, places: _Places, key: int) -> NDArray[np.int32]:
+    def _jittered(self, phrase: Song, bar_step: Longs, key: int) -> Ints:
         onset = phrase.notes.onset
-        if self._settings.jitter == 0:
-            return onset
         # Every tick at which something stands; where there are tempi, they stay.
         changes = phrase.tempo_ticks if len(self._tempi) else onset[:0]
         if self._at_notes:
             changes = np.intersect1d(changes, onset)
         ticks = np.union1d(onset, changes)
         bar = np.searchsorted(phrase.bar_ticks, ticks, side="right") - 1
-        step = places.bar_step[bar]
-        position = (ticks - phrase.bar_ticks[bar]) // step
-        last = (phrase.bar_ticks[bar + 1] - phrase.bar_ticks[bar]) // step - 1
-        keys = np.full(len(ticks), key, np.uint64)
-        wishes = jitter_wishes(keys, bar, position, self._settings.jitter)
-        wishes[np.isin(ticks, changes)] = 0
-        moves = wishes.copy()
-        for i, wish in enumerate(wishes):
-            beside = i + wish
-            room = 0 <= position[i] + wish <= last[i]
-            if room and 0 <= beside < len(ticks) and bar[beside] == bar[i]:
-                gap = abs(position[beside] - position[i])
-                # One that would come nearer counts as there already.
-                room = gap - (wishes[beside] == -wish) > 1
-            moves[i] = wish if room else 0
-        return onset + (moves * step)[np.searchsorted(ticks, onset)]
-
-    def _at_tempo(self, phrase: Song, by: int) -> Song:
-        if by == 0 or len(self._tempi) == 0:
-            return phrase
-        rank = np.abs(self._tempi[None] - phrase.tempo_qpm[:, None]).argmin(axis=1)
-        fits = np.clip(by, -rank.min(), len(self._tempi) - 1 - rank.max())
-        return replace(phrase, tempo_qpm=self._tempi[rank + fits])
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where the notes of a phrase stand, columns of shape (n,).
-
-    Attributes:
-        bar: Bar of each note.
-        position: Its position in the bar.
-        step: Ticks of a position there.
-        bar_step: Ticks of a position in each bar, shape (bars,).
-    """
-
-    bar: Longs
-    position: Longs
-    step: Longs
-    bar_step: Longs
-
-    @classmethod
-    def from_phrase(cls, phrase: Song, grid: Grid) -> _Places:
-        bar_step = np.array([grid.step_ticks((int(n), int(d))) for n, d in phrase.meters], np.int64)
-        bar = np.searchsorted(phrase.bar_ticks, phrase.notes.onset, side="right") - 1
         step = bar_step[bar]
-        position = (phrase.notes.onset - phrase.bar_ticks[bar]) // step
-        return cls(bar, position, step, bar_step)
+        moves = jittered(
+            np.full(len(ticks), key, np.uint64),
+            np.zeros(len(ticks), np.int64),
+            bar,
+            (ticks - phrase.bar_ticks[bar]) // step,
+            (phrase.bar_ticks[bar + 1] - phrase.bar_ticks[bar]) // step,
+            np.isin(ticks, changes),
+            self._settings.jitter,
+        )
+        return onset + (moves * step)[np.searchsorted(ticks, onset)]
 
 
 def _tempi_at_notes(phrase: Song) -> Song:
@@ -192,18 +146,13 @@ def _without_overlaps(notes: NoteTable) -> NoteTable:
     return replace(notes, duration=cut)
 
 
-def _numbers(spec: TokenSpec, *types: str) -> NDArray[np.float64]:
+def _numbers(spec: TokenSpec, *types: str) -> Floats:
     """All numbers that tokens of these types say."""
-    said = [
-        float(value)
-        for field in spec.fields
-        for type_, value in zip(field.types, field.values, strict=True)
-        if type_ in types
-    ]
-    return np.array(said)
+    tokens = (token for f in spec.fields for token in zip(f.types, f.values, strict=True))
+    return np.array([float(value) for type_, value in tokens if type_ in types])
 
 
-def _tempi(spec: TokenSpec, tokenizer: Tokenizer) -> NDArray[np.float64]:
+def _tempi(spec: TokenSpec, tokenizer: Tokenizer) -> Floats:
     """The vocabulary's tempi, ascending, as exactly as cleaned songs have them.
 
     Tokens name them to two decimals, which is not what songs hold: a song with one bar in each of

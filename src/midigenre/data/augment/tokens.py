@@ -9,25 +9,25 @@ N steps of all phrases   F fields   B phrases   n notes   m onsets
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from midigenre.arrays import Bools, Longs
+from midigenre.arrays import Bools, Keys, Longs
 from midigenre.data.augment import (
     KEEP,
     SOLO,
     AugmentSettings,
     PhraseChanges,
-    jitter_wishes,
+    jittered,
     velocity_noise,
 )
 from midigenre.data.augment.notes import NoteAugmenter
 from midigenre.data.phrases import PhraseReader, Phrases
 from midigenre.midi.song import DRUMS
-from midigenre.spec import Field, TokenSpec
+from midigenre.spec import TokenSpec
 from midigenre.tokenizers.base import from_spec
 from midigenre.tokenizers.notes import ATTRIBUTES, FoundNotes, NoteFinder
 
@@ -90,8 +90,8 @@ class _Scale:
         if column < 0:
             return cls(-1, np.zeros(0, np.int64), np.zeros(0, np.int64))
         field = spec.fields[column]
-        ids = np.array([i for i in _ids(field, type_) if field.values[i] != "None"], np.int64)
-        value = _steps if type_ == "Duration" else float
+        ids = [i for i in np.flatnonzero(field.is_type(type_)) if field.values[i] != "None"]
+        value = _beats if type_ == "Duration" else float
         values = np.array([value(field.values[i]) for i in ids])
         order = np.argsort(values, kind="stable")
         gaps = np.diff(values[order])
@@ -99,23 +99,19 @@ class _Scale:
         even = len(gaps) == 0 or np.ptp(gaps) < 1e-6
         if type_ in ("Pitch", "Duration", "Position") and not even:
             raise ValueError(f"{spec.name}: the {type_} tokens leave gaps")
+        ranked = np.array(ids, np.int64)[order]
         rank_V = np.full(len(field), -1, np.int64)
-        rank_V[ids[order]] = np.arange(len(ids))
-        return cls(column, rank_V, ids[order], int(values.min()))
+        rank_V[ranked] = np.arange(len(ids))
+        return cls(column, rank_V, ranked, int(values.min()))
 
 
-def _ids(field: Field, type_: str) -> Longs:
-    return np.flatnonzero(field.is_type(type_))
-
-
-def _steps(duration: str) -> float:
+def _beats(duration: str) -> float:
     """Beats of MidiTok's ``beats.positions.resolution``."""
-    beats, positions, resolution = (int(part) for part in duration.split("."))
+    beats, positions, resolution = (int(number) for number in duration.split("."))
     return beats + positions / resolution
 
 
-@dataclass(frozen=True)
-class _Onsets:
+class _Onsets(NamedTuple):
     """What stands at one position of a bar together, columns of shape (m,).
 
     Attributes:
@@ -123,7 +119,7 @@ class _Onsets:
         phrase: The phrase.
         bar: Its bar in the phrase.
         position: Its position in the bar.
-        tempo_here: Whether a tempo begins there.
+        tempo_here: Whether a tempo begins there, be it that of the phrase's start.
     """
 
     step: Longs
@@ -162,9 +158,7 @@ class TokenAugmenter:
         self._bar_column, self._is_bar = bars[0][0], bars[0][1].is_type("Bar")
         self._meter_column, self._positions_V = _positions_of_meters(spec)
 
-    def __call__(
-        self, ids_NF: Longs, lengths_B: Longs, keys_B: NDArray[np.uint64]
-    ) -> tuple[Longs, Longs]:
+    def __call__(self, ids_NF: Longs, lengths_B: Longs, keys_B: Keys) -> tuple[Longs, Longs]:
         """The phrases as they are trained on.
 
         Args:
@@ -182,17 +176,18 @@ class TokenAugmenter:
         if (draws.programs != KEEP).any():
             ids_NF, lengths_B, found = self._leave_out(ids_NF, lengths_B, found, draws)
             starts_B = np.cumsum(lengths_B) - lengths_B
-        key_n = keys_B[found.phrase]
         velocity = draws.velocity[found.phrase]
-        if self._settings.velocity_noise:
+        if most := self._settings.velocity_noise:
             where = found.bar, found.position, found.program, found.pitch
-            velocity = velocity + velocity_noise(key_n, *where, self._settings.velocity_noise)
+            velocity = velocity + velocity_noise(keys_B[found.phrase], *where, most)
         if self._settings.jitter:
             self._jitter(ids_NF, starts_B, found, keys_B)
-        self._transpose(ids_NF, found, draws)
+        if draws.transpose.any():
+            self._transpose(ids_NF, found, draws)
         self._shift_velocity(ids_NF, found, velocity)
         self._scale_duration(ids_NF, found, draws)
-        self._shift_tempo(ids_NF, lengths_B, draws)
+        if draws.tempo.any() and len(self._tempo):
+            self._shift_tempo(ids_NF, lengths_B, draws)
         return ids_NF, lengths_B
 
     def _leave_out(
@@ -206,45 +201,37 @@ class TokenAugmenter:
         nth = (draws.which * n_programs).astype(np.int64)
         chosen_B = (there_BP.cumsum(1) > nth[:, None]).argmax(1)
         kind = np.where(n_programs > 1, draws.programs, KEEP)[found.phrase]
-        is_chosen = program == chosen_B[found.phrase]
-        out_n = (kind != KEEP) & (is_chosen != (kind == SOLO))
+        out_n = (kind != KEEP) & ((program == chosen_B[found.phrase]) != (kind == SOLO))
         out_N = np.zeros(len(ids_NF), bool)
         gone = found.steps_nA[out_n]
         out_N[gone[gone >= 0]] = True
-        starts_B = np.cumsum(lengths_B) - lengths_B
-        if not self._field:
-            onsets = self._onsets(ids_NF, starts_B, found)
+        if not self._field:  # an onset without a note or a tempo goes
+            onsets = self._onsets(ids_NF, np.cumsum(lengths_B) - lengths_B, found)
             of_note = np.searchsorted(onsets.step, found.steps_nA[:, _PITCH], side="right") - 1
             before = np.bincount(of_note, minlength=len(onsets.step))
             after = np.bincount(of_note[~out_n], minlength=len(onsets.step))
             out_N[onsets.step[(before > 0) & (after == 0) & ~onsets.tempo_here]] = True
         phrase_N = np.repeat(np.arange(len(lengths_B)), lengths_B)
-        kept_N = ~out_N
-        place_N = np.cumsum(kept_N) - 1
+        place_N = np.cumsum(~out_N) - 1
         steps_nA = found.steps_nA[~out_n]
-        steps_nA = np.where(steps_nA >= 0, place_N[steps_nA], -1)
-        left = FoundNotes(
-            **{
-                k: getattr(found, k)[~out_n]
-                for k in ("bar", "position", "pitch", "program", "phrase")
-            },
-            steps_nA=steps_nA,
-            columns_A=found.columns_A,
+        left = replace(
+            found,
+            bar=found.bar[~out_n],
+            position=found.position[~out_n],
+            pitch=found.pitch[~out_n],
+            program=found.program[~out_n],
+            phrase=found.phrase[~out_n],
+            steps_nA=np.where(steps_nA >= 0, place_N[steps_nA], -1),
         )
-        lengths = np.bincount(phrase_N[kept_N], minlength=len(lengths_B))
-        return ids_NF[kept_N], lengths, left
+        return ids_NF[~out_N], np.bincount(phrase_N[~out_N], minlength=len(lengths_B)), left
 
     def _onsets(self, ids_NF: Longs, starts_B: Longs, found: FoundNotes) -> _Onsets:
         """All positions at which something stands, in order."""
         if self._field:
+            places = np.stack([found.phrase, found.bar, found.position])
             first = np.ones(len(found), bool)
-            first[1:] = (
-                (np.diff(found.phrase) != 0)
-                | (np.diff(found.bar) != 0)
-                | (np.diff(found.position) != 0)
-            )
-            step = found.steps_nA[first, _PITCH]
-            phrase, bar, position = found.phrase[first], found.bar[first], found.position[first]
+            first[1:] = (np.diff(places) != 0).any(0)
+            step, (phrase, bar, position) = found.steps_nA[first, _PITCH], places[:, first]
         else:
             rank_N = self._position.rank_V.take(ids_NF[:, self._position.column])
             step = np.flatnonzero(rank_N >= 0)
@@ -252,46 +239,27 @@ class TokenAugmenter:
             bar_at = np.flatnonzero(self._is_bar.take(ids_NF[:, self._bar_column]))
             phrase = np.searchsorted(starts_B, step, side="right") - 1
             bar = np.searchsorted(bar_at, step) - 1 - np.searchsorted(bar_at, starts_B)[phrase]
-        return _Onsets(
-            step, phrase, bar, position, self._tempo_begins(ids_NF, step, phrase, bar, position)
-        )
-
-    def _tempo_begins(
-        self, ids_NF: Longs, step: Longs, phrase: Longs, bar: Longs, position: Longs
-    ) -> Bools:
-        """Whether a tempo begins at each onset, be it that of the phrase's start; shape (m,)."""
         column = self._tempo.column
         if column < 0 or len(step) == 0:
-            return np.zeros(len(step), bool)
-        if column == self._position.column:  # said behind the position
+            tempo_here = np.zeros(len(step), bool)
+        elif column == self._position.column:  # said behind the position
             behind = np.append(ids_NF[:, column], 0)[step + 1]
-            said: Bools = self._tempo.rank_V.take(behind) >= 0
-            return said
-        tempo = ids_NF[step, column].astype(np.int64)
-        first = np.diff(phrase, prepend=-1) != 0
-        changed = (np.diff(tempo, prepend=-1) != 0) & ~first
-        here: Bools = changed | (first & (bar == 0) & (position == 0))
-        return here
+            tempo_here = self._tempo.rank_V.take(behind) >= 0
+        else:
+            first = np.diff(phrase, prepend=-1) != 0
+            changed = np.diff(ids_NF[step, column].astype(np.int64), prepend=-1) != 0
+            tempo_here = np.where(first, (bar == 0) & (position == 0), changed)
+        return _Onsets(step, phrase, bar, position, tempo_here)
 
-    def _jitter(
-        self, ids_NF: Longs, starts_B: Longs, found: FoundNotes, keys_B: NDArray[np.uint64]
-    ) -> None:
+    def _jitter(self, ids_NF: Longs, starts_B: Longs, found: FoundNotes, keys_B: Keys) -> None:
         """Moves onsets by a position where there is room."""
         at = self._onsets(ids_NF, starts_B, found)
         if len(at.step) == 0:
             return
-        wishes = jitter_wishes(keys_B[at.phrase], at.bar, at.position, self._settings.jitter)
-        wishes[at.tempo_here] = 0
-        # A neighbour that would come nearer counts as there already, so that two never meet.
-        together = (np.diff(at.phrase) == 0) & (np.diff(at.bar) == 0)
         end = self._positions(ids_NF, at.step)
-        before, after = np.full(len(end), -1), end.copy()
-        before[1:][together] = (at.position + (wishes == 1))[:-1][together]
-        after[:-1][together] = (at.position - (wishes == -1))[1:][together]
-        moved = at.position + wishes
-        moves = np.where((moved > before) & (moved < after), wishes, 0)
-        step_N = np.arange(len(ids_NF))
-        of_step = np.searchsorted(at.step, step_N, side="right") - 1
+        where = (at.phrase, at.bar, at.position, end, at.tempo_here)
+        moves = jittered(keys_B[at.phrase], *where, self._settings.jitter)
+        of_step = np.searchsorted(at.step, np.arange(len(ids_NF)), side="right") - 1
         move_N = np.where(of_step >= 0, moves[of_step], 0)
         for scale in self._placed:
             column = ids_NF[:, scale.column]
@@ -309,8 +277,6 @@ class TokenAugmenter:
 
     def _transpose(self, ids_NF: Longs, found: FoundNotes, draws: PhraseChanges) -> None:
         """Moves all pitched notes of a phrase together, as far as all stay in the vocabulary."""
-        if not draws.transpose.any():
-            return
         pitched = found.program != DRUMS
         at, phrase = found.steps_nA[pitched, _PITCH], found.phrase[pitched]
         rank = found.pitch[pitched] - self._pitch.low
@@ -340,8 +306,6 @@ class TokenAugmenter:
 
     def _shift_tempo(self, ids_NF: Longs, lengths_B: Longs, draws: PhraseChanges) -> None:
         """Moves all tempi of a phrase together, as far as all stay in the vocabulary."""
-        if self._tempo.column < 0 or not draws.tempo.any():
-            return
         column = ids_NF[:, self._tempo.column]
         rank_N = self._tempo.rank_V.take(column)
         at = np.flatnonzero(rank_N >= 0)
@@ -371,10 +335,9 @@ def _positions_of_meters(spec: TokenSpec) -> tuple[int, Longs]:
         return grid.bar_ticks(meter) // grid.step_ticks(meter)
 
     for column, field in enumerate(spec.fields):
-        ids = _ids(field, "TimeSig")
-        if len(ids):
+        if (is_meter := field.is_type("TimeSig")).any():
             positions_V = np.zeros(len(field), np.int64)
-            for i in ids:
+            for i in np.flatnonzero(is_meter):
                 numerator, denominator = field.values[i].split("/")
                 positions_V[i] = positions((int(numerator), int(denominator)))
             return column, positions_V
@@ -398,29 +361,16 @@ class PhraseAugmenter:
         self._tokens = None if self.as_notes else TokenAugmenter(spec, settings)
         self._notes = NoteAugmenter(spec, settings) if self.as_notes else None
 
-    def read(self, reader: PhraseReader, phrases: Phrases) -> list[NDArray[np.int64]]:
-        """Token ids of each phrase, shape (T, F); a phrase whose key is 0 is as it is.
-
-        Args:
-            reader: Reads phrases.
-            phrases: Phrases with keys.
-        """
+    def read(self, reader: PhraseReader, phrases: Phrases) -> list[Longs]:
+        """Token ids of each phrase, shape (T, F); one whose key is 0 stays as it is."""
         assert phrases.key is not None
-        where = zip(
-            phrases.song.tolist(),
-            phrases.first.tolist(),
-            phrases.end.tolist(),
-            phrases.key.tolist(),
-            strict=True,
-        )
-        if self._notes is not None:
-            notes = self._notes
+        where = zip(phrases.places(), phrases.key.tolist(), strict=True)
+        if (notes := self._notes) is not None:
             return [
-                reader(song, first, end, partial(notes, key=key) if key else None)[0]
-                for song, first, end, key in where
+                reader(*place, partial(notes, key=key) if key else None)[0] for place, key in where
             ]
         assert self._tokens is not None
-        ids = [reader(song, first, end)[0] for song, first, end, _ in where]
+        ids = [reader(*place)[0] for place, _ in where]
         if not phrases.key.any():
             return ids
         lengths = np.array([len(i) for i in ids], np.int64)

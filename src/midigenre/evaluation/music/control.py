@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from midigenre.arrays import Floats, Longs
 from midigenre.corpora.base import Progress, SongRef
-from midigenre.data.duplicates import file_digests
+from midigenre.data.chunks import file_digests
 from midigenre.data.sandbox import Limits
 from midigenre.data.shards import ShardSet
 from midigenre.evaluation.bootstrap import N_BOOTSTRAP, interval, resampled_counts
