@@ -1,4 +1,8 @@
-"""The only place that turns configuration into objects."""
+"""The only place that turns configuration into objects.
+
+What is out of range, contradicts or is not there raises :class:`~midigenre.errors.UserError`, also
+where a docstring does not say so.
+"""
 
 from __future__ import annotations
 
@@ -52,19 +56,16 @@ def plain(cfg: Any) -> Any:
 
 
 def make(cfg: DictConfig | Mapping[str, Any], what: str, kind: type[T], **arguments: Any) -> T:
-    """Instantiates a node; what its constructor rejects becomes a user's error.
-
-    The node may come from a file of anybody: all that it names is looked up before it is called.
+    """Instantiates a node, which may come from anybody's file: what it names is looked up first.
 
     Args:
         cfg: The node.
         what: Its place in a config, which begins with its group: ``callbacks.checkpoint``.
-        kind: What it must be.
+        kind: The class that it must be of.
         arguments: Given to its class beside its settings.
 
     Raises:
-        UserError: It names no class of its group, or the class rejects a value or does not know a
-            setting.
+        UserError: It names no class of its group, or the class rejects a value or a setting.
     """
     node: Any = cfg
     if OmegaConf.is_config(cfg):
@@ -109,11 +110,7 @@ def make_corpus(cfg: DictConfig) -> Corpus:
 
 
 def make_tokenizer(cfg: DictConfig, corpus: Corpus | None = None) -> Tokenizer:
-    """The tokenizer of ``cfg.tokenizer``, with the normalisation that the corpus asks for.
-
-    Raises:
-        UserError: A setting is out of range, or contradicts the corpus.
-    """
+    """The tokenizer of ``cfg.tokenizer``, with the normalisation that the corpus asks for."""
     settings = plain(cfg.tokenizer)
     if corpus is not None and corpus.tracks != "all":
         if settings.get("tracks", "all") not in ("all", corpus.tracks):
@@ -138,12 +135,11 @@ def prepared(
     """The shards that the settings ask for, prepared if need be.
 
     Args:
-        cfg: A composed config with ``corpus``, ``split``, ``home`` and, unless given, ``tokenizer``
-            and ``data``; ``shards`` names a folder to use as it is.
+        cfg: A composed config; ``cfg.shards`` names a folder to use as it is.
         progress: Called as songs are listed and encoded.
-        tokenizer: Tokenizer to use (a run's own) instead of ``cfg.tokenizer``.
-        data: Phrase settings to use instead of ``cfg.data``.
-        any_tokenizer: Take the folder of ``shards`` whatever its tokenizer.
+        tokenizer: A run's own, instead of ``cfg.tokenizer``.
+        data: A run's own phrase settings, instead of ``cfg.data``.
+        any_tokenizer: Take the folder of ``cfg.shards`` whatever its tokenizer.
         check: Called with what the corpus lists, to reject it before anything is encoded.
 
     Raises:
@@ -166,16 +162,7 @@ def prepared(
 
 
 def prepare_settings(cfg: DictConfig, length: PhraseLength = 4, max_tokens: int = 1024) -> Settings:
-    """What a preparation depends on besides corpus and tokenizer.
-
-    Args:
-        cfg: Holds ``split``, ``labels``, ``n_workers`` and ``prepare``.
-        length: Length of a phrase, for the report.
-        max_tokens: Longest phrase in steps, for the report.
-
-    Raises:
-        UserError: A setting is out of range.
-    """
+    """What a preparation depends on besides corpus and tokenizer; phrases are for its report."""
     how = plain(cfg.prepare)
     return Settings(
         split_seed=cfg.split.seed,
@@ -218,22 +205,14 @@ def _check_same_tokens(shards: ShardSet, wanted: TokenSpec, *, exact: bool) -> N
 
 
 def tokens_of(cfg: DictConfig) -> TokenSpec:
-    """The vocabulary that a run will have, known before its corpus is prepared.
-
-    Raises:
-        UserError: ``shards`` is no prepared folder, or a setting is out of range.
-    """
+    """The vocabulary that a run will have, known before its corpus is prepared."""
     if cfg.shards is not None:
         return open_shards(location(cfg.shards), Path(cfg.home)).tokens
     return make_tokenizer(cfg, make_corpus(cfg)).spec
 
 
 def class_of(task: Mapping[str, Any]) -> type[Task]:
-    """The class of ``cfg.task``.
-
-    Raises:
-        UserError: There is no such class, or it is no task.
-    """
+    """The class of ``cfg.task``."""
     found = registry.find("task", task["_target_"])
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise UserError(f"task._target_={task['_target_']} is no midigenre.tasks.base.Task")
@@ -247,11 +226,7 @@ def labels_of(cfg: DictConfig) -> tuple[str, ...]:
 
 
 def check_labels(task: Mapping[str, Any], labels: Iterable[str]) -> None:
-    """Rejects a task whose labels the songs do not have.
-
-    Raises:
-        UserError: It asks for another one.
-    """
+    """Rejects a task whose labels the songs do not have."""
     missing = [label for label in class_of(task).labels_of(task) if label not in labels]
     if missing:
         raise UserError(
@@ -261,10 +236,7 @@ def check_labels(task: Mapping[str, Any], labels: Iterable[str]) -> None:
 
 
 def backbone_settings(model: Mapping[str, Any], causal: bool) -> dict[str, Any]:
-    """Those of ``cfg.model`` that make the backbone.
-
-    One that looks both ways does so only where the task lets it.
-    """
+    """Those of ``cfg.model`` that make the backbone; it looks both ways where the task lets it."""
     settings = {k: v for k, v in model.items() if k not in _MODEL_KEYS}
     if settings.get("bidirectional", ...) is None:
         settings["bidirectional"] = not causal
@@ -288,10 +260,9 @@ def make_model(
     Args:
         model: ``cfg.model`` as plain data.
         task: ``cfg.task`` as plain data.
-        tokens: Vocabulary, from the shards or a checkpoint.
-        labels: Class names, likewise.
-        counts: Training phrases of each class; None where what follows from them comes from a
-            checkpoint.
+        tokens: From the shards or a checkpoint.
+        labels: Likewise.
+        counts: Training phrases of each class; None where a checkpoint has what follows from them.
 
     Raises:
         UserError: The data does not have the task's label, or a setting is out of range.
@@ -320,11 +291,7 @@ def make_augment(cfg: DictConfig) -> AugmentSettings:
 
 
 def protocol_settings(cfg: DictConfig) -> dict[str, Any] | None:
-    """What a part of a protocol depends on besides the songs; None for the prepared split.
-
-    Raises:
-        UserError: ``part`` is set for the prepared split, or nothing is left for training.
-    """
+    """What a part of a protocol depends on besides the songs; None for the prepared split."""
     return splits.settings_of(plain(cfg.protocol), plain(cfg.split), labels_of(cfg))
 
 

@@ -1,4 +1,7 @@
-"""What is checked before a run trains: its settings, the machine, its songs and their labels."""
+"""What is checked before a run trains: its settings, the machine, its songs and their labels.
+
+What a ``check_...`` rejects raises :class:`~midigenre.errors.UserError`.
+"""
 
 from __future__ import annotations
 
@@ -43,11 +46,7 @@ Say = Callable[[str], None]
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Rejects what can be rejected before a corpus is prepared.
-
-    Raises:
-        UserError: A setting of the model, the optimizer or the task is out of range.
-    """
+    """Rejects settings that can be rejected before a corpus is prepared."""
     model, task = plain(cfg.model), plain(cfg.task)
     task_class = class_of(task)
     try:
@@ -77,23 +76,14 @@ def check_settings(cfg: DictConfig) -> None:
 
 
 def protocol_of(cfg: DictConfig) -> Protocol | None:
-    """The protocol of a run; None for the prepared split.
-
-    Raises:
-        UserError: A setting is out of range.
-    """
+    """The protocol of a run; None for the prepared split."""
     return Protocol.from_config(protocol_settings(cfg))
 
 
 def check_one_device(cfg: DictConfig, why: str) -> None:
-    """Rejects several devices where runs follow each other in one process.
+    """Rejects several devices, or an open number, where runs follow each other in one process.
 
-    Args:
-        cfg: The run's config.
-        why: What has one device, and what else to do.
-
-    Raises:
-        UserError: ``trainer.devices`` asks for more, or leaves the number open.
+    ``why`` says what has one device, and what else to do.
     """
     devices = cfg.trainer.devices
     if not (len(devices) == 1 if OmegaConf.is_list(devices) else str(devices) == "1"):
@@ -103,10 +93,8 @@ def check_one_device(cfg: DictConfig, why: str) -> None:
 def check_compile(cfg: DictConfig) -> None:
     """Rejects ``compile=true`` where the compiled layers cannot run.
 
-    Raises:
-        UserError: A backbone without layers to compile, no GPU or one before Ampere, full
-            precision, attention dropout, a head width that variable-length attention does not
-            take, or sharded weights.
+    That is a backbone without layers to compile, no GPU or one before Ampere, full precision,
+    attention dropout, a head width that variable-length attention does not take, sharded weights.
     """
     if not cfg.compile:
         return
@@ -147,9 +135,6 @@ def check_clock(cfg: DictConfig, n_processes: int) -> None:
     """Rejects validation by the clock with several processes: each has a clock of its own.
 
     Where they cross the moment apart, one would validate while another waits for its gradients.
-
-    Raises:
-        UserError: ``trainer.val_check_interval`` is a time, and there are several processes.
     """
     interval = cfg.trainer.get("val_check_interval")
     if n_processes > 1 and interval is not None and not isinstance(interval, (int, float)):
@@ -272,11 +257,7 @@ def _differently_split(saved: Mapping[str, Any], cfg: DictConfig) -> list[str]:
 
 
 def check_listing(cfg: DictConfig, listing: Listing) -> None:
-    """Rejects songs of one class before they are encoded; see :func:`check_songs`.
-
-    Raises:
-        UserError: All songs with one of a classifier's labels are of one class.
-    """
+    """Rejects songs of one class before they are encoded; see :func:`check_songs`."""
     for label in labels_of(cfg) if _is_classifier(cfg) else ():
         names = {song.labels.get(label) for song in listing.songs} - {None, ""}
         if len(names) == 1:
@@ -294,26 +275,21 @@ def _one_class(label: str, name: str | None) -> UserError:
     )
 
 
-def labels_without_val(data: PhraseDataModule) -> list[str]:
-    """Labels of the task that no validation song has, which have no say in the best epoch."""
-    rows = data.rows("val")
-    return [k for k in data.task_labels if (data.labels[k][rows] == UNKNOWN).all()]
+def check_songs(cfg: DictConfig, data: PhraseDataModule) -> list[str]:
+    """Rejects songs of one class, and labels of which no validation song can choose an epoch.
 
-
-def check_songs(cfg: DictConfig, data: PhraseDataModule) -> None:
-    """Rejects songs that cannot train the task, in every process alike.
-
-    Raises:
-        UserError: All songs with one of a classifier's labels are of one class; or no validation
-            song, which chooses the best epoch, has any of the task's labels.
+    Returns:
+        Labels of the task that no validation song has, which have no say in the best epoch.
     """
     for label in data.task_labels if _is_classifier(cfg) else ():
         known = np.unique(data.labels[label][data.labels[label] != UNKNOWN])
         if len(known) == 1:
             raise _one_class(label, data.shards.labels.classes[label][known[0]])
-    without = labels_without_val(data)
+    rows = data.rows("val")
+    without = [k for k in data.task_labels if (data.labels[k][rows] == UNKNOWN).all()]
     if without and len(without) == len(data.task_labels):
         raise UserError(
             f"no validation song is labelled with {' or '.join(without)}, so no epoch is the best; "
             "give more labelled songs, another split.seed or a larger fold"
         )
+    return without

@@ -45,9 +45,6 @@ FAILED = "failed.txt"
 SWEEP = "sweep.json"
 """In a sweep's folder: its command line, its jobs and the config that they have in common."""
 
-LOCK = ".lock"
-"""Locked by the process that trains in a folder; the kernel unlocks it when that process ends."""
-
 
 def literal(data: Any) -> Any:
     """Plain data as OmegaConf must be given it, for which ``${...}`` in it is plain text."""
@@ -225,48 +222,37 @@ class RunFolder:
             return Path(self.spec["shards"])
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A folder that this process has made.
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[Path]:
+    """Makes a new folder, locked: this one, or ``<name>-2``, ... where that is taken.
 
-    Attributes:
-        folder: The folder.
-        above: The folders above it that were made with it, the nearest first.
-    """
-
-    folder: Path
-    above: tuple[Path, ...]
-
-    def discard_empty(self) -> None:
-        """Removes it if no training began in it and no job failed."""
-        began = ("config.yaml", FAILED)
-        if self.folder.is_dir() and not any(p.name in began for p in self.folder.rglob("*")):
-            shutil.rmtree(self.folder)
-            with contextlib.suppress(OSError):  # other runs lie there by now
-                for folder in self.above:
-                    folder.rmdir()
-
-
-def claim(folder: Path) -> Claim:
-    """Makes a new folder: this one, or ``<name>-2``, ``<name>-3``, ... where that is taken.
-
-    Of processes that ask for one name at the same time, each gets a folder of its own.
+    Of processes that ask for one name at the same time, each gets a folder of its own. At the end
+    it is removed, with the folders that were made for it, if no training began in it and no job
+    failed.
 
     Raises:
         OSError: It cannot be made.
     """
     own, number = folder, 1
     while True:
-        above = tuple(p for p in own.parents if not p.exists())
+        above = [path for path in own.parents if not path.exists()]
         try:
             own.mkdir(parents=True)
+            break
         except FileExistsError:
             if not own.is_dir():  # a file above it
                 raise
             number += 1
             own = folder.with_name(f"{folder.name}-{number}")
-        else:
-            return Claim(own, above)
+    try:
+        with locked(own):
+            yield own
+    finally:
+        if not any(path.name in ("config.yaml", FAILED) for path in own.rglob("*")):
+            shutil.rmtree(own, ignore_errors=True)
+            with contextlib.suppress(OSError):  # other runs lie there by now
+                for path in above:
+                    path.rmdir()
 
 
 @contextlib.contextmanager
@@ -281,17 +267,15 @@ def locked(folder: Path, seconds: float = 0) -> Iterator[None]:
         UserError: Another process trains there.
         OSError: The folder cannot be written.
     """
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / ".lock")  # which the kernel unlocks when this process ends
     try:
-        lock.acquire(timeout=seconds)
+        held = lock.acquire(timeout=seconds)
     except Timeout as error:
         raise UserError(
             f"{folder} is being trained by another process; wait until that ends, or stop it"
         ) from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 # They say where a run lies and what it shows, not what it computes.
@@ -353,16 +337,14 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """Settings that differ, each as ``group.name=1 there, 2 here``."""
-    found = []
-    for key in sorted({*theirs, *ours}):
-        there, here = theirs.get(key), ours.get(key)
-        if isinstance(there, Mapping) and isinstance(here, Mapping):
-            found += differing(there, here, f"{prefix}{key}.")
-        elif there != here:
-            found.append(f"{prefix}{key}={_yaml(there)} there, {_yaml(here)} here")
-    return found
+    there, here = dict(flatten(theirs)), dict(flatten(ours))
+    return [
+        f"{key}={_yaml(there.get(key))} there, {_yaml(here.get(key))} here"
+        for key in sorted({*there, *here})
+        if there.get(key) != here.get(key)
+    ]
 
 
 def _yaml(value: Any) -> str:

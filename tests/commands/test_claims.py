@@ -6,36 +6,37 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import hydra.core.utils
 import pytest
 from toy_runs import SMALL
 
 from midigenre.errors import UserError
-from midigenre.run import claim, locked
+from midigenre.run import claimed, locked
 
 QUICK = (*SMALL, "trainer.max_epochs=1", "trainer.max_steps=2")
 
 
 def test_each_of_many_gets_a_folder_of_its_own(tmp_path):
-    with ThreadPoolExecutor(16) as pool:
-        claims = list(pool.map(lambda _: claim(tmp_path / "runs" / "name" / "when"), range(64)))
-    names = {own.folder.name for own in claims}
-    assert names == {"when", *(f"when-{i}" for i in range(2, 65))}
+    with ThreadPoolExecutor(16) as pool, ExitStack() as held:
+        wanted = [claimed(tmp_path / "runs" / "name" / "when") for _ in range(64)]
+        names = {folder.name for folder in pool.map(held.enter_context, wanted)}
+        assert names == {"when", *(f"when-{i}" for i in range(2, 65))}
 
 
 def test_a_folder_in_which_nothing_began_goes_with_those_made_for_it(tmp_path):
-    first, second = (claim(tmp_path / "runs" / "name" / "when") for _ in range(2))
-    (first.folder / "train.log").write_text("refused\n")
-    first.discard_empty()
-    assert [p.name for p in (tmp_path / "runs" / "name").iterdir()] == ["when-2"]
-    (second.folder / "part").mkdir()
-    (second.folder / "part" / "config.yaml").touch()
-    second.discard_empty()
-    assert second.folder.is_dir()
-    alone = claim(tmp_path / "others" / "name" / "when")
-    alone.discard_empty()
-    assert not (tmp_path / "others").exists()
+    with claimed(tmp_path / "runs" / "name" / "when") as alone:
+        assert alone.is_dir()
+    assert not (tmp_path / "runs").exists()
+    with ExitStack() as later:
+        with claimed(tmp_path / "runs" / "name" / "when") as first:
+            (first / "train.log").write_text("rejected\n")
+            second = later.enter_context(claimed(first))
+        assert [p.name for p in (tmp_path / "runs" / "name").iterdir()] == ["when-2"]
+        (second / "part").mkdir()
+        (second / "part" / "config.yaml").touch()
+    assert second.is_dir()
 
 
 HOLD = """

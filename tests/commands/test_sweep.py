@@ -159,22 +159,28 @@ def test_an_interrupted_sweep_ends_as_if_it_had_not_been(midigenre, home, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["cores", "local"])
-def test_a_killed_sweep_leaves_no_worker_and_can_be_finished(launcher, midigenre, home):
-    name = f"killed-{launcher}"
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [("cores", signal.SIGKILL), ("cores", signal.SIGTERM), ("local", signal.SIGKILL)],
+)
+def test_a_killed_sweep_leaves_no_worker_and_can_be_finished(launcher, number, midigenre, home):
+    name = f"killed-{launcher}-{number}"
     arguments = ["train", "-m", *SMALL, "trainer.max_epochs=40", "seed=1,2,3,4", f"name={name}",
                  "callbacks.early_stopping.patience=99", "callbacks.last.every_minutes=0",
                  f"hydra/launcher={launcher}"]  # fmt: skip
     arguments += ["hydra.launcher.n_jobs=2"] if launcher == "cores" else []
-    sweep = subprocess.Popen(
-        [sys.executable, "-m", "midigenre", *arguments], cwd=home, stderr=subprocess.DEVNULL
-    )
+    said = home / f"{name}.txt"
+    with said.open("w") as stderr:
+        command = [sys.executable, "-m", "midigenre", *arguments]
+        sweep = subprocess.Popen(command, cwd=home, stderr=stderr)
     runs = home / "runs" / name
     while len(list(runs.rglob("last.ckpt"))) < 2:
         assert sweep.poll() is None
         time.sleep(0.2)
-    sweep.kill()
-    sweep.wait()
+    sweep.send_signal(number)
+    assert sweep.wait() == -number
+    line = "midigenre: stopped; the same command line resumes the sweep\n"
+    assert (line in said.read_text()) == (number == signal.SIGTERM)
     (folder,) = runs.iterdir()
     began = time.monotonic()
     for job in folder.glob("[0-9]*"):

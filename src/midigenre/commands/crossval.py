@@ -26,17 +26,14 @@ from midigenre.spec import UNKNOWN
 from midigenre.wording import plural
 
 
-def part_of(
-    cfg: DictConfig, protocol: Protocol, shards: ShardSet, number: int | None = None
-) -> Fold:
-    """The songs of a part that can be trained; of ``protocol.part`` unless a number is given.
+def check_part(cfg: DictConfig, shards: ShardSet, part: Fold, number: int) -> None:
+    """Rejects a part that cannot be trained.
 
     Raises:
         UserError: It has no song to test, to train on or to choose the best checkpoint by, or none
             to train on that has one of the task's labels.
     """
-    part = protocol.split(shards, number)
-    named = f"protocol.part={number or protocol.part} ({part.name})"
+    named = f"protocol.part={number} ({part.name})"
     for split, word in (("test", "test"), ("train", "train on"), ("val", "validate on")):
         if not len(part.rows[split]):
             only = split == "test" and part.untestable
@@ -49,7 +46,6 @@ def part_of(
                 f"{named} has no training song labelled with {label}; "
                 "take a task without it, or leave the part out (protocol.sources=[...])"
             )
-    return part
 
 
 def say_part(part: Fold, number: int) -> None:
@@ -112,7 +108,7 @@ def train_parts(
         if not len(part.rows["test"]):  # a source of unlabelled songs, or of classes of its own
             skipped.append(part)
             continue
-        part_of(cfg, protocol, shards, number)
+        check_part(cfg, shards, part, number)
         own = _config(cfg, number, name)
         if RunFolder(folder / name).finished:
             _check_bounds(own, folder / name)

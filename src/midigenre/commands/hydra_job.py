@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from midigenre import registry
 from midigenre.errors import UserError
 from midigenre.files import FULL
-from midigenre.run import RunFolder, claim, literal, locked
+from midigenre.run import RunFolder, claimed, literal, locked
 
 FOLDER_BYTES = 120
 """Longest name of a job's folder without its number; file systems take 255, people read less."""
@@ -123,19 +123,20 @@ def _run_folder(cfg: DictConfig) -> Iterator[Path]:
     folder = Path(cfg.hydra.run.dir)
     named = any(o.startswith("hydra.run.dir=") for o in cfg.hydra.overrides.hydra)
     resumed = None if cfg.resume is None else RunFolder(Path(cfg.resume))
-    with contextlib.ExitStack() as held:
-        if resumed is not None and resumed.has_config:
-            resumed.check_entries()  # the log is opened there
-            folder = resumed.path
-        # The further processes of a distributed run are given their folder by the first.
-        elif is_first_process() and not (named and folder.is_dir()):
-            own = claim(folder)
-            held.callback(own.discard_empty)
-            folder = own.folder
+    if resumed is not None and resumed.has_config:
+        resumed.check_entries()  # the log is opened there
+        with locked(resumed.path) if is_first_process() else contextlib.nullcontext():
+            yield resumed.path
+    # The further processes of a distributed run are given their folder by the first.
+    elif not is_first_process():
         folder.mkdir(parents=True, exist_ok=True)
-        if is_first_process():
-            held.enter_context(locked(folder))
         yield folder
+    elif named and folder.is_dir():
+        with locked(folder):
+            yield folder
+    else:
+        with claimed(folder) as own:
+            yield own
 
 
 def execute(command: str, paths: Sequence[str], cfg: DictConfig) -> Any:

@@ -27,6 +27,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.markdown import Markdown
 from rich.markup import escape
 
 from midigenre import __version__
@@ -39,18 +40,15 @@ from midigenre.errors import StoppedError, UserError
 from midigenre.evaluation.compare import compare, to_markdown
 from midigenre.evaluation.runs import find_runs
 from midigenre.files import read_json, whole, write_json
-from midigenre.run import FAILED, SWEEP, RunFolder, claim, locked
+from midigenre.run import FAILED, SWEEP, RunFolder, claimed, locked
 
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 20
 """How long a job may take to keep its last step when the process of its sweep has ended."""
 
+# Launchers would start the processes of several wrongly.
 ONE_DEVICE = "a sweep gives each run one device; set trainer.devices=1, or train without a sweep"
-"""Launchers would start the processes of several wrongly."""
-
-CONSOLE = "console.log"
-"""What a job prints that runs beside others."""
 
 RESUMES = "the same command line resumes the sweep"
 
@@ -155,11 +153,9 @@ def _folder(wanted: Path, about: dict[str, Any], held: contextlib.ExitStack) -> 
             held.enter_context(locked(folder))
             _say(f"resuming {escape(str(folder))}, which is not finished")
             return folder
-    own = claim(wanted)
-    held.enter_context(locked(own.folder))
-    held.callback(own.discard_empty)
-    write_json(own.folder / SWEEP, about)
-    return own.folder
+    folder = held.enter_context(claimed(wanted))
+    write_json(folder / SWEEP, about)
+    return folder
 
 
 def _at_a_time(cfg: DictConfig, n_jobs: int) -> list[str]:
@@ -215,7 +211,7 @@ class SweepJob:
                 # stdout is for the sweep's own answer, and parallel jobs must not mix their lines.
                 out = stderr
                 if "n_jobs" in hydra.launcher:
-                    path = run.path / CONSOLE
+                    path = run.path / "console.log"
                     out = held.enter_context(
                         path.open("a", encoding="utf-8", errors="surrogateescape")
                     )
@@ -273,15 +269,11 @@ def end_with(pid: int) -> threading.Event:
 
 
 def take_share(cfg: DictConfig, hydra: Any) -> None:
-    """Bounds a job to its part of a machine that others use at the same time.
+    """Bounds a job to its part of a machine that others use too; changes its config in place.
 
     ``hydra/launcher=cores``: joblib has divided the cores among the jobs (by ``OMP_NUM_THREADS``,
     unless that is set already); GPUs are assigned in turn by the job's number. Slurm assigns the
     GPUs itself; the threads are those that were asked for.
-
-    Args:
-        cfg: Config of the job; changed in place.
-        hydra: Hydra's own config of the job.
     """
     if "n_jobs" in hydra.launcher:
         # Within a worker joblib has only threads left, and encoding songs is not safe in them.
@@ -300,7 +292,7 @@ def _report(folder: Path, n_jobs: int) -> bool:
     if runs:
         # In the order of the jobs, so that equal scores stay in it.
         comparison = compare(runs, shipped=shipped).sorted_by(None)
-        console.print(to_markdown(comparison), markup=False, highlight=False, soft_wrap=True)
+        console.print(Markdown(to_markdown(comparison)))
         for note in comparison.notes:
             _say(f"[yellow]{escape(note)}[/]")
     for job in unfinished:

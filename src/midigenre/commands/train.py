@@ -23,13 +23,12 @@ from midigenre.checks import (
     check_listing,
     check_settings,
     check_songs,
-    labels_without_val,
     protocol_of,
     source_of,
     warn_of_shared_songs,
 )
 from midigenre.commands.console import console, progress_bars, quiet_lightning, say, warn
-from midigenre.commands.crossval import part_of, say_part, train_parts
+from midigenre.commands.crossval import check_part, say_part, train_parts
 from midigenre.commands.hydra_job import is_first_process, swept_settings
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.phrases import phrase_length
@@ -125,7 +124,7 @@ def train(
     # All that is random follows from the seed alone.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = make_data(cfg, shards)
-    check_songs(cfg, data)
+    no_validation = check_songs(cfg, data)
     task = make_task(cfg, shards, data)
     task.freeze_first(cfg.freeze_layers or 0)
     loaded = {} if start is None else start.load_into(task.model)
@@ -142,6 +141,8 @@ def train(
         about = {"shards": str(shards.folder), "version": __version__}
         write_json(place / "spec.json", specs | about)
     n_parameters = sum(p.numel() for p in task.model.parameters())
+    for label in no_validation:
+        warn(f"no validation song is labelled with {label}: other labels choose the best epoch")
     _say_songs(cfg, data)
     say(
         f"run {folder}: {n_parameters:,} parameters, {shards.tokens.n_tokens} tokens in "
@@ -156,8 +157,9 @@ def train(
         say(_resumes(ckpt, task))
     start_hparams(trainer, type(task), plain(cfg), swept_settings())
     resume = f"midigenre train resume={folder if whole is None else whole[1]}"
+    stopping = "[yellow]stopping after this step; Ctrl-C again stops at once[/]"
     try:
-        fit(trainer, task, data, ckpt, _say_stopping)
+        fit(trainer, task, data, ckpt, functools.partial(console.print, stopping))
     except StoppedError as error:
         raise StoppedError(f"{error}; resume with: {resume}", error.signal) from error
     except OSError as error:
@@ -232,11 +234,7 @@ def _finish(
 
 
 def start_of(cfg: DictConfig) -> Start | None:
-    """What a new model starts from.
-
-    Raises:
-        UserError: Its weights do not fit.
-    """
+    """What a new model starts from; weights that do not fit raise ``UserError``."""
     if cfg.init_from is None:
         return None
     return start_from(cfg.init_from, plain(cfg.model), plain(cfg.task), tokens_of(cfg))
@@ -287,14 +285,14 @@ def _songs(cfg: DictConfig, protocol: Protocol | None, resumed: bool) -> ShardSe
     else:
         shards = prepared(cfg, check=check)
     if protocol is not None and protocol.part is not None:
-        cfg.init_from = source_of(cfg, part_of(cfg, protocol, shards).name, warn)
+        part = protocol.split(shards)
+        check_part(cfg, shards, part, protocol.part)
+        cfg.init_from = source_of(cfg, part.name, warn)
     return shards
 
 
 def _say_songs(cfg: DictConfig, data: PhraseDataModule) -> None:
-    """Shows which part and which fold of the songs a run has, and what they lack."""
-    for label in labels_without_val(data):
-        warn(f"no validation song is labelled with {label}: other labels choose the best epoch")
+    """Shows which part and which fold of the songs a run has."""
     if data.part is not None:
         say_part(data.part, cfg.protocol.part)
     if data.fold is None:
@@ -307,10 +305,6 @@ def _say_songs(cfg: DictConfig, data: PhraseDataModule) -> None:
     for label, names in data.classes_lost().items():
         for name in names:
             warn(f"{label} {name!r} has no training song in fold {data.fold}")
-
-
-def _say_stopping() -> None:
-    console.print("[yellow]stopping after this step; Ctrl-C again stops at once[/]")
 
 
 def _resumes(ckpt: str | None, task: Task) -> str:
