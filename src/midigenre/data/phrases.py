@@ -22,8 +22,7 @@ from midigenre.data.shards import SongSource
 from midigenre.errors import UserError
 from midigenre.midi.song import Song
 from midigenre.spec import TokenSpec
-from midigenre.tokenizers.base import Tokenizer, from_spec
-from midigenre.tokenizers.phrases import PhraseCutter
+from midigenre.tokenizers.base import PhraseCutter, Tokenizer, from_spec
 
 
 @dataclass(frozen=True)

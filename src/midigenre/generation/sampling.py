@@ -17,7 +17,7 @@ from midigenre.generation.grammar import Grammar, Ids, Rows
 from midigenre.models import PhraseGenerator
 from midigenre.models.kernels import packed
 from midigenre.spec import UNKNOWN
-from midigenre.tokenizers.phrases import PhraseCutter
+from midigenre.tokenizers.base import PhraseCutter
 
 Report = Callable[[str, int, int], None]
 """``(what, done, total)``; a total of 0 is an unknown one."""

@@ -25,17 +25,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from symusic.core import NoteTickList, ScoreTick
 
 from midigenre.errors import RefusedSongError
 from midigenre.midi.repair import (
-    ALL_OFF,
     END,
     FAR,
     NOTHING,
@@ -49,6 +45,7 @@ from midigenre.midi.repair import (
 from midigenre.midi.song import note_columns
 
 _DRUM_CHANNEL = 9
+_ALL_OFF_CONTROLS = (120, 123)  # MIDI 1.0, channel mode messages
 
 _PROBES = tuple(
     b"".join(bytes((0, 0x80 | channel, pitch, 0)) for pitch in range(128)) for channel in range(16)
@@ -76,13 +73,10 @@ def played(file: WellFormed, repairs: dict[str, int]) -> ScoreTick:
     Raises:
         RefusedSongError: ``unreadable`` or ``too_large``, in symusic's words.
     """
-    probed = _probed(file)
-    if probed is not None:
-        data, unused = probed
+    data, unused = _probed(file)
+    if data:
         score = _parsed(data)
-        lent = unused >= 0 and any(
-            track.program == unused and len(track.notes) for track in score.tracks
-        )
+        lent = any(track.program == unused and len(track.notes) for track in score.tracks)
         if not lent and _end_notes(score, repairs):
             return score
     return _parsed(_written(file, repairs))
@@ -99,47 +93,49 @@ def _parsed(data: bytes) -> ScoreTick:
         raise RefusedSongError("unreadable", f"symusic: {error}".splitlines()[0]) from error
 
 
-def _probed(file: WellFormed) -> tuple[bytes, int] | None:
-    """The file with probes, and the program that stands for none; None if it must be walked.
+# --- at once -------------------------------------------------------------------------------------
+
+
+def _probed(file: WellFormed) -> tuple[bytes, int | None]:
+    """The file with probes and the program that stands for none; nothing if it must be walked.
 
     It looks for bytes that may be the status of a note, and takes a file with one in a critical
     place for one that must be walked, whatever that byte is.
     """
+    must_walk = b"", None
     if file.far_reaching is None:
-        return None
-    noted = [
-        {c: body.find(0x90 | c) for c in range(16) if 0x90 | c in body} for body in file.bodies
-    ]
+        return must_walk
+    # Of each track the first note of each channel; of each channel the tracks that set a program.
+    noted = [{c: at for c in range(16) if (at := body.find(0x90 | c)) >= 0} for body in file.bodies]
     n_tracks = Counter(channel for firsts in noted for channel in firsts)
-    used: set[int] = set()
-    setting: dict[int, set[int]] = defaultdict(set)  # channel to tracks that set a program
+    setting: dict[int, set[int]] = defaultdict(set)
+    used = {0}
     for i, seen in enumerate(file.far_reaching):
         for _, message in seen:
             if message[0] >= 0xC0 and message[1]:
                 used.add(message[1])
                 setting[message[0] & 0x0F].add(i)
-    unused = next((program for program in range(1, 128) if program not in used), None)
-    bodies, lent = [], False
-    for i, (body, seen, firsts) in enumerate(
-        zip(file.bodies, file.far_reaching, noted, strict=True)
-    ):
+    unused = next((program for program in range(128) if program not in used), None)
+    bodies = []
+    for i, body in enumerate(file.bodies):
+        firsts = noted[i]
         lasts: dict[int, int] = {}
         own: dict[int, int] = {}
         late = set()  # channels that may have notes before their first program
-        for pos, message in seen:
+        for pos, message in file.far_reaching[i]:
             channel = message[0] & 0x0F
             before = firsts.get(channel, pos) < pos
             if message[0] < 0xC0:
                 if n_tracks[channel] > (channel in firsts):
-                    return None
+                    return must_walk
                 if before and channel not in lasts:
                     lasts[channel] = max(body.rfind(0x80 | channel), body.rfind(0x90 | channel))
                 if before and lasts[channel] >= pos:
-                    return None
+                    return must_walk
             elif channel != _DRUM_CHANNEL:
                 # symusic parts the notes of two programs: one might end where the other begins.
                 if before and own.get(channel, 0) != message[1]:
-                    return None
+                    return must_walk
                 if before and channel not in own:
                     late.add(channel)
                 own[channel] = message[1]
@@ -147,25 +143,11 @@ def _probed(file: WellFormed) -> tuple[bytes, int] | None:
         for channel in firsts.keys() - (own.keys() - late) - {_DRUM_CHANNEL}:
             if setting[channel] - {i}:
                 if unused is None:
-                    return None
+                    return must_walk
                 start += bytes((0, 0xC0 | channel, unused))
-        lent |= bool(start)
         probes = b"".join([_PROBES[channel] for channel in firsts])
         bodies.append(start + body[: -len(END)] + _FAR_BEHIND + probes + b"\x00" + END)
-    return with_tracks(file.header, bodies), unused if lent and unused else -1
-
-
-def _overlapping(columns: Mapping[str, NDArray[Any]], lengths: Sequence[int]) -> bool:
-    """Whether two notes of one track and pitch overlap."""
-    # Keys of 16 bits are sorted by radix, four times as fast as keys that hold the onset too. These
-    # need not hold it: notes that come out of order overlap by this rule as well.
-    wide = np.uint16 if len(lengths) <= 2**9 else np.uint32
-    key = np.repeat((np.arange(len(lengths)) << 7).astype(wide), lengths)
-    key |= columns["pitch"].astype(wide)
-    order = np.argsort(key, kind="stable")
-    key, begins = key.take(order), columns["time"].take(order)
-    ends = begins + columns["duration"].take(order)
-    return bool(((begins[1:] < ends[:-1]) & (key[1:] == key[:-1])).any())
+    return with_tracks(file.header, bodies), unused
 
 
 def _end_notes(score: ScoreTick, repairs: dict[str, int]) -> bool:
@@ -180,28 +162,33 @@ def _end_notes(score: ScoreTick, repairs: dict[str, int]) -> bool:
         return True
     if duration.max() >= FAR:
         return False
-    if not _overlapping(columns, lengths):
+    # Do two notes of one track and pitch overlap? Keys of 16 bits are sorted by radix, four times
+    # as fast as keys that hold the onset too; notes that come out of order overlap without it, too.
+    wide = np.uint16 if len(lengths) <= 2**9 else np.uint32
+    key = np.repeat((np.arange(len(lengths)) << 7).astype(wide), lengths)
+    key |= columns["pitch"].astype(wide)
+    order = np.argsort(key, kind="stable")
+    key_s, begins = key.take(order), onset.take(order)
+    ends = begins + duration.take(order)
+    if not ((begins[1:] < ends[:-1]) & (key_s[1:] == key_s[:-1])).any():
         return True
-    begins = np.repeat(np.arange(len(lengths)) << 7, lengths)
-    begins |= columns["pitch"]
-    begins <<= 32
-    begins += onset
-    ends = begins + duration
-    order = begins
+    notes = (key.astype(np.int64) << 32) + onset
     # Of each pitch the first end is that of the first note, and so on: first in, first out.
-    begins, ends = np.sort(begins), np.sort(ends)
+    begins, ends = np.sort(notes), np.sort(notes + duration)
     next_end = ends.take(np.searchsorted(ends, begins, side="right"), mode="clip")
     next_begin = np.append(begins, 2**62)[np.searchsorted(begins, begins, side="right")]
-    again = (next_begin < next_end) & (ends > begins)
-    count(repairs, _AGAIN, int(again.sum()))
+    count(repairs, _AGAIN, int(((next_begin < next_end) & (ends > begins)).sum()))
     ends = np.where(ends > begins, np.minimum(next_begin, next_end), ends)
-    duration[np.argsort(order, kind="stable")] = ends - begins
+    duration[np.argsort(notes, kind="stable")] = ends - begins
     stop = 0
     for track, length in zip(score.tracks, lengths, strict=True):
         its = slice(stop, stop := stop + length)
         pitch, velocity = columns["pitch"][its], columns["velocity"][its]
         track.notes = NoteTickList.from_numpy(onset[its], duration[its], pitch, velocity)
     return True
+
+
+# --- event by event ------------------------------------------------------------------------------
 
 
 @dataclass(slots=True, eq=False)
@@ -214,23 +201,11 @@ class _Note:
     end: int
     ended: str = _TRACK
 
-
-def _written(file: WellFormed, repairs: dict[str, int]) -> bytes:
-    """The file, event by event, with a note-off for each note and a program for each track."""
-    channels = _Channels()
-    tracks = []
-    for body in file.bodies:
-        walk = TrackRepair(body, 0, len(body), {}, keep_tempo=True)
-        walk.run()
-        tracks.append((walk.events, channels.read(walk.events, walk.tick), walk.tick))
-    channels.end_notes(max(1, int.from_bytes(file.header[12:14], "big") // 4))
-    bodies = [channels.written(i, *track) for i, track in enumerate(tracks)]
-    for _, notes, _ in tracks:
-        for note in notes:
-            if note.ended:
-                count(repairs, note.ended)
-    count(repairs, _PROGRAM, channels.n_programs)
-    return with_tracks(file.header, bodies)
+    def end_at_first(self, ticks: list[int], ended: str) -> None:
+        """Ends the note at the first of the ticks after its onset, if it sounds that long."""
+        i = bisect_right(ticks, self.onset)
+        if i < len(ticks) and (ticks[i] < self.end or self.ended == _TRACK):
+            self.end, self.ended = ticks[i], ended
 
 
 @dataclass
@@ -282,23 +257,17 @@ class _Key:
 
 
 class _Channels:
-    """The notes of all tracks, and what other tracks have to say of them."""
+    """What the events of all tracks say of notes in other tracks, by port and channel."""
 
     def __init__(self) -> None:
-        self.n_programs = 0
-        self._n_tracks = 0
-        self._unpaired: list[_Note] = []  # of a pitch with fewer note-offs than note-ons
-        self._notes: list[_Note] = []
-        self._offs: dict[tuple[tuple[int, int], int], list[int]] = defaultdict(list)
-        self._all_off: dict[tuple[int, int], list[int]] = defaultdict(list)
-        self._programs: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
-        self._drums_end = False
+        self.offs: dict[tuple[tuple[int, int], int], list[int]] = defaultdict(list)
+        self.all_off: dict[tuple[int, int], list[int]] = defaultdict(list)
+        self.programs: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
+        self.drums_end = False
 
-    def read(self, events: list[Event], end: int) -> list[_Note]:
-        """The notes of the next track, each up to where that track ends it."""
-        track, port = self._n_tracks, 0
-        self._n_tracks += 1
-        notes: list[_Note] = []
+    def read(self, track: int, events: list[Event], end: int) -> tuple[list[_Note], list[_Note]]:
+        """A track's notes, each up to where that track ends it, and those without a note-off."""
+        port, notes = 0, []
         keys: dict[tuple[int, int], _Key] = defaultdict(_Key)
         for tick, message in events:
             kind, place = message[0] & 0xF0, (port, message[0] & 0x0F)
@@ -306,65 +275,77 @@ class _Channels:
                 notes.append(_Note(place, message[1], tick, end))
                 keys[place[1], message[1]].on(notes[-1])
             elif kind in (0x80, 0x90):
-                self._drums_end |= place[1] == _DRUM_CHANNEL
+                self.drums_end |= place[1] == _DRUM_CHANNEL
                 if not keys[place[1], message[1]].off(tick):
-                    self._offs[place, message[1]].append(tick)
-            elif kind == 0xB0 and message[1] in ALL_OFF:
-                self._all_off[place].append(tick)
+                    self.offs[place, message[1]].append(tick)
+            elif kind == 0xB0 and message[1] in _ALL_OFF_CONTROLS:
+                self.all_off[place].append(tick)
             elif kind == 0xC0:
-                self._programs[place].append((tick, track, message[1]))
+                self.programs[place].append((tick, track, message[1]))
             elif message.startswith(b"\xff\x21\x01"):
                 port = message[3]
         for key in keys.values():
             key.stop(end, _TRACK)
+        unpaired = [
+            note
+            for note in notes
+            if note.ended in (_AGAIN, _TRACK) and keys[note.place[1], note.pitch].unpaired
+        ]
+        return notes, unpaired
+
+    def program(self, note: _Note, track: int) -> int:
+        """The program that other tracks have set for a note's channel; 0 if none has."""
+        programs = self.programs.get(note.place, [])
+        i = bisect_right(programs, note.onset, key=lambda program: program[0])
+        return next((program for _, other, program in reversed(programs[:i]) if other != track), 0)
+
+
+def _written(file: WellFormed, repairs: dict[str, int]) -> bytes:
+    """The file, event by event, with a note-off for each note and a program for each track."""
+    channels = _Channels()
+    tracks, unpaired = [], []
+    for i, body in enumerate(file.bodies):
+        walk = TrackRepair(body, 0, len(body), {})
+        walk.run()
+        notes, without_off = channels.read(i, walk.events, walk.tick)
+        tracks.append((walk, notes))
+        unpaired += without_off
+    for ticks in (*channels.offs.values(), *channels.all_off.values()):
+        ticks.sort()
+    for programs in channels.programs.values():
+        programs.sort(key=lambda program: program[0])  # at one tick the last track counts
+    for note in unpaired:
+        note.end_at_first(channels.offs.get((note.place, note.pitch), []), _ELSEWHERE)
+    sixteenth = max(1, int.from_bytes(file.header[12:14], "big") // 4)
+    for _, notes in tracks:
         for note in notes:
-            if note.ended in (_AGAIN, _TRACK) and keys[note.place[1], note.pitch].unpaired:
-                self._unpaired.append(note)
-        self._notes += notes
-        return notes
-
-    def end_notes(self, sixteenth: int) -> None:
-        """Ends the notes that have no note-off of their own, and those that All Notes Off ends."""
-        for ticks in (*self._offs.values(), *self._all_off.values()):
-            ticks.sort()
-        for programs in self._programs.values():
-            programs.sort(key=lambda program: program[0])  # at one tick the last track counts
-        for note in self._unpaired:
-            self._end_at_first(note, self._offs.get((note.place, note.pitch), []), _ELSEWHERE)
-        for note in self._notes:
-            self._end_at_first(note, self._all_off.get(note.place, []), _ALL_OFF)
-            is_drum = note.place[1] == _DRUM_CHANNEL and not self._drums_end
-            if is_drum and note.end > note.onset + sixteenth:
+            note.end_at_first(channels.all_off.get(note.place, []), _ALL_OFF)
+            drum = note.place[1] == _DRUM_CHANNEL and not channels.drums_end
+            if drum and note.end > note.onset + sixteenth:
                 note.end, note.ended = note.onset + sixteenth, _DRUM
+            count(repairs, note.ended, int(note.ended != _OWN))
 
-    def _end_at_first(self, note: _Note, ticks: list[int], ended: str) -> None:
-        """Ends a note at the first of the ticks after its onset, if it sounds that long."""
-        i = bisect_right(ticks, note.onset)
-        if i < len(ticks) and (ticks[i] < note.end or note.ended == _TRACK):
-            note.end, note.ended = ticks[i], ended
-
-    def written(self, track: int, events: list[Event], notes: list[_Note], end: int) -> bytes:
-        """A track with its notes ended, and with the programs of its channels."""
+    bodies = []
+    for track, (walk, notes) in enumerate(tracks):
         # Sorted by tick: note-offs, then the events in their order. A note of no length ends
         # right behind its note-on.
         found: list[tuple[int, int, int, int, bytes]] = []
-        programs: dict[int, int] = {}
-        own: set[int] = set()
+        given: dict[int, int] = {}  # the program of each channel
+        own: set[int] = set()  # channels that have set one themselves
         following = iter(notes)
-        for i, (tick, message) in enumerate(events):
+        for i, (tick, message) in enumerate(walk.events):
             kind, channel = message[0] & 0xF0, message[0] & 0x0F
             if kind == 0x90 and message[2]:
                 note = next(following)
                 if channel not in own and channel != _DRUM_CHANNEL:
-                    program = self._program(note, track)
-                    if program != programs.get(channel, 0):
+                    program = channels.program(note, track)
+                    if program != given.get(channel, 0):
                         found.append((tick, 1, i, 0, bytes((0xC0 | channel, program))))
-                        programs[channel] = program
-                    self.n_programs += program > 0
+                        given[channel] = program
+                    count(repairs, _PROGRAM, int(program > 0))
+                at_once = note.end == tick
                 off = bytes((0x80 | channel, note.pitch, 64))
-                found.append(
-                    (note.end, 1, i, 2, off) if note.end == tick else (note.end, 0, i, 0, off)
-                )
+                found.append((note.end, int(at_once), i, 2 * at_once, off))
             elif kind in (0x80, 0x90):
                 message = NOTHING
             elif kind == 0xC0:
@@ -372,10 +353,5 @@ class _Channels:
             found.append((tick, 1, i, 1, message))
         found.sort()
         last = found[-1][0] if found else 0
-        return joined(((tick, message) for tick, *_, message in found), max(end, last))
-
-    def _program(self, note: _Note, track: int) -> int:
-        """The program that other tracks have set for a note's channel; 0 if none has."""
-        programs = self._programs.get(note.place, [])
-        i = bisect_right(programs, note.onset, key=lambda program: program[0])
-        return next((program for _, other, program in reversed(programs[:i]) if other != track), 0)
+        bodies.append(joined(((t, m) for t, *_, m in found), max(walk.tick, last)))
+    return with_tracks(file.header, bodies)

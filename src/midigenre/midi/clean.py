@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from symusic.core import ScoreTick, TimeSignatureTick
+from symusic.core import ScoreTick
 
-from midigenre.arrays import Ints, Longs
+from midigenre.arrays import Bools, Floats, Longs
 from midigenre.errors import RefusedSongError
 from midigenre.midi.channels import played
 from midigenre.midi.repair import MAX_BYTES, count, well_formed
@@ -55,7 +53,7 @@ REFUSALS = {
     "rare_label": "its class has fewer songs than labels.min_songs",
     "not_written": "the source's own format could not be written as MIDI",
 }
-"""Every reason for which a song is refused; ``refused.csv`` has no other."""
+"""Every reason for which a song is rejected; ``refused.csv`` has no other."""
 
 NEUTRAL_VELOCITY = 64
 
@@ -104,13 +102,11 @@ def clean(score: ScoreTick, grid: Grid, *, tracks: str = "all", neutral: bool = 
     if len(raw["onset"]) == 0:
         what = "a pitched note (tracks=melody)" if tracks == "melody" else "a note"
         raise RefusedSongError("empty", f"{len(score.tracks)} tracks, none with {what}")
-    tpq = grid.tpq
-    scale = tpq / score.ticks_per_quarter
-    section_ticks, section_meters = _sections(score.time_signatures, scale, grid, repairs)
-    section_steps = np.array([_ticks(grid, m)[1] for m in section_meters], np.int64)
+    scale = grid.tpq / score.ticks_per_quarter
+    section_ticks, meters = _sections(score, scale, grid, repairs)
+    section_steps = np.array([grid.step_ticks(m) for m in meters], np.int64)
 
-    starts = raw["onset"] * scale
-    onset, section = _snap(starts, section_ticks, section_steps)
+    onset, section = _snap(raw["onset"] * scale, section_ticks, section_steps)
     step = section_steps.take(section)
     # A beat is the denominator only on a grid by beat; otherwise it is the quarter note.
     longest = grid.max_duration_beats * grid.beat_resolution
@@ -120,15 +116,15 @@ def clean(score: ScoreTick, grid: Grid, *, tracks: str = "all", neutral: bool = 
     if tracks == "melody":
         line = skyline(onset, onset + duration, raw["pitch"])
         raw = {name: column[line] for name, column in raw.items()}
-        starts, onset, duration, step = starts[line], onset[line], duration[line], step[line]
+        onset, duration, step = onset[line], duration[line], step[line]
+    last_onset = int(onset.max())
     if grid.cut_overlaps:
         # Note-offs are events of their own: they snap to the grid of the meter in which they lie.
         ends = onset + np.minimum(raw["duration"] * scale, longest * step)
-        kept = section_ticks[section_ticks <= onset.max()]  # the song has no later meter
+        kept = section_ticks[section_ticks <= last_onset]  # the song has no later meter
         duration = np.maximum(_snap(ends, kept, section_steps[: len(kept)])[0] - onset, step)
 
-    last_onset = int(onset.max())
-    bar_ticks, meters = _bars(last_onset, section_ticks, section_meters, grid)
+    bar_ticks, bar_meters = _bars(last_onset, section_ticks, meters, grid)
     notes = _without_duplicates(_table(raw | {"onset": onset, "duration": duration}), repairs)
     if tracks == "melody":
         room = np.diff(notes.onset, append=np.iinfo(np.int32).max)
@@ -139,15 +135,19 @@ def clean(score: ScoreTick, grid: Grid, *, tracks: str = "all", neutral: bool = 
     # The grid stretches no time: a barline lies at the same beat of the file.
     seconds = seconds_at(bar_ticks / scale, raw_ticks, raw_qpm, score.ticks_per_quarter)
     if neutral:
-        tempo_ticks, tempo_qpm = np.zeros(1, np.int32), np.array([DEFAULT_TEMPO])
+        tempo_ticks, qpm = np.zeros(1, np.int64), np.array([DEFAULT_TEMPO])
     else:
-        tempo_ticks, tempo_qpm = _tempos(raw_ticks * scale, raw_qpm, section_ticks, section_steps)
-        inside = tempo_ticks <= last_onset
-        tempo_ticks, tempo_qpm = tempo_ticks[inside], tempo_qpm[inside]
-    return Song(notes, tpq, bar_ticks, meters, tempo_ticks, tempo_qpm, repairs, seconds)
+        # One tempo a tick (the last), each other than the one before.
+        tempo_ticks, _ = _snap(raw_ticks * scale, section_ticks, section_steps)
+        last = np.append(tempo_ticks[1:] != tempo_ticks[:-1], True) & (tempo_ticks <= last_onset)
+        tempo_ticks, qpm = tempo_ticks[last], raw_qpm[last]
+        changed = np.append(True, qpm[1:] != qpm[:-1])
+        tempo_ticks, qpm = tempo_ticks[changed], qpm[changed]
+    ticks = tempo_ticks.astype(np.int32)
+    return Song(notes, grid.tpq, bar_ticks, bar_meters, ticks, qpm, repairs, seconds)
 
 
-def skyline(onset: Longs, end: Longs, pitch: Longs) -> NDArray[np.bool_]:
+def skyline(onset: Longs, end: Longs, pitch: Longs) -> Bools:
     """The highest line of a texture: notes above (or level with) all that sound at their onset.
 
     Uitdenbogerd and Zobel, "Manipulation of Music for Melody Matching" (ACM Multimedia 1998), call
@@ -174,26 +174,20 @@ def skyline(onset: Longs, end: Longs, pitch: Longs) -> NDArray[np.bool_]:
     return line
 
 
-_THEIR_NAMES = {
-    "onset": "time",
-    "duration": "duration",
-    "pitch": "pitch",
-    "velocity": "velocity",
-}
-"""Our columns, but for the program, by symusic's names."""
-
-
 def _gather(
     score: ScoreTick, tracks: str, neutral: bool, repairs: dict[str, int]
 ) -> dict[str, Longs]:
     """The notes of all tracks as columns in the score's own ticks."""
     chosen = [t for t in score.tracks if not (t.is_drum and tracks == "melody")]
     columns, lengths = note_columns(chosen)
-    raw: dict[str, Longs] = {
-        name: columns[theirs].astype(np.int64) for name, theirs in _THEIR_NAMES.items()
-    }
     programs = [DRUMS if track.is_drum else int(track.program) for track in chosen]
-    raw["program"] = np.repeat(np.array(programs, np.int64), lengths)
+    raw: dict[str, Longs] = {
+        "onset": columns["time"].astype(np.int64),
+        "duration": columns["duration"].astype(np.int64),
+        "pitch": columns["pitch"].astype(np.int64),
+        "velocity": columns["velocity"].astype(np.int64),
+        "program": np.repeat(np.array(programs, np.int64), lengths),
+    }
     # Bytes over 127 wrap to negative numbers in scores that did not come through `read_score`.
     usable = (raw["pitch"] >= 0) & (raw["onset"] >= 0)
     if not usable.all():
@@ -208,22 +202,22 @@ def _gather(
 
 
 def _sections(
-    events: Iterable[TimeSignatureTick], scale: float, grid: Grid, repairs: dict[str, int]
-) -> tuple[Ints, list[Meter]]:
+    score: ScoreTick, scale: float, grid: Grid, repairs: dict[str, int]
+) -> tuple[Longs, list[Meter]]:
     """Stretches of one meter: their start ticks and their meters.
 
     A change inside a bar waits for the next barline (MIDI 1.0 Detailed Specification, time
     signature meta event; MidiTok does the same). 4/4 holds from tick 0 to a late first one.
     """
     ticks, meters = [0], [DEFAULT_METER]
-    bar, step = _ticks(grid, DEFAULT_METER)
     # Sorting is stable: of two changes at one tick the later event wins.
-    for event in sorted(events, key=lambda e: e.time):
+    for event in sorted(score.time_signatures, key=lambda e: e.time):
+        bar, step = grid.bar_ticks(meters[-1]), grid.step_ticks(meters[-1])
         meter = grid.supported(event.numerator, event.denominator)
         count(repairs, "meters replaced", int(meter != (event.numerator, event.denominator)))
         after = max(0.0, event.time * scale - ticks[-1])
         # Snap to the grid first, so that a change one raw tick late does not wait a whole bar.
-        snapped = int(np.floor(after / step + 0.5)) * step
+        snapped = math.floor(after / step + 0.5) * step
         tick = ticks[-1] + -(-snapped // bar) * bar
         count(repairs, "meter changes moved to a barline", int(snapped % bar != 0))
         if tick == ticks[-1]:
@@ -231,19 +225,12 @@ def _sections(
         elif meter != meters[-1]:
             ticks.append(tick)
             meters.append(meter)
-        bar, step = _ticks(grid, meters[-1])
     return np.array(ticks, np.int64), meters
 
 
-@lru_cache(maxsize=1024)
-def _ticks(grid: Grid, meter: Meter) -> tuple[int, int]:
-    """Ticks of a bar and of a position."""
-    return grid.bar_ticks(meter), grid.step_ticks(meter)
-
-
 def _snap(
-    times: NDArray[np.floating[Any]], section_ticks: Ints, step: Longs
-) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
+    times: NDArray[np.floating[Any]], section_ticks: Longs, step: Longs
+) -> tuple[Longs, NDArray[np.intp]]:
     """Nearest grid positions of raw times (halves go up) and the sections in which they lie.
 
     Args:
@@ -262,46 +249,36 @@ def _snap(
 
 
 def _bars(
-    last_onset: int, section_ticks: Ints, section_meters: list[Meter], grid: Grid
-) -> tuple[Ints, Ints]:
+    last_onset: int, section_ticks: Longs, section_meters: list[Meter], grid: Grid
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Bar starts (and the end of the last bar) up to the bar of the last onset, and meters."""
-    ticks: list[NDArray[np.int64]] = []
-    meters: list[Meter] = []
-    n_bars, end = 0, 0
-    for i, (start, meter) in enumerate(zip(section_ticks.tolist(), section_meters, strict=True)):
-        if start > last_onset:
-            break
-        bar = _ticks(grid, meter)[0]
-        stop = int(section_ticks[i + 1]) if i + 1 < len(section_ticks) else last_onset + 1
-        n = -(-(min(stop, last_onset + 1) - start) // bar)
-        n_bars += n
-        if n_bars > grid.max_song_bars:
-            raise RefusedSongError(
-                "too_long", f"more than {grid.max_song_bars} bars (tokenizer.max_song_bars)"
-            )
-        ticks.append(start + bar * np.arange(n))
-        meters += [meter] * n
-        end = start + bar * n
-    return (
-        np.concatenate([*ticks, [end]]).astype(np.int32),
-        np.array(meters, np.int32).reshape(-1, 2),
-    )
+    starts = section_ticks[section_ticks <= last_onset]
+    meters = np.array(section_meters[: len(starts)], np.int32)
+    lengths = np.array([grid.bar_ticks(m) for m in section_meters[: len(starts)]], np.int64)
+    n_bars = -((starts - np.append(starts[1:], last_onset + 1)) // lengths)
+    if n_bars.sum() > grid.max_song_bars:
+        raise RefusedSongError(
+            "too_long", f"more than {grid.max_song_bars} bars (tokenizer.max_song_bars)"
+        )
+    ticks = [s + bar * np.arange(n) for s, bar, n in zip(starts, lengths, n_bars, strict=True)]
+    ticks.append(starts[-1:] + lengths[-1] * n_bars[-1])
+    return np.concatenate(ticks).astype(np.int32), meters.repeat(n_bars, axis=0)
 
 
 _BITS = {"onset": 31, "program": 8, "pitch": 7, "duration": 17}
 """Bits of a note's columns in a key of 63 bits that sorts notes as :class:`NoteTable` has them."""
 
 
-def _table(columns: Mapping[str, Longs]) -> NoteTable:
+def _table(columns: dict[str, Longs]) -> NoteTable:
     """The notes in canonical order; those that differ only in velocity keep theirs.
 
     One sort of packed keys takes a third of the time of a sort by four columns.
     """
-    if any(columns[name].max() >> bits for name, bits in _BITS.items()):
-        return NoteTable.of(**columns)
-    key = columns["onset"].copy()
-    for name in ("program", "pitch", "duration"):
-        key <<= _BITS[name]
+    key = np.zeros_like(columns["onset"])
+    for name, bits in _BITS.items():
+        if columns[name].max() >> bits:
+            return NoteTable.of(**columns)
+        key <<= bits
         key += columns[name] - DRUMS if name == "program" else columns[name]
     # Tracks are mostly in order already: merging them takes a quarter of the time of a quicksort.
     order = np.argsort(key, kind="stable")
@@ -316,31 +293,24 @@ def _without_duplicates(notes: NoteTable, repairs: dict[str, int]) -> NoteTable:
     if not same.any():
         return notes
     count(repairs, "duplicate notes", int(same.sum()))
-    first = np.flatnonzero(np.r_[True, ~same])
-    kept = notes.select(np.r_[~same, True])  # sorted by duration last: the longest of each
-    return NoteTable(
-        kept.onset,
-        kept.duration,
-        kept.pitch,
-        np.maximum.reduceat(notes.velocity, first),
-        kept.program,
-    )
+    loudest = np.maximum.reduceat(notes.velocity, np.flatnonzero(np.r_[True, ~same]))
+    # Sorted by duration last: the longest of each.
+    return replace(notes.select(np.r_[~same, True]), velocity=loudest)
 
 
 def _without_overlaps(notes: NoteTable, repairs: dict[str, int]) -> NoteTable:
     """Ends each note where the same program starts the same pitch again."""
     order = np.lexsort((notes.onset, notes.pitch, notes.program))
-    onset, duration = notes.onset[order], notes.duration[order].copy()
-    same = (np.diff(notes.pitch[order]) == 0) & (np.diff(notes.program[order]) == 0)
-    room = np.where(same, np.diff(onset), np.iinfo(np.int32).max)
-    count(repairs, "overlaps cut", int((duration[:-1] > room).sum()))
-    duration[:-1] = np.minimum(duration[:-1], room)
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order))
-    return NoteTable.of(notes.onset, duration[back], notes.pitch, notes.velocity, notes.program)
+    rows = notes.select(order)
+    same = (np.diff(rows.pitch) == 0) & (np.diff(rows.program) == 0)
+    room = np.where(same, np.diff(rows.onset), np.iinfo(np.int32).max)
+    count(repairs, "overlaps cut", int((rows.duration[:-1] > room).sum()))
+    duration = notes.duration.copy()
+    duration[order[:-1]] = np.minimum(rows.duration[:-1], room)
+    return NoteTable.of(**(notes.columns() | {"duration": duration}))
 
 
-def _tempo_map(score: ScoreTick) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _tempo_map(score: ScoreTick) -> tuple[Floats, Floats]:
     """Ticks and tempi of a file: finite, in order, the first at tick 0."""
     pairs = [(max(0, e.time), e.qpm) for e in sorted(score.tempos, key=lambda e: e.time)]
     usable = [(time, qpm) for time, qpm in pairs if math.isfinite(qpm) and qpm > 0]
@@ -348,19 +318,3 @@ def _tempo_map(score: ScoreTick) -> tuple[NDArray[np.float64], NDArray[np.float6
         usable.insert(0, (0, DEFAULT_TEMPO))
     ticks, qpm = np.array(usable, np.float64).T
     return ticks, qpm
-
-
-def _tempos(
-    times: NDArray[np.float64],
-    qpm: NDArray[np.float64],
-    section_ticks: Ints,
-    section_steps: Longs,
-) -> tuple[Ints, NDArray[np.float64]]:
-    """A tempo map on the grid: one tempo a tick (the last), each other than the one before."""
-    ticks, _ = _snap(times, section_ticks, section_steps)
-    if len(ticks) > 1:
-        last_of_tick = np.r_[np.diff(ticks) != 0, True]
-        ticks, qpm = ticks[last_of_tick], qpm[last_of_tick]
-        changed = np.r_[True, np.diff(qpm) != 0]
-        ticks, qpm = ticks[changed], qpm[changed]
-    return ticks.astype(np.int32), qpm

@@ -1,11 +1,9 @@
 """Songs to token streams and back; one interface with MidiTok behind it.
 
-``base`` holds the interface, ``phrases`` cuts a phrase out of an encoded song, ``miditok`` wraps
-any MidiTok class (REMI, CP, Octuple, MIDI-like, TSD ...), ``octuple`` has the one decoder that
-MidiTok cannot give.
+``base`` holds the interface and cuts phrases, ``miditok`` wraps any MidiTok class (REMI, CP,
+Octuple, MIDI-like, TSD ...), ``fast`` encodes the usual ones, ``notes`` finds notes in tokens.
 """
 
-from midigenre.tokenizers.base import Encoded, Tokenizer, from_spec
-from midigenre.tokenizers.phrases import PhraseCutter
+from midigenre.tokenizers.base import Encoded, PhraseCutter, Tokenizer, from_spec
 
 __all__ = ["Encoded", "PhraseCutter", "Tokenizer", "from_spec"]

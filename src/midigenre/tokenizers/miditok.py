@@ -2,6 +2,8 @@
 
 MidiTok gives the vocabulary, the encoder and the decoder; the song is quantised beforehand by
 :mod:`midigenre.midi.clean`, so that bars, and with them phrases, do not depend on the tokenizer.
+Octuple is decoded here: MidiTok's own decoder places the first note after a change of meter with
+the old meter's grid.
 """
 
 from __future__ import annotations
@@ -14,17 +16,15 @@ from typing import Any
 import miditok
 import numpy as np
 from miditok.constants import DEFAULT_VELOCITY
-from numpy.typing import NDArray
 from symusic.core import ScoreTick
 
+from midigenre.arrays import Bools, Ints
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.midi.clean import clean
-from midigenre.midi.song import DRUMS, TRACKS, Grid, NoteTable, Song
+from midigenre.midi.song import DEFAULT_TEMPO, DRUMS, TRACKS, Grid, Meter, NoteTable, Song
 from midigenre.spec import BarKind, Field, TokenSpec
-from midigenre.tokenizers import octuple
-from midigenre.tokenizers.base import Encoded, Tokenizer
+from midigenre.tokenizers.base import AnyIds, Encoded, PhraseCutter, Tokenizer
 from midigenre.tokenizers.fast import NotCoveredError, fast_encoder
-from midigenre.tokenizers.phrases import PhraseCutter
 
 _PARAMS: Mapping[str, Any] = {
     # MidiTok's own defaults drop notes: pitches below 21 and above 109, drums outside 27 to 88.
@@ -61,7 +61,7 @@ class MidiTokTokenizer(Tokenizer):
         beat_resolution: Positions in a beat.
         max_duration_beats: Longest note, in beats.
         max_bars: Longest phrase, in bars, that the vocabulary can number.
-        max_song_bars: Longer songs are refused.
+        max_song_bars: Longer songs are rejected.
         special_tokens: Names of the special tokens, in the order of their ids.
         tracks: ``all``, ``melody`` or ``merged`` (see :func:`midigenre.midi.clean.clean`). Where
             the vocabulary has no programs, ``all`` is ``merged``.
@@ -70,7 +70,7 @@ class MidiTokTokenizer(Tokenizer):
             program tokens out and ``neutral`` velocities and tempi, which halves a REMI stream.
 
     Raises:
-        UserError: MidiTok has no such class, or refuses the parameters; or another setting is
+        UserError: MidiTok has no such class, or rejects the parameters; or another setting is
             unknown or out of range.
     """
 
@@ -117,7 +117,8 @@ class MidiTokTokenizer(Tokenizer):
             self._tok = _make(cls, settings, meters if use_meters else ((4, 4),))
         except (ValueError, TypeError, AssertionError, LookupError) as error:
             raise UserError(f"tokenizer {name!r}: {error}") from error
-        if use_meters and not self._tok.config.use_time_signatures:
+        config = self._tok.config
+        if use_meters and not config.use_time_signatures:
             raise UserError(
                 f"tokenizer.cls={cls} has no time signatures: set "
                 "tokenizer.params.use_time_signatures=false and tokenizer.time_signatures=[4/4]"
@@ -126,11 +127,10 @@ class MidiTokTokenizer(Tokenizer):
             raise RuntimeError(
                 f"MidiTok counts {self._tok.time_division} ticks a quarter, not {self.grid.tpq}"
             )
-        config = self._tok.config
         self._tracks = tracks if config.use_programs or tracks != "all" else "merged"
         self._neutral = neutral
         if self._tok._note_on_off:
-            self.grid = Grid(**(vars(self.grid) | {"cut_overlaps": True}))
+            self.grid = replace(self.grid, cut_overlaps=True)
         # MuMIDI leaves the note's fields off the other steps; PAD (id 0) stands there instead.
         self._ragged = isinstance(self._tok, miditok.MuMIDI)
         bars = _bar_kind(self._tok)
@@ -139,10 +139,25 @@ class MidiTokTokenizer(Tokenizer):
                 f"tokenizer {name!r}: without time signatures {cls} counts bars of 4/4; set "
                 "tokenizer.time_signatures=[4/4] or tokenizer.params.use_time_signatures=true"
             )
-        self.spec = TokenSpec(name, _fields(self._tok, bars, max_bars), bars, max_bars, settings)
+        self.spec = TokenSpec(name, _fields(self._tok, max_bars), bars, max_bars, settings)
         self._cutter = None if bars == "none" else PhraseCutter(self.spec)
         self._fast, self._slow = fast_encoder(self._tok)
-        self._known, self._velocity = _known_notes(config), _velocities(self._tok)
+
+        # Whether the vocabulary has a note, at 128 * program + pitch; drums, -1, come last.
+        known = np.zeros((129, 128), bool)
+        for program in config.programs if config.use_programs else range(DRUMS, 128):
+            own_range = program == DRUMS and config.use_pitchdrum_tokens
+            low, high = config.drums_pitch_range if own_range else config.pitch_range
+            known[program, max(0, low) : high + 1] = True
+        self._known = known.ravel()
+        # The nearest velocity for each of 0 to 127; of two equally near the higher one.
+        self._velocity = np.full(128, DEFAULT_VELOCITY, np.int32)
+        if config.use_velocities:
+            velocities, wanted = self._tok.velocities, np.arange(128, dtype=np.int32)
+            right = np.clip(np.searchsorted(velocities, wanted), 1, len(velocities) - 1)
+            above, below = velocities[right], velocities[right - 1]
+            nearest = np.where(np.abs(above - wanted) <= np.abs(wanted - below), above, below)
+            self._velocity = nearest.astype(np.int32)
 
     def clean(self, score: ScoreTick) -> Song:
         """See :meth:`Tokenizer.clean`; velocities and tempi take the nearest value there is.
@@ -152,27 +167,24 @@ class MidiTokTokenizer(Tokenizer):
         """
         song = clean(score, self.grid, tracks=self._tracks, neutral=self._neutral)
         if self._tracks == "melody" and not self.grid.cut_overlaps:
-            song = _in_whole_steps(song, self.grid)
-        # Drums, -1, count from the end of the table.
+            # The next note may lie on a finer grid, and leave a note a part of a step.
+            steps = np.array([self.grid.step_ticks((int(n), int(d))) for n, d in song.meters])
+            step = steps[np.searchsorted(song.bar_ticks, song.notes.onset, side="right") - 1]
+            duration = song.notes.duration
+            song = replace(song, notes=replace(song.notes, duration=duration - duration % step))
         known = self._known.take(song.notes.program * 128 + song.notes.pitch)
         if not known.any():
             raise RefusedSongError("empty", "no note in the tokenizer's pitches and programs")
         if not known.all():
             song = _keep(song, known)
-        velocity = self._velocity.take(song.notes.velocity)
         tempo_ticks, tempo_qpm = song.tempo_ticks[:1], np.array([float(self._tok.default_tempo)])
         if self._tok.config.use_tempos:
             # MidiTok compares tempi by the length of a quarter, which is what a file stores.
-            tempo_qpm = self._tok.tempos[
-                np.argmin(
-                    np.abs(60e6 / self._tok.tempos[None] - 60e6 / song.tempo_qpm[:, None]), axis=1
-                )
-            ]
-            tempo_ticks = song.tempo_ticks
-            if len(tempo_ticks) > 1:
-                changed = np.r_[True, np.diff(tempo_qpm) != 0]
-                tempo_ticks, tempo_qpm = tempo_ticks[changed], tempo_qpm[changed]
-        notes = replace(song.notes, velocity=velocity)
+            lengths = np.abs(60e6 / self._tok.tempos[None] - 60e6 / song.tempo_qpm[:, None])
+            tempo_qpm = self._tok.tempos[np.argmin(lengths, axis=1)]
+            changed = np.append(True, tempo_qpm[1:] != tempo_qpm[:-1])
+            tempo_ticks, tempo_qpm = song.tempo_ticks[changed], tempo_qpm[changed]
+        notes = replace(song.notes, velocity=self._velocity.take(song.notes.velocity))
         return replace(song, notes=notes, tempo_ticks=tempo_ticks, tempo_qpm=tempo_qpm)
 
     def encode(self, song: Song) -> Encoded:
@@ -193,7 +205,7 @@ class MidiTokTokenizer(Tokenizer):
 
         ``fallback`` is empty.
         """
-        if self.grid.cut_overlaps:
+        if self.grid.cut_overlaps and song.n_bars:
             song = _with_tails_on_grid(song, self.grid)
         sequence = self._tok.encode(song.to_score(), no_preprocess_score=True)
         if isinstance(sequence, list):  # one sequence a track; the tracks are merged
@@ -209,28 +221,26 @@ class MidiTokTokenizer(Tokenizer):
         steps = self._cutter.bar_steps(ids_TF, song.n_bars, n_filled)
         return Encoded(ids_TF, steps, self._cutter.bar_tempo(ids_TF, steps))
 
-    def decode(self, ids_TF: NDArray[np.integer[Any]]) -> ScoreTick:
-        """See :meth:`Tokenizer.decode`; Octuple is decoded by :mod:`.octuple`."""
-        ids_TF = self._without_specials(np.asarray(ids_TF))
+    def decode(self, ids_TF: AnyIds) -> ScoreTick:
+        """See :meth:`Tokenizer.decode`."""
+        ids_TF = np.asarray(ids_TF)
+        ids_TF = ids_TF[ids_TF[:, 0] >= len(self._tok.config.special_tokens)]
         if len(ids_TF) == 0:
             return ScoreTick(self.grid.tpq)
         if isinstance(self._tok, miditok.Octuple):
-            return octuple.decode(ids_TF, self.spec, self.grid)
+            return _octuple_song(ids_TF, self.spec, self.grid).to_score()
+        ids = ids_TF[:, 0].tolist()
         if self._tok.is_multi_voc:
             # MidiTok counts bars and does not read their numbers, which may pass the vocabulary.
-            ids_TF = np.minimum(ids_TF, np.array(self.spec.sizes) - 1)
-        ids = ids_TF.tolist() if self._tok.is_multi_voc else ids_TF[:, 0].tolist()
+            ids = np.minimum(ids_TF, np.array(self.spec.sizes) - 1).tolist()
         if self._ragged:
-            ids = [step[: len(step) - _trailing_zeros(step)] for step in ids]
+            filled = (ids_TF != 0) * np.arange(1, ids_TF.shape[1] + 1)
+            ids = [step[:n] for step, n in zip(ids, filled.max(axis=1).tolist(), strict=True)]
         score: ScoreTick = self._tok.decode(ids if self._tok.one_token_stream else [ids])
         return score
 
-    def _without_specials(self, ids_TF: NDArray[Any]) -> NDArray[Any]:
-        n_special = len(self._tok.config.special_tokens)
-        return ids_TF[ids_TF[:, 0] >= n_special]
 
-
-def _meter(text: str) -> tuple[int, int]:
+def _meter(text: str) -> Meter:
     try:
         numerator, denominator = (int(part) for part in str(text).split("/"))
     except ValueError:
@@ -238,19 +248,15 @@ def _meter(text: str) -> tuple[int, int]:
     return numerator, denominator
 
 
-def _make(
-    cls: str, settings: Mapping[str, Any], meters: Sequence[tuple[int, int]]
-) -> miditok.MusicTokenizer:
-    maker = getattr(miditok, cls, None)
-    if not (isinstance(maker, type) and issubclass(maker, miditok.MusicTokenizer)):
-        known = sorted(
-            n
-            for n, c in vars(miditok).items()
-            if isinstance(c, type)
-            and issubclass(c, miditok.MusicTokenizer)
-            and c is not miditok.MusicTokenizer
-        )
-        raise UserError(f"tokenizer.cls={cls}: MidiTok has {', '.join(known)}")
+def _make(cls: str, settings: Mapping[str, Any], meters: Sequence[Meter]) -> miditok.MusicTokenizer:
+    base = miditok.MusicTokenizer
+    classes = {
+        name: found
+        for name, found in vars(miditok).items()
+        if isinstance(found, type) and issubclass(found, base) and found is not base
+    }
+    if cls not in classes:
+        raise UserError(f"tokenizer.cls={cls}: MidiTok has {', '.join(sorted(classes))}")
     by_beat: dict[int, list[int]] = {}
     for numerator, denominator in meters:
         by_beat.setdefault(denominator, []).append(numerator)
@@ -265,16 +271,13 @@ def _make(
                 f"tokenizer.params.{forbidden}: set tokenizer.beat_resolution, .time_signatures, "
                 ".special_tokens or .max_bars instead"
             )
-    known_params = [*inspect.signature(miditok.TokenizerConfig).parameters, *_CLASS_PARAMS]
-    known_params.remove("kwargs")
-    if unknown := sorted(set(params) - set(known_params)):
-        raise UserError(
-            f"tokenizer.params.{unknown[0]}: MidiTok has {', '.join(sorted(known_params))}"
-        )
+    known = {*inspect.signature(miditok.TokenizerConfig).parameters, *_CLASS_PARAMS} - {"kwargs"}
+    if unknown := sorted(set(params) - known):
+        raise UserError(f"tokenizer.params.{unknown[0]}: MidiTok has {', '.join(sorted(known))}")
     if cls in ("Octuple", "MuMIDI"):
         # The whole song is encoded at once: the bound lies above the longest, not at a phrase.
         params["max_bar_embedding"] = settings["max_song_bars"]
-    return maker(
+    return classes[cls](
         miditok.TokenizerConfig(
             beat_res={(0, settings["max_duration_beats"]): settings["beat_resolution"]},
             time_signature_range=by_beat,
@@ -286,73 +289,34 @@ def _make(
 
 def _bar_kind(tok: miditok.MusicTokenizer) -> BarKind:
     """Whether bars can be found in the stream: rests and time shifts run across barlines."""
-    types = {t.split("_")[0] for vocab in _vocabularies(tok) for t in vocab}
-    if "Bar" not in types or tok.config.use_rests:
+    tokens = {
+        token for vocab in (tok.vocab if tok.is_multi_voc else [tok.vocab]) for token in vocab
+    }
+    if tok.config.use_rests or not any(token.startswith("Bar_") for token in tokens):
         return "none"
-    numbered = any(t == "Bar_0" for vocab in _vocabularies(tok) for t in vocab)
-    return "field" if numbered and tok.is_multi_voc else "none" if numbered else "token"
+    if "Bar_0" not in tokens:
+        return "token"
+    return "field" if tok.is_multi_voc else "none"
 
 
-def _vocabularies(tok: miditok.MusicTokenizer) -> list[dict[str, int]]:
-    return list(tok.vocab) if tok.is_multi_voc else [tok.vocab]
-
-
-def _fields(tok: miditok.MusicTokenizer, bars: BarKind, max_bars: int) -> tuple[Field, ...]:
+def _fields(tok: miditok.MusicTokenizer, max_bars: int) -> tuple[Field, ...]:
     """Vocabularies as fields; bar numbers only up to the longest phrase."""
-    names = {0: "token"}
-    if tok.is_multi_voc:
-        names = {}
+    if not tok.is_multi_voc:
+        names, vocabularies = {0: "token"}, [tok.vocab]
+    else:
+        names, vocabularies = {}, tok.vocab
         for name, column in tok.vocab_types_idx.items():
             names.setdefault(column % len(tok.vocab), name)
     fields = []
-    for column, vocab in enumerate(_vocabularies(tok)):
-        tokens = sorted(vocab, key=lambda token: vocab[token])
-        kept = [
-            t
-            for t in tokens
-            if not (t.startswith(("Bar_", "BarPosEnc_")) and t.split("_")[1].isdigit())
-            or int(t.split("_")[1]) < max_bars
-        ]
+    for column, vocab in enumerate(vocabularies):
+        kept = []
+        for token in sorted(vocab, key=vocab.__getitem__):
+            type_, _, value = token.partition("_")
+            numbered = type_ in ("Bar", "BarPosEnc") and value.split("_")[0].isdigit()
+            if not numbered or int(value.split("_")[0]) < max_bars:
+                kept.append(token)
         fields.append(Field(names.get(column, f"field{column}"), tuple(kept)))
     return tuple(fields)
-
-
-def _trailing_zeros(step: Sequence[int]) -> int:
-    return next((i for i, value in enumerate(reversed(step)) if value), len(step))
-
-
-def _in_whole_steps(song: Song, grid: Grid) -> Song:
-    """The melody without the part of a step that a next note on a finer grid may leave a note."""
-    steps = np.array([grid.step_ticks((int(n), int(d))) for n, d in song.meters])
-    notes = song.notes
-    step = steps[np.searchsorted(song.bar_ticks, notes.onset, side="right") - 1]
-    return replace(song, notes=replace(notes, duration=notes.duration - notes.duration % step))
-
-
-def _known_notes(config: miditok.TokenizerConfig) -> NDArray[np.bool_]:
-    """Whether the vocabulary has a note, at ``128 * program + pitch``; the drums come last."""
-    known = np.zeros((129, 128), bool)
-    programs = config.programs if config.use_programs else range(DRUMS, 128)
-    for program in programs:
-        own_range = program == DRUMS and config.use_pitchdrum_tokens
-        low, high = config.drums_pitch_range if own_range else config.pitch_range
-        known[program, max(0, low) : high + 1] = True
-    return known.ravel()
-
-
-def _velocities(tok: miditok.MusicTokenizer) -> NDArray[np.int32]:
-    """The vocabulary's velocity for each of 0 to 127."""
-    if not tok.config.use_velocities:
-        return np.full(128, DEFAULT_VELOCITY, np.int32)
-    return _nearest(tok.velocities, np.arange(128, dtype=np.int32))
-
-
-def _nearest(values: NDArray[Any], wanted: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Nearest of sorted ``values``; of two equally near the higher one, as in MidiTok."""
-    right = np.clip(np.searchsorted(values, wanted), 1, len(values) - 1)
-    left = right - 1
-    nearer = np.abs(values[right] - wanted) <= np.abs(wanted - values[left])
-    return np.where(nearer, values[right], values[left]).astype(np.int32)
 
 
 def _with_tails_on_grid(song: Song, grid: Grid) -> Song:
@@ -361,24 +325,21 @@ def _with_tails_on_grid(song: Song, grid: Grid) -> Song:
     The song of which this is a phrase may have another meter there; MidiTok would lose what its
     time shifts cannot say, and all later note-offs would come too early.
     """
-    if song.n_bars == 0:
-        return song
     notes, last = song.notes, int(song.bar_ticks[-2])
     step = grid.step_ticks((int(song.meters[-1, 0]), int(song.meters[-1, 1])))
     after = notes.onset + notes.duration - last
     snapped = (2 * after + step) // (2 * step) * step + last - notes.onset
     beyond = after > song.bar_ticks[-1] - last
-    columns = notes.columns() | {"duration": np.where(beyond, snapped, notes.duration)}
-    return replace(song, notes=NoteTable(**columns))
+    duration = np.where(beyond, snapped, notes.duration)
+    return replace(song, notes=replace(notes, duration=duration))
 
 
-def _keep(song: Song, known: NDArray[np.bool_]) -> Song:
+def _keep(song: Song, known: Bools) -> Song:
     """The song without the notes that the vocabulary does not have; trailing bars go."""
     notes = song.notes.select(known)
     last = int(notes.onset.max())
     n_bars = int(np.searchsorted(song.bar_ticks, last, side="right"))
     inside = song.tempo_ticks <= last
-    repairs = song.repairs | {"notes outside the vocabulary": int((~known).sum())}
     return replace(
         song,
         notes=notes,
@@ -386,6 +347,59 @@ def _keep(song: Song, known: NDArray[np.bool_]) -> Song:
         meters=song.meters[:n_bars],
         tempo_ticks=song.tempo_ticks[inside],
         tempo_qpm=song.tempo_qpm[inside],
-        repairs=repairs,
+        repairs=song.repairs | {"notes outside the vocabulary": int((~known).sum())},
         file_seconds=song.file_seconds[: n_bars + 1],
     )
+
+
+def _octuple_song(ids_TF: AnyIds, spec: TokenSpec, grid: Grid) -> Song:
+    """The music of Octuple steps, one or more in any order, from tick 0 on.
+
+    Every note is placed by its bar and position in the meter that its own step states. A bar
+    without a note takes the meter of the last bar that has one (or, at the start, of the first
+    one). Bars may be numbered beyond the vocabulary, as those of an encoded song are.
+    """
+    n = len(ids_TF)
+    columns = {field.name: (field, ids_TF[:, i]) for i, field in enumerate(spec.fields)}
+
+    def values(name: str, default: str) -> list[str]:
+        if name not in columns:
+            return [default] * n
+        field, ids = columns[name]
+        return [field.values[i] for i in ids]
+
+    def numbers(name: str, default: int) -> Ints:
+        return np.array(values(name, f"{default}"), np.int32)
+
+    # By distance, not by name: a long piece numbers more bars than the vocabulary has.
+    bars, ids = columns["Bar"]
+    bar = ids.astype(np.int64) - bars.index["Bar_0"]
+    stated = dict(zip(bar.tolist(), [_meter(v) for v in values("TimeSig", "4/4")], strict=True))
+    meters = [stated[min(stated)]]
+    for i in range(int(bar.max()) + 1):
+        meters.append(stated.get(i, meters[-1]))
+    del meters[0]
+    bar_ticks = np.cumsum([0, *map(grid.bar_ticks, meters)])
+    step = np.array([grid.step_ticks(meter) for meter in meters]).take(bar)
+    onset = bar_ticks[bar] + numbers("Position", 0) * step
+    # MidiTok writes a duration as beats.positions.resolution.
+    a_beat = grid.beat_resolution
+    durations = values("Duration", f"0.{max(1, a_beat // 2)}.{a_beat}")
+    beats, positions, resolution = np.array([v.split(".") for v in durations], np.int64).T
+    steps = (beats * resolution + positions) * a_beat // resolution
+    pitch_field, ids = columns["Pitch"]
+    is_drum = pitch_field.is_type("PitchDrum")[ids]
+    order = np.argsort(onset, kind="stable")
+    qpm = np.array(values("Tempo", f"{DEFAULT_TEMPO}"), np.float64)[order]
+    changed = np.append(True, qpm[1:] != qpm[:-1])
+    tempo_ticks = onset[order][changed].astype(np.int32)
+    tempo_ticks[0] = 0
+    notes = NoteTable.of(
+        onset,
+        steps * step,
+        numbers("Pitch", 0),
+        numbers("Velocity", DEFAULT_VELOCITY),
+        np.where(is_drum, DRUMS, numbers("Program", 0)),
+    )
+    bar_ticks = bar_ticks.astype(np.int32)
+    return Song(notes, grid.tpq, bar_ticks, np.array(meters, np.int32), tempo_ticks, qpm[changed])

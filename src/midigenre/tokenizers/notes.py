@@ -8,30 +8,21 @@ with the steps that say it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from midigenre.arrays import Longs
+from midigenre.arrays import Bools, Longs
 from midigenre.midi.song import DRUMS
 from midigenre.spec import TokenSpec
-
-AnyIds = NDArray[np.integer[Any]]
+from midigenre.tokenizers.base import AnyIds
 
 ATTRIBUTES = ("Pitch", "Velocity", "Duration", "Program")
 """What a vocabulary may say of a note, besides its place; the columns ``A`` of the note table."""
 
-ATTRIBUTE_TYPES = {
-    "Pitch": ("Pitch", "PitchDrum"),
-    "Velocity": ("Velocity",),
-    "Duration": ("Duration",),
-    "Program": ("Program",),
-}
-"""The token types of each attribute."""
-
 NOT_FOUND = ("PitchIntervalTime", "PitchIntervalChord", "Track")
 """Types of vocabularies in which a note is more than a pitch behind its bar and position."""
+
+_NO_NUMBER = -(2**31)  # of ids of another type
 
 
 @dataclass(frozen=True)
@@ -83,24 +74,26 @@ class NoteFinder:
             if any(f.is_type(type_).any() for f in spec.fields):
                 raise ValueError(f"{spec.name}: notes cannot be found by their {type_} tokens")
         self.spec = spec
-        self._columns = {name: _column(spec, types) for name, types in ATTRIBUTE_TYPES.items()}
-        self._position = _column(spec, ("Position",))
-        if self._columns["Pitch"] < 0 or self._position < 0:
+        # By attribute: the field that holds it, which of its ids say it, and the numbers they say.
+        self._columns: dict[str, int] = {}
+        self._says: dict[str, Bools] = {}
+        self._values: dict[str, Longs] = {}
+        for name in (*ATTRIBUTES, "Position", "Bar"):
+            types = ("Pitch", "PitchDrum") if name == "Pitch" else (name,)
+            masks = [field.is_type(*types) for field in spec.fields]
+            column = next((i for i, mask in enumerate(masks) if mask.any()), -1)
+            self._columns[name] = column
+            if column >= 0:
+                says, values = masks[column], spec.fields[column].values
+                self._says[name] = says
+                if name in ("Pitch", "Position", "Program"):
+                    pairs = zip(says, values, strict=True)
+                    numbers = [int(value) if said else _NO_NUMBER for said, value in pairs]
+                    self._values[name] = np.array(numbers, np.int64)
+        if self._columns["Pitch"] < 0 or self._columns["Position"] < 0:
             raise ValueError(f"{spec.name}: the vocabulary has no pitches or no positions")
-        self._bar = _column(spec, ("Bar",))
-        self._values = {
-            name: number_of_id(spec, name) for name in (*ATTRIBUTES[:1], "Position", "Program")
-        }
-        drums = spec.fields[self._columns["Pitch"]].is_type("PitchDrum")
-        self._is_drum = drums
-        self._is_bar = spec.fields[self._bar].is_type("Bar")
-        self._first_bar = int(np.flatnonzero(self._is_bar)[0])
-        # By attribute: whether an id of its column says it.
-        self._says = {
-            name: spec.fields[column].is_type(*ATTRIBUTE_TYPES[name])
-            for name, column in self._columns.items()
-            if column >= 0
-        }
+        self._is_drum = spec.fields[self._columns["Pitch"]].is_type("PitchDrum")
+        self._first_bar = int(np.flatnonzero(self._says["Bar"])[0])
         self.columns_A: Longs = np.array([self._columns[name] for name in ATTRIBUTES], np.int64)
 
     def __call__(self, ids_TF: AnyIds, starts: Longs | None = None) -> FoundNotes:
@@ -120,16 +113,28 @@ class NoteFinder:
         steps_nA = np.stack(
             [self._steps(name, ids_TF, note_at, starts[phrase]) for name in ATTRIBUTES], axis=1
         )
+        column = ids_TF[:, self._columns["Bar"]]
+        if self.spec.bars == "field":
+            # By distance: a whole song numbers more bars than the vocabulary has.
+            bar = column.take(note_at).astype(np.int64) - self._first_bar
+        else:
+            bar_at = np.flatnonzero(self._says["Bar"].take(column))
+            before = np.searchsorted(bar_at, starts).take(phrase)
+            bar = np.searchsorted(bar_at, note_at) - 1 - before
+        position = note_at
+        if len(note_at):
+            values = self._values["Position"].take(ids_TF[:, self._columns["Position"]])
+            said_at = np.flatnonzero(values >= 0)
+            last = np.searchsorted(said_at, note_at, side="right") - 1
+            position = values.take(said_at.take(last))
         pitch_ids = pitch_ids.take(note_at)
-        return FoundNotes(
-            bar=self._bars(ids_TF, note_at, starts, phrase),
-            position=self._positions(ids_TF, note_at),
-            pitch=self._values["Pitch"].take(pitch_ids),
-            program=self._programs(ids_TF, pitch_ids, steps_nA[:, ATTRIBUTES.index("Program")]),
-            phrase=phrase,
-            steps_nA=steps_nA,
-            columns_A=self.columns_A,
-        )
+        program = np.where(self._is_drum.take(pitch_ids), DRUMS, 0)
+        if self._columns["Program"] >= 0:
+            program_at = steps_nA[:, ATTRIBUTES.index("Program")]
+            said = self._values["Program"].take(ids_TF[program_at, self._columns["Program"]])
+            program = np.where(program_at >= 0, said, program)
+        pitch = self._values["Pitch"].take(pitch_ids)
+        return FoundNotes(bar, position, pitch, program, phrase, steps_nA, self.columns_A)
 
     def _steps(self, name: str, ids_TF: AnyIds, note_at: Longs, start_n: Longs) -> Longs:
         """The step of each note's attribute, shape (n,); -1 where there is none."""
@@ -150,50 +155,3 @@ class NoteFinder:
             return np.where((before >= start_n) & (before < note_at), before, -1)
         after = np.append(said_at, len(ids_TF)).take(np.searchsorted(said_at, note_at))
         return np.where(after < np.append(note_at[1:], len(ids_TF)), after, -1)
-
-    def _bars(self, ids_TF: AnyIds, note_at: Longs, starts: Longs, phrase: Longs) -> Longs:
-        column = ids_TF[:, self._bar]
-        if self.spec.bars == "field":
-            # By distance: a whole song numbers more bars than the vocabulary has.
-            return column.take(note_at).astype(np.int64) - self._first_bar
-        bar_at = np.flatnonzero(self._is_bar.take(column))
-        return np.searchsorted(bar_at, note_at) - 1 - np.searchsorted(bar_at, starts).take(phrase)
-
-    def _positions(self, ids_TF: AnyIds, note_at: Longs) -> Longs:
-        values = self._values["Position"].take(ids_TF[:, self._position])
-        said_at = np.flatnonzero(values >= 0)
-        last = np.searchsorted(said_at, note_at, side="right") - 1
-        return values.take(said_at.take(last)) if len(note_at) else note_at
-
-    def _programs(self, ids_TF: AnyIds, pitch_ids: AnyIds, program_at: Longs) -> Longs:
-        column = self._columns["Program"]
-        drums = np.where(self._is_drum.take(pitch_ids), DRUMS, 0)
-        if column < 0:
-            return drums
-        said = self._values["Program"].take(ids_TF[program_at, column])
-        return np.where(program_at >= 0, said, drums)
-
-
-NO_NUMBER = -(2**31)
-"""Stands for ids that are no number of a type."""
-
-
-def number_of_id(spec: TokenSpec, name: str) -> Longs:
-    """The number that each id of an attribute's field says, shape (vocabulary,).
-
-    :data:`NO_NUMBER` for ids of other types. ``name`` is an attribute or a token type.
-    """
-    types = ATTRIBUTE_TYPES.get(name, (name,))
-    column = _column(spec, types)
-    if column < 0:
-        return np.zeros(0, np.int64)
-    field = spec.fields[column]
-    pairs = zip(field.types, field.values, strict=True)
-    numbers = [int(value) if type_ in types else NO_NUMBER for type_, value in pairs]
-    return np.array(numbers, np.int64)
-
-
-def _column(spec: TokenSpec, types: tuple[str, ...]) -> int:
-    """The field that holds tokens of these types, -1 if none does."""
-    found = (i for i, field in enumerate(spec.fields) if field.is_type(*types).any())
-    return next(found, -1)
