@@ -15,7 +15,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -36,10 +36,11 @@ _BLOCK = 2**20  # bytes that are read at a time
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What a disk without room says: no space left, or the quota is used up."""
 
-_PART = re.compile(r"\..*\.(\d+)\.part")
-
 # What a file system says that cannot sync a folder (NFS, FUSE, CIFS).
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
+
+# A spreadsheet runs a cell that starts so as a formula, and a file's name may be anybody's.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def whole(path: Location | str) -> Iterator[Path]:
 
     Raises:
         OSError: The folder cannot be written, or the disk is full; it names ``path``, and nothing
-            is left then.
+            is left.
     """
     if isinstance(path, UPath):
         with tempfile.TemporaryDirectory(prefix="midigenre-") as folder:
@@ -85,20 +86,18 @@ def whole(path: Location | str) -> Iterator[Path]:
 def remove_parts(folder: Path) -> None:
     """Removes what processes that were killed while they wrote have left in and below a folder."""
     for path in folder.rglob(".*.part"):
-        found = _PART.fullmatch(path.name)
-        if found is not None and not _writes(int(found[1])):
+        found = re.fullmatch(r"\..*\.(\d+)\.part", path.name)
+        if found is None:
+            continue
+        try:
+            os.kill(int(found[1]), 0)
+        except ProcessLookupError:
             path.unlink(missing_ok=True)
-
-
-def _writes(pid: int) -> bool:
-    """Whether another process of that number is there; in a container all have the same one."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()
+        except PermissionError:  # another person's process writes it
+            continue
+        else:
+            if int(found[1]) == os.getpid():  # in a container all processes have the same one
+                path.unlink(missing_ok=True)
 
 
 def share_lock(path: Path, wait: bool = False) -> int | None:
@@ -118,18 +117,16 @@ def share_lock(path: Path, wait: bool = False) -> int | None:
         OSError: It is missing and cannot be made, or the file system has no locks.
     """
     while True:
-        handle = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | (0 if wait else fcntl.LOCK_NB))
+        with ExitStack() as unless_shared:
+            handle = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+            unless_shared.callback(os.close, handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                return None
             if os.fstat(handle).st_nlink:  # else whoever had it removed the file
+                unless_shared.pop_all()
                 return handle
-        except BlockingIOError:
-            os.close(handle)
-            return None
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)
 
 
 def make_folder(path: Location) -> None:
@@ -163,7 +160,7 @@ class SlowReadError(OSError):
 
 
 def check_regular(mode: int, path: str | os.PathLike[str]) -> None:
-    """Refuses everything that may never end or never begin when it is read.
+    """Rejects everything that may never end or never begin when it is read.
 
     Args:
         mode: ``st_mode`` of what ``path`` names, links followed.
@@ -194,17 +191,16 @@ def read_bytes(
         SlowReadError: It took longer.
         OSError: It is not there, or cannot be read.
     """
-    blocks = _store_blocks(path, at_most) if isinstance(path, UPath) else _blocks(path)
-    data = bytearray()
-    began = time.monotonic()
-    for block in blocks:
-        data += block
-        if at_most is not None and len(data) >= at_most:
-            blocks.close()
-            return bytes(data[:at_most])
-        if max_seconds is not None and time.monotonic() - began > max_seconds:
-            blocks.close()
-            raise SlowReadError(errno.ETIMEDOUT, "reading it took too long", str(path))
+    data, began = bytearray(), time.monotonic()
+    with closing(
+        _store_blocks(path, at_most) if isinstance(path, UPath) else _blocks(path)
+    ) as all_:
+        for block in all_:
+            data += block
+            if at_most is not None and len(data) >= at_most:
+                return bytes(data[:at_most])
+            if max_seconds is not None and time.monotonic() - began > max_seconds:
+                raise SlowReadError(errno.ETIMEDOUT, "reading it took too long", str(path))
     return bytes(data)
 
 
@@ -281,10 +277,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text} is no number")
     return number
-
-
-# A spreadsheet runs a cell that starts so as a formula, and a file's name may be anybody's.
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 def csv_cell(value: Any) -> Any:

@@ -8,6 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -184,19 +185,13 @@ def stratified(songs: Sequence[SongRef], limit: int | None, seed: int = 0) -> li
     return [songs[i] for i in sorted(kept)]
 
 
-def settings_folder(cache: Path, name: str, settings: Mapping[str, Any]) -> Path:
-    """``cache/<name>-<hash>``: corpora with other settings never share a folder."""
-    text = json.dumps(dict(settings), sort_keys=True)
-    return cache / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
 def cached_listing(
     cache: Path, name: str, settings: Mapping[str, Any], build: Callable[[Path], Listing]
 ) -> Listing:
     """The listing of a corpus that makes its own files, built on the first call only.
 
     Args:
-        cache: Folder of all made corpora.
+        cache: Folder of all made corpora; each combination of settings has a folder in it.
         name: Name of the corpus.
         settings: All that decides the files, with a format version.
         build: Makes the files in the folder it is given. It runs under a lock between processes;
@@ -206,49 +201,32 @@ def cached_listing(
         What ``build`` returned. The index is written last, so that it vouches for every file; one
         that names a MIDI file which is gone is built again.
     """
-    folder = settings_folder(cache, name, settings)
+    text = json.dumps(dict(settings), sort_keys=True)
+    folder = cache / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / "index.json"
+
+    def stamped(listing: Listing) -> Listing:
+        # A file that was lost and made again has the same stamp.
+        sizes = [os.stat(str(song.path)).st_size for song in listing.songs]
+        pairs = zip(listing.songs, sizes, strict=True)
+        songs = [replace(song, stamp=f"{size}:{folder.name}") for song, size in pairs]
+        return replace(listing, songs=songs)
+
     with FileLock(cache / f"{folder.name}.lock"):
         if index.exists():
-            try:
-                return _stamped(_read(index), folder.name)
-            except FileNotFoundError:
-                pass
+            data = read_json(index)
+            songs = [SongRef(**row | {"path": folder / row["path"]}) for row in data["songs"]]
+            unusable = [Unusable(**row) for row in data["unusable"]]
+            with suppress(FileNotFoundError):
+                return stamped(Listing(songs, unusable))
         listing = build(folder)
-        _write(index, settings, listing)
-        return _stamped(listing, folder.name)
-
-
-def _stamped(listing: Listing, version: str) -> Listing:
-    """The listing with stamps; a file that was lost and made again has the same one.
-
-    Raises:
-        FileNotFoundError: One is gone.
-    """
-    return replace(
-        listing,
-        songs=[
-            replace(song, stamp=f"{os.stat(str(song.path)).st_size}:{version}")
-            for song in listing.songs
-        ],
-    )
-
-
-def _write(index: Path, settings: Mapping[str, Any], listing: Listing) -> None:
-    """Song paths are kept relative to the index, so that the cache can be moved."""
-    songs = []
-    for song in listing.songs:
-        row = asdict(song) | {"path": os.path.relpath(str(song.path), index.parent)}
-        del row["stamp"]  # told anew from the file
-        songs.append(row)
-    unusable = [asdict(piece) | {"path": str(piece.path)} for piece in listing.unusable]
-    write_json(index, {"settings": dict(settings), "songs": songs, "unusable": unusable})
-
-
-def _read(index: Path) -> Listing:
-    data = read_json(index)
-    return Listing(
-        [SongRef(**row | {"path": index.parent / row["path"]}) for row in data["songs"]],
-        [Unusable(**row | {"path": Path(row["path"])}) for row in data["unusable"]],
-    )
+        rows = []
+        for song in listing.songs:  # paths are relative, so that the cache can be moved
+            row = asdict(song) | {"path": os.path.relpath(str(song.path), folder)}
+            del row["stamp"]  # read from the file each time
+            rows.append(row)
+        unusable_rows = [asdict(piece) | {"path": str(piece.path)} for piece in listing.unusable]
+        about = {"settings": dict(settings), "songs": rows, "unusable": unusable_rows}
+        write_json(index, about)
+        return stamped(listing)

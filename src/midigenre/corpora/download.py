@@ -16,7 +16,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock
-from upath import UPath
 
 from midigenre.corpora.base import Progress, no_progress
 from midigenre.corpora.folder import midi_files
@@ -24,23 +23,12 @@ from midigenre.errors import UserError
 from midigenre.files import inside, read_json, write_json
 from midigenre.storage import location, naming, room, stamp
 
-ATTEMPTS = 5
-"""Broken transfers one after the other, none of which brought a byte, after which we stop."""
-
-WAIT = 1.0
-"""Seconds before a broken transfer is tried again; each further time waits twice as long."""
-
-MAX_RATIO = 200
-"""Times its own size that an archive may unpack to; collections of MIDI files are at 3 to 10."""
-
-SMALL = 2**26
-"""Bytes that any archive may unpack to."""
-
-MAX_HEADER = 2**20
-"""Bytes of a member's name and attributes in a tar archive."""
-
+ATTEMPTS = 5  # broken transfers in turn, none of which brought a byte, after which we stop
+WAIT = 1.0  # seconds before a broken transfer is tried again; each further time twice as long
+MAX_RATIO = 200  # times its size that an archive may unpack to; those of MIDI files are at 3 to 10
+SMALL = 2**26  # bytes that any archive may unpack to
+MAX_HEADER = 2**20  # bytes of a member's name and attributes in a tar archive
 _BLOCK = 8 * 2**20  # bytes asked for at a time: what a broken transfer costs
-_DONE = ".download.json"
 _DRIVE = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 
@@ -54,7 +42,7 @@ def fetched(
 ) -> None:
     """Downloads an archive and unpacks it, once.
 
-    What was stopped goes on where it stopped. The archive lies beside ``root`` until it is
+    What was stopped resumes where it stopped. The archive lies beside ``root`` until it is
     unpacked; then it is deleted, and a file in ``root`` says that all is there. Parallel jobs
     download once.
 
@@ -71,7 +59,8 @@ def fetched(
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _fetch(url, root, expected_files, progress)
+        with FileLock(root.with_name(f".{root.name}.lock")):
+            _fetch(url, root, expected_files, progress)
     except OSError as error:
         raise UserError(
             f"cannot write {root}: {error.strerror or error}; free some space or give another "
@@ -80,39 +69,38 @@ def fetched(
 
 
 def _fetch(url: str, root: Path, expected_files: int | None, progress: Progress) -> None:
-    with FileLock(root.with_name(f".{root.name}.lock")):
-        marker = root / _DONE
-        held = read_json(marker)["url"] if marker.is_file() else None
-        if held == url:
-            return
-        target = root.with_name(f".{root.name}.archive")
-        about = target.with_name(f"{target.name}.json")
-        # From another address, or unpacked by hand; with `about` unpacking was stopped.
-        if not about.is_file() and _count(root) == expected_files:
-            return
-        if held is not None:
-            raise UserError(
-                f"{root} holds what came from {held}, not from {url}; give another corpus.root, "
-                "or delete that folder"
-            )
-        archive = _archive(url, target, progress)
-        try:
-            unpack(archive, root, progress)
-        except _DamagedError as error:
-            if archive != target:
-                raise UserError(f"{error}; give another corpus.url") from error
-            _forget(target)
-            raise UserError(f"{error}; run the command again to download it again") from error
-        found = _count(root)
-        if expected_files is not None and found != expected_files:
-            raise UserError(
-                f"{root} has {found:,} MIDI files after unpacking {url}, but corpus.expected_files="
-                f"{expected_files}; delete {archive} if the download is damaged, or set "
-                f"corpus.expected_files={found} if this archive is meant to be another one"
-            )
-        os.sync()  # the files were not synced one by one
-        write_json(marker, {"url": url, "files": found})
+    marker, target = root / ".download.json", root.with_name(f".{root.name}.archive")
+    about = target.with_name(f"{target.name}.json")
+    held = read_json(marker)["url"] if marker.is_file() else None
+    # From another address, or unpacked by hand; with `about` unpacking was stopped.
+    if held == url or (not about.is_file() and sum(1 for _ in midi_files(root)) == expected_files):
+        return
+    if held is not None:
+        raise UserError(
+            f"{root} holds what came from {held}, not from {url}; give another corpus.root, "
+            "or delete that folder"
+        )
+    if not about.is_file() or read_json(about)["url"] != url:
+        _forget(target)  # of another address
+        write_json(about, {"url": url, "version": None})
+    archive = target if target.is_file() else _archive(url, target, about, progress)
+    try:
+        unpack(archive, root, progress)
+    except _DamagedError as error:
+        if archive != target:
+            raise UserError(f"{error}; give another corpus.url") from error
         _forget(target)
+        raise UserError(f"{error}; run the command again to download it again") from error
+    found = sum(1 for _ in midi_files(root))
+    if expected_files not in (None, found):
+        raise UserError(
+            f"{root} has {found:,} MIDI files after unpacking {url}, but corpus.expected_files="
+            f"{expected_files}; delete {archive} if the download is damaged, or set "
+            f"corpus.expected_files={found} if this archive is meant to be another one"
+        )
+    os.sync()  # the files were not synced one by one
+    write_json(marker, {"url": url, "files": found})
+    _forget(target)
 
 
 def _forget(target: Path) -> None:
@@ -122,18 +110,8 @@ def _forget(target: Path) -> None:
             path.unlink()
 
 
-def _count(root: Path) -> int:
-    return sum(1 for _ in midi_files(root))
-
-
-def _archive(url: str, target: Path, progress: Progress) -> Path:
-    """The archive as a file here, downloaded unless it lies here already."""
-    about = target.with_name(f"{target.name}.json")
-    if not about.is_file() or read_json(about)["url"] != url:
-        _forget(target)  # of another address
-        write_json(about, {"url": url, "version": None})
-    if target.is_file():
-        return target
+def _archive(url: str, target: Path, about: Path, progress: Progress) -> Path:
+    """The archive as a file here, downloaded block by block unless it lies here already."""
     if urlsplit(url).hostname in _DRIVE:
         _from_drive(url, target, progress)
         return target
@@ -142,69 +120,48 @@ def _archive(url: str, target: Path, progress: Progress) -> Path:
         if not source.is_file():
             raise UserError(f"corpus.url={url}: no such file")
         return source
-    _from_store(source, url, target, progress)
-    return target
-
-
-def _from_store(source: UPath, url: str, target: Path, progress: Progress) -> None:
-    """Downloads a file block by block; a broken transfer goes on where it broke."""
     with naming(source):
         size = source.fs.info(source.path).get("size")
         version = stamp(source)
-    part, about = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.json")
+    part = target.with_name(f"{target.name}.part")
     if read_json(about)["version"] != version:
         part.unlink(missing_ok=True)  # the beginning of another file
         write_json(about, {"url": url, "version": version})
     part.touch()
     room(target.parent, (size or 0) - part.stat().st_size, f"the download of {source}")
-    stream = size is None
+    in_blocks = size is not None  # else, and where a server knows no ranges, it comes whole
     failed = 0
-    while size is None or part.stat().st_size < size:
-        before = part.stat().st_size
+    while not in_blocks or part.stat().st_size < size:
+        done = part.stat().st_size
         try:
             with naming(source):
-                stream = _go_on(source, part, size, stream, progress)
+                if not in_blocks:
+                    source.fs.get_file(source.path, str(part))
+                    break
+                options = {"block_size": _BLOCK, "cache_type": "none"}
+                with source.fs.open(source.path, "rb", **options) as file, part.open("ab") as out:
+                    file.seek(done)
+                    while out.tell() < size:
+                        block = file.read(min(_BLOCK, size - out.tell()))
+                        if not block:
+                            raise ConnectionError(
+                                f"the server sent {out.tell():,} of {size:,} bytes"
+                            )
+                        out.write(block)
+                        out.flush()
+                        progress("downloading (MB)", out.tell() // 10**6, size // 10**6)
+        except ValueError:  # so fsspec says that a web server does not know ranges
+            in_blocks = False
         except UserError as error:
-            failed = failed + 1 if part.stat().st_size <= before else 1
+            failed = failed + 1 if part.stat().st_size <= done else 1
             if failed >= ATTEMPTS:
                 raise UserError(
                     f"{error} (the download broke off at {part.stat().st_size:,} of "
                     f"{size or 0:,} bytes; run the command again: it goes on there)"
                 ) from error
             time.sleep(WAIT * 2 ** (failed - 1))
-            continue
-        if stream and size is None:
-            break
     os.replace(part, target)
-
-
-def _go_on(source: UPath, part: Path, size: int | None, stream: bool, progress: Progress) -> bool:
-    """Appends what is missing, and tells whether the server sends only whole files."""
-    done = part.stat().st_size
-    options = {"block_size": 0} if stream else {"block_size": _BLOCK, "cache_type": "none"}
-    with source.fs.open(source.path, "rb", **options) as file, part.open("ab") as out:
-        if stream:
-            out.truncate(0)
-            done = 0
-        elif done:
-            file.seek(done)
-        while size is None or done < size:
-            try:
-                block = file.read(_BLOCK if size is None else min(_BLOCK, size - done))
-            except ValueError:
-                # So fsspec says that a web server does not know ranges.
-                if stream or not done:
-                    raise
-                return True
-            if not block:
-                break
-            out.write(block)
-            out.flush()
-            done += len(block)
-            progress("downloading (MB)", done // 10**6, (size or 0) // 10**6)
-    if size is not None and done < size:
-        raise ConnectionError(f"the server sent {done:,} of {size:,} bytes")
-    return stream
+    return target
 
 
 def _from_drive(url: str, target: Path, progress: Progress) -> None:
@@ -219,13 +176,9 @@ def _from_drive(url: str, target: Path, progress: Progress) -> None:
             f"{url} is on Google Drive: run `pip install 'midigenre[xmidi]'`, or download it in a "
             "browser and give corpus.url=FILE"
         ) from error
-    checked = False
 
     def shown(done: int, total: int | None) -> None:
-        nonlocal checked
-        if not checked:
-            room(target.parent, (total or 0) - done, f"the download of {url}")
-            checked = True
+        room(target.parent, (total or 0) - done, f"the download of {url}")
         progress("downloading (MB)", done // 10**6, (total or 0) // 10**6)
 
     try:
@@ -233,13 +186,11 @@ def _from_drive(url: str, target: Path, progress: Progress) -> None:
             id=found[1] or found[2], output=str(target), quiet=True, resume=True, progress=shown
         )
     except Exception as error:
-        package = type(error).__module__.split(".")[0]
-        if package not in ("gdown", "requests", "urllib3") or isinstance(error, UserError):
+        if type(error).__module__.split(".")[0] not in ("gdown", "requests", "urllib3"):
             raise
-        said = " ".join(str(error).split())
         raise UserError(
-            f"Google Drive does not give {url}: {said}; run the command again (it goes on), or "
-            "download it in a browser and give corpus.url=FILE"
+            f"Google Drive does not give {url}: {' '.join(str(error).split())}; run the command "
+            "again (it goes on), or download it in a browser and give corpus.url=FILE"
         ) from error
 
 
@@ -264,18 +215,16 @@ def unpack(archive: Path, root: Path, progress: Progress = no_progress) -> int:
 
     Raises:
         UserError: The file is no archive, is damaged or encrypted, a name leads out of ``root``,
-            it would unpack to more than :data:`MAX_RATIO` times its size, or there is no room.
+            it would unpack to more than ``MAX_RATIO`` times its size, or there is no room.
             Nothing is written then, except before damage in the middle.
     """
     try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as zipped:
-                infos = [(i.filename, i.file_size, not i.is_dir(), i) for i in zipped.infolist()]
-                return _unpack(archive, root, infos, zipped.extract, progress)
-        with _tar(archive) as tarred:
-            members = ((i.name, i.size, i.isreg(), i) for i in tarred)
-            extract = partial(tarred.extract, filter="data")
-            return _unpack(archive, root, members, extract, progress)
+        with _opened(archive) as packed:
+            if isinstance(packed, zipfile.ZipFile):
+                infos = ((i.filename, i.file_size, not i.is_dir(), i) for i in packed.infolist())
+                return _unpack(archive, root, infos, packed.extract, progress)
+            members = ((i.name, i.size, i.isreg(), i) for i in packed)
+            return _unpack(archive, root, members, partial(packed.extract, filter="data"), progress)
     except _DAMAGE as error:
         raise _DamagedError(f"{archive} is damaged ({error})") from error
     except RuntimeError as error:  # encrypted, or packed in a way that Python does not know
@@ -286,7 +235,9 @@ def unpack(archive: Path, root: Path, progress: Progress = no_progress) -> int:
         raise _DamagedError(f"{archive} is damaged ({error})") from error
 
 
-def _tar(archive: Path) -> tarfile.TarFile:
+def _opened(archive: Path) -> zipfile.ZipFile | tarfile.TarFile:
+    if zipfile.is_zipfile(archive):
+        return zipfile.ZipFile(archive)
     try:
         return tarfile.open(archive, tarinfo=_Info)
     except _DAMAGE as error:

@@ -22,67 +22,6 @@ from midigenre.corpora.base import (
 from midigenre.errors import UserError
 from midigenre.storage import MIDI_SUFFIXES, Entry, Location, entries, location
 
-
-class GroupPattern:
-    """Reads a song's group from its path below the corpus's root, written with ``/``.
-
-    Args:
-        pattern: A regular expression of Python, looked for anywhere in the path. Its group named
-            ``group``, else its first one, is the song's group. None groups nothing.
-
-    Raises:
-        UserError: It is no regular expression, or it has no group.
-    """
-
-    def __init__(self, pattern: str | None) -> None:
-        self._pattern = None
-        if pattern is None:
-            return
-        try:
-            self._pattern = re.compile(pattern)
-        except re.error as error:
-            raise UserError(
-                f"corpus.group_pattern={pattern} is no regular expression: {error}"
-            ) from error
-        if self._pattern.groups == 0:
-            raise UserError(
-                f"corpus.group_pattern={pattern} has no group; put what names the artist or album "
-                r"in parentheses, for instance corpus.group_pattern='([^/]+) - [^/]*$'"
-            )
-
-    def grouped(self, songs: Sequence[SongRef]) -> tuple[list[SongRef], list[str]]:
-        """The songs with their groups, and a remark on those that the pattern does not match.
-
-        Args:
-            songs: Songs whose ids are their paths below the corpus's root.
-
-        Raises:
-            UserError: It matches no song.
-        """
-        if self._pattern is None:
-            return list(songs), []
-        which = "group" if "group" in self._pattern.groupindex else 1
-        out: list[SongRef] = []
-        names: dict[str, str] = {}  # one text for all songs of a group
-        for song in songs:
-            match = self._pattern.search(song.song_id)
-            group = (match[which] or None) if match else None
-            out.append(replace(song, group=group and names.setdefault(group, group)))
-        alone = [song.song_id for song in out if song.group is None]
-        if len(alone) == len(out):
-            raise UserError(
-                f"corpus.group_pattern={self._pattern.pattern} matches none of {len(out)} files; "
-                f"the first is {alone[0]}"
-            )
-        if not alone:
-            return out, []
-        remark = (
-            f"corpus.group_pattern does not match {len(alone):,} of {len(out):,} files, which "
-            f"stand alone; the first: {alone[0]}"
-        )
-        return out, [remark]
-
-
 ENDINGS = ", ".join(s for s in MIDI_SUFFIXES if not s.endswith(".gz")) + " or one of these and .gz"
 """What a message says of the names of MIDI files."""
 
@@ -150,29 +89,6 @@ def midi_files(root: Path, left_out: LeftOut | None = None) -> Iterator[Path]:
     return (root / entry.name for entry in midi_entries(root, left_out or LeftOut()))
 
 
-def existing_folder(root: str | Location | None, corpus: str, layout: str) -> Location:
-    """The folder of a corpus; a store is asked for it no sooner than it is listed.
-
-    Raises:
-        UserError: No folder is given, or it is not there, or its URL cannot be used; the message
-            says what it should hold.
-    """
-    if root is None:
-        raise UserError(f"corpus {corpus!r} needs corpus.root=DIR with {layout}")
-    path = location(root)
-    if isinstance(path, Path) and not os.path.isdir(path):
-        what = "is a file, not a folder" if os.path.exists(path) else "does not exist"
-        raise UserError(f"corpus.root={path} {what}; give a folder with {layout}")
-    return path
-
-
-def below(root: Location, name: str) -> Location:
-    """The place of a file that :func:`midigenre.storage.entries` found, for a row of a listing."""
-    # Rows keep the text of a place, and making a UPath takes 0.2 ms: nobody makes it before it is
-    # asked for.
-    return cast(Location, f"{str(root).rstrip('/')}/{name}")
-
-
 class Folder(Corpus):
     """``DIR/<genre>/**/*.mid``: the first folder below ``DIR`` names the genre.
 
@@ -181,11 +97,13 @@ class Folder(Corpus):
     Args:
         root: The folder ``DIR``, or its URL in a store.
         limit: At most so many songs, stratified.
-        group_pattern: See :class:`~midigenre.corpora.folder.GroupPattern`.
+        group_pattern: A regular expression of Python, looked for anywhere in a song's path below
+            ``DIR``, written with ``/``. Its group named ``group``, else its first one, is the
+            song's group. None groups nothing.
         tracks: See :class:`~midigenre.corpora.base.Corpus`.
 
     Raises:
-        UserError: The folder is not there, or the pattern is none.
+        UserError: The folder is not there, or the pattern is no regular expression with a group.
     """
 
     name = "folder"
@@ -201,19 +119,34 @@ class Folder(Corpus):
     ) -> None:
         super().__init__(limit, tracks)
         self.root = self._place(root)
-        self._groups = GroupPattern(group_pattern)
+        self._pattern = None
+        if group_pattern is not None:
+            what = f"corpus.group_pattern={group_pattern}"
+            try:
+                self._pattern = re.compile(group_pattern)
+            except re.error as error:
+                raise UserError(f"{what} is no regular expression: {error}") from error
+            if self._pattern.groups == 0:
+                raise UserError(
+                    f"{what} has no group; put what names the artist or album in parentheses, for "
+                    r"instance corpus.group_pattern='([^/]+) - [^/]*$'"
+                )
 
     def songs(self, cache: Path, n_workers: int = 1, progress: Progress = no_progress) -> Listing:
-        """See :meth:`Corpus.songs`; a file whose labels are not known is rejected as unlabelled."""
+        """See :meth:`Corpus.songs`; a file whose labels are not known is rejected as unlabelled.
+
+        Raises:
+            UserError: No file has a label, or the pattern matches none.
+        """
         root = self._filled(cache, progress)
         found: list[SongRef] = []
         unusable: list[Unusable] = []
-        shared: dict[
-            tuple[str | None, ...], dict[str, str | None]
-        ] = {}  # songs of a class have one
+        # Songs of a class have one dict.
+        shared: dict[tuple[str | None, ...], dict[str, str | None]] = {}
         left_out = LeftOut()
         for name, stamp, _, refusal in midi_entries(root, left_out):
-            path = below(root, name)
+            # Rows keep the text of a place, and making a UPath takes 0.2 ms: it is made when asked.
+            path = cast(Location, f"{str(root).rstrip('/')}/{name}")
             labels, problem = self._labels(name)
             labels = shared.setdefault(tuple(labels.values()), labels)
             if refusal:
@@ -230,13 +163,19 @@ class Folder(Corpus):
                 f"corpus.root={root} has no {self.kind}{there and f', only {there}'}; give "
                 f"{self.layout}"
             )
-        songs, remarks = self._groups.grouped(stratified(found, self.limit))
+        songs, remarks = self._grouped(stratified(found, self.limit))
         remarks += self._remarks(root, found, len(unusable), left_out)
         return Listing(songs, unusable, remarks, left_out.total())
 
     def _place(self, root: str | None) -> Location | None:
         """Where the files are; None for a folder of their own among the made corpora."""
-        return existing_folder(root, self.name, self.layout)
+        if root is None:
+            raise UserError(f"corpus {self.name!r} needs corpus.root=DIR with {self.layout}")
+        path = location(root)  # a store is asked for it no sooner than it is listed
+        if isinstance(path, Path) and not os.path.isdir(path):
+            what = "is a file, not a folder" if os.path.exists(path) else "does not exist"
+            raise UserError(f"corpus.root={path} {what}; give a folder with {self.layout}")
+        return path
 
     def _filled(self, cache: Path, progress: Progress) -> Location:
         """The folder, with the files in it."""
@@ -247,25 +186,48 @@ class Folder(Corpus):
         genre, slash, _ = name.partition("/")
         return ({"genre": genre}, "") if slash else ({}, "it lies in no genre's folder")
 
+    def _grouped(self, songs: Sequence[SongRef]) -> tuple[list[SongRef], list[str]]:
+        """The songs with their groups, and a remark on those that the pattern does not match."""
+        if self._pattern is None:
+            return list(songs), []
+        which = "group" if "group" in self._pattern.groupindex else 1
+        out: list[SongRef] = []
+        names: dict[str, str] = {}  # one text for all songs of a group
+        for song in songs:
+            match = self._pattern.search(song.song_id)
+            group = (match[which] or None) if match else None
+            out.append(replace(song, group=group and names.setdefault(group, group)))
+        alone = [song.song_id for song in out if song.group is None]
+        if len(alone) == len(out):
+            raise UserError(
+                f"corpus.group_pattern={self._pattern.pattern} matches none of {len(out)} files; "
+                f"the first is {alone[0]}"
+            )
+        if not alone:
+            return out, []
+        remark = (
+            f"corpus.group_pattern does not match {len(alone):,} of {len(out):,} files, which "
+            f"stand alone; the first: {alone[0]}"
+        )
+        return out, [remark]
+
     def _remarks(
         self, root: Location, found: Sequence[SongRef], n_unusable: int, left_out: LeftOut
     ) -> list[str]:
-        genres = {song.labels["genre"] or "" for song in found}
-        return left_out.remarks() + self._vanished(genres, left_out)
-
-    def _vanished(self, genres: set[str], left_out: LeftOut) -> list[str]:
-        """A warning that names the folders that would be genres if they held a MIDI file."""
+        """What cannot be read, and the folders that would be genres if they held a MIDI file."""
         folders = {top for top in left_out.endings if top}
         if isinstance(self.root, Path):
             folders |= {e.name for e in os.scandir(self.root) if os.path.isdir(e.path)}
+        folders -= {song.labels["genre"] or "" for song in found}
         named = [
             repr(name) + (f" ({in_words(endings)})" if (endings := left_out.endings[name]) else "")
-            for name in sorted(folders - genres)
+            for name in sorted(folders)
             if not name.startswith(".")
         ]
         if not named:
-            return []
+            return left_out.remarks()
         more = f" and {len(named) - NAMED:,} more" if len(named) > NAMED else ""
         what = "folder" if len(named) == 1 else "folders"
         shown = ", ".join(named[:NAMED])
-        return [f"{what} {shown}{more} gave no song: a genre's files end in {ENDINGS}"]
+        vanished = f"{what} {shown}{more} gave no song: a genre's files end in {ENDINGS}"
+        return [*left_out.remarks(), vanished]

@@ -6,7 +6,8 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from upath import UPath
@@ -42,7 +43,7 @@ _OURS = ("path", "song_id", "group", "split", "source")
 _RESERVED = (*_OURS, "duplicate_group", "bars", "notes", "tokens", "repairs", "tpq", "songs",
              "share", "reason", "detail")  # fmt: skip
 
-Row = Mapping[str, str]
+_Rows = list[tuple[int, dict[str, str]]]  # the line of each, and its cells by column
 
 
 class Manifest(Corpus):
@@ -94,94 +95,27 @@ class Manifest(Corpus):
         self.root = self.path.parent if root is None else location(root)
         if isinstance(self.root, Path) and not os.path.isdir(self.root):
             raise UserError(f"corpus.root={self.root} is no folder; paths are relative to it")
-        self._data: bytes | None = None
-        wanted = [labels] if isinstance(labels, str) else labels or LABELS
-        self._wanted = list(dict.fromkeys(wanted))
-        header = next(self._records(), None)
+        with naming(self.path):
+            self._data = read_bytes(self.path, MAX_BYTES + 1)
+        if len(self._data) > MAX_BYTES:
+            raise UserError(f"{self.path} is larger than {MAX_BYTES:,} bytes; is it a table?")
+        wanted = list(dict.fromkeys([labels] if isinstance(labels, str) else labels or LABELS))
+        _, header = next(self._records(), (0, None))
         if header is None:
             raise UserError(
                 f"{self.path} is empty; its first line names the columns: path,genre, and emotion, "
                 "song_id, group, split, source if you like"
             )
-        self._columns = self._header(header[1])
-        self.labels = self._chosen_labels(given=labels is not None)
-
-    def songs(self, cache: Path, n_workers: int = 1, progress: Progress = no_progress) -> Listing:
-        """See :meth:`Corpus.songs`; files that are not there and rows without a label are refused.
-
-        Raises:
-            UserError: The table contradicts itself; the message names its line.
-        """
-        rows: list[tuple[int, Row]] = []
-        records = self._records()
-        next(records)
-        ours = "duplicate_group" in self._columns  # a manifest.csv of shards
-        for line, cells in records:
-            if len(cells) != len(self._columns):
-                raise self._error(
-                    line, f"has {len(cells)} cells, the header has {len(self._columns)}"
-                )
-            texts = [csv_value(cell.strip()) if ours else cell.strip() for cell in cells]
-            rows.append((line, dict(zip(self._columns, texts, strict=True))))
-        if not rows:
-            raise UserError(f"{self.path} has a header but no row")
-        self._check_unique("path", [(line, _normal(row["path"])) for line, row in rows])
-        splits, groups = self._splits(rows), self._groups(rows)
-        self._check_splits(rows, splits, groups)
-        shared = self._shared_ids(rows)
-        found: list[SongRef] = []
-        unusable: list[Unusable] = []
-        places = [self._place(row["path"]) for _, row in rows]
-        stamps, refusals = stamps_of(places)
-        for (line, row), place, split, group in zip(rows, places, splits, groups, strict=True):
-            song = SongRef(
-                song_id=self._id(line, row, shared),
-                path=place,
-                labels={label: row[label] or None for label in self.labels},
-                group=group,
-                source=row.get("source", ""),
-                extra={k: v for k, v in row.items() if k not in (*_OURS, *self.labels)},
-                split=split,
-                stamp=stamps.get(str(place), ""),
-            )
-            if not row["path"]:
-                unusable.append(_refused(song, "missing", f"line {line} has no path"))
-            elif not song.stamp:
-                why = refusals.get(str(place)) or RefusedSongError("missing", "no such file")
-                detail = f"line {line} of {self.path.name}: {why.detail}"
-                unusable.append(_refused(song, why.reason, detail))
-            elif not any(song.labels.values()):
-                detail = f"line {line} of {self.path.name} has no {' or '.join(self.labels)}"
-                unusable.append(_refused(song, "unlabelled", detail))
-            else:
-                found.append(song)
-            progress("listing", len(found), 0)
-        if not found:
-            first = unusable[0]
-            raise UserError(
-                f"{self.path}: none of its {len(rows)} songs can be used; the first: {first.path}: "
-                f"{first.reason} ({first.detail})"
-            )
-        return Listing(stratified(found, self.limit), unusable, self._remarks(found, shared))
-
-    def _place(self, path: str) -> Location:
-        """Where a row's file lies: a URL, an absolute path here, or below the root."""
-        if is_remote(path):
-            return location(path)
-        if isinstance(self.root, Path):
-            return self.root / path
-        return Path(path) if path.startswith("/") else self.root / _normal(path)
+        # Columns that mean something here may be written in any case.
+        known = {name.lower(): name for name in (*_OURS, *wanted)}
+        names = [known.get(c.strip().lower(), c.strip()) for c in header]
+        self._columns = [name or f"column {i + 1}" for i, name in enumerate(names)]
+        self._check_columns(wanted, needed=labels is not None)
+        self.labels = tuple(name for name in wanted if name in self._columns)
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         """Line number and cells of each record that is not blank."""
         data = self._data
-        if data is None:
-            with naming(self.path):
-                data = read_bytes(self.path, MAX_BYTES + 1)
-            if len(data) > MAX_BYTES:
-                raise UserError(f"{self.path} is larger than {MAX_BYTES:,} bytes; is it a table?")
-            if is_remote(self.path):
-                self._data = data  # asked for once
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -209,11 +143,8 @@ class Manifest(Corpus):
     def _error(self, line: int, what: str) -> UserError:
         return UserError(f"{self.path}: line {line} {what}")
 
-    def _header(self, cells: Sequence[str]) -> list[str]:
-        """Names of the columns; those that mean something here in lower case."""
-        known = {name.lower(): name for name in (*_OURS, *self._wanted)}
-        names = [known.get(c.strip().lower(), c.strip()) for c in cells]
-        names = [name or f"column {i + 1}" for i, name in enumerate(names)]
+    def _check_columns(self, wanted: Sequence[str], needed: bool) -> None:
+        names = self._columns
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise UserError(f"{self.path}: two columns are named {twice!r}; rename one")
@@ -221,72 +152,107 @@ class Manifest(Corpus):
             raise UserError(
                 f"{self.path}: the first line names no column path; it has {', '.join(names)}"
             )
-        return names
-
-    def _chosen_labels(self, given: bool) -> tuple[str, ...]:
-        missing = [name for name in self._wanted if name not in self._columns]
-        if missing if given else len(missing) == len(self._wanted):
+        missing = [name for name in wanted if name not in names]
+        if missing if needed else len(missing) == len(wanted):
             raise UserError(
-                f"{self.path} has no column {' or '.join(missing)}; it has "
-                f"{', '.join(self._columns)}; choose with corpus.labels=[COLUMN,...]"
+                f"{self.path} has no column {' or '.join(missing)}; it has {', '.join(names)}; "
+                "choose with corpus.labels=[COLUMN,...]"
             )
-        for name in self._wanted:
+        for name in wanted:
             if name in _RESERVED or not re.fullmatch(r"[\w-]+", name):
                 raise UserError(
                     f"corpus.labels: {name!r} cannot be the name of a label; rename that column "
                     "of the table (letters, digits, _ and -; not one of ours)"
                 )
-        return tuple(name for name in self._wanted if name in self._columns)
 
-    def _shared_ids(self, rows: Sequence[tuple[int, Row]]) -> dict[str, list[int]]:
-        """Lines of each ``song_id`` that several rows have: versions of one song."""
-        lines: dict[str, list[int]] = {}
-        for line, row in rows:
-            lines.setdefault(row.get("song_id", ""), []).append(line)
-        return {k: of for k, of in lines.items() if k and len(of) > 1}
-
-    def _id(self, line: int, row: Row, shared: Mapping[str, Sequence[int]]) -> str:
-        song_id = row.get("song_id", "")
-        return (song_id if song_id not in shared else "") or row["path"] or f"line {line}"
-
-    def _groups(self, rows: Sequence[tuple[int, Row]]) -> list[str | None]:
-        """The group of each row; versions of one song are one too.
+    def songs(self, cache: Path, n_workers: int = 1, progress: Progress = no_progress) -> Listing:
+        """See :meth:`Corpus.songs`; files that are not there and rows without a label are rejected.
 
         Raises:
-            UserError: Versions of one song are in two groups, or two rows have one id.
+            UserError: The table contradicts itself; the message names its line.
         """
-        shared = self._shared_ids(rows)
-        self._check_unique("id", [(line, self._id(line, row, shared)) for line, row in rows])
-        given: dict[str, tuple[int, str]] = {}
+        rows: _Rows = []
+        records = self._records()
+        next(records)
+        ours = "duplicate_group" in self._columns  # a manifest.csv of shards
+        for line, cells in records:
+            if len(cells) != len(self._columns):
+                raise self._error(
+                    line, f"has {len(cells)} cells, the header has {len(self._columns)}"
+                )
+            texts = [csv_value(cell.strip()) if ours else cell.strip() for cell in cells]
+            rows.append((line, dict(zip(self._columns, texts, strict=True))))
+        if not rows:
+            raise UserError(f"{self.path} has a header but no row")
+        self._check_unique("path", ((line, _normal(row["path"])) for line, row in rows))
+        splits = self._splits(rows)
+        by_id: dict[str, list[int]] = defaultdict(list)
         for line, row in rows:
-            song_id, group = row.get("song_id", ""), row.get("group")
-            if song_id in shared and group:
-                where, held = given.setdefault(song_id, (line, group))
-                if held != group:
-                    raise UserError(
-                        f"{self.path}: song_id {song_id!r} stands in group {held!r} (line {where}) "
-                        f"and in {group!r} (line {line}); give its rows one group"
-                    )
-        return [
-            given.get(song_id, (0, f"song_id {song_id}"))[1]
-            if (song_id := row.get("song_id", "")) in shared
-            else row.get("group") or None
-            for _, row in rows
-        ]
+            by_id[row.get("song_id", "")].append(line)
+        # Versions of one song: several rows have its id.
+        versions = {song_id: of for song_id, of in by_id.items() if song_id and len(of) > 1}
+        ids = []
+        for line, row in rows:
+            song_id = row.get("song_id", "")
+            ids.append(("" if song_id in versions else song_id) or row["path"] or f"line {line}")
+        self._check_unique("id", zip((line for line, _ in rows), ids, strict=True))
+        groups = self._groups(rows, versions)
+        self._check_splits(rows, splits, groups)
 
-    def _splits(self, rows: Sequence[tuple[int, Row]]) -> list[str | None]:
-        """The given split of each row; None for all where the table gives none."""
-        given = [(line, row.get("split", "")) for line, row in rows]
-        if not any(text for _, text in given):
-            return [None] * len(rows)
-        for line, text in given:
-            if not text:
-                raise self._error(line, "has no split, but others have; give all or none")
-            if text.lower() not in SPLITS:
-                raise self._error(line, f"has split {text!r}; write train, val or test")
-        return [SPLITS[text.lower()] for _, text in given]
+        found: list[SongRef] = []
+        unusable: list[Unusable] = []
+        places = [self._place(row["path"]) for _, row in rows]
+        stamps, rejections = _stamps_of(places)
+        for i, (line, row) in enumerate(rows):
+            text = str(places[i])
+            labels: dict[str, str | None] = {label: row[label] or None for label in self.labels}
+            reason, detail = "", f"line {line} of {self.path.name}"
+            if not row["path"]:
+                reason, detail = "missing", f"line {line} has no path"
+            elif not stamps.get(text):
+                why = rejections.get(text) or RefusedSongError("missing", "no such file")
+                reason, detail = why.reason, f"{detail}: {why.detail}"
+            elif not any(labels.values()):
+                reason, detail = "unlabelled", f"{detail} has no {' or '.join(self.labels)}"
+            if reason:
+                unusable.append(Unusable(ids[i], places[i], reason, detail, labels))
+            else:
+                source = row.get("source", "")
+                extra = {k: v for k, v in row.items() if k not in (*_OURS, *self.labels)}
+                about = groups[i], source, extra, splits[i], stamps[text]
+                found.append(SongRef(ids[i], places[i], labels, *about))
+            progress("listing", len(found), 0)
+        if not found:
+            first = unusable[0]
+            raise UserError(
+                f"{self.path}: none of its {len(rows)} songs can be used; the first: {first.path}: "
+                f"{first.reason} ({first.detail})"
+            )
+        remarks = []
+        if versions:
+            song_id, lines = next(iter(versions.items()))
+            remarks.append(
+                f"{sum(map(len, versions.values())):,} rows of {self.path.name} share "
+                f"{len(versions):,} song_ids: each set stays in one split and its paths are the "
+                f"ids; the first: {song_id!r} in lines {lines[0]} and {lines[1]}"
+            )
+        alone = [song.song_id for song in found if song.group is None]
+        if "group" in self._columns and alone:
+            remarks.append(
+                f"{len(alone):,} of {len(found):,} songs have no group in {self.path.name} and "
+                f"stand alone; the first: {alone[0]}"
+            )
+        return Listing(stratified(found, self.limit), unusable, remarks)
 
-    def _check_unique(self, what: str, values: Sequence[tuple[int, str]]) -> None:
+    def _place(self, path: str) -> Location:
+        """Where a row's file lies: a URL, an absolute path here, or below the root."""
+        if is_remote(path):
+            return location(path)
+        if isinstance(self.root, Path):
+            return self.root / path
+        return Path(path) if path.startswith("/") else self.root / _normal(path)
+
+    def _check_unique(self, what: str, values: Iterable[tuple[int, str]]) -> None:
         seen: dict[str, int] = {}
         twice = [
             (seen[value], line, value)
@@ -301,11 +267,39 @@ class Manifest(Corpus):
                 "keep one"
             )
 
+    def _splits(self, rows: _Rows) -> list[str | None]:
+        """The given split of each row; None for all where the table gives none."""
+        given = [(line, row.get("split", "")) for line, row in rows]
+        if not any(text for _, text in given):
+            return [None] * len(rows)
+        for line, text in given:
+            if not text:
+                raise self._error(line, "has no split, but others have; give all or none")
+            if text.lower() not in SPLITS:
+                raise self._error(line, f"has split {text!r}; write train, val or test")
+        return [SPLITS[text.lower()] for _, text in given]
+
+    def _groups(self, rows: _Rows, versions: dict[str, list[int]]) -> list[str | None]:
+        """The group of each row; versions of one song, which name one group or none, are one."""
+        given: dict[str, tuple[int, str]] = {}
+        for line, row in rows:
+            song_id, group = row.get("song_id", ""), row.get("group")
+            if song_id in versions and group:
+                where, held = given.setdefault(song_id, (line, group))
+                if held != group:
+                    raise UserError(
+                        f"{self.path}: song_id {song_id!r} stands in group {held!r} (line {where}) "
+                        f"and in {group!r} (line {line}); give its rows one group"
+                    )
+        return [
+            given.get(song_id, (0, f"song_id {song_id}"))[1]
+            if (song_id := row.get("song_id", "")) in versions
+            else row.get("group") or None
+            for _, row in rows
+        ]
+
     def _check_splits(
-        self,
-        rows: Sequence[tuple[int, Row]],
-        splits: Sequence[str | None],
-        groups: Sequence[str | None],
+        self, rows: _Rows, splits: Sequence[str | None], groups: Sequence[str | None]
     ) -> None:
         """A group in two of the given splits is a contradiction that only its author can mend."""
         first: dict[str, tuple[int, str]] = {}
@@ -322,54 +316,31 @@ class Manifest(Corpus):
             more = f" ({others})" if len(bad) > 1 else ""
             raise UserError(
                 f"{self.path}: group {group!r} stands {where_text}{more}; put a group into one "
-                "split, or take the split column out to have the songs dealt by group"
+                "split, or take the split column out to have the songs split by group"
             )
 
-    def _remarks(self, found: Sequence[SongRef], shared: Mapping[str, Sequence[int]]) -> list[str]:
-        remarks = []
-        if shared:
-            song_id, lines = next(iter(shared.items()))
-            remarks.append(
-                f"{sum(map(len, shared.values())):,} rows of {self.path.name} share "
-                f"{len(shared):,} song_ids: each set stays in one split and its paths are the ids; "
-                f"the first: {song_id!r} in lines {lines[0]} and {lines[1]}"
-            )
-        alone = [song.song_id for song in found if song.group is None]
-        if "group" in self._columns and alone:
-            remarks.append(
-                f"{len(alone):,} of {len(found):,} songs have no group in {self.path.name} and "
-                f"stand alone; the first: {alone[0]}"
-            )
-        return remarks
 
-
-def stamps_of(
+def _stamps_of(
     places: Sequence[Location],
 ) -> tuple[dict[str, str], dict[str, RefusedSongError]]:
-    """Size and version of each file that is there, by the text of its place.
+    """Size and version of each file that is there, by its place, and why others cannot be read.
 
     A store is listed once, from the deepest folder that holds all of its files that are named;
     only of a web server each file is asked for.
-
-    Returns:
-        The versions, and why the others cannot be read, as far as that is known.
-
-    Raises:
-        UserError: A store is out of reach, or refuses.
     """
     found: dict[str, str] = {}
-    refusals: dict[str, RefusedSongError] = {}
-    stores: dict[tuple[str, str], list[str]] = {}
+    rejections: dict[str, RefusedSongError] = {}
+    stores: dict[tuple[str, str], list[str]] = defaultdict(list)
     for place in places:
         text = str(place)
         if isinstance(place, UPath) and place.protocol not in ("http", "https"):
             protocol, _, path = text.partition("://")
-            stores.setdefault((protocol, path.split("/")[0]), []).append(path)
+            stores[protocol, path.split("/")[0]].append(path)
             continue
         try:
             found[text] = stamp(place)
         except (OSError, ValueError) as error:
-            refusals[text] = unopened(error)
+            rejections[text] = unopened(error)
         except UserError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
@@ -377,12 +348,8 @@ def stamps_of(
         folder = f"{protocol}://{os.path.commonpath([p.rpartition('/')[0] for p in paths])}"
         for entry in entries(location(folder), hidden=True):
             found[f"{folder}/{entry.name}"] = entry.stamp
-    return found, refusals
+    return found, rejections
 
 
 def _normal(path: str) -> str:
     return os.path.normpath(path) if path else ""
-
-
-def _refused(song: SongRef, reason: str, detail: str) -> Unusable:
-    return Unusable(song.song_id, song.path, reason, detail, song.labels)

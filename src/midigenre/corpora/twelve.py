@@ -1,13 +1,12 @@
 """Twelve genres that anybody can make: seven music21 corpora and five synthesised styles.
 
-Every song is a section of at most :data:`~midigenre.corpora.notation.MAX_SECTION_BARS` bars of a
+Every song is a section of at most :data:`~midigenre.corpora.works.MAX_SECTION_BARS` bars of a
 work, or a synthesised song of 16 to 48 bars. All tracks are merged and tempo and velocity made
 constant in cleaning (``tracks``, ``neutral``), so that only pitch, rhythm and meter speak.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -30,11 +29,10 @@ from midigenre.corpora.base import (
     no_progress,
     stratified,
 )
-from midigenre.corpora.notation import MAX_SECTION_BARS, sections
 from midigenre.corpora.styles import STYLES
-from midigenre.corpora.works import Work, catalogue, corpus_root, read
+from midigenre.corpora.works import MAX_SECTION_BARS, Work, catalogue, corpus_root, read, sections
 from midigenre.errors import RefusedSongError
-from midigenre.files import write_bytes, write_json
+from midigenre.files import read_json, write_bytes, write_json
 
 REAL = (
     "bach",
@@ -51,7 +49,7 @@ SYNTHESISED = tuple(STYLES)
 """The synthesised classes."""
 
 FORMAT_VERSION = 1
-"""To be raised whenever conversion or a style changes, so that caches are made anew."""
+"""To be raised whenever conversion or a style changes, so that caches are made again."""
 
 GROUP_SONGS = 4  # songs of one mass, madrigal or folk song, as long as there are groups enough
 SMALL_CLASS = 24  # songs; below that short works are taken first, to be fast
@@ -62,7 +60,17 @@ SONGS_PER_WORK = {"palestrina": 1.3, "trecento": 2.5, "monteverdi": 2.8, "beetho
 
 
 class Twelve(Corpus):
-    """The twelve-class corpus; it needs no download (music21 carries the scores)."""
+    """The twelve-class corpus; it needs no download (music21 carries the scores).
+
+    Args:
+        limit: At most so many songs, stratified; only as many are converted.
+        songs_per_class: At most so many songs of each class.
+        seed: Chooses the works and makes the synthesised songs.
+        tracks: See :class:`~midigenre.corpora.base.Corpus`.
+
+    Raises:
+        ValueError: A number is below 1, or ``tracks`` is unknown.
+    """
 
     name = "twelve"
     labels = ("genre",)
@@ -73,31 +81,17 @@ class Twelve(Corpus):
         limit: int | None = None,
         songs_per_class: int = 120,
         seed: int = 0,
-        real_only: bool = False,
         tracks: str = "merged",
     ) -> None:
-        """Takes the settings; nothing is made before :meth:`songs`.
-
-        Args:
-            limit: At most so many songs, stratified; only as many are converted.
-            songs_per_class: At most so many songs of each class.
-            seed: Chooses the works and makes the synthesised songs.
-            real_only: Leaves the five synthesised classes out.
-            tracks: See :class:`~midigenre.corpora.base.Corpus`.
-
-        Raises:
-            ValueError: A number is below 1, or ``tracks`` is unknown.
-        """
         super().__init__(limit, tracks)
         if songs_per_class < 1:
             raise ValueError(f"corpus.songs_per_class must be 1 or more, got {songs_per_class}")
         self.songs_per_class = songs_per_class
         self.seed = seed
-        self.real_only = real_only
 
     def classes(self) -> Mapping[str, tuple[str, ...]]:
         """The genres, the seven real ones first."""
-        return {"genre": REAL if self.real_only else REAL + SYNTHESISED}
+        return {"genre": REAL + SYNTHESISED}
 
     def songs(self, cache: Path, n_workers: int = 1, progress: Progress = no_progress) -> Listing:
         """The songs; the first call converts them, at about ten a second and process.
@@ -119,56 +113,54 @@ class Twelve(Corpus):
         }
 
         def build(folder: Path) -> Listing:
-            return _build(folder, genres, quota, self.seed, n_workers, progress)
+            return _build(folder, quota, self.seed, n_workers, progress)
 
         listing = cached_listing(cache, self.name, settings, build)
         return Listing(stratified(listing.songs, self.limit, self.seed), listing.unusable)
 
 
-def _build(
-    folder: Path,
-    genres: Sequence[str],
-    quota: int,
-    seed: int,
-    n_workers: int,
-    progress: Progress,
-) -> Listing:
+def _build(folder: Path, quota: int, seed: int, n_workers: int, progress: Progress) -> Listing:
     """Makes all songs; works whose record lies in the folder already are not converted again."""
     corpus_root()  # a missing corpus is reported before any work is done
-    choices = {genre: _Choice(genre, quota, seed) for genre in genres if genre in REAL}
-    total, shown = quota * len(genres), 0
+    choices = {genre: _Choice(genre, quota, seed) for genre in REAL}
+    total = quota * (len(REAL) + len(SYNTHESISED))
     with Parallel(n_jobs=n_workers, return_as="generator_unordered") as parallel:
-
-        def show() -> None:
-            nonlocal shown
-            made = sum(len(choice.picked()[0]) for choice in choices.values()) + shown
-            progress("songs", min(made, total), total)
-
+        made = 0
         while works := [work for choice in choices.values() for work in choice.wanted()]:
             # The slowest first, so that no process is left alone with one at the end.
-            works.sort(key=_size, reverse=True)
-            works.sort(key=lambda w: w.genre != "beethoven")
+            works.sort(key=lambda w: (w.genre != "beethoven", -_size(w)))
             tasks = (
                 delayed(_convert)(work, folder, choices[work.genre].per_work[work.group])
                 for work in works
             )
             for genre, work_id, record in parallel(tasks):
                 choices[genre].records[work_id] = record
-                show()
-        styled = [(g, i) for g in genres if g in SYNTHESISED for i in range(quota)]
+                made = sum(len(choice.picked()[0]) for choice in choices.values())
+                progress("songs", min(made, total), total)
+        styled = [(genre, i) for genre in SYNTHESISED for i in range(quota)]
         batches = [styled[i : i + BATCH_WORKS] for i in range(0, len(styled), BATCH_WORKS)]
         for n in parallel(delayed(_synthesise)(folder, batch, seed) for batch in batches):
-            shown += n
-            show()
+            made += n
+            progress("songs", min(made, total), total)
 
     songs, unusable = [], []
-    for genre in genres:
-        if genre in choices:
-            picked, refused = choices[genre].picked()
-            songs += [_real_song(folder, work, row) for work, row in picked]
-            unusable += [_unusable(work, reason, detail) for work, reason, detail in refused]
-        else:
-            songs += [_styled_song(folder, genre, i) for i in range(quota)]
+    for genre, choice in choices.items():
+        picked, rejected = choice.picked()
+        for work, row in picked:
+            song_id = row["song_id"]
+            path = folder / genre / f"{song_id}.mid"
+            extra = {
+                "title": work.title,
+                "corpus_path": work.corpus_path,
+                "section": row["section"],
+            }
+            songs.append(SongRef(song_id, path, {"genre": genre}, work.group, "music21", extra))
+        for work, reason, detail in rejected:
+            unusable.append(Unusable(work.work_id, work.path, reason, detail, {"genre": genre}))
+    for genre, i in styled:
+        path = _styled_path(folder, genre, i)
+        extra = {"title": f"{genre} {i}", "corpus_path": "", "section": "1/1"}
+        songs.append(SongRef(path.stem, path, {"genre": genre}, None, "synthesised", extra))
     return Listing(songs, unusable)
 
 
@@ -201,34 +193,32 @@ class _Choice:
 
     def wanted(self) -> list[Work]:
         """The works to convert next; empty when the quota is full or no work is left."""
-        missing = self.quota - len(self.picked()[0])
-        if missing <= 0:
-            return []
+        picked, _ = self.picked()
+        taken = Counter(work.group for work, _ in picked)
         songs = min(SONGS_PER_WORK.get(self.genre, 1.0), self.per_group)
-        full = self._full_groups()
-        left = [w for w in self.order if w.work_id not in self.records and w.group not in full]
-        return left[: math.ceil(missing / songs)]
-
-    def _full_groups(self) -> set[str]:
-        taken = Counter(work.group for work, _ in self.picked()[0])
-        return {group for group, n in taken.items() if n >= self.per_group}
+        left = [
+            work
+            for work in self.order
+            if work.work_id not in self.records and taken[work.group] < self.per_group
+        ]
+        return left[: math.ceil((self.quota - len(picked)) / songs)]
 
     def picked(self) -> tuple[list[tuple[Work, dict[str, Any]]], list[tuple[Work, str, str]]]:
-        """Songs (work, section) up to the quota, and the works refused on the way."""
+        """Songs (work, section) up to the quota, and the works rejected on the way."""
         songs: list[tuple[Work, dict[str, Any]]] = []
-        refused: list[tuple[Work, str, str]] = []
+        rejected: list[tuple[Work, str, str]] = []
         taken: Counter[str] = Counter()
         for work in self.order:
             record = self.records.get(work.work_id)
             if record is None or len(songs) >= self.quota:
                 continue
             if record["reason"]:
-                refused.append((work, record["reason"], record["detail"]))
+                rejected.append((work, record["reason"], record["detail"]))
             room = min(self.per_group - taken[work.group], self.quota - len(songs))
             chosen = record["sections"][: max(room, 0)]
             taken[work.group] += len(chosen)
             songs += [(work, row) for row in chosen]
-        return songs, refused
+        return songs, rejected
 
 
 def _size(work: Work) -> int:
@@ -244,7 +234,7 @@ def _convert(work: Work, folder: Path, max_songs: int) -> tuple[str, str, dict[s
     """
     path = folder / work.genre / f"{work.work_id}.json"
     if path.exists():
-        return work.genre, work.work_id, json.loads(path.read_text(encoding="utf-8"))
+        return work.genre, work.work_id, read_json(path)
     record: dict[str, Any] = {"sections": [], "reason": "", "detail": ""}
     parts: list[tuple[ScoreTick, int]] = []
     try:
@@ -254,7 +244,8 @@ def _convert(work: Work, folder: Path, max_songs: int) -> tuple[str, str, dict[s
     except Exception as error:  # whatever music21 meets in a file; the rest goes on
         detail = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         record |= {"reason": "not_written", "detail": detail}
-    for i in _spread(len(parts), max_songs):
+    n_songs = min(len(parts), max_songs)
+    for i in (k * len(parts) // n_songs for k in range(n_songs)):  # evenly spread
         score, n_bars = parts[i]
         song_id = work.work_id + (f"-s{i + 1:02d}" if len(parts) > 1 else "")
         write_bytes(folder / work.genre / f"{song_id}.mid", score.dumps_midi())
@@ -262,12 +253,6 @@ def _convert(work: Work, folder: Path, max_songs: int) -> tuple[str, str, dict[s
         record["sections"].append({"song_id": song_id, "section": place, "bars": n_bars})
     write_json(path, record)
     return work.genre, work.work_id, record
-
-
-def _spread(n: int, at_most: int) -> list[int]:
-    """Evenly spread indices below ``n``."""
-    count = min(n, at_most)
-    return [i * n // count for i in range(count)]
 
 
 def _synthesise(folder: Path, batch: Sequence[tuple[str, int]], seed: int) -> int:
@@ -281,24 +266,3 @@ def _synthesise(folder: Path, batch: Sequence[tuple[str, int]], seed: int) -> in
 
 def _styled_path(folder: Path, genre: str, i: int) -> Path:
     return folder / genre / f"{genre}-{i:04d}.mid"
-
-
-def _styled_song(folder: Path, genre: str, i: int) -> SongRef:
-    path = _styled_path(folder, genre, i)
-    extra = {"title": f"{genre} {i}", "corpus_path": "", "section": "1/1"}
-    return SongRef(path.stem, path, {"genre": genre}, None, "synthesised", extra)
-
-
-def _real_song(folder: Path, work: Work, row: Mapping[str, Any]) -> SongRef:
-    return SongRef(
-        row["song_id"],
-        folder / work.genre / f"{row['song_id']}.mid",
-        {"genre": work.genre},
-        work.group,
-        "music21",
-        {"title": work.title, "corpus_path": work.corpus_path, "section": row["section"]},
-    )
-
-
-def _unusable(work: Work, reason: str, detail: str) -> Unusable:
-    return Unusable(work.work_id, work.path, reason, detail, {"genre": work.genre})

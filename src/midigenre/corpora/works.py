@@ -1,17 +1,22 @@
-"""The seven music21 corpora: which works there are, and their notes.
+"""The seven music21 corpora: which works there are, their notes, and sections of them as MIDI.
 
 music21's code is BSD; the encodings that it carries have terms of their own, some non-commercial
 (Palestrina, Essen): they are read from the installed package and not to be redistributed.
+
+music21's own MIDI writer is slow, expands repeats (and fails where they are badly formed), and its
+``makeMeasures`` fails on Essen songs with two meters. Here repeats stay unexpanded, ties become one
+note, grace notes are dropped, and barlines fall on the grid of the meter.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import re
 import unicodedata
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -19,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from symusic.core import NoteTickList, ScoreTick, TempoTick, TimeSignatureTick, TrackTick
 
-from midigenre.arrays import components
-from midigenre.corpora.notation import Notation, notation
+from midigenre.arrays import Floats, components
 from midigenre.errors import RefusedSongError, UserError
+from midigenre.midi.song import Meter
 
 MAX_BYTES = {".mxl": 500_000, ".xml": 4_000_000, ".krn": 200_000, ".abc": 20_000}
-"""Size of file (of one song in Essen) above which a work is refused: music21 parses some 50 kB
+"""Size of file (of one song in Essen) above which a work is rejected: music21 parses some 50 kB
 of .mxl a second, so that no single work can hold up the rest for more than some 15 s."""
 
 FORMATS = (".mxl", ".xml", ".krn", ".abc")  # in order of preference; .rntxt holds analyses
@@ -40,6 +46,11 @@ MONTEVERDI_CYCLES = (
     ("3.19", "3.20"),
     ("5.4", "5.5", "5.6", "5.7", "5.8"),
 )
+
+TICKS_PER_QUARTER = 480
+VELOCITY = 80  # scores carry few dynamics, and cleaning makes the velocity constant
+MAX_SECTION_BARS = 32
+"""Longest song cut from a work, in bars: longer works give several songs of a tune's length."""
 
 
 @dataclass(frozen=True)
@@ -96,28 +107,25 @@ def catalogue(genre: str) -> list[Work]:
     by_work: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.rglob("*")):
         if path.suffix in FORMATS and path.is_file():
-            relative = path.relative_to(folder).with_suffix("").as_posix()
-            by_work[_edition_free(genre, relative)].append(path)
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            # Without the mark of an edition: bwv112.5 and bwv112.5-sc are two editions, but
+            # bwv69.6-a belongs to BWV 69a, another cantata.
+            edition = r"-(?!a$).*" if genre == "bach" else r"_(old|bak)$"
+            by_work[re.sub(edition, "", name)].append(path)
     names = sorted(by_work)
     # The preferred format; among editions of one work the shortest name (no "_old", no "-sc").
-    paths = [min(by_work[name], key=_preference) for name in names]
-    groups = _components([_keys(genre, n, p) for n, p in zip(names, paths, strict=True)])
-    return [
-        Work(f"{genre}-{_slug(name)}", genre, path, f"{genre}-{group}", _title(name))
-        for name, path, group in zip(names, paths, groups, strict=True)
+    paths = [
+        min(by_work[name], key=lambda p: (FORMATS.index(p.suffix), len(p.name), p.name))
+        for name in names
     ]
-
-
-def _preference(path: Path) -> tuple[int, int, str]:
-    return (FORMATS.index(path.suffix), len(path.name), path.name)
-
-
-def _edition_free(genre: str, name: str) -> str:
-    """Name of the work without the mark of an edition."""
-    if genre == "bach":
-        # bwv112.5 and bwv112.5-sc are two editions; bwv69.6-a belongs to BWV 69a, another cantata.
-        return re.sub(r"-(?!a$).*", "", name)
-    return re.sub(r"_(old|bak)$", "", name)
+    groups = _components([_keys(genre, n, p) for n, p in zip(names, paths, strict=True)])
+    works = []
+    for name, path, group in zip(names, paths, groups, strict=True):
+        title = name.split("-", 1)[-1] if " " in name else name
+        title = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", title)
+        title = re.sub(r"[_ ]+", " ", title).strip()
+        works.append(Work(f"{genre}-{_slug(name)}", genre, path, f"{genre}-{group}", title))
+    return works
 
 
 def _keys(genre: str, name: str, path: Path) -> list[str]:
@@ -137,22 +145,12 @@ def _keys(genre: str, name: str, path: Path) -> list[str]:
     if genre == "trecento":
         # PMFC volume and number; 3a and 3b are versions of one piece, and a piece may stand in two
         # volumes under one title. One word (Gloria, Credo) is a part of the mass, not a title.
-        number, title = _trecento(name)
+        match = re.match(r"(PMFC_\d+(?:[_-][A-Z][a-z]+)?[_-]\d+)[ab]?[-_ ](.*)", name)
+        number, title = match.groups() if match else ("", re.sub(r"^PMFC_\d+-", "", name))
+        title = re.sub(r"[_-]+", " ", title).strip()
         return [number or _slug(name), *([f"t:{_slug(title).lower()}"] if " " in title else [])]
     tune = re.sub(r"_[A-G]$|No\d$", "", name)
     return [re.sub(rf"({DANCES})$", "", tune).lower() or name.lower()]
-
-
-def _trecento(name: str) -> tuple[str, str]:
-    """Volume and number in *Polyphonic Music of the Fourteenth Century* ("" if none), title."""
-    match = re.match(r"(PMFC_\d+(?:[_-][A-Z][a-z]+)?[_-]\d+)[ab]?[-_ ](.*)", name)
-    number, title = match.groups() if match else ("", re.sub(r"^PMFC_\d+-", "", name))
-    return number, re.sub(r"[_-]+", " ", title).strip()
-
-
-def _title(name: str) -> str:
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.split("-", 1)[-1] if " " in name else name)
-    return re.sub(r"[_ ]+", " ", words).strip()
 
 
 def _essen(folder: Path) -> list[Work]:
@@ -170,9 +168,9 @@ def _essen(folder: Path) -> list[Work]:
             signature = re.search(r"(?m)^N: *([A-Z]+\d+)[A-Z]?\b", song)
             works.append((path, number, title[1] if title else ""))
             words = re.sub(r"\W*(\(?Band|S\.|Nr\.).*", "", title[1]) if title else ""
-            found = [f"t:{_letters(words)}" if _letters(words) else ""]
-            found.append(signature[1] if signature else f"{path.stem}-{number}")
-            keys.append([key for key in found if key])
+            letters = re.sub(r"[^a-z]", "", _slug(words).lower())
+            found = [f"t:{letters}"] if letters else []
+            keys.append([*found, signature[1] if signature else f"{path.stem}-{number}"])
     groups = _components(keys)
     return [
         Work(f"essenFolksong-{p.stem}-{n:04d}", "essenFolksong", p, f"essenFolksong-{g}", t, n)
@@ -196,22 +194,32 @@ def _components(keys: Sequence[Sequence[str]]) -> list[str]:
     return [first[int(c)] for c in component[: len(keys)]]
 
 
-def _letters(text: str) -> str:
-    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return re.sub(r"[^a-z]", "", ascii_text.lower())
-
-
 def _slug(text: str) -> str:
     """Letters, digits, dots and dashes only: safe as a file name on every system."""
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9.]+", "-", ascii_text).strip("-.")
 
 
+@dataclass(frozen=True)
+class Notation:
+    """Notes and bars of a work, in quarter notes from the first barline.
+
+    Attributes:
+        parts: Name and notes of each part; rows are onset, end, pitch (0 to 127).
+        starts: Start of each bar and the end of the last, ascending, length bars + 1.
+        meters: Numerator and denominator of each bar; each bar is exactly as long as its meter.
+    """
+
+    parts: list[tuple[str, Floats]]
+    starts: Floats
+    meters: list[Meter]
+
+
 def read(work: Work) -> Notation:
     """Notes and bars of a work.
 
     Raises:
-        RefusedSongError: As :func:`parse` and :func:`notation`.
+        RefusedSongError: As :func:`parse` and :func:`notation`; or no meter in a tune in ABC.
         Exception: Whatever music21 raises on a file that it cannot read.
     """
     if work.path.suffix != ".abc":
@@ -262,4 +270,160 @@ def parse(work: Work) -> Any:
         if collecting:
             gc.enable()
     score.toSoundingPitch(inPlace=True)
+    return score
+
+
+def notation(score: Any, declared: Sequence[Meter] = ()) -> Notation:
+    """Notes and bars of a music21 score.
+
+    Args:
+        score: As :func:`parse` gives it.
+        declared: If given, other meters in the score are ignored and the first of these stands at
+            the beginning.
+
+    Barlines fall on the grid of the meter: a pickup gets rests before it, measures that share a bar
+    (at a repeat sign, say) are one bar, any other short measure gets rests at its end.
+
+    Raises:
+        RefusedSongError: No measures, no meter, or no notes.
+    """
+    parts = list(score.parts) or [score]
+    measured = next((p for p in parts if p.hasMeasures()), None)
+    if measured is None:
+        raise RefusedSongError("not_written", "no measures")
+    measures = list(measured.getElementsByClass("Measure"))
+    if measures[0].timeSignature is None and not declared:
+        raise RefusedSongError("not_written", "no time signature at the beginning")
+    old = np.array([float(m.offset) for m in measures] + [float(score.highestTime)])
+    meters: list[Meter] = []
+    meter = declared[0] if declared else (4, 4)
+    for measure in measures:
+        sign = measure.timeSignature
+        if sign and (not declared or (sign.numerator, sign.denominator) in declared):
+            meter = (sign.numerator, sign.denominator)
+        meters.append(meter)
+    starts, bar_meters, shift = _grid(old, meters)
+
+    found = []
+    for i, part in enumerate(parts):
+        rows = _notes(part)
+        if len(rows):
+            onset, end = rows[:, 0], rows[:, 1]
+            onset += shift[np.searchsorted(old[1:-1], onset + 1e-6, side="right")]
+            end += shift[np.searchsorted(old[1:-1], end - 1e-6, side="right")]
+            # A part without a name has its memory address as id: no two runs would agree.
+            found.append((str(part.partName or f"part {i + 1}"), rows))
+    if not found:
+        raise RefusedSongError("empty", "no pitched notes")
+    return Notation(found, starts, bar_meters)
+
+
+def _grid(old: Floats, meters: Sequence[Meter]) -> tuple[Floats, list[Meter], Floats]:
+    """Bars of exactly one meter's length, and how far each measure moves, in quarter notes."""
+    eps = 1e-3
+    starts, kept, shift = [0.0], [], np.zeros(len(meters))
+    i = 0
+    while i < len(meters):
+        bar = 4 * meters[i][0] / meters[i][1]
+        if i == 0 and old[1] - old[0] < bar - eps and len(meters) > 1:  # pickup
+            shift[0] = bar - (old[1] - old[0])
+            n_bars, j = 1, 1
+        else:
+            j = i + 1
+            while (
+                j < len(meters)
+                and meters[j] == meters[i]
+                and old[j] - old[i] < bar - eps
+                and old[j + 1] - old[i] < bar + eps
+            ):
+                j += 1
+            shift[i:j] = starts[-1] - old[i]
+            n_bars = max(1, int(np.ceil((old[j] - old[i] - eps) / bar)))
+        for _ in range(n_bars):
+            starts.append(starts[-1] + bar)
+            kept.append(meters[i])
+        i = j
+    return np.array(starts), kept, shift
+
+
+def _notes(part: Any) -> Floats:
+    """Onset, end (quarter notes of the score) and pitch; tied notes are one, grace notes none.
+
+    music21's ``stripTies`` joins a chord only if all its notes are tied, and takes as long as
+    parsing; here each pitch is joined for itself.
+    """
+    rows: list[list[float]] = []
+    held: dict[int, int] = {}  # pitch -> row whose tie is open
+    for element in part.flatten().notes:
+        duration = float(element.duration.quarterLength)
+        if duration <= 0 or element.duration.isGrace or "Harmony" in element.classes:
+            continue
+        onset = float(element.offset)
+        for note in element.notes if element.isChord else [element]:
+            pitch = getattr(note, "pitch", None)  # None for unpitched percussion
+            if pitch is None:
+                continue
+            key = int(pitch.midi)
+            tie = None if note.tie is None else note.tie.type
+            row = held.get(key)
+            # Monteverdi's and some Trecento encodings mark only where a tie starts.
+            if row is not None and abs(rows[row][1] - onset) < 1e-3:
+                rows[row][1] = onset + duration
+                del held[key]
+            else:
+                row = len(rows)
+                rows.append([onset, onset + duration, float(key)])
+            if tie in ("start", "continue"):
+                held[key] = row
+    return np.array(rows, dtype=np.float64).reshape(-1, 3)
+
+
+def sections(work: Notation, max_bars: int = MAX_SECTION_BARS) -> Iterator[tuple[ScoreTick, int]]:
+    """The work in sections of nearly equal length, each a score, with their numbers of bars.
+
+    Bars at the beginning of a section in which no note begins are left out, so that no class is
+    known by its rests; so is a section without any onset. A note belongs to the section of its
+    onset and ends with it at the latest.
+    """
+    notes = np.concatenate([rows for _, rows in work.parts])
+    starts = work.starts - 1e-6
+    bar = np.unique(np.searchsorted(starts, notes[:, 0], side="right") - 1)  # bars with onsets
+    last = min(int(np.searchsorted(starts + 2e-6, notes[:, 1].max())), len(work.meters))
+    n_sections = -(-(last - int(bar[0])) // max_bars)
+    cuts = np.linspace(bar[0], last, n_sections + 1).round().astype(int)
+    for begin, end in itertools.pairwise(cuts.tolist()):
+        inside = bar[(bar >= begin) & (bar < end)]
+        if len(inside):
+            yield _section(work, int(inside[0]), end), end - int(inside[0])
+
+
+def _section(work: Notation, begin: int, end: int) -> ScoreTick:
+    ticks = np.rint((work.starts[begin : end + 1] - work.starts[begin]) * TICKS_PER_QUARTER)
+    score = ScoreTick(TICKS_PER_QUARTER)
+    score.tempos.append(TempoTick(0, qpm=120.0))
+    for i, meter in enumerate(work.meters[begin:end]):
+        if i == 0 or meter != work.meters[begin + i - 1]:
+            score.time_signatures.append(TimeSignatureTick(int(ticks[i]), *meter))
+    for name, rows in work.parts:
+        rows = rows.copy()
+        rows[:, :2] = np.rint((rows[:, :2] - work.starts[begin]) * TICKS_PER_QUARTER)
+        rows = rows[(rows[:, 0] >= 0) & (rows[:, 0] < ticks[-1])]
+        if not len(rows):
+            continue
+        # MIDI cannot hold a pitch twice in a channel: of two voices in unison the longer note
+        # stays, and a note ends where the next one of its pitch begins.
+        rows = rows[np.lexsort((-rows[:, 1], rows[:, 0], rows[:, 2]))]
+        same = (np.diff(rows[:, 2]) == 0) & (np.diff(rows[:, 0]) == 0)
+        rows = rows[np.concatenate([[True], ~same])]
+        again = np.flatnonzero(np.diff(rows[:, 2]) == 0)
+        rows[again, 1] = np.minimum(rows[again, 1], rows[again + 1, 0])
+        rows[:, 1] = np.clip(rows[:, 1], rows[:, 0] + 1, ticks[-1])
+        rows = rows[np.lexsort((rows[:, 2], rows[:, 0]))]
+        track = TrackTick(name=name)
+        time, stop, pitch = rows.astype(np.int32).T
+        velocity = np.full(len(rows), VELOCITY, dtype=np.int8)
+        track.notes = NoteTickList.from_numpy(
+            time.copy(), (stop - time).astype(np.int32), pitch.astype(np.int8), velocity
+        )
+        score.tracks.append(track)
     return score

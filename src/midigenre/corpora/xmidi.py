@@ -10,7 +10,7 @@ from upath import UPath
 
 from midigenre.corpora.base import Progress, SongRef
 from midigenre.corpora.download import fetched
-from midigenre.corpora.folder import Folder, LeftOut, existing_folder
+from midigenre.corpora.folder import Folder, LeftOut
 from midigenre.errors import UserError
 from midigenre.storage import MIDI_SUFFIXES, Location, location
 
@@ -39,14 +39,14 @@ class XMIDI(Folder):
         emotions: The emotions, likewise.
         aliases: Other names of genres (``{"classic": "classical"}``).
         other: The genre of files that have none or one that is not in ``genres`` (those with other
-            names altogether have no emotion); ``drop`` refuses them.
-        group_pattern: See :class:`~midigenre.corpora.folder.GroupPattern`.
+            names altogether have no emotion); ``drop`` rejects them.
+        group_pattern: See :class:`~midigenre.corpora.folder.Folder`.
         tracks: See :class:`~midigenre.corpora.base.Corpus`.
         download: Fetch and unpack the archive first, into ``root``, or into ``xmidi`` in the folder
             of made corpora if there is none; what is there stays.
         url: The archive's address, see :func:`~midigenre.corpora.download.fetched`.
         expected_files: MIDI files of the whole archive. A download that brings another number is
-            refused; of a folder that has another number a remark says so.
+            rejected; of a folder that has another number a remark says so.
 
     Raises:
         UserError: The folder is not there, or the pattern is none.
@@ -84,21 +84,21 @@ class XMIDI(Folder):
         super().__init__(root, limit, group_pattern, tracks)
 
     def _place(self, root: str | None) -> Location | None:
-        place = None if root is None else location(root)
-        if self._url is not None:
-            if isinstance(place, UPath):
+        if self._url is None:
+            try:
+                return super()._place(root)
+            except UserError as error:
                 raise UserError(
-                    f"corpus.download=true unpacks into a folder here, not into {place}; copy the "
-                    "folder there afterwards"
-                )
-            return place
-        try:
-            return existing_folder(root, self.name, self.layout)
-        except UserError as error:
+                    f"{error}; or have it fetched: midigenre prepare corpus={self.name} "
+                    "corpus.download=true"
+                ) from error
+        place = None if root is None else location(root)
+        if isinstance(place, UPath):
             raise UserError(
-                f"{error}; or have it fetched: midigenre prepare corpus={self.name} "
-                "corpus.download=true"
-            ) from error
+                f"corpus.download=true unpacks into a folder here, not into {place}; copy the "
+                "folder there afterwards"
+            )
+        return place
 
     def classes(self) -> Mapping[str, tuple[str, ...]]:
         """The genres and the emotions."""
