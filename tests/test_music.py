@@ -18,7 +18,7 @@ from symusic.core import NoteTick, ScoreTick, TempoTick, TimeSignatureTick, Trac
 import midigenre
 from midi import DRUMS, TPQS, make_score, melody, midi_file, note, scores, to_bytes
 from midigenre.errors import RefusedSongError
-from midigenre.midi.clean import NEUTRAL_VELOCITY, REFUSALS, clean, read_score
+from midigenre.midi.clean import NEUTRAL_VELOCITY, REJECTIONS, clean, read_score
 from midigenre.midi.song import Grid, Song
 
 METERS = (
@@ -185,7 +185,7 @@ def _reasons_in_source() -> set[str]:
 
 
 def test_the_source_uses_every_reason_and_no_other():
-    assert _reasons_in_source() == set(REFUSALS)
+    assert _reasons_in_source() == set(REJECTIONS)
 
 
 def test_a_refusal_survives_pickling():

@@ -17,7 +17,7 @@ from symusic.core import ScoreTick
 from midi import make_score, melody, midi_file, scores, smf, to_bytes
 from midigenre.build import make_tokenizer
 from midigenre.errors import RefusedSongError
-from midigenre.midi.clean import REFUSALS, read_score
+from midigenre.midi.clean import REJECTIONS, read_score
 from midigenre.midi.repair import (
     MAX_TRACKS,
     TrackRepair,
@@ -247,7 +247,7 @@ def test_the_rest_is_refused_with_what_it_is(kind):
     with pytest.raises(RefusedSongError) as caught:
         read_score(data)
     assert caught.value.reason == reason
-    assert reason in REFUSALS
+    assert reason in REJECTIONS
     assert says in caught.value.detail
 
 

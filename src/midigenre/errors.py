@@ -33,10 +33,10 @@ class StoppedError(UserError):
 
 
 class RefusedSongError(UserError):
-    """A song that cannot be used, with a reason from :data:`midigenre.midi.clean.REFUSALS`.
+    """A song that cannot be used, with a reason from :data:`midigenre.midi.clean.REJECTIONS`.
 
     Attributes:
-        reason: One of the keys of ``REFUSALS``.
+        reason: One of the keys of ``REJECTIONS``.
         detail: What was seen in this file, for ``refused.csv``.
     """
 

@@ -182,7 +182,7 @@ def _cause(where: UPath, error: Exception) -> str:
 
 
 def unopened(error: OSError | ValueError) -> RefusedSongError:
-    """Why a file cannot be opened, as a reason of :data:`midigenre.midi.clean.REFUSALS`."""
+    """Why a file cannot be opened, as a reason of :data:`midigenre.midi.clean.REJECTIONS`."""
     detail = (getattr(error, "strerror", None) or str(error)).lower()
     if isinstance(error, NotRegularError):
         return RefusedSongError("not_regular", detail)

@@ -16,7 +16,7 @@ from midigenre.corpora.base import SongRef, Unusable
 from midigenre.data.labels import LabelSettings, label_spec, mapped, without_rare
 from midigenre.errors import UserError
 from midigenre.files import read_csv, read_json
-from midigenre.midi.clean import REFUSALS
+from midigenre.midi.clean import REJECTIONS
 
 
 def song(name: str, genre: str | None, emotion: str | None = None) -> SongRef:
@@ -92,7 +92,7 @@ def test_dropped_songs_keep_their_label_and_say_why() -> None:
         ("s3", "dropped_label", "other"),
     ]
     assert listing.unusable[0].detail == "labels.map.genre.other=null"
-    assert {u.reason for u in listing.unusable} <= set(REFUSALS)
+    assert {u.reason for u in listing.unusable} <= set(REJECTIONS)
 
 
 def test_what_was_unusable_and_remarked_stays() -> None:

@@ -42,7 +42,7 @@ from midigenre.data.report import print_report
 from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
 from midigenre.files import read_csv, read_json, safe_name
-from midigenre.midi.clean import REFUSALS
+from midigenre.midi.clean import REJECTIONS
 
 
 def state(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -117,7 +117,7 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
         "b/cut.mid": "unreadable",
         "a/dangling.mid": "missing",
     }
-    assert {r["reason"] for r in refused} <= set(REFUSALS)
+    assert {r["reason"] for r in refused} <= set(REJECTIONS)
     assert all(r["path"] == str(root / r["song_id"]) for r in refused)
     assert {r["song_id"]: r["genre"] for r in refused}["a/html.mid"] == "a"
     assert list(refused[0]) == ["song_id", "path", "genre", "reason", "detail"]

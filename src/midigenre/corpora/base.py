@@ -87,7 +87,7 @@ class Unusable:
     Attributes:
         song_id: As in :class:`SongRef`.
         path: The source's own file.
-        reason: A key of :data:`midigenre.midi.clean.REFUSALS`.
+        reason: A key of :data:`midigenre.midi.clean.REJECTIONS`.
         detail: What went wrong, in words.
         labels: As far as they are known.
     """

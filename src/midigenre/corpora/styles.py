@@ -37,13 +37,8 @@ Style = Callable[[np.random.Generator], ScoreTick]
 
 # Degrees of the major scale, from 0.
 ROCK_PROGRESSIONS = (
-    (0, 3, 4, 4),
-    (0, 3, 0, 4),
-    (0, 3, 4, 3),
-    (0, 0, 3, 4),
-    (0, 4, 5, 3),
-    (0, 3, 4, 0),
-)
+    (0, 3, 4, 4), (0, 3, 0, 4), (0, 3, 4, 3), (0, 0, 3, 4), (0, 4, 5, 3), (0, 3, 4, 0),
+)  # fmt: skip
 POP_PROGRESSIONS = ((0, 4, 5, 3), (5, 3, 0, 4), (0, 4, 5, 3), (3, 0, 4, 5), (0, 5, 3, 4))
 
 DRUM_CHANCE = 0.5  # of a drummer in metal, rock and pop
@@ -57,8 +52,14 @@ def _velocity(rng: np.random.Generator, mean: int, accent: bool = False) -> int:
     return int(mean + (12 if accent else 0) + rng.integers(-8, 9))
 
 
-def _drums(rng: np.random.Generator, song: Plan, canvas: Canvas, kicks: float, hat: int) -> None:
-    """A drummer for the whole song: one groove a section kind, fills and crashes between them."""
+def _drums(rng: np.random.Generator, song: Plan, canvas: Canvas, low: float, high: float) -> None:
+    """In half of the songs a drummer: one groove a section kind, fills and crashes between them.
+
+    Kicks on further eighths have a chance between ``low`` and ``high``.
+    """
+    if rng.random() >= DRUM_CHANCE:
+        return
+    kicks, hat = rng.uniform(low, high), int(rng.choice([2, 4]))
     canvas.part("drums", -1)
     grooves = {
         letter: drum_bar(rng, song, hat if letter != "C" else 2, kicks, ride=letter == "B")
@@ -162,8 +163,7 @@ def metal(rng: np.random.Generator) -> ScoreTick:
             for step, length in rhythm(rng, song.bar, [1, 2, 4], [3, 2, 1]):
                 pitch = degree(root + 36, scale, int(rng.integers(-3, 8)))
                 canvas.add("lead", start + step, length, pitch, _velocity(rng, 95))
-    if rng.random() < DRUM_CHANCE:
-        _drums(rng, song, canvas, rng.uniform(0.4, 0.95), int(rng.choice([2, 4])))
+    _drums(rng, song, canvas, 0.4, 0.95)
     return canvas.score()
 
 
@@ -215,8 +215,7 @@ def rock(rng: np.random.Generator) -> ScoreTick:
                 pitch = degree(in_register(song.root, 60), pentatonic, tune)
                 length = int(rng.choice([2, 3, 4]))
                 canvas.add("melody", start + step, length, pitch, _velocity(rng, 95))
-    if rng.random() < DRUM_CHANCE:
-        _drums(rng, song, canvas, rng.uniform(0.1, 0.4), int(rng.choice([2, 4])))
+    _drums(rng, song, canvas, 0.1, 0.4)
     return canvas.score()
 
 
@@ -256,8 +255,7 @@ def pop(rng: np.random.Generator) -> ScoreTick:
                 index = chords[i % 4] % 4 + int(motif[letter][n + (i % 2) * song.bar // 2])
                 index += 2 * (letter == "C")
                 canvas.add("melody", start + step, 2, degree(top, scale, index), _velocity(rng, 92))
-    if rng.random() < DRUM_CHANCE:
-        _drums(rng, song, canvas, rng.uniform(0.05, 0.3), int(rng.choice([2, 4])))
+    _drums(rng, song, canvas, 0.05, 0.3)
     return canvas.score()
 
 

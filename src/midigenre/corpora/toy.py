@@ -1,6 +1,6 @@
 """A small made corpus with a genre and an emotion by rule: for tests, examples and first steps.
 
-Genre is told by instruments, texture and meter; emotion by mode, register, density, tempo and
+Genre shows in instruments, texture and meter; emotion by mode, register, density, tempo and
 loudness (Russell's two axes: valence by mode, arousal by the rest). A small model learns both.
 """
 
@@ -39,7 +39,7 @@ from midigenre.corpora.sequencer import (
 from midigenre.files import write_bytes
 
 FORMAT_VERSION = 1
-"""To be raised whenever a rule changes, so that caches are made anew."""
+"""To be raised whenever a rule changes, so that caches are made again."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,17 @@ def toy_song(rng: np.random.Generator, genre: str, emotion: str) -> ScoreTick:
 
 
 class Toy(Corpus):
-    """The toy corpus; it is made in a second or two on the first call."""
+    """The toy corpus; it is made in a second or two on the first call.
+
+    Args:
+        limit: At most so many songs, stratified.
+        n_songs: Spread evenly over the combinations of genre and emotion.
+        seed: Makes the songs.
+        tracks: See :class:`~midigenre.corpora.base.Corpus`.
+
+    Raises:
+        ValueError: A number is below 1, or ``tracks`` is unknown.
+    """
 
     name = "toy"
     labels = ("genre", "emotion")
@@ -191,17 +201,6 @@ class Toy(Corpus):
     def __init__(
         self, limit: int | None = None, n_songs: int = 96, seed: int = 0, tracks: str = "all"
     ) -> None:
-        """Takes the settings; nothing is made before :meth:`songs`.
-
-        Args:
-            limit: At most so many songs, stratified.
-            n_songs: Spread evenly over the combinations of genre and emotion.
-            seed: Makes the songs.
-            tracks: See :class:`~midigenre.corpora.base.Corpus`.
-
-        Raises:
-            ValueError: A number is below 1, or ``tracks`` is unknown.
-        """
         super().__init__(limit, tracks)
         if n_songs < 1:
             raise ValueError(f"corpus.n_songs must be 1 or more, got {n_songs}")

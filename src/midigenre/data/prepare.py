@@ -47,7 +47,7 @@ from midigenre.data.shards import FORMAT, ShardSet, lock_file, open_shards, reme
 from midigenre.data.splits import assign_splits
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.files import make_folder, share_lock, write_csv, write_json
-from midigenre.midi.clean import REFUSALS
+from midigenre.midi.clean import REJECTIONS
 from midigenre.spec import LabelSpec
 from midigenre.storage import Location, exists, location, read_object, stamp
 from midigenre.tokenizers.base import Tokenizer
@@ -336,7 +336,7 @@ def _prepare(
     write_label_tables(report, folder)
     report |= {
         "corpus": corpus.name,
-        "refused": {reason: n for reason in REFUSALS if (n := results.rejected[reason])},
+        "refused": {reason: n for reason in REJECTIONS if (n := results.rejected[reason])},
         "repairs": dict(sorted(results.repairs.items())),
         "encoded_by_miditok": dict(results.fallbacks.most_common()),
         "duplicates": about,

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from symusic.core import NoteTickList, ScoreTick
@@ -66,7 +66,7 @@ def played(file: WellFormed, repairs: dict[str, int]) -> ScoreTick:
     """The score of a file as its channels play it.
 
     Args:
-        file: The file.
+        file: What :func:`midigenre.midi.repair.well_formed` made of it.
         repairs: How many notes ended otherwise than by a note-off of their own, and how many got
             the program of another track, is added to it.
 
@@ -119,7 +119,6 @@ def _probed(file: WellFormed) -> tuple[bytes, int | None]:
     bodies = []
     for i, body in enumerate(file.bodies):
         firsts = noted[i]
-        lasts: dict[int, int] = {}
         own: dict[int, int] = {}
         late = set()  # channels that may have notes before their first program
         for pos, message in file.far_reaching[i]:
@@ -128,9 +127,8 @@ def _probed(file: WellFormed) -> tuple[bytes, int | None]:
             if message[0] < 0xC0:
                 if n_tracks[channel] > (channel in firsts):
                     return must_walk
-                if before and channel not in lasts:
-                    lasts[channel] = max(body.rfind(0x80 | channel), body.rfind(0x90 | channel))
-                if before and lasts[channel] >= pos:
+                last = max(body.rfind(0x80 | channel), body.rfind(0x90 | channel))
+                if before and last >= pos:
                     return must_walk
             elif channel != _DRUM_CHANNEL:
                 # symusic parts the notes of two programs: one might end where the other begins.
@@ -208,21 +206,14 @@ class _Note:
             self.end, self.ended = ticks[i], ended
 
 
-@dataclass
 class _Key:
-    """The notes of one pitch and channel while a track is read.
+    """The notes of one pitch and channel while a track is read."""
 
-    Attributes:
-        sounding: Those that sound; they began together.
-        unpaired: Those whose own note-off has not come, first in, first out.
-        struck: Those that the last ones ended.
-        early: Tick of the last note-off that found nothing to end.
-    """
-
-    sounding: list[_Note] = field(default_factory=list)
-    unpaired: deque[_Note] = field(default_factory=deque)
-    struck: list[_Note] = field(default_factory=list)
-    early: int = -1
+    def __init__(self) -> None:
+        self.sounding: list[_Note] = []  # they began together
+        self.unpaired: deque[_Note] = deque()  # those whose own note-off has not come
+        self.struck: list[_Note] = []  # those that the sounding ones ended
+        self.early = -1  # tick of the last note-off that found nothing to end
 
     def on(self, note: _Note) -> None:
         if not self.sounding or self.sounding[0].onset < note.onset:

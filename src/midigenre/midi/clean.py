@@ -35,7 +35,7 @@ from midigenre.midi.song import (
     seconds_at,
 )
 
-REFUSALS = {
+REJECTIONS = {
     "unreadable": "not a MIDI file, or one that cannot be parsed",
     "several_songs": "a format 2 file of independent sequences",
     "too_large": "larger than prepare.max_file_mb",
@@ -231,13 +231,7 @@ def _sections(
 def _snap(
     times: NDArray[np.floating[Any]], section_ticks: Longs, step: Longs
 ) -> tuple[Longs, NDArray[np.intp]]:
-    """Nearest grid positions of raw times (halves go up) and the sections in which they lie.
-
-    Args:
-        times: Times in ticks of the cleaned song, 0 or more.
-        section_ticks: Where each section starts; the first at 0.
-        step: Ticks of a position in each section.
-    """
+    """Nearest grid positions of raw times (halves go up) and the sections in which they lie."""
     if len(section_ticks) == 1:
         only = np.floor(times / step[0] + 0.5).astype(np.int64) * step[0]
         return only, np.zeros(len(only), np.intp)

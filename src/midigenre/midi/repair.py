@@ -107,11 +107,9 @@ def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> WellFormed:
     if division == 0:
         raise RefusedSongError("unreadable", "its header gives a quarter note 0 ticks")
     if smpte and (frames not in FRAME_RATES or ticks == 0):
-        raise RefusedSongError(
-            "unreadable",
-            f"its header counts time in SMPTE frames, but {frames} frames a second of {ticks} "
-            "ticks are not a rate that the standard has (24, 25, 29 or 30)",
-        )
+        what = f"but {frames} frames a second of {ticks} ticks are not a rate that the standard has"
+        what = f"its header counts time in SMPTE frames, {what} (24, 25, 29 or 30)"
+        raise RefusedSongError("unreadable", what)
     # No track is too long for symusic: a delta of up to three bytes (the grammar takes no longer
     # ones) adds less than 2**14 ticks a unit of a byte over 127 that has another one behind it, and
     # 2**7 of any other one. First by the number of such bytes, which costs next to nothing.
@@ -129,15 +127,15 @@ def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> WellFormed:
         # A later version of the standard may have longer headers.
         if start < 14 or data[start : start + 4] != b"MTrk":
             start = max(14, data.find(b"MTrk", 8))
-    tracks = _Tracks(data, repairs, keep_tempo=not smpte)
-    tracks.read(start, quick=not smpte and format_ != 2 and is_short)
-    bodies = tracks.bodies
+    quick = not smpte and format_ != 2 and is_short
+    tracks = _tracks(data, start, repairs, not smpte, quick)
+    bodies = [track.body for track in tracks]
 
     count(repairs, "track counts corrected", int(n_tracks != len(bodies)))
     if format_ > 2:
         count(repairs, "formats corrected")
         format_ = 1
-    if format_ == 2 and tracks.n_with_notes > 1:
+    if format_ == 2 and sum(track.has_notes for track in tracks) > 1:
         raise RefusedSongError(
             "several_songs", f"a format 2 file of {len(bodies)} sequences; split it"
         )
@@ -149,8 +147,8 @@ def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> WellFormed:
         tempo = round(1e6 * division / ticks_per_second)
         bodies[:1] = [b"\x00\xff\x51\x03" + tempo.to_bytes(3, "big") + body for body in bodies[:1]]
     header = struct.pack(">4sIHHH", b"MThd", 6, format_, len(bodies), division)
-    scanned = len(tracks.far_reaching) == len(bodies)
-    return WellFormed(header, bodies, tracks.far_reaching if scanned else None, repairs)
+    seen = [track.far_reaching for track in tracks if track.far_reaching is not None]
+    return WellFormed(header, bodies, seen if len(seen) == len(bodies) else None, repairs)
 
 
 def with_tracks(header: bytes, bodies: Iterable[bytes]) -> bytes:
@@ -346,78 +344,78 @@ class _DamagedError(Exception):
     """A byte that cannot be understood; without a message: the track breaks off."""
 
 
-class _Tracks:
-    """The tracks of a file, each as bytes that need no repair; attributes as in WellFormed."""
+@dataclass
+class _Track:
+    """A track as bytes that need no repair; what the grammar found if that took no walk."""
 
-    def __init__(self, data: bytes, repairs: dict[str, int], keep_tempo: bool) -> None:
-        self.data, self.repairs, self.keep_tempo = data, repairs, keep_tempo
-        self.bodies: list[bytes] = []
-        self.far_reaching: list[list[tuple[int, bytes]]] = []  # of tracks that took no walk
-        self.n_with_notes = 0  # tracks among the others
+    body: bytes
+    far_reaching: list[tuple[int, bytes]] | None
+    has_notes: bool = False  # looked at where it was walked
 
-    def read(self, pos: int, quick: bool) -> None:
-        """Reads all chunks from ``pos`` on; if ``quick``, the grammar spares a track the walk.
 
-        Raises:
-            RefusedSongError: ``unreadable``: most of it cannot be understood; ``too_large``.
-        """
-        data, size = self.data, len(self.data)
-        lost, total, damage = 0, 0, ""
-        while pos < size:
-            if data[pos : pos + 4] != b"MTrk" or pos + 8 > size:
-                pos = self._skip(pos)
-                continue
-            if len(self.bodies) == MAX_TRACKS:
-                what = f"more than {MAX_TRACKS:,} tracks, which no piece has"
-                raise RefusedSongError("too_large", what)
-            start = pos + 8
-            end = start + int.from_bytes(data[pos + 4 : start], "big")
-            if quick and end <= size and (seen := scan(data, start, end)) is not None:
-                self.bodies.append(data[start:end])
-                self.far_reaching.append(seen)
-                total += end - start
-                pos = end
-                continue
-            exact = end == size or (end < size and self._is_chunk(end))
-            limit = end if exact else self._next_track(start)
-            walk = TrackRepair(data, start, limit, self.repairs, self.keep_tempo)
-            walk.run()
-            # Its length says nothing of where it ends, or swallowed the next track.
-            swallowed = data[walk.pos : min(walk.pos + 4, limit)] == b"MTrk"
-            if walk.ended and exact and not swallowed and walk.pos < limit:
-                walk.read_on()
-            total += limit - start
-            self.bodies.append(joined(walk.events, walk.tick))
-            self.n_with_notes += any(m[0] & 0xF0 == 0x90 and m[2] > 0 for _, m in walk.events)
-            if walk.damage:
-                lost, damage = lost + limit - walk.pos, damage or walk.damage
-            pos = limit
-            if walk.ended and (swallowed or not exact):
-                count(self.repairs, "track lengths corrected")
-                pos = walk.pos
-        if lost * 2 > total:
-            raise RefusedSongError("unreadable", f"most of it is damaged: {damage}")
+def _tracks(
+    data: bytes, pos: int, repairs: dict[str, int], keep_tempo: bool, quick: bool
+) -> list[_Track]:
+    """The tracks of all chunks from ``pos`` on; if ``quick``, the grammar spares one the walk.
 
-    def _skip(self, pos: int) -> int:
-        """Where reading continues after something that is no track."""
-        if self._is_chunk(pos):
-            count(self.repairs, "unknown chunks skipped")
-            return pos + 8 + int.from_bytes(self.data[pos + 4 : pos + 8], "big")
-        end = self._next_track(pos + 1)
-        count(self.repairs, "bytes outside chunks dropped", end - pos)
-        return end
+    Raises:
+        RefusedSongError: ``unreadable``: most of it cannot be understood; ``too_large``.
+    """
+    tracks: list[_Track] = []
+    lost, total, damage = 0, 0, ""
+    while pos < len(data):
+        start = pos + 8
+        if data[pos : pos + 4] != b"MTrk" or start > len(data):
+            end = _chunk_end(data, pos)
+            count(repairs, "unknown chunks skipped", int(end is not None))
+            if end is None:
+                end = _next_track(data, pos + 1)
+                count(repairs, "bytes outside chunks dropped", end - pos)
+            pos = end
+            continue
+        if len(tracks) == MAX_TRACKS:
+            what = f"more than {MAX_TRACKS:,} tracks, which no piece has"
+            raise RefusedSongError("too_large", what)
+        end = start + int.from_bytes(data[pos + 4 : start], "big")
+        if quick and end <= len(data) and (seen := scan(data, start, end)) is not None:
+            tracks.append(_Track(data[start:end], seen))
+            total += end - start
+            pos = end
+            continue
+        exact = end == len(data) or (end < len(data) and _chunk_end(data, end) is not None)
+        limit = end if exact else _next_track(data, start)
+        walk = TrackRepair(data, start, limit, repairs, keep_tempo)
+        walk.run()
+        # Its length says nothing of where it ends, or swallowed the next track.
+        swallowed = data[walk.pos : min(walk.pos + 4, limit)] == b"MTrk"
+        if walk.ended and exact and not swallowed and walk.pos < limit:
+            walk.read_on()
+        total += limit - start
+        has_notes = any(m[0] & 0xF0 == 0x90 and m[2] > 0 for _, m in walk.events)
+        tracks.append(_Track(joined(walk.events, walk.tick), None, has_notes))
+        if walk.damage:
+            lost, damage = lost + limit - walk.pos, damage or walk.damage
+        pos = limit
+        if walk.ended and (swallowed or not exact):
+            count(repairs, "track lengths corrected")
+            pos = walk.pos
+    if lost * 2 > total:
+        raise RefusedSongError("unreadable", f"most of it is damaged: {damage}")
+    return tracks
 
-    def _next_track(self, pos: int) -> int:
-        following = self.data.find(b"MTrk", pos)
-        return following if following >= 0 else len(self.data)
 
-    def _is_chunk(self, pos: int) -> bool:
-        """Whether a track, or another chunk that fits into the file, starts here."""
-        tag = self.data[pos : pos + 4]
-        if pos + 8 > len(self.data) or tag == b"MTrk":
-            return pos + 8 <= len(self.data)
-        end = pos + 8 + int.from_bytes(self.data[pos + 4 : pos + 8], "big")
-        return tag.isascii() and tag.decode("ascii").isprintable() and end <= len(self.data)
+def _next_track(data: bytes, pos: int) -> int:
+    following = data.find(b"MTrk", pos)
+    return following if following >= 0 else len(data)
+
+
+def _chunk_end(data: bytes, pos: int) -> int | None:
+    """Where a track, or another chunk that fits into the file, ends; None if none starts here."""
+    tag, end = data[pos : pos + 4], pos + 8 + int.from_bytes(data[pos + 4 : pos + 8], "big")
+    if pos + 8 > len(data):
+        return None
+    known = tag.isascii() and tag.decode("ascii").isprintable() and end <= len(data)
+    return end if known or tag == b"MTrk" else None
 
 
 class TrackRepair:

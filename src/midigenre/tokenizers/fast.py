@@ -235,16 +235,10 @@ class FastEncoder(ABC):
 
 
 def _layout(moments: _Moments, note: int, bar: int, tempo: int = 0) -> tuple[Longs, Longs, Bools]:
-    """Where everything stands in a stream of bars, positions (one step), tempi and notes.
+    """First step of each bar and of each moment in a stream, and which steps are notes', (T,).
 
-    Args:
-        moments: The moments.
-        note: Steps of a note.
-        bar: Steps of a bar.
-        tempo: Steps of a change of tempo, which follow its position.
-
-    Returns:
-        First step of each bar, of each moment, and of each step whether it is a note's, shape (T,).
+    A bar has ``bar`` steps, a moment one for its position, ``tempo`` ones for a change of tempo and
+    ``note`` ones for each note.
     """
     length = 1 + note * moments.n_notes
     length[moments.tempo_at] += tempo
