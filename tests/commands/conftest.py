@@ -72,7 +72,7 @@ def toy_run(home):
 
 @pytest.fixture(scope="session")
 def toy_generator(home):
-    """A small generator told genre and emotion of the toy corpus; barely trained."""
+    """A small generator conditioned on genre and emotion of the toy corpus; barely trained."""
     with working_in(home):
         status = main(["train", *SMALL, "tokenizer=remi", "task=generate", "name=toy-generator",
                        "task.conditions=[genre,emotion]", "trainer.max_epochs=1",

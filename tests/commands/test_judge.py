@@ -29,7 +29,7 @@ def toy_judge(home):
 
 @pytest.fixture(scope="session")
 def half_generator(home):
-    """A generator of the first half of the toy songs, told genre and emotion."""
+    """A generator of the first half of the toy songs, conditioned on genre and emotion."""
     with working_in(home):
         status = main(["train", *SMALL, "tokenizer=remi", "task=generate", "fold=2/2",
                        "name=half-generator", "task.conditions=[genre,emotion]",
@@ -113,7 +113,7 @@ def test_the_real_excerpts_are_held_out_and_as_long_as_the_pieces(
         assert "holds pieces of other settings" in err
 
 
-def test_a_judge_that_is_not_independent_is_told_apart(midigenre, half_generator, toy_run, home):
+def test_a_judge_that_is_not_independent_is_reported(midigenre, half_generator, toy_run, home):
     status, out, err = midigenre(
         *arguments(half_generator, toy_run, "shuffled=false", "audio=null", "n=1")
     )

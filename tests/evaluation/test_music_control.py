@@ -18,29 +18,29 @@ def verdicts(truth, predicted, groups=None):
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 9))
 @settings(max_examples=40, deadline=None)
 def test_a_plan_asks_for_n_of_each_class_and_goes_round_the_others(a, b, n):
-    told = plan({"genre": a, "emotion": b}, n)
+    asked = plan({"genre": a, "emotion": b}, n)
     main, other, size = ("genre", "emotion", b) if a >= b else ("emotion", "genre", a)
-    assert np.bincount(told[main]).tolist() == [n] * max(a, b)
+    assert np.bincount(asked[main]).tolist() == [n] * max(a, b)
     for c in range(max(a, b)):
-        beside = np.bincount(told[other][told[main] == c], minlength=size)
+        beside = np.bincount(asked[other][asked[main] == c], minlength=size)
         assert np.ptp(beside) <= 1
-    assert list(told) == ["genre", "emotion"]
+    assert list(asked) == ["genre", "emotion"]
 
 
 def test_a_plan_asks_only_for_what_occurs_together():
     songs = {"genre": np.array([0, 0, 1, 2]), "emotion": np.array([0, 1, 1, -1])}
-    told = plan({"genre": 3, "emotion": 2}, 4, songs)
-    assert told["emotion"].tolist() == [0, 1, 0, 1, 1, 1, 1, 1, 0, 1, 0, 1]
+    asked = plan({"genre": 3, "emotion": 2}, 4, songs)
+    assert asked["emotion"].tolist() == [0, 1, 0, 1, 1, 1, 1, 1, 0, 1, 0, 1]
     with pytest.raises(ValueError, match="nothing to plan"):
         plan({}, 4)
 
 
-def test_shuffling_deals_whole_conditions_anew():
-    told = {"genre": np.repeat([0, 1, 2], 20), "emotion": np.repeat([2, 0, 1], 20)}
-    other = shuffled(told, 0)
+def test_shuffling_keeps_the_conditions_of_a_piece_together():
+    asked = {"genre": np.repeat([0, 1, 2], 20), "emotion": np.repeat([2, 0, 1], 20)}
+    other = shuffled(asked, 0)
     assert ((other["genre"] + 2) % 3).tolist() == other["emotion"].tolist()
-    assert sorted(other["genre"]) == sorted(told["genre"])
-    assert 0.15 < (other["genre"] == told["genre"]).mean() < 0.55
+    assert sorted(other["genre"]) == sorted(asked["genre"])
+    assert 0.15 < (other["genre"] == asked["genre"]).mean() < 0.55
 
 
 def test_accuracy_is_the_mean_over_classes_and_silence_is_an_error():
@@ -61,7 +61,7 @@ def test_accuracy_is_the_mean_over_classes_and_silence_is_an_error():
     assert low < 0.65 / 0.75 < high
 
 
-def test_a_judge_that_hears_nothing_has_no_ceiling():
+def test_a_judge_that_recognizes_nothing_has_no_ceiling():
     rng = np.random.default_rng(0)
     truth, guess = np.repeat([0, 1], 40), rng.integers(0, 2, 80)
     found = control(verdicts(truth, truth), verdicts(truth, guess), ["a", "b"])

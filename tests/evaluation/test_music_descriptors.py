@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_songs import DRUMS, made, moved, songs
 
-from midigenre.evaluation.music.bars import beat_edges
 from midigenre.evaluation.music.descriptors import (
     HISTOGRAMS,
     SCALARS,
+    beat_edges,
     describe,
     describe_all,
 )

@@ -1,7 +1,6 @@
 """Fréchet distances with known answers, their floor, and what is refused."""
 
 import json
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -48,10 +47,10 @@ def test_samples_of_two_normals():
     rng = np.random.default_rng(1)
     real, ours = rng.normal(0, 1, (20_000, 4)), rng.normal(1, 2, (20_000, 4))
     found = frechet(ours, real, n_splits=3)
-    assert found.distance == pytest.approx(4 + 4, rel=0.03)
-    assert found.floor["high"] < 0.01
-    assert (found.dimensions, found.explained, found.n_parts) == (4, 1.0, (10_000, 10_000))
-    assert found.n_generated == found.n_real == 20_000
+    assert found["distance"] == pytest.approx(4 + 4, rel=0.03)
+    assert found["floor"]["high"] < 0.01
+    assert (found["dimensions"], found["explained"], found["n_parts"]) == (4, 1.0, [10_000, 10_000])
+    assert found["n_generated"] == found["n_real"] == 20_000
 
 
 def test_the_floor_shrinks_with_n_and_covers_the_same_music():
@@ -60,13 +59,13 @@ def test_the_floor_shrinks_with_n_and_covers_the_same_music():
     for n in (60, 240, 960):
         real, ours = rng.normal(size=(2 * n, 16)), rng.normal(size=(n, 16))
         found = frechet(ours, real, seed=3)
-        floors.append(found.floor["mean"])
-        assert found.n_parts == (n, n)
-        assert found.matched["mean"] == pytest.approx(found.floor["mean"], rel=0.2)
-        assert found.distance < 1.2 * found.floor["high"]
+        floors.append(found["floor"]["mean"])
+        assert found["n_parts"] == [n, n]
+        assert found["matched"]["mean"] == pytest.approx(found["floor"]["mean"], rel=0.2)
+        assert found["distance"] < 1.2 * found["floor"]["high"]
         far = frechet(ours + 1, real, seed=3)
-        assert far.floor == found.floor
-        assert far.distance > 3 * far.floor["high"]
+        assert far["floor"] == found["floor"]
+        assert far["distance"] > 3 * far["floor"]["high"]
     # About as 1 / n.
     assert floors[0] / floors[1] == pytest.approx(4, rel=0.35)
     assert floors[1] / floors[2] == pytest.approx(4, rel=0.35)
@@ -76,12 +75,12 @@ def test_matched_has_the_sizes_of_the_floor():
     rng = np.random.default_rng(6)
     ours, real = rng.normal(size=(1000, 16)), rng.normal(size=(200, 16))
     found = frechet(ours, real)
-    assert found.n_parts == (100, 100)
+    assert found["n_parts"] == [100, 100]
     # Noise of fewer songs in the floor must not hide a difference, nor that of more make one.
-    assert found.distance < 0.6 * found.floor["mean"]
-    assert found.matched["mean"] == pytest.approx(found.floor["mean"], rel=0.1)
+    assert found["distance"] < 0.6 * found["floor"]["mean"]
+    assert found["matched"]["mean"] == pytest.approx(found["floor"]["mean"], rel=0.1)
     near = frechet(ours + 0.3, real)
-    assert near.matched["mean"] - near.floor["mean"] == pytest.approx(16 * 0.09, rel=0.4)
+    assert near["matched"]["mean"] - near["floor"]["mean"] == pytest.approx(16 * 0.09, rel=0.4)
 
 
 @settings(max_examples=10, deadline=None)
@@ -90,12 +89,12 @@ def test_rotation_shift_and_order_do_not_matter(seed):
     rng = np.random.default_rng(seed)
     a, b = rng.normal(size=(70, 5)) @ covariance(rng, 5), rng.normal(1, 1, (140, 5))
     turn, shift = ortho_group.rvs(5, random_state=seed), rng.normal(size=5)
-    expected = frechet(a, b, n_splits=1).distance
-    turned = frechet(a @ turn + shift, b @ turn + shift, n_splits=1).distance
-    mixed = frechet(rng.permutation(a), rng.permutation(b), n_splits=1).distance
+    expected = frechet(a, b, n_splits=1)["distance"]
+    turned = frechet(a @ turn + shift, b @ turn + shift, n_splits=1)["distance"]
+    mixed = frechet(rng.permutation(a), rng.permutation(b), n_splits=1)["distance"]
     assert turned == pytest.approx(expected)
     assert mixed == pytest.approx(expected)
-    assert frechet(b, b, n_splits=1).distance == pytest.approx(0, abs=1e-9)
+    assert frechet(b, b, n_splits=1)["distance"] == pytest.approx(0, abs=1e-9)
 
 
 def test_components():
@@ -104,16 +103,16 @@ def test_components():
     real, ours = rng.normal(size=(400, 5)) * spread, rng.normal(size=(200, 5)) * spread
     ours[:, 0] += 20
     found = frechet(ours, real, components=2)
-    assert found.dimensions == 2
-    assert 0.999 < found.explained < 1
+    assert found["dimensions"] == 2
+    assert 0.999 < found["explained"] < 1
     whole = frechet(ours, real)
-    assert found.distance == pytest.approx(whole.distance, rel=0.01)
-    assert frechet(ours, real, components=5).distance == pytest.approx(whole.distance)
+    assert found["distance"] == pytest.approx(whole["distance"], rel=0.01)
+    assert frechet(ours, real, components=5)["distance"] == pytest.approx(whole["distance"])
     # Fitted on the real set alone: what only the generated set does outside is not seen.
     ours[:, 4] += 1000
-    assert frechet(ours, real, components=2).distance < 2 * found.distance
+    assert frechet(ours, real, components=2)["distance"] < 2 * found["distance"]
     constant = frechet(np.ones((60, 3)), np.ones((120, 3)), components=1)
-    assert (constant.distance, constant.explained) == (0, 1)
+    assert (constant["distance"], constant["explained"]) == (0, 1)
 
 
 def test_moments_of_one_dimension():
@@ -123,7 +122,7 @@ def test_moments_of_one_dimension():
 
 def test_result_ends_in_json():
     rng = np.random.default_rng(5)
-    found = asdict(frechet(rng.normal(size=(50, 2)), rng.normal(size=(100, 2))))
+    found = frechet(rng.normal(size=(50, 2)), rng.normal(size=(100, 2)))
     assert json.loads(json.dumps(found, allow_nan=False))["floor"].keys() == {"mean", "low", "high"}
 
 
@@ -144,14 +143,3 @@ def test_too_few_samples():
     assert "components" not in refusal(20, 500, 256)
     frechet(np.zeros((100, 256)), np.zeros((1000, 256)), components=99, n_splits=1)
     frechet(np.zeros((MIN_SAMPLES, 2)), np.zeros((2 * MIN_SAMPLES, 2)), n_splits=1)
-
-
-def test_wrong_arrays():
-    good = np.zeros((200, 3))
-    with pytest.raises(ValueError, match="shapes"):
-        frechet(good, np.zeros((200, 4)))
-    with pytest.raises(ValueError, match="NaN"):
-        frechet(good, np.full((200, 3), np.nan))
-    for components in (0, 4):
-        with pytest.raises(ValueError, match="give 1 to 3"):
-            frechet(good, good, components=components)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from made_songs import DRUMS, made, moved, random_song, songs
 from music21.analysis.discrete import KrumhanslKessler
 
-from midigenre.evaluation.music.bars import COMMON_TPQ, bar_keys, common_ticks
+from midigenre.evaluation.music.descriptors import COMMON_TPQ, bar_keys, common_ticks
 from midigenre.evaluation.music.structure import (
     bar_pictures,
     course,

@@ -10,15 +10,15 @@ import soundfile
 from symusic import Score
 from symusic.core import ControlChangeTick
 
-from midi import DRUMS, loudness_db, make_score, melody, note, to_bytes
-from midigenre.errors import RefusedSongError, UserError
+from midi import DRUMS, loudness_db, make_score, melody, note
+from midigenre.errors import UserError
 from midigenre.generation.audio import (
     FADE_SECONDS,
     PEAK_DB,
     SAMPLE_RATE,
     TAIL_SECONDS,
     Audio,
-    check_format,
+    check_audio,
     check_soundfont,
     decibels,
     default_soundfont,
@@ -31,10 +31,10 @@ from midigenre.generation.audio import (
 FLUTE, ORGAN, LEAD, GLOCKENSPIEL = 73, 19, 81, 9
 
 
-def cents(audio, pitch, start=0.2, seconds=0.6):
+def cents(audio, pitch, start=0.2, length=0.6):
     """How far the strongest partial within a semitone of a pitch lies from it."""
     first = round(start * audio.rate)
-    x = audio.samples[first : first + round(seconds * audio.rate)].mean(1)
+    x = audio.samples[first : first + round(length * audio.rate)].mean(1)
     n = 16 * len(x)  # zeros between the bins of the FFT, 0.1 Hz apart
     power = np.abs(np.fft.rfft(x * np.hanning(len(x)), n))
     hz = np.fft.rfftfreq(n, 1 / audio.rate)
@@ -43,6 +43,10 @@ def cents(audio, pitch, start=0.2, seconds=0.6):
     # The fundamental is there: not only noise in an empty band.
     assert power[near].max() > 0.05 * power.max()
     return 1200 * np.log2(hz[near][power[near].argmax()] / wanted)
+
+
+def seconds(audio):
+    return len(audio.samples) / audio.rate
 
 
 def rms_db(audio, start, end):
@@ -96,11 +100,11 @@ def test_tempo_changes_and_meters_place_the_notes():
 def test_the_last_note_rings_out_without_a_click():
     score = make_score([note(0, 1, 72, 100, GLOCKENSPIEL)])
     audio = render(score)
-    assert length_seconds(score) + 2 < audio.seconds <= 0.5 + TAIL_SECONDS + FADE_SECONDS
+    assert length_seconds(score) + 2 < seconds(audio) <= 0.5 + TAIL_SECONDS + FADE_SECONDS
     assert np.abs(audio.samples[-10:]).max() < 1e-3
     # Where the sound stops, the file does.
     organ = render(make_score([note(0, 1, 72, 100, ORGAN)]))
-    assert 0.5 < organ.seconds < 2.5
+    assert 0.5 < seconds(organ) < 2.5
     assert audio.samples.dtype == np.float32
     assert audio.rate == SAMPLE_RATE
 
@@ -109,8 +113,8 @@ def test_a_pedal_that_is_never_lifted_fades_out():
     score = make_score([note(0, 1, 72, 100, ORGAN)])
     score.tracks[0].controls.append(ControlChangeTick(0, 64, 127))
     audio = render(score)
-    assert audio.seconds == pytest.approx(0.5 + TAIL_SECONDS, abs=0.01)
-    assert rms_db(audio, audio.seconds - 0.2, audio.seconds - 0.1) > -20
+    assert seconds(audio) == pytest.approx(0.5 + TAIL_SECONDS, abs=0.01)
+    assert rms_db(audio, seconds(audio) - 0.2, seconds(audio) - 0.1) > -20
     assert np.abs(audio.samples[-10:]).max() < 0.01
 
 
@@ -163,7 +167,7 @@ def test_silence_is_found():
     above = make_score([note(0, 1, 115, 100)])  # the piano ends at 108
     assert render(above).silent
     assert unheard_notes(above, render(above)) == 1
-    assert render(above).seconds == pytest.approx(0.5)
+    assert seconds(render(above)) == pytest.approx(0.5)
     empty = render(Score(480))
     assert empty.silent
     assert empty.samples.shape == (0, 2)
@@ -208,18 +212,9 @@ def test_files_hold_what_was_rendered(tmp_path, suffix):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_other_formats_are_refused(tmp_path):
+def test_other_formats_are_rejected():
     with pytest.raises(UserError, match=r"audio=ogg: choose wav, mp3 or null"):
-        check_format("ogg")
-    with pytest.raises(UserError, match=r"\.wav or \.mp3"):
-        write_audio(tmp_path / "a.flac", np.zeros((4, 2), np.float32), SAMPLE_RATE)
-
-
-def test_bytes_and_scores_sound_the_same():
-    score = make_score([*melody(2), note(0, 4, 40, 90, 33), note(1, 1, 38, 90, DRUMS)])
-    assert np.array_equal(render(to_bytes(score)).samples, render(score).samples)
-    with pytest.raises(RefusedSongError, match="unreadable"):
-        render(b"RIFF, no MIDI")
+        check_audio("ogg", None)
 
 
 @pytest.mark.parametrize("content", [b"", b"no soundfont" * 9, "cut", None, "folder"])

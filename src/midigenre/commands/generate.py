@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import difflib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -30,8 +33,7 @@ from midigenre.evaluation.music.descriptors import describe
 from midigenre.files import write_bytes, write_json
 from midigenre.generation.audio import (
     MAX_SECONDS,
-    check_format,
-    check_soundfont,
+    check_audio,
     decibels,
     length_seconds,
     render,
@@ -48,14 +50,6 @@ from midigenre.tasks.samples import context_for
 from midigenre.tokenizers.base import Tokenizer, from_spec
 from midigenre.trained import Run, device_of, load_run
 from midigenre.wording import plural
-
-COMMON = ("genre", "emotion")
-"""Labels that have a setting of their own."""
-
-NUMBERS = (
-    "temperature", "top_k", "top_p", "min_p", "guidance", "seed", "bars", "seconds", "tokens",
-)  # fmt: skip
-QUANTIZE = ("int8",)
 
 
 def run(cfg: DictConfig, paths: Sequence[str]) -> None:
@@ -74,30 +68,36 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     check_audio(cfg.audio, cfg.soundfont)
     device = device_of(cfg.device)
     trained = load_run(cfg.run, cfg.ckpt, "generator")
-    wanted = _conditions(cfg, trained)
+    names = _conditions(cfg, trained)
     tokenizer = from_spec(trained.tokens)
     primer, primer_bars = _primer(cfg, tokenizer)
     sampler = make_sampler(trained, device, cfg.quantize)
-    names = {label: name for label, (name, _) in wanted.items()}
     out = Path(cfg.out).expanduser() if cfg.out else _new_folder(trained)
     with _writing(out):  # before the work, as far as one can know
         out.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=out):
             pass
+    labels = {
+        label: UNKNOWN if name is None else trained.labels.classes[label].index(name)
+        for label, name in names.items()
+    }
+    listed: list[dict[str, Any]] = []
     with progress_bars() as progress:
-        labels = {label: index for label, (_, index) in wanted.items()}
-        pieces = _drawn(cfg, sampler, settings, labels, primer, primer_bars, progress)
-        with _writing(out):
-            listed = _write(cfg, out, tokenizer, pieces, primer_bars, names, progress)
-            kept = {k: v for k, v in plain(cfg).items() if k not in ("debug", "batch", "out")}
-            about_all = {
-                "checkpoint": str(trained.checkpoint),
-                "conditions": names,
-                "primer_bars": primer_bars,
-                "settings": kept,
-                "pieces": listed,
-            }
-            write_json(out / "samples.json", about_all)
+        drawn = _drawn(cfg, sampler, settings, labels, (primer, primer_bars), progress)
+        for i, piece in enumerate(drawn):
+            with _writing(out):
+                listed.append(_write(cfg, out, tokenizer, i, piece, primer_bars, names))
+            progress("pieces written", i + 1, cfg.n)
+    kept = {k: v for k, v in plain(cfg).items() if k not in ("debug", "batch", "out")}
+    about_all = {
+        "checkpoint": str(trained.checkpoint),
+        "conditions": names,
+        "primer_bars": primer_bars,
+        "settings": kept,
+        "pieces": listed,
+    }
+    with _writing(out):
+        write_json(out / "samples.json", about_all)
     for line in warnings(listed):
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     notes = sum(about["notes"] for about in listed)
@@ -110,24 +110,10 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     print(out)
 
 
-def class_index(label: str, name: str, classes: Sequence[str]) -> int:
-    """Index of a class.
-
-    Raises:
-        UserError: There is no such class; the message lists them.
-    """
-    if name in classes:
-        return list(classes).index(name)
-    near = difflib.get_close_matches(name, classes, 1)
-    guess = f"did you mean {near[0]}? " if near else ""
-    raise UserError(
-        f"{label}={name}: {guess}this generator knows {', '.join(classes)} (and null, unknown)"
-    )
-
-
-def _conditions(cfg: DictConfig, trained: Run) -> dict[str, tuple[str | None, int]]:
-    """Name and index of the class of each condition."""
-    wanted: dict[str, Any] = {label: cfg[label] for label in COMMON if cfg[label] is not None}
+def _conditions(cfg: DictConfig, trained: Run) -> dict[str, str | None]:
+    """The class of each condition, None for "unknown"."""
+    # Two labels have a setting of their own.
+    wanted = {label: cfg[label] for label in ("genre", "emotion") if cfg[label] is not None}
     wanted |= {str(label): name for label, name in plain(cfg.conditions).items()}
     known = conditions_of(trained)
     for label, name in wanted.items():
@@ -136,13 +122,15 @@ def _conditions(cfg: DictConfig, trained: Run) -> dict[str, tuple[str | None, in
                 f"{label}={name}: this generator is not conditioned on {label}; its conditions are "
                 f"{', '.join(known) or 'none'} (task.conditions when it was trained)"
             )
-    out: dict[str, tuple[str | None, int]] = {}
-    for label in known:
-        name = wanted.get(label)
         classes = trained.labels.classes[label]
-        index = UNKNOWN if name is None else class_index(label, str(name), classes)
-        out[label] = (None if name is None else str(name), index)
-    return out
+        if name is not None and str(name) not in classes:
+            near = difflib.get_close_matches(str(name), classes, 1)
+            guess = f"did you mean {near[0]}? " if near else ""
+            raise UserError(
+                f"{label}={name}: {guess}this generator knows {', '.join(classes)} (and null, "
+                "unknown)"
+            )
+    return {label: None if (name := wanted.get(label)) is None else str(name) for label in known}
 
 
 def _primer(cfg: DictConfig, tokenizer: Tokenizer) -> tuple[Longs | None, int]:
@@ -158,8 +146,9 @@ def _primer(cfg: DictConfig, tokenizer: Tokenizer) -> tuple[Longs | None, int]:
     except RefusedSongError as error:
         raise UserError(f"prime={cfg.prime}: {error}; give a MIDI file with notes") from error
     first = int(np.flatnonzero(song.onsets_per_bar())[0])
-    end = song.n_bars if cfg.prime_bars is None else min(song.n_bars, first + cfg.prime_bars)
-    if cfg.prime_bars is not None and end < first + cfg.prime_bars:
+    wanted = song.n_bars if cfg.prime_bars is None else first + cfg.prime_bars
+    end = min(song.n_bars, wanted)
+    if end < wanted:
         console.print(
             f"{path} has {plural(end - first, 'bar')} of music, not prime_bars={cfg.prime_bars}",
             style="yellow", markup=False, highlight=False,
@@ -173,37 +162,28 @@ def _drawn(
     sampler: Sampler,
     settings: SamplingSettings,
     labels: Mapping[str, int],
-    primer: Longs | None,
-    primer_bars: int,
+    primer: tuple[Longs | None, int],
     progress: Progress,
-) -> list[Sample]:
-    """All pieces, batch by batch."""
-    pieces: list[Sample] = []
+) -> Iterator[Sample]:
+    """The pieces, which are drawn batch by batch."""
     for first in range(0, cfg.n, cfg.batch):
         n = min(cfg.batch, cfg.n - first)
         what = f"pieces {first} to {first + n - 1}" if cfg.n > cfg.batch else "bars"
-
-        def report(_: str, done: int, total: int, what: str = what) -> None:
-            progress(what, done, total)
-
         try:
-            pieces += sampler.sample(
+            yield from sampler.sample(
                 {label: [index] * n for label, index in labels.items()}, settings, n=n, first=first,
-                primer=primer, primer_bars=primer_bars, report=report,
+                primer=primer[0], primer_bars=primer[1], report=partial(progress, what),
             )  # fmt: skip
         except ValueError as error:
             raise UserError(f"prime={cfg.prime}: {error}") from error
-    return pieces
 
 
 def _new_folder(trained: Run) -> Path:
-    parent = trained.folder if trained.folder is not None else Path()
-    base = parent / "samples" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    folder, more = base, 1
-    while folder.exists():  # two commands within a second
-        more += 1
-        folder = base.with_name(f"{base.name}-{more}")
-    return folder
+    when = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    # Two commands may come within a second.
+    names = chain([when], (f"{when}-{more}" for more in count(2)))
+    parent = (trained.folder or Path()) / "samples"
+    return next(parent / name for name in names if not (parent / name).exists())
 
 
 @contextmanager
@@ -234,35 +214,30 @@ def _write(
     cfg: DictConfig,
     out: Path,
     tokenizer: Tokenizer,
-    pieces: Sequence[Sample],
+    i: int,
+    piece: Sample,
     primer_bars: int,
     names: Mapping[str, str | None],
-    progress: Progress,
-) -> list[dict[str, Any]]:
-    """Writes the pieces; what ``samples.json`` says about each."""
+) -> dict[str, Any]:
+    """Writes a piece; what ``samples.json`` says about it."""
     named = [name for name in names.values() if name]
     stem = "-".join(name.replace("/", "_") for name in named) or "piece"
-    listed: list[dict[str, Any]] = []
-    for i, piece in enumerate(pieces):
-        score = tokenizer.decode(piece.ids_TF)
-        song = tokenizer.clean(score) if score.note_num() else None
-        title = f"{' '.join(named) or 'unconditioned'}, seed {cfg.seed}, piece {i}"
-        about = write_piece(
-            out, f"{stem}-seed{cfg.seed}-{i:03d}", score, song, title, cfg.audio, cfg.soundfont,
-            piece.n_bars, primer_bars,
-        )  # fmt: skip
-        about |= {
-            "index": i,
-            "bars_asked": None if cfg.bars is None else cfg.bars + primer_bars,
-            "stop": piece.stop,
-            "short": _short(cfg, piece, about.get("seconds", 0.0)),
-            "steps": len(piece.ids_TF),
-            "drawn_steps": piece.n_drawn,
-            "scores": {} if song is None else describe(song).scalars,
-        }
-        listed.append(about)
-        progress("pieces written", i + 1, len(pieces))
-    return listed
+    score = tokenizer.decode(piece.ids_TF)
+    song = tokenizer.clean(score) if score.note_num() else None
+    title = f"{' '.join(named) or 'unconditioned'}, seed {cfg.seed}, piece {i}"
+    about = write_piece(
+        out, f"{stem}-seed{cfg.seed}-{i:03d}", score, song, title, cfg.audio, cfg.soundfont,
+        piece.n_bars, primer_bars,
+    )  # fmt: skip
+    return about | {
+        "index": i,
+        "bars_asked": None if cfg.bars is None else cfg.bars + primer_bars,
+        "stop": piece.stop,
+        "short": _short(cfg, piece, about.get("seconds", 0.0)),
+        "steps": len(piece.ids_TF),
+        "drawn_steps": piece.n_drawn,
+        "scores": {} if song is None else describe(song).scalars,
+    }
 
 
 # --- what judge shares ----------------------------------------------------------------------------
@@ -274,7 +249,7 @@ def sampling_settings(cfg: DictConfig) -> SamplingSettings:
     Raises:
         UserError: A value that makes no sense.
     """
-    for key in NUMBERS:
+    for key in ("guidance", "seed", "bars", "seconds", "tokens", *Choice.__dataclass_fields__):
         if isinstance(cfg[key], (bool, str)):
             raise UserError(f"{key}={cfg[key]} is no number")
     try:
@@ -284,26 +259,20 @@ def sampling_settings(cfg: DictConfig) -> SamplingSettings:
         raise UserError(str(error)) from error
 
 
-def make_sampler(trained: Run, device: torch.device, quantize: str | None = None) -> Sampler:
-    """A sampler of a trained generator, on a device.
-
-    Args:
-        trained: The generator.
-        device: Where to compute.
-        quantize: ``int8`` for eight-bit weights, None for the model as it is.
+def make_sampler(trained: Run, device: torch.device, quantize: str | None) -> Sampler:
+    """A sampler of a trained generator; ``quantize=int8`` gives it eight-bit weights.
 
     Raises:
         UserError: Its tokenizer has no grammar, or it cannot be quantised.
     """
     model = trained.model.to(device)
     assert isinstance(model, PhraseGenerator)
-    if quantize is not None:
-        if quantize not in QUANTIZE:
-            raise UserError(f"quantize={quantize}; choose {', '.join(QUANTIZE)} or null")
-        try:
-            model = quantize_int8(model)
-        except ValueError as error:
-            raise UserError(f"quantize={quantize}: {error}") from error
+    if quantize not in (None, "int8"):
+        raise UserError(f"quantize={quantize}; choose int8 or null")
+    try:
+        model = model if quantize is None else quantize_int8(model)
+    except ValueError as error:
+        raise UserError(f"quantize={quantize}: {error}") from error
     grammar = Grammar(from_spec(trained.tokens))
     return Sampler(model, grammar, context_for(trained.data, trained.tokens))
 
@@ -313,17 +282,6 @@ def conditions_of(generator: Run) -> tuple[str, ...]:
     model = generator.model
     assert isinstance(model, PhraseGenerator)
     return tuple(model.conditions.classes) if model.conditions else ()
-
-
-def check_audio(audio: str | None, soundfont: str | None) -> None:
-    """Refuses before the work what :func:`write_piece` could not do after it.
-
-    Raises:
-        UserError: There is no such format, or the soundfont cannot be played.
-    """
-    check_format(audio)
-    if audio is not None:
-        check_soundfont(soundfont)
 
 
 def write_piece(
@@ -351,11 +309,10 @@ def write_piece(
         primer_bars: Bars of it that were given.
 
     Returns:
-        What ``samples.json`` says about it: ``midi`` and ``notes``; with notes also ``piano_roll``,
-        ``bars``, ``rest_bars`` (how many of these are empty, at the end), ``seconds`` (to the last
-        barline) and ``programs``; with audio ``audio`` (None where the piece is too long for it),
-        ``peak_db`` and ``loudness_db`` (loudest sample and RMS of the file, dB of full scale),
-        ``unheard_notes`` and ``silent``.
+        ``midi`` and ``notes``; with notes also ``piano_roll``, ``bars``, ``rest_bars`` (how many of
+        these are empty, at the end), ``seconds`` (to the last barline) and ``programs``; with audio
+        ``audio`` (None where the piece is too long for it), ``peak_db`` and ``loudness_db``
+        (loudest sample and RMS of the file, dB of full scale), ``unheard_notes`` and ``silent``.
 
     Raises:
         UserError: The soundfont cannot be played.
@@ -404,30 +361,29 @@ def warnings(pieces: Iterable[Mapping[str, Any]]) -> list[str]:
     Args:
         pieces: What :func:`write_piece` returned.
     """
-    kinds: dict[str, list[str]] = {}
+    kinds: dict[str, list[str]] = defaultdict(list)
     for about in pieces:
         name = str(about["midi"]).removesuffix(".mid")
         if not about["notes"]:
-            kinds.setdefault("without a note", []).append(name)
+            kinds["without a note"].append(name)
         if about.get("short"):
-            kinds.setdefault(f"shorter than asked, {about['short']}", []).append(
-                f"{name} ({about.get('bars', 0)} of {about['bars_asked']} bars)"
-                if about["bars_asked"] else f"{name} ({about.get('seconds', 0):g} s)"
+            length = (
+                f"{about.get('bars', 0)} of {about['bars_asked']} bars"
+                if about["bars_asked"] else f"{about.get('seconds', 0):g} s"
             )  # fmt: skip
+            kinds[f"shorter than asked, {about['short']}"].append(f"{name} ({length})")
         if about["notes"] and not about.get("drawn_steps", 1):
-            kinds.setdefault("with nothing but rests after the primer", []).append(name)
+            kinds["with nothing but rests after the primer"].append(name)
         elif about.get("rest_bars"):
             rests = plural(about["rest_bars"], "bar")
-            kinds.setdefault("with rests at the end", []).append(f"{name} ({rests})")
+            kinds["with rests at the end"].append(f"{name} ({rests})")
         if about.get("silent"):
-            kinds.setdefault("silent as audio, the soundfont lacks its pitches", []).append(name)
+            kinds["silent as audio, the soundfont lacks its pitches"].append(name)
         elif "audio" in about and about["audio"] is None:
-            long = f"longer than {MAX_SECONDS:,.0f} s, too long for audio"
-            kinds.setdefault(long, []).append(name)
+            kinds[f"longer than {MAX_SECONDS:,.0f} s, too long for audio"].append(name)
     return [f"{len(names)} {what}: {', '.join(names)}" for what, names in kinds.items()]
 
 
 def _rounded(level_db: Any) -> float | None:
     """For JSON, which has no infinity."""
-    level = float(level_db)
-    return round(level, 1) if level > -1e9 else None
+    return round(float(level_db), 1) if np.isfinite(level_db) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import wave
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,46 +14,30 @@ import numpy as np
 from numpy.typing import NDArray
 from symusic.core import ControlChangeTick, NoteTickList, ScoreTick, TempoTick, TrackTick
 
+from midigenre.arrays import Longs
 from midigenre.errors import UserError
 from midigenre.files import write_bytes
-from midigenre.midi.clean import read_score
-from midigenre.midi.song import DEFAULT_TEMPO, seconds_at
+from midigenre.midi.song import DEFAULT_TEMPO, note_columns, seconds_at
 
 Samples = NDArray[np.float32]
 
 FORMATS = {"wav": ("WAV", "PCM_16"), "mp3": ("MP3", "MPEG_LAYER_III")}
 """Format and subtype of libsndfile for each suffix."""
 
-SILENT_DB = -70.0
-"""A piece that the synthesizer plays below this peak, in dB of full scale, is silent.
-
-The synthesizer's output has 16 bits: there are ten steps below, too few for music.
-"""
-
-SOUNDFONT = "TimGM6mb.sf2"
-"""General MIDI, six megabytes, in the package pretty_midi."""
-
-PEAK_DB = -1.0
-"""Peak of a rendered piece, dB of full scale: what an MP3 adds to it must not clip."""
-
-TAIL_SECONDS = 5.0
-"""How long the last notes may ring on."""
-
-TAIL_DB = -60.0
-"""The end is cut where the sound stays below this, dB of the peak: the usual end of a decay."""
-
-FADE_SECONDS = 0.03
-MAX_SECONDS = 1800.0
-"""Longer pieces are not rendered: half an hour takes 700 MB."""
-
-MELODIC_CHANNELS = 15
-"""MIDI has 16 channels, and one of them plays the drums."""
-
-SAMPLE_RATE = 48_000
-"""Frames a second, the synthesizer's."""
-
+SOUNDFONT = "TimGM6mb.sf2"  # General MIDI, six megabytes, in the package pretty_midi
+SAMPLE_RATE = 48_000  # frames a second, the synthesizer's
 FULL_SCALE = 32768
-UNUSED_CONTROL = 3  # of MIDI 1.0: it is sent only so that the synthesizer goes on playing
+SILENT_DB = -70.0  # ten steps of the synthesizer's 16 bits are below: too few for music
+PEAK_DB = -1.0  # of a rendered piece: what an MP3 adds to it must not clip
+TAIL_SECONDS = 5.0  # how long the last notes may ring on
+TAIL_DB = -60.0  # of the peak, where the sound ends: the usual end of a decay
+FADE_SECONDS = 0.03
+MAX_SECONDS = 1800.0  # longer pieces are not rendered: half an hour takes 700 MB
+MELODIC_CHANNELS = 15  # MIDI has 16, and one of them plays the drums
+UNUSED_CONTROL = 3  # of MIDI 1.0: it is sent only so that the synthesizer plays on
+
+_Voice = tuple[TrackTick, Longs]
+"""A track, and its notes as the synthesizer is given them: onset, duration, pitch, velocity."""
 
 
 @dataclass(frozen=True)
@@ -71,22 +55,9 @@ class Audio:
     raw_peak_db: float
 
     @property
-    def seconds(self) -> float:
-        """Length."""
-        return len(self.samples) / self.rate
-
-    @property
     def silent(self) -> bool:
-        """Whether nothing is to be heard (:data:`SILENT_DB`)."""
+        """Whether nothing can be heard (:data:`SILENT_DB`)."""
         return self.raw_peak_db < SILENT_DB
-
-
-@dataclass(frozen=True)
-class _Voice:
-    """A track as the synthesizer is given it: ``(onset, duration, pitch, velocity)``, (n, 4)."""
-
-    track: TrackTick
-    notes_N4: NDArray[np.int64]
 
 
 def decibels(amplitude: float | NDArray[np.floating]) -> NDArray[np.float64]:
@@ -110,11 +81,24 @@ def default_soundfont() -> Path:
     return path
 
 
-def check_soundfont(soundfont: Path | str | None) -> None:
-    """Plays a note with a soundfont, to find out before the work whether it can be used.
+def check_audio(audio: str | None, soundfont: str | None) -> None:
+    """Rejects before the work what could not be rendered and written after it.
 
     Args:
+        audio: ``wav``, ``mp3`` or None for no audio.
         soundfont: An SF2 file; None for :func:`default_soundfont`.
+
+    Raises:
+        UserError: There is no such format, or the soundfont cannot be played.
+    """
+    if audio is not None and audio not in FORMATS:
+        raise UserError(f"audio={audio}: choose {', '.join(FORMATS)} or null for no audio")
+    if audio is not None:
+        check_soundfont(soundfont)
+
+
+def check_soundfont(soundfont: Path | str | None) -> None:
+    """Plays a note with a soundfont.
 
     Raises:
         UserError: There is no such file, or it is no soundfont.
@@ -130,7 +114,7 @@ def length_seconds(score: ScoreTick) -> float:
     return float(_seconds(score, np.array([_end(score)]))[0])
 
 
-def render(score: ScoreTick | bytes, soundfont: Path | str | None = None) -> Audio:
+def render(score: ScoreTick, soundfont: Path | str | None = None) -> Audio:
     """Plays a score.
 
     Every instrument sounds, however many there are: those beyond the 16 channels are played apart
@@ -138,7 +122,7 @@ def render(score: ScoreTick | bytes, soundfont: Path | str | None = None) -> Aud
     rung out, at most :data:`TAIL_SECONDS` after them, and is as loud as :data:`PEAK_DB` allows.
 
     Args:
-        score: Times in ticks; or a MIDI file's bytes.
+        score: Times in ticks.
         soundfont: An SF2 file; None for :func:`default_soundfont`.
 
     Returns:
@@ -147,23 +131,18 @@ def render(score: ScoreTick | bytes, soundfont: Path | str | None = None) -> Aud
 
     Raises:
         UserError: The soundfont cannot be used, or the piece is longer than :data:`MAX_SECONDS`.
-        midigenre.errors.RefusedSongError: The bytes are no MIDI file.
     """
-    if isinstance(score, bytes):
-        score = read_score(score)
     if (length := length_seconds(score)) > MAX_SECONDS:
         raise UserError(
             f"a piece of {length:,.0f} s is too long for audio, which has {MAX_SECONDS:,.0f} s at "
             "most; set audio=null"
         )
     path = default_soundfont() if soundfont is None else Path(soundfont).expanduser()
-    voices = [_Voice(t, _restruck(t)) for t in score.tracks if len(t.notes)]
-    drums = [voice for voice in voices if voice.track.is_drum]
-    others = [voice for voice in voices if not voice.track.is_drum]
-    groups = [
-        others[at : at + MELODIC_CHANNELS] for at in range(0, len(others), MELODIC_CHANNELS)
-    ] or [[]]
-    groups[0] += drums
+    voices = [(track, _restruck(track)) for track in score.tracks if len(track.notes)]
+    drums = [voice for voice in voices if voice[0].is_drum]
+    others = [voice for voice in voices if not voice[0].is_drum]
+    starts = range(0, max(len(others), 1), MELODIC_CHANNELS)
+    groups = [others[at : at + MELODIC_CHANNELS] + (drums if at == 0 else []) for at in starts]
     mix = _mixed([_play(score, group, path) for group in groups if group])
     peak = float(np.abs(mix).max(initial=0))
     raw_peak_db = float(decibels(peak))
@@ -179,75 +158,48 @@ def render(score: ScoreTick | bytes, soundfont: Path | str | None = None) -> Aud
 
 
 def unheard_notes(score: ScoreTick, audio: Audio) -> int:
-    """Number of notes that begin in silence and leave it silent.
+    """Number of notes that begin in silence and leave it silent in what :func:`render` made.
 
     Such a note lies outside its instrument's range in the soundfont, or is very soft. One that
     begins while others sound is never counted.
-
-    Args:
-        score: The music.
-        audio: What :func:`render` made of it.
     """
-    onsets = np.concatenate(
-        [np.asarray(track.notes.numpy()["time"]) for track in score.tracks] or [np.zeros(0)]
-    )
+    onsets = note_columns(score.tracks)[0]["time"]
     if audio.silent or not len(onsets):
         return len(onsets)
     # Half a second, since strings and pads rise slowly.
     power = np.r_[0.0, np.cumsum((audio.samples.astype(np.float64) ** 2).mean(1))]
     first = np.round(_seconds(score, onsets) * audio.rate).astype(np.int64)
-    first, last = (
-        np.clip(at, 0, len(audio.samples)) for at in (first, first + round(0.5 * audio.rate))
-    )
+    last = np.minimum(first + round(0.5 * audio.rate), len(audio.samples))
+    first = np.minimum(first, len(audio.samples))
     mean = (power[last] - power[first]) / np.maximum(last - first, 1)
     return int((decibels(np.sqrt(np.maximum(mean, 0))) < PEAK_DB + TAIL_DB).sum())
 
 
-def check_format(name: str | None, key: str = "audio") -> None:
-    """Refuses what cannot be written.
-
-    Args:
-        name: ``wav``, ``mp3`` or None for no audio.
-        key: The setting's name, for the message.
-
-    Raises:
-        UserError: Another format.
-    """
-    if name is not None and name not in FORMATS:
-        raise UserError(f"{key}={name}: choose {', '.join(FORMATS)} or null for no audio")
-
-
-def write_audio(path: Path | str, samples: Samples, rate: int) -> None:
+def write_audio(path: Path, samples: Samples, rate: int) -> None:
     """Writes a sound file; it appears whole or not at all.
 
     Args:
         path: The file; its suffix, ``.wav`` (16 bits) or ``.mp3``, says what it becomes.
         samples: Shape (frames, 2), at most 1 in size.
         rate: Frames a second.
-
-    Raises:
-        UserError: Another suffix.
     """
     import soundfile  # takes long to load, and only who writes audio needs it
 
-    suffix = Path(path).suffix.lower().removeprefix(".")
-    if suffix not in FORMATS:
-        raise UserError(f"{path}: audio is written as .wav or .mp3")
-    kind, subtype = FORMATS[suffix]
+    kind, subtype = FORMATS[path.suffix.removeprefix(".")]
     # Not to the disk itself: where that is full, libsndfile says only "system error".
     sound = io.BytesIO()
     soundfile.write(sound, samples, rate, format=kind, subtype=subtype)
-    write_bytes(Path(path), sound.getvalue())
+    write_bytes(path, sound.getvalue())
 
 
 def _play(score: ScoreTick, voices: list[_Voice], soundfont: Path) -> Samples:
     """What the voices sound like, with the tail."""
-    samples = _synthesized(score, voices, soundfont)
+    samples = _synthesized(_midi(score, voices), soundfont)
     clipped = np.abs(samples).max() >= (FULL_SCALE - 1) / FULL_SCALE
-    if not clipped or all(len(voice.notes_N4) < 2 for voice in voices):
+    if not clipped or all(len(notes_N4) < 2 for _, notes_N4 in voices):
         return samples
     # The synthesizer cuts off what is too loud: every other note at a time then.
-    halves = [[replace(p, notes_N4=p.notes_N4[which::2]) for p in voices] for which in (0, 1)]
+    halves = [[(track, notes_N4[which::2]) for track, notes_N4 in voices] for which in (0, 1)]
     return _mixed([_play(score, half, soundfont) for half in halves])
 
 
@@ -259,17 +211,15 @@ def _mixed(played: list[Samples]) -> Samples:
     return mix
 
 
-def _synthesized(score: ScoreTick, voices: list[_Voice], soundfont: Path) -> Samples:
-    midi = _midi(score, voices)
+def _synthesized(midi: bytes, soundfont: Path) -> Samples:
+    font = _bytes(soundfont)
     try:
-        data = midirenderer.render_wave_from(_bytes(str(soundfont)), midi)
-    except RuntimeError as error:
-        raise _no_soundfont(soundfont, error) from error
+        data = midirenderer.render_wave_from(font, midi)
     except BaseException as error:
-        # A panic of the Rust code. Its class derives from BaseException and is not exported.
-        if type(error).__name__ != "PanicException":
+        # A panic of the Rust code has a class that is no Exception and is not exported.
+        if not isinstance(error, RuntimeError) and type(error).__name__ != "PanicException":
             raise
-        raise _no_soundfont(soundfont, error) from error
+        raise _no_soundfont(soundfont, str(error)) from error
     with wave.open(io.BytesIO(data)) as file:
         if (rate := file.getframerate()) != SAMPLE_RATE or file.getnchannels() != 2:
             raise RuntimeError(f"midirenderer plays {rate} frames a second; see SAMPLE_RATE")
@@ -277,25 +227,22 @@ def _synthesized(score: ScoreTick, voices: list[_Voice], soundfont: Path) -> Sam
     return frames.reshape(-1, 2).astype(np.float32) / np.float32(FULL_SCALE)
 
 
-def _no_soundfont(path: Path, error: BaseException) -> UserError:
+@lru_cache(maxsize=2)
+def _bytes(soundfont: Path) -> bytes:
+    try:
+        return soundfont.read_bytes()
+    except OSError as error:
+        raise _no_soundfont(soundfont, (error.strerror or str(error)).lower()) from error
+
+
+def _no_soundfont(path: Path, why: str) -> UserError:
     return UserError(
-        f"soundfont={path}: {error}; give an SF2 file, or null for {SOUNDFONT} of pretty_midi"
+        f"soundfont={path}: {why}; give an SF2 file, or null for {SOUNDFONT} of pretty_midi"
     )
 
 
-@lru_cache(maxsize=2)
-def _bytes(soundfont: str) -> bytes:
-    try:
-        return Path(soundfont).read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"soundfont={soundfont}: {(error.strerror or str(error)).lower()}; give an SF2 file, "
-            f"or null for {SOUNDFONT} of pretty_midi"
-        ) from error
-
-
 def _midi(score: ScoreTick, voices: list[_Voice]) -> bytes:
-    """A file of these voices that goes on for the tail after the last note of the score."""
+    """A file of these voices that lasts for the tail after the last note of the score."""
     end = _end(score)
     made = ScoreTick(score.ticks_per_quarter)
     for tempo in score.tempos:
@@ -304,14 +251,14 @@ def _midi(score: ScoreTick, voices: list[_Voice]) -> bytes:
     # One tempo for the tail, so that its length in ticks is known.
     made.tempos.append(TempoTick(end, DEFAULT_TEMPO))
     tail = round(TAIL_SECONDS * DEFAULT_TEMPO / 60 * score.ticks_per_quarter)
-    for voice in voices:
-        track = TrackTick("", voice.track.program, voice.track.is_drum)
+    for of, notes_N4 in voices:
+        track = TrackTick("", of.program, of.is_drum)
         track.notes = NoteTickList.from_numpy(
-            *voice.notes_N4[:, :2].T.astype(np.int32), *voice.notes_N4[:, 2:].T.astype(np.int8)
+            *notes_N4[:, :2].T.astype(np.int32), *notes_N4[:, 2:].T.astype(np.int8)
         )
         # What a file does to its channels after the music would only make it longer.
         for name in ("controls", "pitch_bends", "pedals"):
-            for event in getattr(voice.track, name):
+            for event in getattr(of, name):
                 if event.time < end:
                     getattr(track, name).append(event)
         made.tracks.append(track)
@@ -319,32 +266,26 @@ def _midi(score: ScoreTick, voices: list[_Voice]) -> bytes:
     return bytes(made.dumps_midi())
 
 
-def _restruck(track: TrackTick) -> NDArray[np.int64]:
+def _restruck(track: TrackTick) -> Longs:
     """Notes of a track as (onset, duration, pitch, velocity), int64 of shape (n, 4), in order.
 
     A note ends where its pitch begins again: MIDI's note-off does not say which of the two it ends,
     so that the second one would break off where the first one was to end.
     """
     notes = track.notes.numpy()
-    onset, duration, pitch, velocity = (
-        np.asarray(notes[name], np.int64) for name in ("time", "duration", "pitch", "velocity")
-    )
-    order = np.lexsort((duration, onset, pitch))
-    onset, duration, pitch, velocity = (c[order] for c in (onset, duration, pitch, velocity))
-    gap = np.diff(onset)
-    again = (np.diff(pitch) == 0) & (gap > 0)
-    duration[:-1] = np.where(again, np.minimum(duration[:-1], gap), duration[:-1])
-    notes_N4 = np.stack([onset, np.maximum(duration, 1), pitch, velocity], 1)
-    return notes_N4[np.lexsort((pitch, onset))]
+    columns = [np.asarray(notes[k], np.int64) for k in ("time", "duration", "pitch", "velocity")]
+    notes_N4 = np.stack(columns, 1)[np.lexsort((columns[1], columns[0], columns[2]))]
+    gap, same_pitch = np.diff(notes_N4[:, 0]), np.diff(notes_N4[:, 2]) == 0
+    length = notes_N4[:, 1]
+    length[:-1] = np.where(same_pitch & (gap > 0), np.minimum(length[:-1], gap), length[:-1])
+    notes_N4[:, 1] = np.maximum(length, 1)
+    return notes_N4[np.lexsort((notes_N4[:, 2], notes_N4[:, 0]))]
 
 
 def _end(score: ScoreTick) -> int:
     """Tick at which the last note ends."""
-    ends = [0]
-    for track in score.tracks:
-        notes = track.notes.numpy()
-        ends.append(int((notes["time"] + np.maximum(notes["duration"], 1)).max(initial=0)))
-    return max(ends)
+    notes, _ = note_columns(score.tracks)
+    return int((notes["time"] + np.maximum(notes["duration"], 1)).max(initial=0))
 
 
 def _seconds(score: ScoreTick, ticks: NDArray[np.integer]) -> NDArray[np.float64]:

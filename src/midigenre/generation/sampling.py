@@ -19,9 +19,6 @@ from midigenre.models.kernels import packed
 from midigenre.spec import UNKNOWN
 from midigenre.tokenizers.base import PhraseCutter
 
-Report = Callable[[str, int, int], None]
-"""``(what, done, total)``; a total of 0 is an unknown one."""
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -57,7 +54,7 @@ class Choice:
         """Draws a token of each row.
 
         Args:
-            logits_BV: Shape (B, V).
+            logits_BV: Logits.
             allowed_BV: What may be drawn, at least one token a row.
             uniform_B: Numbers in [0, 1), float64: the same number draws the same token.
 
@@ -205,7 +202,7 @@ class Sampler:
         first: int = 0,
         primer: Ids | None = None,
         primer_bars: int = 0,
-        report: Report | None = None,
+        report: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Sample]:
         """Draws n pieces side by side.
 
@@ -216,10 +213,7 @@ class Sampler:
             first: Number of the first piece under the seed, for those who draw in batches.
             primer: Steps that all begin with, int64 (T, F), without BOS; bars from 0.
             primer_bars: Bars of it.
-            report: Called with the bars that are finished.
-
-        Returns:
-            The pieces, in order.
+            report: Called with the bars that are finished, and all; 0 for an unknown number.
 
         Raises:
             ValueError: The primer is no music of this tokenizer.
@@ -238,8 +232,7 @@ class Sampler:
         while draw.live:
             chosen_BF = draw.choose()
             draw.push(chosen_BF)
-            if report is not None:
-                report("bars", sum(piece.bars for piece in pieces), total)
+            report(sum(piece.bars for piece in pieces), total)
             draw.advance(chosen_BF)
         return [
             Sample(np.array(p.ids, np.int64), p.stop, max(0, len(p.ids) - len(opening)), p.bars)
@@ -410,10 +403,6 @@ class Windows:
     """Cuts the last bars of music in the making, as a model was shown music in training.
 
     A window begins at a bar; what is in force there is restated.
-
-    Args:
-        grammar: The grammar of the rows.
-        context: What the model was trained to see.
     """
 
     def __init__(self, grammar: Grammar, context: Context) -> None:
@@ -424,16 +413,10 @@ class Windows:
         self._cutter = None if self.spec.bars == "none" else PhraseCutter(self.spec)
 
     def first_bar(self, rows: Rows, row: int, first: int, max_bars: int | None) -> int:
-        """Where the row's window should begin, now that the row is in its last bar.
+        """Where a row's window that begins with bar ``first`` should begin now.
 
         Half a window of past is kept. A piece that fits one window keeps it whole; otherwise the
         window moves on as soon as its last bar begins, because the model never saw a bar after it.
-
-        Args:
-            rows: The rows.
-            row: Which one.
-            first: Bar with which its window begins now.
-            max_bars: Bar with which the piece ends; None for no end.
         """
         if max_bars is not None and max_bars - first <= self.bars:
             return first
@@ -443,11 +426,7 @@ class Windows:
         return max(first, min(bar - 1, bar - self.bars // 2 + 1))
 
     def shorter(self, rows: Rows, row: int, first: int, n_steps: int) -> int | None:
-        """Where a window begins whose steps have become too many: half of them go, by bars.
-
-        Returns:
-            A later bar than ``first``; None if there is none, because the bars are too long.
-        """
+        """A later bar for a window of too many steps, half of which go; None if no bar fits."""
         steps = rows.bar_steps(row)
         wanted, last = n_steps - self.max_tokens // 2, len(steps) - 2
         if last <= first:
@@ -455,17 +434,7 @@ class Windows:
         return next((bar for bar in range(first + 1, last) if steps[bar] >= wanted), last)
 
     def cut(self, ids_TF: Ids, rows: Rows, row: int, first: int) -> Ids:
-        """The steps of the bars from ``first`` on.
-
-        Args:
-            ids_TF: All steps of the row, bars numbered from its beginning.
-            rows: The rows.
-            row: Which one.
-            first: A bar of it.
-
-        Returns:
-            int64, shape (T, F): the model's window.
-        """
+        """The window of a row's steps ``ids_TF`` from bar ``first`` on, int64 (T, F)."""
         if first == 0:
             return ids_TF
         steps = np.array([*rows.bar_steps(row), len(ids_TF)], np.int32)

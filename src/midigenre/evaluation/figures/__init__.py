@@ -52,3 +52,11 @@ def titles(axes: Axes, title: str, subtitle: str) -> None:
         subtitle, (0, 1), (0, 10), xycoords="axes fraction", textcoords="offset points",
         fontsize=9.5, color=FAINT, annotation_clip=False,
     )  # fmt: skip
+
+
+def small_axes(axes: Axes, title: str = "") -> None:
+    """No tick marks, and a title over the left edge; for figures without a subtitle."""
+    axes.tick_params(length=0, colors=INK, labelsize=9)
+    axes.set_title(
+        title, loc="left", pad=10, fontsize=12, fontweight="bold", color=INK, parse_math=False
+    )

@@ -3,12 +3,10 @@
 Everything here works on cleaned songs (:class:`midigenre.midi.song.Song`) or on embeddings given as
 arrays; nothing knows a model. What the functions return is plain data, ready for JSON.
 
-* ``bars``: what a bar holds, as a number to compare; the time that a song spans.
 * ``control``: whether a judge finds what was asked for, and whether it may be asked.
-* ``descriptors``: one number or histogram per song (entropy, groove, polyphony, ...).
+* ``descriptors``: what bars hold; one number or histogram per song (entropy, groove, ...).
 * ``distance``: overlap of generated with real descriptors and the Fréchet distance of embeddings,
   each with its floor.
 * ``structure``: self-similarity, repetition, course of a piece, whether it ends on the tonic.
 * ``novelty``: runs of notes and of bars that a piece shares with the training set.
-* ``figures``: the pictures of these.
 """

@@ -1,6 +1,6 @@
-"""One number or one histogram a song: what generated and real music are compared by.
+"""What a song's bars hold, and one number or one histogram a song to compare music by.
 
-Definitions follow muspy 0.5 (Dong et al. 2020, "MusPy: A Toolkit for Symbolic Music Generation",
+Descriptors follow muspy 0.5 (Dong et al. 2020, "MusPy: A Toolkit for Symbolic Music Generation",
 section 3.5), with which the tests compare them; it takes them from Mogren 2016 ("C-RNN-GAN"), Dong
 et al. 2018 ("MuseGAN") and Wu and Yang 2020 ("The Jazz Transformer on the Front Line", arXiv
 2008.01307). Where ours differ, on purpose:
@@ -18,13 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from midigenre.arrays import Floats, Longs
-from midigenre.evaluation.music.bars import bar_of_notes, beat_edges, is_melodic, note_ends
-from midigenre.midi.song import Song
+from midigenre.arrays import Bools, Floats, Ints, Keys, Longs
+from midigenre.evaluation.metrics import ratio
+from midigenre.midi.song import DRUMS, Song
 
 SCALARS: dict[str, str] = {
     "pitch_class_entropy": "bits",
@@ -58,13 +60,73 @@ HISTOGRAMS: dict[str, tuple[str, ...]] = {
 }
 """Descriptors that are a histogram a song, and the names of their bins."""
 
-GROOVE_POSITIONS = 16
-"""Positions of a quarter note in the groove: 64 in a bar of 4/4, as in Wu and Yang 2020."""
-
-POLYPHONIC_ABOVE = 2
-"""The polyphony rate counts time with more pitches than this (MuseGAN, section 5.2)."""
+GROOVE_POSITIONS = 16  # of a quarter note: 64 in a bar of 4/4, as in Wu and Yang 2020
+POLYPHONIC_ABOVE = 2  # pitches, above which time counts in the polyphony rate (MuseGAN, 5.2)
+COMMON_TPQ = 40_320
+"""Ticks a quarter note in which songs of different grids are compared: 2^7 · 3^2 · 5 · 7."""
 
 _MAJOR = np.array([1, 0, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1], np.int64)
+
+
+def common_ticks(ticks: NDArray[Any], tpq: int) -> Longs:
+    """Ticks of a song in those of :data:`COMMON_TPQ`, rounded down."""
+    return np.asarray(np.asarray(ticks, np.int64) * COMMON_TPQ // tpq)
+
+
+def bar_of_notes(song: Song) -> Longs:
+    """Index of the bar in which each note starts, shape (notes,)."""
+    return np.searchsorted(song.bar_ticks, song.notes.onset, side="right").astype(np.int64) - 1
+
+
+def note_ends(song: Song) -> Ints:
+    """End of each note, cut at the last barline, shape (notes,).
+
+    Every measure of time looks at the bars and at nothing after them: a phrase keeps its last
+    notes whole, and how far they hang over says nothing about the phrase.
+    """
+    return np.asarray(np.minimum(song.notes.onset + song.notes.duration, song.bar_ticks[-1]))
+
+
+def beat_edges(song: Song) -> Floats:
+    """Start of each beat and, last, the end of the last one, in ticks, shape (beats + 1,).
+
+    A beat is the meter's denominator, as everywhere in the project.
+    """
+    if not song.n_bars:
+        return np.asarray(song.bar_ticks[:1], np.float64)
+    beats = np.maximum(song.meters[:, 0].astype(np.int64), 1)
+    first = np.repeat(np.cumsum(beats) - beats, beats)
+    within = (np.arange(beats.sum()) - first) / np.repeat(beats, beats)
+    length = np.repeat(np.diff(song.bar_ticks), beats)
+    starts = np.repeat(song.bar_ticks[:-1], beats) + within * length
+    return np.append(starts, song.bar_ticks[-1]).astype(np.float64)
+
+
+def is_melodic(song: Song) -> Bools:
+    """Which notes have a pitch, that is, are not drums, shape (notes,)."""
+    return np.asarray(song.notes.program != DRUMS)
+
+
+def bar_keys(song: Song) -> tuple[Keys, Bools]:
+    """A 64-bit number for what each bar holds, and which bars hold a note, each of shape (bars,).
+
+    Equal contents give equal numbers in any song: the meter and, of each note that starts in the
+    bar, position, duration, program and pitch. Velocity and tempo do not count. Other contents
+    give other numbers but for a chance of 2^-64 a pair (BLAKE2b).
+    """
+    notes, bar = song.notes, bar_of_notes(song)
+    since = notes.onset - song.bar_ticks[bar]
+    position, length = (common_ticks(t, song.tpq) for t in (since, notes.duration))
+    rows = np.stack([position, length, notes.program, notes.pitch], axis=1).astype(np.int64)
+    # Not left to the table's order, which breaks ties by ticks of the song's own grid.
+    rows = rows[np.lexsort((rows[:, 1], rows[:, 3], rows[:, 2], rows[:, 0], bar))]
+    edges = np.searchsorted(bar, np.arange(song.n_bars + 1))
+    contents = zip(song.meters.astype(np.int64), np.split(rows, edges[1:-1]), strict=False)
+    keys = [
+        blake2b(meter.tobytes() + held.tobytes(), digest_size=8).digest()
+        for meter, held in contents
+    ]
+    return np.frombuffer(b"".join(keys), np.uint64).copy(), np.diff(edges) > 0
 
 
 @dataclass(frozen=True)
@@ -139,10 +201,8 @@ def describe(song: Song) -> Descriptors:
         scalars["pitch_range"] = float(np.ptp(notes.pitch[melodic]))
     if n:
         velocity = notes.velocity.astype(np.float64)
-        scalars["velocity_mean"], scalars["velocity_std"] = (
-            float(velocity.mean()),
-            float(velocity.std()),
-        )
+        scalars["velocity_mean"] = float(velocity.mean())
+        scalars["velocity_std"] = float(velocity.std())
         scalars["n_programs"] = float(len(np.unique(notes.program)))
         scalars["drum_share"] = float((~melodic).mean())
     counts = {"duration": _durations(song, melodic), "interval": _intervals(song, melodic)}
@@ -152,17 +212,13 @@ def describe(song: Song) -> Descriptors:
 def describe_all(songs: Iterable[Song]) -> DescriptorTable:
     """Descriptors of songs, one row a song."""
     found = [describe(song) for song in songs]
-    scalars = {
-        # float64 turns None into NaN.
-        name: np.array([one.scalars[name] for one in found], np.float64)
-        for name in SCALARS
-    }
+    # float64 turns None into NaN.
+    scalars = {name: np.array([one.scalars[name] for one in found], np.float64) for name in SCALARS}
     histograms = {}
     for name, bins in HISTOGRAMS.items():
         counts = np.array([one.histograms[name] for one in found], np.float64)
         counts = counts.reshape(len(found), len(bins))
-        with np.errstate(invalid="ignore"):
-            histograms[name] = counts / counts.sum(1, keepdims=True)
+        histograms[name] = ratio(counts, counts.sum(1, keepdims=True))
     return DescriptorTable(scalars, histograms)
 
 
@@ -192,7 +248,7 @@ def _groove(song: Song) -> float | None:
     return 1 - differ / int(width[:-1][alike].sum())
 
 
-def _polyphony(song: Song, melodic: NDArray[np.bool_]) -> tuple[float | None, float]:
+def _polyphony(song: Song, melodic: Bools) -> tuple[float | None, float]:
     """Mean pitches over the time with any, and share of the time with more than two."""
     span = int(song.bar_ticks[-1] - song.bar_ticks[0])
     start = song.notes.onset[melodic].astype(np.int64)
@@ -217,14 +273,14 @@ def _polyphony(song: Song, melodic: NDArray[np.bool_]) -> tuple[float | None, fl
     return mean, float(lasts[pitches > POLYPHONIC_ABOVE].sum() / span)
 
 
-def _durations(song: Song, melodic: NDArray[np.bool_]) -> Longs:
+def _durations(song: Song, melodic: Bools) -> Longs:
     bar = bar_of_notes(song)[melodic]
     beats = song.notes.duration[melodic] * song.meters[bar, 1] / (4 * song.tpq)
     edges = list(DURATION_BINS.values())[:-1]
     return np.bincount(np.digitize(beats, edges), minlength=len(DURATION_BINS))
 
 
-def _intervals(song: Song, melodic: NDArray[np.bool_]) -> Longs:
+def _intervals(song: Song, melodic: Bools) -> Longs:
     onset, pitch, program = (
         column[melodic] for column in (song.notes.onset, song.notes.pitch, song.notes.program)
     )

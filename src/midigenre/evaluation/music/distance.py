@@ -13,64 +13,52 @@ descriptors but of the distances between songs within the real set and across th
 taken of the descriptors themselves: one can draw it and see to which side the generated music
 differs, and songs are independent where pairs of songs are not, so songs can be resampled.
 
-**How to read a number.** Sampling noise alone keeps the overlap of two sets of the same music
-below 1, so a value is judged by its *floor*: the same measure between two random parts of the real
-set. Because noise depends on the number of songs, the *matched* value is taken on random parts of
-just the floor's sizes: where matched and floor agree, nothing tells generated from real. The 95 %
-interval is a percentile bootstrap over the songs of both sets. Measured on normal
-samples of 50 against 50 to 600 against 300, it held the true overlap in 84 to 95 % of draws where
-that was 0.3 to 0.8, but never where it was 1: an interval answers "how different", the floor
-"different at all". In the same draws, ten bins of equal population had a bias of up to -0.09 where
-the kernel had one of up to 0.03.
-
 **Embeddings.** The Fréchet distance of two normal distributions, |m1 - m2|^2 + tr(S1 + S2 - 2 (S1
 S2)^(1/2)) (Dowson and Landau 1982), fitted to the embeddings of real and of generated music: Heusel
 et al. 2017 ("GANs Trained by a Two Time-Scale Update Rule", FID) for images, Kilgour et al. 2019
-("Fréchet Audio Distance") for sound. Embeddings come as arrays; which encoder made them is the
-caller's affair, and distances under different encoders do not compare.
+("Fréchet Audio Distance") for sound. Distances under different encoders do not compare. There is
+none where a covariance cannot be estimated: with as many dimensions as samples or more it is
+singular. Nothing is shrunk to hide that; ``components`` takes fewer dimensions.
 
-Two samples of the same distribution have a distance above 0, which falls about as 1/n and grows
-with the number of dimensions (Chong and Forsyth 2020, "Effectively Unbiased FID"). So a distance
-comes with its *floor*, the distance between random parts of the real set, and with the *matched*
-distance, that of generated music from parts of the same sizes: what matched exceeds floor by is the
-difference, what floor itself shows is noise. There is none where a covariance cannot be estimated:
-with as many dimensions as samples or more it is singular. Nothing is shrunk to hide that;
-``components`` is the honest way to get along with few samples.
+**How to read a number.** Two samples of the same music have an overlap below 1 and a Fréchet
+distance above 0, which falls about as 1/n and grows with the dimensions (Chong and Forsyth 2020,
+"Effectively Unbiased FID"). So a value is judged by its *floor*: the same measure between two
+random parts of the real set. Because noise depends on the number of songs, the *matched* value is
+taken on random parts of just the floor's sizes: where matched and floor agree, nothing tells
+generated from real. The 95 % interval of an overlap is a percentile bootstrap over the songs of
+both sets. It says how different the sets are, the floor whether they are: on normal samples of 50
+against 50 to 600 against 300 the interval held the true overlap in 84 to 95 % of draws where that
+was 0.3 to 0.8, but never where it was 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from scipy.special import ndtr
 
 from midigenre.arrays import Floats, Longs
 from midigenre.errors import UserError
 from midigenre.evaluation.bootstrap import N_BOOTSTRAP, interval
+from midigenre.evaluation.figures import BLUE, FAINT, GRID, INK, RED, new_figure, small_axes
 from midigenre.evaluation.metrics import plain, ratio
 from midigenre.evaluation.music.descriptors import HISTOGRAMS, SCALARS, DescriptorTable
 from midigenre.wording import plural
 
-MIN_SONGS = 10
-"""Fewer songs in a set are refused: their distribution is hardly known."""
-
+MIN_SONGS = 10  # in a set; the distribution of fewer is hardly known
+MIN_SAMPLES = 50  # embeddings in a set, whatever their width
 N_SPLITS = 200
-CELLS = 256
-
-MIN_SAMPLES = 50
-"""Fewer embeddings in a set are too few whatever their width."""
-
 N_FRECHET_SPLITS = 20
+CELLS = 256
 
 
 def overlap(p: Floats, q: Floats) -> Floats:
     """Overlapping area of distributions over cells, shape (..., cells) to (...)."""
-    area: Floats = np.minimum(p, q).sum(-1)
-    return area
+    return np.asarray(np.minimum(p, q).sum(-1))
 
 
 def jensen_shannon(p: Floats, q: Floats) -> Floats:
@@ -92,13 +80,12 @@ MEASURES: dict[str, Callable[[Floats, Floats], Floats]] = {
 def split_parts(
     n_generated: int, n_real: int, n_splits: int, seed: int
 ) -> Iterator[tuple[Longs, Longs, Longs]]:
-    """Random parts of both sets, again and again, for a floor and for the value to judge by it.
+    """Random parts of both sets, for a floor and for the value to judge by it.
 
-    Returns:
-        Each time rows of the real set, all its other rows, and rows of the generated set: the
-        floor compares the first with the second, the matched value the third with the second. The
-        first and the third have the size of the generated set, but at most half that of the real
-        one.
+    Yields:
+        Rows of the real set, all its other rows, and rows of the generated set: the floor compares
+        the first with the second, the matched value the third with the second. The first and the
+        third have the size of the generated set, but at most half that of the real one.
     """
     rng = np.random.default_rng(seed)
     ours = np.random.default_rng((seed, 1))  # a floor is the same whatever it is the floor of
@@ -130,14 +117,9 @@ def bandwidth(values: Floats) -> float:
 def kernel_rows(values_S: Floats, low: float, high: float, width: float) -> Floats:
     """Mass of a Gaussian around each value in each cell, shape (S, cells); rows add up to 1.
 
-    The line is cut into :data:`CELLS` cells between ``low`` and ``high``; the outer cells also hold
-    what lies beyond. A width of 0 puts each value into its cell.
-
-    Args:
-        values_S: The values, shape (S,), finite.
-        low: Lowest value of all sets that will be compared.
-        high: Highest one.
-        width: Standard deviation of the kernel.
+    The line is cut into :data:`CELLS` cells between ``low`` and ``high``, the ends of all sets that
+    are compared; the outer cells also hold what lies beyond. ``width`` is the kernel's standard
+    deviation; 0 puts each value into its cell.
     """
     edges = np.linspace(low, high, CELLS + 1)[1:-1]
     if width > 0:
@@ -158,8 +140,8 @@ def compare_sets(
     """Compares every descriptor of generated songs with that of real ones.
 
     Args:
-        generated: Descriptors of the generated songs.
-        real: Descriptors of held-out real songs, best cut to the length of the generated ones.
+        generated: Those of the generated songs.
+        real: Those of held-out real songs, best cut to the length of the generated ones.
         seed: Seed of resamples and splits.
         n_bootstrap: Number of resamples.
         n_splits: Number of random splits of the real songs.
@@ -182,43 +164,31 @@ def compare_sets(
                 f"give {MIN_SONGS} or more (n={MIN_SONGS})"
             )
     found: dict[str, dict[str, Any]] = {}
-    for name, unit in SCALARS.items():
-        ours, theirs = (t.scalars[name][np.isfinite(t.scalars[name])] for t in (generated, real))
-        found[name] = {"n_generated": len(ours), "n_real": len(theirs), "unit": unit}
-        if reason := _too_few(ours, theirs):
-            found[name]["reason"] = reason
-            continue
-        found[name] |= {"mean_generated": float(ours.mean()), "mean_real": float(theirs.mean())}
-        both = np.concatenate([ours, theirs])
-        # From the real songs alone: what a model generates must not move the yardstick.
-        width = bandwidth(theirs)
-        low, high = float(both.min()), float(both.max())
-        ours, theirs = (kernel_rows(values, low, high, width) for values in (ours, theirs))
-        found[name] |= _compare(ours, theirs, seed, n_bootstrap, n_splits)
-    for name, bins in HISTOGRAMS.items():
+    for name in (*SCALARS, *HISTOGRAMS):
+        number = name in SCALARS
+        tables = [t.scalars if number else t.histograms for t in (generated, real)]
         ours, theirs = (
-            t.histograms[name][np.isfinite(t.histograms[name]).all(axis=1)]
-            for t in (generated, real)
+            rows[np.isfinite(rows).reshape(len(rows), -1).all(1)]
+            for rows in (table[name] for table in tables)
         )
-        found[name] = {"n_generated": len(ours), "n_real": len(theirs), "bins": list(bins)}
-        if reason := _too_few(ours, theirs):
-            found[name]["reason"] = reason
+        found[name] = {"n_generated": len(ours), "n_real": len(theirs)}
+        found[name] |= {"unit": SCALARS[name]} if number else {"bins": list(HISTOGRAMS[name])}
+        if min(len(ours), len(theirs)) < MIN_SONGS:
+            found[name]["reason"] = (
+                f"defined in {len(ours)} generated and {plural(len(theirs), 'real song')}; "
+                f"{MIN_SONGS} of each needed"
+            )
             continue
-        found[name] |= {
-            "share_generated": ours.mean(0).tolist(),
-            "share_real": theirs.mean(0).tolist(),
-        }
+        means = {"generated": ours.mean(0).tolist(), "real": theirs.mean(0).tolist()}
+        found[name] |= {f"{'mean' if number else 'share'}_{k}": mean for k, mean in means.items()}
+        if number:
+            both = np.concatenate([ours, theirs])
+            # From the real songs alone: what a model generates must not move the yardstick.
+            width = bandwidth(theirs)
+            low, high = float(both.min()), float(both.max())
+            ours, theirs = (kernel_rows(values, low, high, width) for values in (ours, theirs))
         found[name] |= _compare(ours, theirs, seed, n_bootstrap, n_splits)
     return found
-
-
-def _too_few(ours: Floats, theirs: Floats) -> str | None:
-    if min(len(ours), len(theirs)) >= MIN_SONGS:
-        return None
-    return (
-        f"defined in {len(ours)} generated and {plural(len(theirs), 'real song')}; "
-        f"{MIN_SONGS} of each needed"
-    )
 
 
 def _compare(
@@ -248,33 +218,6 @@ def _compare(
     return found
 
 
-@dataclass(frozen=True)
-class Frechet:
-    """A Fréchet distance and what it must be judged by.
-
-    Attributes:
-        distance: Between generated and real embeddings, 0 or more, in squared units of them.
-        matched: ``mean``, ``low`` and ``high`` over splits of the distance between random parts of
-            the generated and of the real set, to be held against ``floor``.
-        floor: The same between disjoint random parts of the real set.
-        n_parts: Sizes of the two parts of both. The first is that of the generated set, or half of
-            the real one where that is less.
-        n_generated: Generated embeddings.
-        n_real: Real embeddings.
-        dimensions: Dimensions in which the distance was taken.
-        explained: Share of the real embeddings' variance that lies in them.
-    """
-
-    distance: float
-    matched: dict[str, float | None]
-    floor: dict[str, float | None]
-    n_parts: tuple[int, int]
-    n_generated: int
-    n_real: int
-    dimensions: int
-    explained: float
-
-
 def frechet(
     generated_ND: ArrayLike,
     real_ND: ArrayLike,
@@ -282,7 +225,7 @@ def frechet(
     components: int | None = None,
     n_splits: int = N_FRECHET_SPLITS,
     seed: int = 0,
-) -> Frechet:
+) -> dict[str, Any]:
     """Fréchet distance of generated to real embeddings.
 
     Args:
@@ -295,47 +238,57 @@ def frechet(
         n_splits: Random splits of the real set for floor and matched distance.
         seed: Their seed.
 
+    Returns:
+        ``distance``, 0 or more, in squared units of the embeddings; ``matched`` and ``floor``
+        (``mean``, ``low``, ``high`` over the splits, :func:`split_parts`) and ``n_parts``, the
+        sizes of the two parts of both; ``n_generated``, ``n_real``; ``dimensions``, and
+        ``explained``, the share of the real embeddings' variance that lies in them.
+
     Raises:
         UserError: Fewer than :data:`MIN_SAMPLES` embeddings, or no more than dimensions, in the
             generated set or in half of the real one.
-        ValueError: Widths that differ, numbers that are not finite, or ``components`` outside
-            1 to D.
     """
     ours, theirs = (np.asarray(array, np.float64) for array in (generated_ND, real_ND))
-    if ours.ndim != 2 or theirs.ndim != 2 or ours.shape[1] != theirs.shape[1]:
-        raise ValueError(f"embeddings of shapes {ours.shape} and {theirs.shape}")
-    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
-        raise ValueError("embeddings hold NaN or infinity")
-    width = ours.shape[1]
-    if components is not None and not 1 <= components <= width:
-        raise ValueError(f"components={components}: give 1 to {width}")
-    dimensions = components or width
-    _check_enough(len(ours), len(theirs), dimensions)
+    dimensions = components or ours.shape[1]
+    part = min(len(ours), len(theirs) // 2)
+    needed = max(MIN_SAMPLES, dimensions + 1)
+    for what, n, least in (
+        ("generated", len(ours), needed), ("held-out", len(theirs), 2 * needed),
+    ):  # fmt: skip
+        if n < least:
+            fewer = f", or compare fewer dimensions (components={part - 1} or less)"
+            raise UserError(
+                f"a Fréchet distance in {dimensions} dimensions needs {least} {what} samples or "
+                f"more, there are {n}: give more samples{fewer if part >= MIN_SAMPLES else ''}"
+            )
     explained = 1.0
     if components is not None:
-        ours, theirs, explained = _principal(ours, theirs, components)
+        centre, covariance = moments(theirs)
+        values, vectors = np.linalg.eigh(covariance)
+        values, axes = np.maximum(values, 0.0)[::-1], vectors[:, ::-1][:, :components]
+        if total := float(values[::-1].sum()):
+            explained = min(1.0, float(values[:components].sum()) / total)
+        ours, theirs = (ours - centre) @ axes, (theirs - centre) @ axes
     floor, matched = [], []
     for first, rest, mine in split_parts(len(ours), len(theirs), n_splits, seed):
         base = moments(theirs[rest])
         floor.append(gaussian_distance(*moments(theirs[first]), *base))
         matched.append(gaussian_distance(*moments(ours[mine]), *base))
-    part = min(len(ours), len(theirs) // 2)
-    return Frechet(
-        distance=gaussian_distance(*moments(ours), *moments(theirs)),
-        matched=summary(np.array(matched)),
-        floor=summary(np.array(floor)),
-        n_parts=(part, len(theirs) - part),
-        n_generated=len(ours),
-        n_real=len(theirs),
-        dimensions=dimensions,
-        explained=explained,
-    )
+    return {
+        "distance": gaussian_distance(*moments(ours), *moments(theirs)),
+        "matched": summary(np.array(matched)),
+        "floor": summary(np.array(floor)),
+        "n_parts": [part, len(theirs) - part],
+        "n_generated": len(ours),
+        "n_real": len(theirs),
+        "dimensions": dimensions,
+        "explained": explained,
+    }
 
 
 def moments(rows_ND: Floats) -> tuple[Floats, Floats]:
     """Mean, shape (D,), and unbiased covariance, shape (D, D), of 2 rows or more."""
-    covariance: Any = np.cov(rows_ND, rowvar=False)
-    return rows_ND.mean(0), np.atleast_2d(covariance)
+    return rows_ND.mean(0), np.atleast_2d(np.asarray(np.cov(rows_ND, rowvar=False)))
 
 
 def gaussian_distance(
@@ -345,13 +298,7 @@ def gaussian_distance(
 
     tr (A B)^(1/2) is the sum of the singular values of A^(1/2) B^(1/2). Both roots are of symmetric
     matrices, so there is no complex part to drop and no jitter to add, as the root of A B itself
-    needs where a covariance is nearly singular.
-
-    Args:
-        mean_a: Mean of the first, shape (D,).
-        covariance_a: Its covariance, shape (D, D), symmetric and positive semidefinite.
-        mean_b: Mean of the second.
-        covariance_b: Its covariance.
+    needs where a covariance is nearly singular. Means have shape (D,), covariances (D, D).
     """
     root_a, root_b = _root(covariance_a), _root(covariance_b)
     cross = np.linalg.svd(root_a @ root_b, compute_uv=False).sum()
@@ -362,36 +309,53 @@ def gaussian_distance(
 
 def _root(covariance: Floats) -> Floats:
     values, vectors = np.linalg.eigh(covariance)
-    scaled: Floats = vectors * np.sqrt(np.maximum(values, 0.0))
-    root: Floats = scaled @ vectors.T
-    return root
+    return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)) @ vectors.T)
 
 
-def _principal(ours: Floats, theirs: Floats, components: int) -> tuple[Floats, Floats, float]:
-    centre, covariance = moments(theirs)
-    values, vectors = np.linalg.eigh(covariance)
-    values = np.maximum(values, 0.0)
-    axes = vectors[:, ::-1][:, :components]
-    total = float(values.sum())
-    explained = float(values[::-1][:components].sum()) / total if total else 1.0
-    return (ours - centre) @ axes, (theirs - centre) @ axes, min(1.0, explained)
+def overlap_figure(
+    distances: Mapping[str, Mapping[str, Any]], title: str, measure: str = "overlap"
+) -> Figure:
+    """Overlap of every descriptor with real music: value, interval, matched value on its floor.
 
+    The dot with its interval is the estimate; the ring lies within the floor's band where nothing
+    tells generated from real.
 
-def _check_enough(n_generated: int, n_real: int, dimensions: int) -> None:
-    """Refuses what has no covariance, in the comparison or in its floor."""
-    needed = max(MIN_SAMPLES, dimensions + 1)
-    for what, n, least in (
-        ("generated", n_generated, needed),
-        ("held-out", n_real, 2 * needed),
-    ):
-        if n < least:
-            part = min(n_generated, n_real // 2)
-            instead = (
-                f", or compare fewer dimensions (components={part - 1} or less)"
-                if part >= MIN_SAMPLES
-                else ""
-            )
-            raise UserError(
-                f"a Fréchet distance in {dimensions} dimensions needs {least} {what} samples or "
-                f"more, there are {n}: give more samples{instead}"
-            )
+    Args:
+        distances: What :func:`compare_sets` returned.
+        title: Title; taken literally.
+        measure: One of :data:`MEASURES`.
+    """
+    rows = list(distances)
+    figure = new_figure(7.2, 0.32 * len(rows) + 1.5)
+    axes = figure.add_subplot()
+    for y, name in enumerate(rows):
+        found = distances[name].get(measure)
+        if found is None:
+            axes.text(0.01, y, "not enough songs", va="center", color=FAINT, fontsize=8.5)
+            continue
+        floor = found["floor"]
+        if floor["low"] is not None:
+            axes.barh(y, floor["high"] - floor["low"], left=floor["low"], height=0.55,
+                      color=(BLUE, 0.25), ec=(BLUE, 0.4), lw=0.8,
+                      label="real against real")  # fmt: skip
+            axes.plot(found["matched"]["mean"], y, "o", mfc="none", color=RED, ms=7,
+                      label="generated, as many songs as the band")  # fmt: skip
+        low, high = found["ci95"]
+        if low is not None:
+            axes.plot([low, high], [y, y], color=RED, lw=1.4, label="95 % interval")
+        axes.plot(found["value"], y, "o", color=RED, ms=5, label="generated against real")
+    axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel(measure.replace("_", "-").capitalize(), color=INK)
+    axes.grid(axis="x", color=GRID, lw=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    keys = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if keys:
+        figure.legend(
+            keys.values(), keys.keys(), loc="outside lower center", ncols=2, frameon=False,
+            fontsize=9, labelcolor=INK,
+        )  # fmt: skip
+    small_axes(axes, title)
+    return figure

@@ -5,12 +5,10 @@ A *run* is a stretch of one song that stands note by note (or bar by bar) in ano
 **Notes.** All pitched notes of a song are one line, in the order of onset and pitch; notes doubled
 by several programs count once, drums not at all. Two stretches are the same run where pitches and
 the times between successive onsets are the same; durations, velocities, programs and tempo do not
-count. With ``transposed`` pitches count only by the steps between successive notes, so that a copy
-in another key is found. With ``by_program`` each program is a line of its own: that finds a copied
-melody under another accompaniment.
+count.
 
-**Bars.** Consecutive bars with equal contents, :func:`midigenre.evaluation.music.bars.bar_keys`.
-An empty bar is never like another: silence is no copy.
+**Bars.** Consecutive bars with equal contents, :func:`.descriptors.bar_keys`. An empty bar is never
+like another: silence is no copy.
 
 A longest shared run is found by bisection over its length: all stretches of one length are hashed
 at once, and those of the training set looked up among the samples'. A training set costs 12 bytes a
@@ -22,17 +20,21 @@ expected in 10^5 judgements.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from midigenre.arrays import Keys, Longs, splitmix64
+from midigenre.arrays import Ints, Keys, Longs, splitmix64
 from midigenre.errors import UserError
-from midigenre.evaluation.music.bars import bar_keys, bar_of_notes, common_ticks, is_melodic
+from midigenre.evaluation.music.descriptors import (
+    bar_keys,
+    bar_of_notes,
+    common_ticks,
+    is_melodic,
+)
 from midigenre.midi.song import Song
 
 COPIED_ABOVE = 8
@@ -50,7 +52,7 @@ class Shared:
 
     Attributes:
         length: Its notes or bars; 0 where there is none. A run of notes has at least two.
-        of: Notes or bars that the sample has: of notes, those of its longest line.
+        of: Notes or bars that the sample has.
         sample_bar: Bar of the sample in which the run starts; None where there is none.
         song: Name of a training song that has it (the first); None where there is none.
         song_bar: Bar of that song in which it starts.
@@ -66,38 +68,24 @@ class Shared:
     different: int = 0
 
 
-@dataclass(frozen=True)
-class _Line:
-    """A sequence of symbols, the bar of each (as a run that starts there has it)."""
-
-    symbols: Keys
-    bars: Longs
+_Line = tuple[Keys, Ints]
+"""A song as a sequence of symbols, and the bar of each (as a run that starts there has it)."""
 
 
-class _Runs:
-    """Training songs as one row of symbols, and the search for runs in it."""
+class _Lines:
+    """The lines of the training songs end to end, and the search for runs in them."""
 
-    def __init__(self, songs: Iterable[Iterator[_Line]]) -> None:
-        symbols: list[Keys] = []
-        bars: list[NDArray[np.int32]] = []
-        sizes: list[int] = []
-        owners: list[int] = []
-        for number, lines in enumerate(songs):
-            for line in lines:
-                # A symbol that no sample has, so that no run crosses from song to song.
-                end = splitmix64(_SEPARATOR + np.array([len(sizes)], np.uint64))
-                symbols += [line.symbols, end]
-                bars += [line.bars.astype(np.int32), np.zeros(1, np.int32)]
-                sizes.append(len(line.symbols) + 1)
-                owners.append(number)
-        self.symbols = np.concatenate([*symbols, np.zeros(0, np.uint64)])
-        self.bars = np.concatenate([*bars, np.zeros(0, np.int32)])
-        self.starts = np.cumsum([0, *sizes], dtype=np.int64)
-        self.owners = owners
+    def __init__(self, lines: Sequence[_Line]) -> None:
+        # Each line ends with a symbol that no sample has, so that no run crosses to the next song.
+        ends = splitmix64(_SEPARATOR + np.arange(len(lines), dtype=np.uint64))
+        ended = [np.append(symbols, end) for (symbols, _), end in zip(lines, ends, strict=True)]
+        self.symbols = np.concatenate(ended)
+        self.bars = np.concatenate([np.append(bars, np.int32(0)) for _, bars in lines])
+        self.starts = np.cumsum([0, *map(len, ended)], dtype=np.int64)
 
     def longest(self, lines: Sequence[_Line]) -> list[tuple[int, int, int]]:
         """For each line the longest run, its start in the line, and in ``self.symbols``."""
-        lengths = np.array([len(line.symbols) for line in lines], np.int64)
+        lengths = np.array([len(symbols) for symbols, _ in lines], np.int64)
         best = np.zeros((len(lines), 3), np.int64)
         # Bisection for all lines at once; what one length shows helps every line.
         most = np.minimum(lengths, int(np.diff(self.starts).max(initial=1)) - 1)
@@ -117,7 +105,7 @@ class _Runs:
         self, lines: Sequence[_Line], asked: Longs, length: int
     ) -> list[tuple[int, int] | None]:
         """Where each asked line shares a run of this length: in the line, and in the training."""
-        hashes = [_windows(lines[i].symbols, length) for i in asked]
+        hashes = [_windows(lines[i][0], length) for i in asked]
         found: list[tuple[int, int] | None] = [None] * len(hashes)
         missing = list(range(len(hashes)))
         for start in range(0, len(self.symbols), _BLOCK):
@@ -135,112 +123,81 @@ class _Runs:
                 break
         return found
 
-    def owner(self, place: int) -> int:
-        """Number of the training song at a place."""
-        return self.owners[int(np.searchsorted(self.starts, place, side="right")) - 1]
-
 
 class TrainingMusic:
     """A training set in which samples are looked up.
 
     Args:
         songs: The training songs; read once, so they may come from a generator.
-        names: Their names, for the report; as many as songs.
-        transposed: Find note runs in any key.
-        by_program: Take each program as a line of its own.
+        names: Their names, for the report.
 
     Raises:
         UserError: No songs.
         ValueError: Names that do not match the songs.
     """
 
-    def __init__(
-        self,
-        songs: Iterable[Song],
-        names: Sequence[str],
-        *,
-        transposed: bool = False,
-        by_program: bool = False,
-    ) -> None:
+    def __init__(self, songs: Iterable[Song], names: Sequence[str]) -> None:
         self.names = list(names)
-        self.transposed, self.by_program = transposed, by_program
-        bars: list[_Line] = []
-
-        def lines() -> Iterator[Iterator[_Line]]:
-            # One reading of each song feeds both searches.
-            for song in songs:
-                bars.append(_bar_line(song, len(bars)))
-                yield self._note_lines(song)
-
-        self._notes = _Runs(lines())
-        self._bars = _Runs(iter([line]) for line in bars)
+        notes, bars = [], []
+        for number, song in enumerate(songs):
+            notes.append(_note_line(song)[0])
+            bars.append(_bar_line(song, number))
         if not bars:
             raise UserError("there are no training songs to compare with")
         if len(bars) != len(self.names):
             raise ValueError(f"{len(self.names)} names for {len(bars)} songs")
+        self._notes, self._bars = _Lines(notes), _Lines(bars)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def note_runs(self, samples: Sequence[Song]) -> list[Shared]:
         """The longest run of notes that each sample shares with any training song."""
-        lines = [list(self._note_lines(sample)) for sample in samples]
-        found = iter(self._notes.longest([line for of in lines for line in of]))
-        shared = []
-        for of_sample in lines:
-            runs = [(line, next(found)) for line in of_sample]
-            # n equal steps between notes join n + 1 notes.
-            notes = max((len(line.symbols) + 1 for line in of_sample), default=0)
-            longest = max(runs, key=lambda run: run[1][0], default=None)
-            shared.append(self._shared(self._notes, longest, notes, 1))
-        return shared
+        lines, sizes = zip(*map(_note_line, samples), strict=True) if samples else ((), ())
+        # n equal steps between notes join n + 1 notes.
+        return self._shared(self._notes, lines, sizes, 1)
 
     def bar_runs(self, samples: Sequence[Song]) -> list[Shared]:
         """The longest run of equal bars that each sample shares with any training song."""
         # Numbers that no training song has: see _bar_line.
         lines = [_bar_line(sample, len(self) + i) for i, sample in enumerate(samples)]
-        return [
-            self._shared(self._bars, (line, run), len(line.symbols), 0)
-            for line, run in zip(lines, self._bars.longest(lines), strict=True)
-        ]
+        return self._shared(self._bars, lines, [sample.n_bars for sample in samples], 0)
 
     def _shared(
-        self, of: _Runs, run: tuple[_Line, tuple[int, int, int]] | None, size: int, joined: int
-    ) -> Shared:
-        if run is None or not run[1][0]:
-            return Shared(0, size)
-        line, (length, at, there) = run
-        name = self.names[of.owner(there)]
-        different = len(np.unique(line.symbols[at : at + length]))
-        start, song_start = int(line.bars[at]), int(of.bars[there])
-        return Shared(length + joined, size, start, name, song_start, different)
-
-    def _note_lines(self, song: Song) -> Iterator[_Line]:
-        chosen = is_melodic(song)
-        onset, pitch = song.notes.onset[chosen], song.notes.pitch[chosen].astype(np.int64)
-        program, bar = song.notes.program[chosen], bar_of_notes(song)[chosen]
-        if not self.by_program:
-            program = np.zeros_like(program)
-        order = np.lexsort((pitch, onset, program))
-        onset, pitch, program, bar = onset[order], pitch[order], program[order], bar[order]
-        again = (np.diff(onset) == 0) & (np.diff(pitch) == 0) & (np.diff(program) == 0)
-        once = np.r_[np.ones(min(len(pitch), 1), bool), ~again]
-        onset, pitch, program, bar = onset[once], pitch[once], program[once], bar[once]
-        for edge in np.split(np.arange(len(pitch)), np.flatnonzero(np.diff(program)) + 1):
-            if not len(edge):
+        self, training: _Lines, lines: Sequence[_Line], sizes: Sequence[int], joined: int
+    ) -> list[Shared]:
+        shared = []
+        runs = training.longest(lines)
+        for (symbols, bars), size, (length, at, there) in zip(lines, sizes, runs, strict=True):
+            if not length:
+                shared.append(Shared(0, size))
                 continue
-            p, wait = pitch[edge], common_ticks(np.diff(onset[edge]), song.tpq)
-            step = np.diff(p) + 128 if self.transposed else p[:-1] * 128 + p[1:]
-            symbols = splitmix64((step + (wait << 16)).astype(np.uint64))
-            yield _Line(symbols, bar[edge][:-1])
+            song = int(np.searchsorted(training.starts, there, side="right")) - 1
+            different = len(np.unique(symbols[at : at + length]))
+            start, song_start = int(bars[at]), int(training.bars[there])
+            shared.append(
+                Shared(length + joined, size, start, self.names[song], song_start, different)
+            )
+        return shared
+
+
+def _note_line(song: Song) -> tuple[_Line, int]:
+    """Steps from pitch to pitch as symbols; the number of notes."""
+    columns = np.stack([song.notes.onset, song.notes.pitch, bar_of_notes(song)]).astype(np.int64)
+    columns = columns[:, is_melodic(song)]
+    _, once = np.unique(columns[0] * 128 + columns[1], return_index=True)
+    onset, pitch, bar = columns[:, once]
+    wait = common_ticks(np.diff(onset), song.tpq)
+    steps = pitch[:-1] * 128 + pitch[1:] + (wait << 16)
+    return (splitmix64(steps.astype(np.uint64)), bar[:-1].astype(np.int32)), len(pitch)
 
 
 def _bar_line(song: Song, number: int) -> _Line:
     """Bars as symbols; an empty bar gets one that only this bar of this song (``number``) has."""
     keys, full = bar_keys(song)
-    bars = np.arange(song.n_bars, dtype=np.int64)
+    bars = np.arange(song.n_bars, dtype=np.int32)
     alone = splitmix64((np.uint64(number) << np.uint64(20)) + bars.astype(np.uint64))
-    return _Line(np.where(full, keys, alone), bars)
+    return np.where(full, keys, alone), bars
 
 
 def _windows(symbols: Keys, length: int) -> Keys:
@@ -264,9 +221,8 @@ def _windows(symbols: Keys, length: int) -> Keys:
 @cache
 def _powers(n: int) -> tuple[Keys, Keys]:
     """The powers 1 to n of the base and of its inverse."""
-    backwards = pow(_BASE, -1, 1 << 64)
-    powers: Keys = np.cumprod(np.full(n, _BASE, np.uint64), dtype=np.uint64)
-    inverse: Keys = np.cumprod(np.full(n, backwards, np.uint64), dtype=np.uint64)
+    bases = (_BASE, pow(_BASE, -1, 1 << 64))
+    powers, inverse = (np.cumprod(np.full(n, base, np.uint64), dtype=np.uint64) for base in bases)
     return powers, inverse
 
 
@@ -319,14 +275,15 @@ def novelty_report(
         training: The training set.
 
     Returns:
-        ``settings`` (``songs``, ``transposed``, ``by_program``, ``copied_above_bars``) and
-        :func:`novelty` of both as ``generated`` and ``held_out``.
+        ``settings`` (``songs``; runs are sought in the same key and over all programs:
+        ``transposed`` and ``by_program`` are false; ``copied_above_bars``) and :func:`novelty` of
+        both as ``generated`` and ``held_out``.
     """
     return {
         "settings": {
             "songs": len(training),
-            "transposed": training.transposed,
-            "by_program": training.by_program,
+            "transposed": False,
+            "by_program": False,
             "copied_above_bars": COPIED_ABOVE,
         },
         "generated": novelty(generated, training),
@@ -336,11 +293,9 @@ def novelty_report(
 
 def _summary(runs: Sequence[Shared]) -> dict[str, Any]:
     lengths = [run.length for run in runs]
-    if not lengths:
-        return {"median": None, "p90": None, "max": None, "samples": []}
     return {
-        "median": float(np.median(lengths)),
-        "p90": float(np.percentile(lengths, 90)),
-        "max": max(lengths),
+        "median": float(np.median(lengths)) if runs else None,
+        "p90": float(np.percentile(lengths, 90)) if runs else None,
+        "max": max(lengths, default=None),
         "samples": [asdict(run) for run in runs],
     }

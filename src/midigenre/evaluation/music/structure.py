@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from midigenre.arrays import Floats
+from midigenre.evaluation.figures import BLUE, FAINT, GRID, INK, RED, new_figure, small_axes
 from midigenre.evaluation.metrics import plain, ratio
-from midigenre.evaluation.music.bars import (
+from midigenre.evaluation.music.descriptors import (
     bar_keys,
     bar_of_notes,
     beat_edges,
@@ -17,9 +22,7 @@ from midigenre.evaluation.music.bars import (
 )
 from midigenre.midi.song import Song
 
-STEPS = 4
-"""Steps of a quarter note in a bar's picture: sixteenths."""
-
+STEPS = 4  # of a quarter note in a bar's picture: sixteenths
 MAX_LAG = 16
 PARTS = 10
 PITCH_CLASSES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
@@ -52,8 +55,7 @@ def bar_pictures(song: Song) -> Floats:
     bar, start, end, row = bar[melodic], start[melodic], end[melodic], notes.pitch[melodic] % 12
     for at in range(n_steps):
         share = np.clip(np.minimum(end, at + 1) - np.maximum(start, at), 0.0, 1.0)
-        pictures_at = pictures[:, :, at]
-        np.add.at(pictures_at, (bar, row), share)
+        np.add.at(pictures[:, :, at], (bar, row), share)
     return pictures
 
 
@@ -79,14 +81,10 @@ def repetition(song: Song, max_lag: int = MAX_LAG) -> dict[str, list[float | Non
 
     Only pairs with a note in at least one of the two bars count: silence does not repeat.
 
-    Args:
-        song: The song.
-        max_lag: Largest distance, in bars.
-
     Returns:
-        ``similarity``: mean of :func:`self_similarity` at lags 1 to ``max_lag``; ``exact``: share
-        of pairs whose bars hold the same (:func:`midigenre.evaluation.music.bars.bar_keys`). None
-        at lags without a pair.
+        At lags 1 to ``max_lag`` bars ``similarity``, the mean of :func:`self_similarity`, and
+        ``exact``, the share of pairs whose bars hold the same (:func:`bar_keys`); None at lags
+        without a pair.
     """
     keys, full = bar_keys(song)
     alike = self_similarity(song)
@@ -101,11 +99,7 @@ def repetition(song: Song, max_lag: int = MAX_LAG) -> dict[str, list[float | Non
 
 
 def course(song: Song, parts: int = PARTS) -> dict[str, list[float | None]]:
-    """Density and loudness over the piece.
-
-    Args:
-        song: The song.
-        parts: Number of parts; its beats are split into them as evenly as they go.
+    """Density and loudness over the piece, whose beats are split into parts as evenly as they go.
 
     Returns:
         ``notes_per_beat`` and ``velocity`` (mean) of each part; None where a part has no beat (a
@@ -175,25 +169,24 @@ def structure(song: Song) -> dict[str, Any]:
     }
 
 
-def mean_structure(found: list[dict[str, Any]]) -> dict[str, Any]:
+def mean_structure(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means of :func:`structure` over songs, each over those in which the number is defined.
 
     Returns:
-        ``n``, ``repetition`` and ``course`` as there, and ``tonic``: ``share`` of the songs with a
-        key that end on the tonic, and ``n`` of these.
+        ``n``, ``repetition`` and ``course`` as there (None where no song has the number), and
+        ``tonic``: ``share`` of the songs with a key that end on the tonic, and ``n`` of these.
     """
-    ends = [one["ends_on_tonic"] for one in found if one["ends_on_tonic"] is not None]
-    sizes = {
+    series = {
         "repetition": dict.fromkeys(("similarity", "exact"), MAX_LAG),
         "course": dict.fromkeys(("notes_per_beat", "velocity"), PARTS),
     }
     means: dict[str, Any] = {"n": len(found)}
-    for group, names in sizes.items():
+    for group, sizes in series.items():
         means[group] = {
-            # Without songs as many Nones as there would be numbers.
             name: [_mean(one[group][name][i] for one in found) for i in range(size)]
-            for name, size in names.items()
+            for name, size in sizes.items()
         }
+    ends = [one["ends_on_tonic"] for one in found if one["ends_on_tonic"] is not None]
     means["tonic"] = {"share": _mean(ends), "n": len(ends)}
     return means
 
@@ -201,3 +194,64 @@ def mean_structure(found: list[dict[str, Any]]) -> dict[str, Any]:
 def _mean(values: Any) -> float | None:
     known = [float(value) for value in values if value is not None]
     return sum(known) / len(known) if known else None
+
+
+def similarity_figure(similarity_BB: ArrayLike, title: str) -> Figure:
+    """A piece's :func:`self_similarity`: dark is alike, stripes beside the diagonal repeat.
+
+    Args:
+        similarity_BB: Shape (bars, bars).
+        title: Title; taken literally.
+    """
+    matrix = np.asarray(similarity_BB, np.float64)
+    bars = max(len(matrix), 1)
+    figure = new_figure(5.6, 5.0)
+    axes = figure.add_subplot()
+    image = axes.imshow(
+        matrix if len(matrix) else np.zeros((1, 1)), cmap="magma_r", vmin=0, vmax=1,
+        # Bar numbers as musicians count them; the first bar on top, as in a score.
+        extent=(0.5, bars + 0.5, bars + 0.5, 0.5), interpolation="nearest",
+    )  # fmt: skip
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=9, integer=True, steps=[1, 2, 4, 5, 8, 10]))
+        axis.set_label_text("Bar", color=INK)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02, aspect=24)
+    bar.set_ticks([0, 0.5, 1])
+    bar.ax.tick_params(length=0, colors=FAINT, labelsize=8.5)
+    bar.set_label("Cosine of what two bars hold", color=FAINT, fontsize=8.5)
+    bar.outline.set_visible(False)
+    small_axes(axes, title)
+    return figure
+
+
+def repetition_figure(
+    generated: Mapping[str, Sequence[float | None]],
+    real: Mapping[str, Sequence[float | None]],
+    title: str,
+) -> Figure:
+    """Repetition over the lag in bars, generated beside real.
+
+    Args:
+        generated: ``repetition`` of the generated songs' :func:`mean_structure`.
+        real: That of the real songs.
+        title: Title; taken literally.
+    """
+    figure = new_figure(8.4, 3.5)
+    panels = figure.subplots(1, 2, sharex=True)
+    names = (("similarity", "Mean similarity"), ("exact", "Share of bars repeated exactly"))
+    for axes, (key, label) in zip(panels, names, strict=True):
+        for values, name, colour in ((real[key], "real", BLUE), (generated[key], "generated", RED)):
+            heights = np.array(values, np.float64)  # None becomes NaN, a gap in the line
+            lags = np.arange(1, len(heights) + 1)
+            axes.plot(lags, heights, "o-", ms=3.5, lw=1.4, color=colour, label=name)
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("Lag in bars", color=INK)
+        axes.set_ylabel(label, color=INK)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 4, 8, 10]))
+        axes.grid(axis="y", color=GRID, lw=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+        small_axes(axes)
+    panels[0].legend(frameon=False, fontsize=9, labelcolor=INK)
+    small_axes(panels[0], title)
+    return figure

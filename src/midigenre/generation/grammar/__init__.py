@@ -43,9 +43,6 @@ class Grammar:
     and meter that change something. So a generated stream is what the encoder would write for its
     music, up to what stands behind the last note.
 
-    Args:
-        tokenizer: The tokenizer.
-
     Attributes:
         order: The columns of a step in the order in which they are sampled, length F.
 
@@ -123,17 +120,11 @@ class Rows:
         return torch.tensor([s.n_notes for s in self._states])
 
     def bar_steps(self, row: int) -> list[int]:
-        """Step at which each bar of a row begins (BOS counts as a step), as far as it is written.
-
-        Where bars have no token, a bar begins with its first step; empty ones begin with the next.
-        """
+        """Step at which each bar of a row begins, BOS counts; without bar tokens its first step."""
         return list(self._states[row].bar_steps)
 
     def opening(self, row: int, bar: int) -> Ids:
-        """Steps that lead from a bar's line to its first step, int64 (T, F); empty but for shifts.
-
-        Where time moves by shifts, the one that crosses the line lies before the bar's first step.
-        """
+        """Shifts from a bar's line to its first step, int64 (T, F), where time moves by shifts."""
         return self._ids(self._rules.opening(self._states[row], bar))
 
     def allowed(self, field: int, chosen_BF: Tensor) -> Tensor:
@@ -141,8 +132,7 @@ class Rows:
 
         Args:
             field: A column.
-            chosen_BF: The step so far, int (B, F); columns after ``field`` in ``order`` are not
-                read.
+            chosen_BF: The step so far; columns after ``field`` in ``order`` are not read.
 
         Returns:
             Mask of the field's vocabulary, bool (B, V), on the device of ``chosen_BF``.
@@ -221,11 +211,11 @@ class Rows:
         self._states[row] = s._replace(first_bar=first_bar)
 
     def close(self, row: int) -> tuple[int, Ids]:
-        """Ends a row that was cut by a budget of time or tokens.
+        """Ends a row that was cut by a budget of time or tokens, so that it decodes whole.
 
         Returns:
-            The number of its steps to keep (BOS counts) and the steps to write behind them, int64
-            (T, F): then it decodes whole. A row without a note keeps no music.
+            The number of its steps to keep (BOS counts; a row without a note keeps no music) and
+            the steps to write behind them, int64 (T, F).
         """
         keep, more = self._rules.closing(self._states[row])
         self._states[row] = self._states[row]._replace(done=True)

@@ -34,8 +34,6 @@ class BarRules(Rules):
         column = self.columns.get(kind)
         return 0 if column is None else self.ranks[column][step[column]]
 
-    # --- where steps lead ------------------------------------------------------------------------
-
     def opened(self, s: State) -> State:
         """The next bar, in the same meter."""
         tick = s.bar_tick + (self.bar_ticks[s.meter] if s.bar >= 0 else 0)
@@ -54,8 +52,6 @@ class BarRules(Rules):
             phase="note", program=program, pitch=pitch, n_notes=s.n_notes + 1, whole=s.n_steps + 1,
             latest_end=max(s.latest_end, min(s.tick + length, self.limit(s))), **more,
         )  # fmt: skip
-
-    # --- what may come ---------------------------------------------------------------------------
 
     def _may_end(self, s: State) -> bool:
         return s.phase == "note"
@@ -399,14 +395,14 @@ class ShiftRules(Rules):
 
     def _closing_step(self, s: State) -> int:
         """The next step towards silence: a note-off that may come, else the shortest shift."""
-        for program in [s.note[0]] if s.phase == "program" else sorted(s.sounding):
+        named = s.phase == "program"
+        for program in [s.note[0]] if named else sorted(s.sounding):
             if offs := self._offs(s, program):
-                if len(self.program_ids) and s.phase != "program":
-                    return int(self.program_ids[program])
-                return int(self.off_ids[program][offs[0]])
+                ids, rank = self.off_ids[program], offs[0]
+                if len(self.program_ids) and not named:
+                    ids, rank = self.program_ids, program
+                return int(ids[rank])
         return int(self.shift_ids[0])
-
-    # --- time ------------------------------------------------------------------------------------
 
     def _sealed(self, s: State) -> bool:
         return max(0, s.bar) < s.free_from
@@ -430,8 +426,6 @@ class ShiftRules(Rules):
         return min(
             (program for program in s.sounding if self._any_urgent(s, program)), default=None
         )
-
-    # --- what may come ---------------------------------------------------------------------------
 
     def _may_end(self, s: State) -> bool:
         return s.phase == "event" and not s.sounding and not s.dangling
@@ -546,8 +540,6 @@ class ShiftRules(Rules):
         if not s.sounding and s.n_notes > 0 and (followed or held):
             fits |= landing >= limit
         out[self.shift_ids[fits]] = True
-
-    # --- where steps lead ------------------------------------------------------------------------
 
     def _closes(self, s: State, step: Sequence[int]) -> bool:
         if s.max_bars == UNBOUNDED or s.sounding or self.kinds[0][step[0]] != "TimeShift":

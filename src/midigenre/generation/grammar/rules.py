@@ -146,7 +146,7 @@ class Rules(ABC):
         Args:
             s: Where the sequence stands.
             field: A column.
-            chosen: The step so far, length F; only the columns before ``field`` are read.
+            chosen: The step so far, length F.
             out: Mask of the field's ids, all false; shape (V,).
         """
         special, first = self.special[field], self.order[0]
@@ -203,12 +203,10 @@ class Rules(ABC):
         return []
 
     @abstractmethod
-    def _allow(self, s: State, field: int, chosen: Sequence[int], out: Mask) -> None:
-        """:meth:`allow` but for the special tokens."""
+    def _allow(self, s: State, field: int, chosen: Sequence[int], out: Mask) -> None: ...
 
     @abstractmethod
-    def _next(self, s: State, step: Sequence[int]) -> State:
-        """:meth:`next_state`, but for ``n_steps``, of a step inside the music."""
+    def _next(self, s: State, step: Sequence[int]) -> State: ...
 
     @abstractmethod
     def _closes(self, s: State, step: Sequence[int]) -> bool:
@@ -217,8 +215,6 @@ class Rules(ABC):
     @abstractmethod
     def _may_end(self, s: State) -> bool:
         """Whether the end token may come, as far as the notes are concerned."""
-
-    # --- time ------------------------------------------------------------------------------------
 
     def one_voice(self, s: State) -> bool:
         """Whether a note waits for the end of the last one."""
