@@ -121,7 +121,7 @@ def answered(cfg: DictConfig, files: Sequence[str]) -> dict[str, Any]:
             ("parse", tokenizers, "read_score"),
             ("clean", kind, "clean"),
             ("encode", kind, "encode"),
-            ("guard", reading.Sandbox, "song"),
+            ("guard", reading.Sandbox, "read"),
             ("cut", predict, "consecutive"),
             ("cut", predict.PhraseReader, "lengths"),
             ("cut", predict.PhraseReader, "__call__"),

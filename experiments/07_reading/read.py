@@ -192,7 +192,7 @@ def check_damaged(nasty: Iterable[Path], paths: Sequence[Path]) -> dict[str, Any
             began = time.perf_counter()
             about: dict[str, Any]
             try:
-                found = guard.encode(data, spec, limits)
+                found = guard.read("encode", data, spec, limits)
                 about = {"notes": len(found["columns"]["pitch"]), "repairs": found["repairs"]}
             except RefusedSongError as error:
                 about = {"reason": error.reason, "detail": error.detail}

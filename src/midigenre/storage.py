@@ -73,13 +73,10 @@ MIDI_SUFFIXES = tuple(f"{name}{packed}" for packed in ("", ".gz")
 
 
 class Entry(NamedTuple):
-    """A file that a listing found, or what cannot be read: a pipe, a link that leads nowhere.
+    """A file that a listing found, by its name below the folder, with ``/``.
 
-    Attributes:
-        name: Its path below the listed folder, with ``/``.
-        stamp: See :func:`stamp`; empty for what cannot be read.
-        size: In bytes; -1 for what cannot be read.
-        refusal: Why it cannot be read.
+    What cannot be read, a pipe or a link that leads nowhere, has ``refusal``, which says why, no
+    ``stamp`` and a ``size`` of -1 bytes.
     """
 
     name: str

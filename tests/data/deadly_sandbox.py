@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from midigenre.data.sandbox import MEMORY_BYTES, encoded_song, run_child
+from midigenre.data.sandbox import MEMORY_BYTES, encoded_song, n_bars, run_child
 
 
 def encode(data: bytes, tokenizer: Any) -> Any:
@@ -37,4 +37,4 @@ def encode(data: bytes, tokenizer: Any) -> Any:
 
 
 if __name__ == "__main__":
-    run_child({"encode": encode, "read": encode})
+    run_child({"encode": encode, "bars": n_bars})

@@ -32,18 +32,19 @@ def deadly() -> Iterator[Sandbox]:
 
 def test_it_says_what_this_process_would(deadly: Sandbox) -> None:
     data, tok = midi([3, 2, 4], seed=1), tokenizer()
-    here, there = encoded_song(data, tok), deadly.encode(data, tok.spec, LIMITS)
+    here, there = encoded_song(data, tok), deadly.read("encode", data, tok.spec, LIMITS)
     assert list(here) == list(there)
     for name, column in here["columns"].items():
         assert np.array_equal(column, there["columns"][name]), name
     assert np.array_equal(here["sketch"], there["sketch"])
     rest = [k for k in here if k not in ("columns", "sketch")]
     assert {k: here[k] for k in rest} == {k: there[k] for k in rest}
-    assert deadly.usable(data, tok.spec, LIMITS)
+    assert deadly.read("bars", data, tok.spec, LIMITS) == tok.read(data).n_bars
     with pytest.raises(RefusedSongError) as caught:
-        deadly.encode(b"no", tok.spec, LIMITS)
+        deadly.read("encode", b"no", tok.spec, LIMITS)
     assert caught.value.reason == "unreadable"
-    assert not deadly.usable(b"no", tok.spec, LIMITS)
+    with pytest.raises(RefusedSongError, match="unreadable"):
+        deadly.read("bars", b"no", tok.spec, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -58,37 +59,37 @@ def test_it_says_what_this_process_would(deadly: Sandbox) -> None:
 )
 def test_a_bad_file_costs_itself(deadly: Sandbox, data: bytes, reason: str, detail: str) -> None:
     spec = tokenizer().spec
-    assert "pid" in deadly.encode(b"pid", spec, LIMITS)
+    assert "pid" in deadly.read("encode", b"pid", spec, LIMITS)
     began = time.monotonic()
     with pytest.raises(RefusedSongError) as caught:
-        deadly.encode(data, spec, LIMITS)
+        deadly.read("encode", data, spec, LIMITS)
     assert (caught.value.reason, detail in caught.value.detail) == (reason, True), caught.value
     assert time.monotonic() - began < 60
-    assert "pid" in deadly.encode(b"pid", spec, LIMITS)
+    assert "pid" in deadly.read("encode", b"pid", spec, LIMITS)
 
 
 def test_one_death_may_be_bad_luck(deadly: Sandbox, tmp_path: Path) -> None:
     spec = tokenizer().spec
-    before = deadly.encode(b"pid", spec, LIMITS)["pid"]
-    after = deadly.encode(b"once " + str(tmp_path / "mark").encode(), spec, LIMITS)["pid"]
+    before = deadly.read("encode", b"pid", spec, LIMITS)["pid"]
+    after = deadly.read("encode", b"once " + str(tmp_path / "mark").encode(), spec, LIMITS)["pid"]
     assert after != before
 
 
 def test_an_idle_child_ends_and_another_one_starts(deadly: Sandbox) -> None:
     spec = tokenizer().spec
-    first = deadly.encode(b"pid", spec, LIMITS)["pid"]
-    assert deadly.encode(b"pid", spec, LIMITS)["pid"] == first
+    first = deadly.read("encode", b"pid", spec, LIMITS)["pid"]
+    assert deadly.read("encode", b"pid", spec, LIMITS)["pid"] == first
     child = psutil.Process(first)
     deadline = time.monotonic() + 30
     while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert deadly.encode(b"pid", spec, LIMITS)["pid"] != first
+    assert deadly.read("encode", b"pid", spec, LIMITS)["pid"] != first
 
 
 def test_a_child_that_cannot_start_is_no_fault_of_the_file() -> None:
     with pytest.raises(UserError, match=r"no_such_module.*exit status 1"):
-        Sandbox("no_such_module").encode(b"", tokenizer().spec, LIMITS)
+        Sandbox("no_such_module").read("encode", b"", tokenizer().spec, LIMITS)
 
 
 def test_a_hanging_child_does_not_outlive_its_parent() -> None:
@@ -98,8 +99,8 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from toysongs import tokenizer
 from midigenre.data.sandbox import Sandbox, Limits, file_bytes
 sandbox = Sandbox("deadly_sandbox", 3.0)
-print(sandbox.encode(b"pid", tokenizer().spec, Limits(max_seconds=2.0))["pid"], flush=True)
-sandbox.encode(b"hang", tokenizer().spec, Limits(max_seconds=2.0))
+print(sandbox.read("encode", b"pid", tokenizer().spec, Limits(max_seconds=2.0))["pid"], flush=True)
+sandbox.read("encode", b"hang", tokenizer().spec, Limits(max_seconds=2.0))
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

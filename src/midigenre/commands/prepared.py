@@ -48,17 +48,9 @@ _NAME = re.compile(r"(.+?)-([^-]+)-[0-9a-f]{8}")
 class Prepared:
     """One folder of shards, whole or not, as the JSON object says it.
 
-    Attributes:
-        name: Name of the folder.
-        corpus: Name of the corpus, "" if nothing says so.
-        tokenizer: Name of the tokenizer, likewise.
-        songs: Songs in it, None if nothing says so.
-        bytes: Size of its files together.
-        state: ``finished``, one of :data:`BUSY`, or one of the values of :data:`STATES`.
-        detail: What that state comes from, "" for a finished one.
-        path: The folder.
-        modified: When one of its files last changed, in ISO format.
-        age_days: Days since then.
+    ``corpus`` and ``tokenizer`` are "" and ``songs`` is None if nothing says so. ``state`` is
+    ``finished``, one of :data:`BUSY`, or a value of :data:`STATES`; ``detail`` is where it comes
+    from. ``modified`` is when a file last changed, in ISO format, ``age_days`` how long ago.
     """
 
     name: str
@@ -95,16 +87,9 @@ def show(root: Path, console: Console) -> None:
 
 
 def clean(root: Path, pattern: str, console: Console, ask: Callable[[str], bool]) -> list[Prepared]:
-    """Removes shards after a yes; a JSON object for each removed one goes to stdout.
+    """Removes shards after a yes; gives them, and prints a JSON object for each on stdout.
 
-    Args:
-        root: ``shards/`` of a home.
-        pattern: A name, a glob, or a word of :data:`STATES`.
-        console: For people.
-        ask: See :func:`answer`.
-
-    Returns:
-        The removed ones.
+    ``pattern`` is a name, a glob, or a word of :data:`STATES`; ``ask`` as :func:`answer`.
 
     Raises:
         UserError: The pattern stands for nothing or all that it stands for is in use; or one cannot
@@ -156,14 +141,10 @@ def answer(question: str, console: Console, yes: bool = False) -> bool:
 
 
 def remove(one: Prepared) -> str:
-    """Removes shards and their lock file.
+    """Removes shards and their lock file; gives "", or why they were left as they are.
 
     The folder is renamed first, under its lock: whenever the process dies, what is left is whole
     under its own name, or unfinished under another one, and never half of a preparation.
-
-    Returns:
-        Why it was left as it is: a process holds its lock, or it is no longer in the state in which
-        it was listed. "" if it is gone.
 
     Raises:
         UserError: It is a link, or cannot be removed.

@@ -62,12 +62,9 @@ def file_digests(
 class ChunkSummary:
     """What is known of a chunk's songs besides the shard file itself.
 
-    Attributes:
-        part: An entry of ``spec.json``.
-        kept: Of each song that was kept its place in the chunk, and columns of the manifest.
-        rejected: Of each other song its place, and the reason.
-        digests: Hash of the notes of each kept song, uint8 (kept, 16).
-        sketches: Its sketch, for the search for near duplicates, uint32 (kept, S).
+    ``part`` is an entry of ``spec.json``. ``kept`` and ``rejected`` say for each song its place in
+    the chunk, and columns of the manifest or the reason. Of the kept ones ``digests`` are hashes of
+    the notes, uint8 (kept, 16), ``sketches`` those of ``duplicates.sketch``, uint32 (kept, S).
     """
 
     part: dict[str, Any]
@@ -96,8 +93,7 @@ class Chunk:
     def make(self, progress: Progress = no_progress) -> int:
         """Writes the chunk and what :meth:`summary` reads, unless an earlier run has done so.
 
-        Returns:
-            Number of its songs.
+        Returns its number of songs.
 
         Raises:
             OSError: The disk is full or cannot be written; nothing half-written is left.
@@ -151,7 +147,7 @@ class Chunk:
                 if digest and hashlib.sha256(data).digest() != digest:
                     detail = "it was written to while the corpus was being prepared"
                     raise RefusedSongError("changed", detail)
-                found = shared_sandbox().encode(data, self.tokens, self.limits)
+                found = shared_sandbox().read("encode", data, self.tokens, self.limits)
             except RefusedSongError as error:
                 rejected.append({"at": i, "reason": error.reason, "detail": error.detail})
             else:
@@ -190,8 +186,7 @@ class Workers:
     Attributes:
         n: Processes. With a cluster that runs already it is what the cluster has.
         backend: One of :data:`BACKENDS`, joblib's name for it.
-        scheduler: Address of a Dask cluster, for instance ``tcp://host:8786``; one of ``n``
-            processes is started on this machine if None.
+        scheduler: Address of a Dask cluster (``tcp://host:8786``); None starts one here.
 
     Raises:
         UserError: There is no such backend.

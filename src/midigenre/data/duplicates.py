@@ -99,7 +99,7 @@ def without_conflicts(
 
     Returns:
         The songs that are left; for each of them that has copies the id of the first one; the
-        others with the reason ``label_conflict``; remarks that name the pairs of classes.
+        others, as ``label_conflict``; remarks that name the pairs of classes.
     """
     by_digest: dict[bytes, list[SongRef]] = defaultdict(list)
     for song in songs:
@@ -147,10 +147,8 @@ def without_leaks(
     """Takes copies out where the source's own splits hold the same bytes twice.
 
     A given test set stays as it is, so that its scores compare with others': the copies in training
-    go, then those in validation.
-
-    Returns:
-        The songs that are left, the others with the reason ``split_conflict``, and remarks.
+    go, then those in validation. Gives the songs that are left, the others as ``split_conflict``,
+    and remarks.
     """
     best: dict[str, SongRef] = {}
     for song in songs:
@@ -182,12 +180,8 @@ def linked_groups(
 ) -> list[str]:
     """One name for all songs that are linked by a group or by being duplicates (union-find).
 
-    Splits and folds are functions of these names.
-
-    Args:
-        ids: Id of each song.
-        groups: Its group, if any.
-        first_copies: The first song of its group of duplicates, if any.
+    Splits and folds are functions of these names. ``first_copies`` has for each song the first one
+    of its group of duplicates, if any.
     """
     parent: dict[str, str] = {}
 
@@ -210,8 +204,8 @@ class Duplicates:
     """Groups of songs that are the same music.
 
     Attributes:
-        first: Place of the first song of each song's group, int64 (songs,); its own where it stands
-            alone.
+        first: Place of the first song of each song's group, int64 (songs,); where it stands alone,
+            its own.
         kind: Index into :data:`KINDS`, int8 (songs,); -1 where it stands alone.
     """
 
@@ -243,7 +237,7 @@ def duplicates(
     Args:
         file_digests: Hash of each song's file; empty ones equal nothing.
         note_digests: Hash of its notes, shape (songs, bytes).
-        sketches: Its sketch, shape (songs, S).
+        sketches: Its :func:`sketch`, shape (songs, ROW).
         grouping: ``none`` finds nothing, ``exact`` equal bytes and equal notes, ``near`` also the
             same piece in another key, tempo or arrangement.
         progress: Called during the search.
@@ -273,12 +267,9 @@ def duplicates(
 
 
 def kept_apart(given: Sequence[str], found: Duplicates) -> list[str]:
-    """The splits that the source gives, without songs that have a duplicate in a later one.
+    """The splits that the source gives, "" for songs that have a duplicate in a later one.
 
     A given test set stays as it is, so that its scores compare with others'.
-
-    Returns:
-        The split of each song; "" for one that is left out.
     """
     place_S = np.array([SPLITS.index(split) for split in given], np.int64)
     latest_S = np.zeros(len(given), np.int64)
@@ -288,14 +279,9 @@ def kept_apart(given: Sequence[str], found: Duplicates) -> list[str]:
 
 
 def leaked(splits: Sequence[str], found: Duplicates) -> dict[str, Any]:
-    """Songs of validation and test whose duplicate is in training.
+    """Songs of validation and test whose duplicate is in training, in a split made without groups.
 
-    Args:
-        splits: A split of the songs, one that knows nothing of the groups for instance.
-        found: The groups.
-
-    Returns:
-        ``songs``, how many there are, and ``share`` of all songs in validation and test.
+    Gives ``songs``, how many there are, and their ``share`` of validation and test.
     """
     split_S = np.array(splits)
     learnt = found.first[found.grouped & (split_S == SPLITS[0])]
@@ -348,14 +334,13 @@ def sketch(song: Song) -> NDArray[np.uint32]:
     """The patterns of a song in a few numbers, to be compared by :func:`near_pairs`.
 
     They are the same whatever the key, the tempo, the programs and the velocities, and alike
-    whatever the grid; a fine grid finds more. Songs cleaned with ``tracks="merged"`` have their
-    drums among their notes, those with ``"melody"`` lose their lower voices: compare them with
-    their like alone, and expect less.
+    whatever the grid; a fine grid finds more. Compare songs cleaned with ``tracks="merged"`` or
+    ``"melody"`` with their like alone, and expect less.
 
     Returns:
         For the voices of each program and for those of all programs together: ``SKETCH`` MinHash
         values and the number of patterns, shape (ROW,). All zeros for a set with fewer than
-        :data:`MIN_PATTERNS` patterns: it never matches.
+        ``MIN_PATTERNS`` patterns: it never matches.
     """
     row = np.zeros((2, SKETCH + 1), np.uint32)
     for half, found in zip(row, patterns(song), strict=True):
@@ -370,7 +355,7 @@ def patterns(song: Song) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """Hashes of the patterns by program and of all programs together, each of shape (patterns,).
 
     Those of drums, if there are no others, are in the first set. Each set is ascending, and empty
-    with fewer than :data:`MIN_PATTERNS`.
+    with fewer than ``MIN_PATTERNS``.
     """
     notes = song.notes
     pitched = notes.select(notes.program != DRUMS)
@@ -393,17 +378,17 @@ def patterns(song: Song) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
 def near_pairs(sketches: NDArray[np.uint32], progress: Progress = no_progress) -> Longs:
     """Pairs of songs that are one piece, enough of them to link all songs of a piece.
 
-    Either of their two sets agrees: an estimated Jaccard similarity of :data:`MIN_JACCARD` and an
-    estimated containment of :data:`MIN_CONTAINMENT` or more. The groups that they make do not
-    depend on the order of the songs.
+    Either of their two sets agrees: its estimated Jaccard similarity is ``MIN_JACCARD`` and its
+    containment ``MIN_CONTAINMENT`` or more. The groups that the pairs make do not depend on the
+    order of the songs.
 
     Args:
         sketches: Rows of :func:`sketch`, shape (songs, ROW); may be a memory map.
         progress: Called after every band.
 
     Returns:
-        Pairs of rows of ``sketches``, the smaller one first, each once and ascending, shape (pairs,
-        2). Of n songs that are one piece there are O(n) pairs, of n equal ones n - 1.
+        Rows of ``sketches``, the smaller one first, each pair once and ascending, shape (pairs, 2).
+        Of n songs that are one piece there are O(n) pairs, of n equal ones n - 1.
 
     Raises:
         ValueError: The sketches have another shape.

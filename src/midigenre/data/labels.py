@@ -38,11 +38,7 @@ class LabelSettings:
 
     @classmethod
     def from_config(cls, node: Mapping[str, Any]) -> LabelSettings:
-        """From the config node ``labels``.
-
-        Raises:
-            UserError: A setting is not of the right kind.
-        """
+        """From the config node ``labels``; raises as the class does."""
         names = node.get("map") or {}
         if not isinstance(names, Mapping):
             raise UserError(f"labels.map={names}: write labels.map.LABEL.CLASS=NAME")
@@ -154,14 +150,8 @@ def without_rare(
     """Takes out the classes with fewer than ``settings.min_songs`` songs that can be used.
 
     A song that goes with a rare emotion is also one song less of its genre: this is repeated until
-    every class that is left is large enough.
-
-    Args:
-        songs: The songs, after :func:`mapped`.
-        corpus: Their corpus.
-        settings: Holds the bounds.
-        content: Names a song's bytes; equal ones count once.
-        usable: Whether a song can be read. Asked for no more songs than the bound needs.
+    every class that is left is large enough. ``content`` names a song's bytes, equal ones count
+    once; ``usable`` is asked of no more songs than the bound needs.
 
     Returns:
         The songs that are left, and the others with the reason ``rare_label``.

@@ -27,14 +27,10 @@ from midigenre.tokenizers.base import PhraseCutter, Tokenizer, from_spec
 
 @dataclass(frozen=True)
 class Phrases:
-    """Phrases as columns of shape (n,).
+    """Phrases as columns of shape (n,): song index, first bar, bar after the last.
 
-    Attributes:
-        song: Song index.
-        first: First bar.
-        end: Bar after the last.
-        key: What an augmented phrase's changes are drawn from, 0 for one that stays as it is; None
-            where none is changed, as in evaluation.
+    ``key`` is what an augmented phrase's changes are drawn from, 0 for one that stays as it is;
+    None where none is changed, as in evaluation.
     """
 
     song: Longs
@@ -81,12 +77,8 @@ Change = Callable[[Song], Song]
 def phrase_length(data: Mapping[str, Any], tokens: TokenSpec) -> PhraseLength:
     """The length that ``data.phrase_bars`` or ``data.phrase_seconds`` sets.
 
-    Args:
-        data: Holds both; one of them is None.
-        tokens: Its ``max_bars`` bounds the length.
-
     Raises:
-        UserError: Both or none are set, or the one is out of range.
+        UserError: Both or none are set, or the one is out of range; the vocabulary bounds it.
     """
     bars, seconds = data["phrase_bars"], data["phrase_seconds"]
     if (bars is None) == (seconds is None):
@@ -201,13 +193,9 @@ class PhraseReader:
     def __call__(
         self, song: int, first: int, end: int, change: Change | None = None
     ) -> tuple[Longs, int]:
-        """Token ids, int64 (T, F), and the bar at which they end.
+        """Token ids of bars ``first`` to ``end``, int64 (T, F), and the bar at which they end.
 
-        Args:
-            song: Index of the song.
-            first: First bar.
-            end: Bar after the last.
-            change: Changes the phrase before it is encoded, which is slower than a slice.
+        ``change`` changes the phrase before it is encoded, which is slower than a slice.
         """
         sliced = self._cutter is not None and change is None
         read = self._slice if sliced else partial(self._encode, change=change)

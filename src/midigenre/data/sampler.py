@@ -24,10 +24,8 @@ _ORDER, _KEYS, _BARS, _BALANCE, _CHANGED = range(1, 6)
 class Balance:
     """How far the classes of a label are drawn equally often.
 
-    Attributes:
-        class_S: Class index of each training song, shape (songs,).
-        share: 0 draws each class as often as its songs have phrases, 1 all classes equally often;
-            between them its number of phrases is interpolated.
+    ``class_S`` is the class index of each training song. With ``share`` 0 each class is drawn as
+    often as its songs have phrases, with 1 all equally often; between them it is interpolated.
     """
 
     class_S: Longs
@@ -173,11 +171,8 @@ def _balanced(counts_S: Longs, balance: Balance) -> list[tuple[Longs, Floats]]:
 class PlannedBatch:
     """The phrases of one batch, and what its optimizer step holds in all.
 
-    Attributes:
-        phrases: The phrases.
-        step_counts: For each label, phrases of each class in the optimizer step, shape (C,).
-        step_batches: See :class:`~midigenre.spec.Batch`.
-        step_size: Likewise.
+    ``step_counts`` has for each label the phrases of each class in the step, shape (C,);
+    ``step_batches`` and ``step_size`` are those of :class:`~midigenre.spec.Batch`.
     """
 
     phrases: Phrases
@@ -192,8 +187,7 @@ def group_by_budget(lengths: Longs, batch_phrases: int, batch_tokens: int | None
     Args:
         lengths: Steps of each phrase, in the order in which they are to be batched.
         batch_phrases: Most phrases in a batch.
-        batch_tokens: Most steps in a batch, None for no such bound; a phrase that is longer by
-            itself makes a batch alone.
+        batch_tokens: Most steps in a batch; a phrase that is longer by itself makes one alone.
     """
     edges, tokens = [0], 0
     for i, length in enumerate(lengths.tolist()):
@@ -296,10 +290,7 @@ class BatchSampler(Sampler[PlannedBatch]):
 class PhraseDataset(Dataset[Batch]):
     """Reads planned batches; a worker process opens the shards for itself.
 
-    Args:
-        reader: Reads phrases.
-        labels: Class index of each *song* for each label.
-        augment: Changes the phrases that have keys; None changes nothing.
+    ``labels`` has the class index of each *song*; ``augment`` changes the phrases that have keys.
     """
 
     def __init__(

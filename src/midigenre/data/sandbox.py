@@ -61,12 +61,7 @@ _GONE = (EOFError, OSError, pickle.UnpicklingError)  # what a pipe says of a chi
 
 @dataclass(frozen=True)
 class Limits:
-    """What one file may cost.
-
-    Attributes:
-        max_file_mb: Largest file, in megabytes (10^6 bytes).
-        max_seconds: Longest time to read and encode it.
-    """
+    """What one file may cost: megabytes (10^6 bytes), and seconds to read and encode it."""
 
     max_file_mb: float = 16.0
     max_seconds: float = 60.0
@@ -88,11 +83,7 @@ def file_bytes(path: Location, limits: Limits, listed: int | None = None) -> byt
     """Bytes of a person's file: the one way to them for whatever reads music.
 
     The limits hold while it is read, so that a file that grows, or whose size is a lie, ends there.
-
-    Args:
-        path: The file.
-        limits: What it may cost.
-        listed: Its size where a listing told it: a request for each file of a bucket is slow.
+    ``listed`` is its size where a listing told it: a request for each file of a bucket is slow.
 
     Raises:
         RefusedSongError: ``missing``, ``not_regular``, ``too_large`` or ``timed_out``.
@@ -124,17 +115,12 @@ def song_bytes(ref: SongRef, limits: Limits) -> bytes:
 
 
 def encoded_song(data: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Reads, cleans and encodes a song.
-
-    Args:
-        data: Bytes of a MIDI file.
-        tokenizer: The tokenizer.
+    """Reads, cleans and encodes a song from the bytes of its file.
 
     Returns:
         ``columns`` (of the shard's row), ``tokens`` (steps of the stream), ``repairs``,
         ``fallback`` (why MidiTok encoded it, "" if the vectorised encoder did), ``notes_digest``
-        (hash of notes and meters; songs with equal ones sound alike but for the tempo) and
-        ``sketch`` for the search for duplicates.
+        (hash of notes and meters; songs with equal ones sound alike but for the tempo), ``sketch``.
 
     Raises:
         RefusedSongError: The file cannot be read or used.
@@ -185,31 +171,34 @@ class Sandbox:
         self._pipe: Connection | None = None
         self._knows: TokenSpec | None = None
 
-    def encode(self, data: bytes, spec: TokenSpec, limits: Limits) -> dict[str, Any]:
-        """What :func:`encoded_song` gives.
+    def read(self, how: str, data: bytes, spec: TokenSpec, limits: Limits) -> Any:
+        """What :func:`encoded_song` (``encode``), :func:`read_song` (``song``) or so gives.
 
         Raises:
-            RefusedSongError: What it raises; or ``crashed`` or ``timed_out``.
+            RefusedSongError: What the function raises; or ``crashed`` or ``timed_out``.
         """
-        found: dict[str, Any] = self._ask("encode", data, spec, limits)
-        return found
-
-    def song(self, data: bytes, spec: TokenSpec, limits: Limits) -> tuple[Song, Encoded]:
-        """What :func:`read_song` gives.
-
-        Raises:
-            RefusedSongError: As :meth:`encode`.
-        """
-        found: tuple[Song, Encoded] = self._ask("song", data, spec, limits)
-        return found
-
-    def usable(self, data: bytes, spec: TokenSpec, limits: Limits) -> bool:
-        """Whether a song can be read and cleaned; a few milliseconds, as nothing is encoded."""
-        try:
-            self._ask("read", data, spec, limits)
-        except RefusedSongError:
-            return False
-        return True
+        status = ""
+        for _ in range(2):
+            pipe = self.ready(spec)
+            try:
+                pipe.send((how, data, limits.max_seconds))
+                # The timer in the child comes first; this is for one that cannot even die.
+                if not pipe.poll(limits.max_seconds + START_SECONDS):
+                    self.close()
+                    raise limits.too_slow()
+                kind, answer = pipe.recv()
+            except _GONE:
+                status = self._end()
+                continue
+            if kind == "found":
+                return answer
+            if kind == "error":
+                raise answer
+            self._knows = None  # the fork that knew it died
+            if answer == -signal.SIGALRM:
+                raise limits.too_slow()
+            status = _in_words(answer)
+        raise RefusedSongError("crashed", f"the process that read it ended twice: {status}")
 
     def start(self) -> None:
         """Starts the child without waiting for it."""
@@ -263,30 +252,6 @@ class Sandbox:
             return self._pipe
         raise UserError(f"the process that reads songs ({self._main}) cannot be started: {status}")
 
-    def _ask(self, what: str, data: bytes, spec: TokenSpec, limits: Limits) -> Any:
-        status = ""
-        for _ in range(2):
-            pipe = self.ready(spec)
-            try:
-                pipe.send((what, data, limits.max_seconds))
-                # The timer in the child comes first; this is for one that cannot even die.
-                if not pipe.poll(limits.max_seconds + START_SECONDS):
-                    self.close()
-                    raise limits.too_slow()
-                kind, answer = pipe.recv()
-            except _GONE:
-                status = self._end()
-                continue
-            if kind == "found":
-                return answer
-            if kind == "error":
-                raise answer
-            self._knows = None  # the fork that knew it died
-            if answer == -signal.SIGALRM:
-                raise limits.too_slow()
-            status = _in_words(answer)
-        raise RefusedSongError("crashed", f"the process that read it ended twice: {status}")
-
     def _end(self) -> str:
         """How the child ended, in words; it is gone then."""
         assert self._child is not None
@@ -330,10 +295,8 @@ def shared_sandbox() -> Sandbox:
 class FileReader(AbstractContextManager["FileReader"]):
     """Reads the few files that a person names; a context, at whose end its child ends.
 
-    Args:
-        limits: What one file may cost.
-        guarded: False reads in this process, where a file that kills the parser kills it, too, and
-            none is stopped after ``max_seconds``.
+    ``guarded=False`` reads in this process, where a file that kills the parser kills it, too, and
+    none is stopped after ``max_seconds``.
     """
 
     def __init__(self, limits: FileLimits | None = None, guarded: bool = True) -> None:
@@ -366,18 +329,16 @@ class FileReader(AbstractContextManager["FileReader"]):
         data = file_bytes(path, self._limits)
         if self._sandbox is None:
             return read_song(data, from_spec(spec))
-        return self._sandbox.song(data, spec, self._limits)
+        found: tuple[Song, Encoded] = self._sandbox.read("song", data, spec, self._limits)
+        return found
 
 
 def run_child(functions: Mapping[str, Callable[[bytes, Tokenizer], Any]]) -> None:
     """The child: answers in forks of itself, one after the other, until nothing more is asked.
 
-    Its arguments are the number of its end of the pipe, and how long it waits for a question. An
-    answer is ``found`` with what a function gave, ``error`` with what it raised, or ``died`` with
-    the exit code of a fork.
-
-    Args:
-        functions: What may be asked for, by name.
+    Its arguments are the number of its end of the pipe, and how long it waits for a question: the
+    name of one of the functions and what it is given. An answer is ``found`` with what it gave,
+    ``error`` with what it raised, or ``died`` with the exit code of a fork.
     """
     import midigenre.tokenizers.miditok  # noqa: F401 (once, and not in every fork)
 
@@ -443,9 +404,10 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, resource.RLIM_INFINITY))
 
 
-def _n_bars(data: bytes, tokenizer: Tokenizer) -> int:
+def n_bars(data: bytes, tokenizer: Tokenizer) -> int:
+    """Bars of a song; a few milliseconds, as nothing is encoded."""
     return tokenizer.read(data).n_bars
 
 
 if __name__ == "__main__":
-    run_child({"encode": encoded_song, "song": read_song, "read": _n_bars})
+    run_child({"encode": encoded_song, "song": read_song, "bars": n_bars})

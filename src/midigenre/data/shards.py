@@ -173,15 +173,9 @@ def song_columns(song: Song, encoded: Encoded) -> dict[str, Any]:
 
 
 def write_part(path: Location, rows: Sequence[Mapping[str, Any]], of: pa.Schema) -> dict[str, Any]:
-    """Writes a part whole.
+    """Writes a part whole, and gives its entry of ``spec.json``.
 
-    Args:
-        path: The file.
-        rows: Of each song ``song_id``, the class index of each label, and :func:`song_columns`.
-        of: The schema.
-
-    Returns:
-        An entry of ``spec.json``: ``file``, ``songs``, ``bytes`` and ``sha256``.
+    ``rows`` have of each song ``song_id``, the class index of each label, and :func:`song_columns`.
     """
     columns = []
     for column in of:
@@ -259,13 +253,9 @@ def lock_file(folder: Path) -> Path:
 def open_shards(
     folder: Location, home: Path, progress: Progress = no_progress, finished: bool = True
 ) -> ShardSet:
-    """Opens a prepared corpus, here or in a store.
+    """Opens a prepared corpus; one in a store is copied to ``<home>/cache`` the first time.
 
-    Args:
-        folder: Its folder; one in a store is copied to ``<home>/cache`` the first time.
-        home: Folder of all that midigenre writes.
-        progress: Called as files are copied.
-        finished: False while its report is still to be written, by whoever has its lock alone.
+    ``finished`` is False while its report is still to be written, by whoever has its lock alone.
 
     Raises:
         UserError: See :class:`ShardSet`; or the store is out of reach.
@@ -288,11 +278,8 @@ class ShardSet:
     ``spec.json`` and ``manifest.csv`` must have their checksums, and every part the size, the
     schema and the number of songs that ``spec.json`` names. The songs in the parts are not read
     for that: :meth:`verify` does. As long as the object lives, and processes that were forked
-    meanwhile, it shares the lock of the folder: nobody removes it.
-
-    Args:
-        folder: The folder.
-        locked: The caller looks after the lock.
+    meanwhile, it shares the lock of the folder, unless the caller has it (``locked``): nobody
+    removes it.
 
     Attributes:
         folder: The folder ``shards/<corpus>-<tokenizer>-<hash>``.

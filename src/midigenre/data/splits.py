@@ -51,9 +51,6 @@ def assign_splits(
         fractions: Shares of train, validation and test.
         seed: Seed of the order.
 
-    Returns:
-        ``train``, ``val`` or ``test`` for each song.
-
     Raises:
         ValueError: The fractions are negative or do not sum to 1.
     """
@@ -165,21 +162,13 @@ def _fill(
 def assign_folds(
     strata: Sequence[Hashable], groups: Sequence[Hashable], n_folds: int, seed: int = 0
 ) -> Longs:
-    """Fold of each song: whole groups, stratified by every label, a function of the seed.
+    """Fold of each song, from 0: whole groups, stratified by every label, a function of the seed.
 
     Groups are taken from the largest to the smallest, equally large ones in random order, to the
     fold in which the squared distance from an even share grows least, summed over the labels and
     relative to the size of a class; of equally good folds to the smallest. Where groups are single
-    songs with one label, folds differ by at most one song of any class.
-
-    Args:
-        strata: Class of each song; a tuple has one class for each label.
-        groups: Group of each song.
-        n_folds: Number of folds.
-        seed: Seed of the order.
-
-    Returns:
-        0 to ``n_folds - 1`` for each song, shape (songs,).
+    songs with one label, folds differ by at most one song of any class. ``strata`` and ``groups``
+    are those of :func:`assign_splits`.
     """
     cells: dict[Hashable, int] = {}
     cells_S = [_cells(stratum, cells) for stratum in strata]
@@ -209,8 +198,7 @@ class Fold:
         name: Name of its folder: ``fold-2-of-5`` or ``source-groove``.
         rows: Song indices of ``train``, ``val`` and ``test``, ascending.
         hidden: For each label the songs, shape (songs,), whose class cannot be tested, since no
-            training song has it.
-        untestable: For each label how many these are, by class.
+            training song has it; ``untestable`` is how many these are, by class.
         left_out: How many songs of other sources are in no split since they belong to a group of
             the left-out one.
     """
@@ -241,10 +229,8 @@ class Protocol:
     """A protocol with several parts.
 
     Attributes:
-        name: :data:`CROSSVAL` or :data:`BY_SOURCE`.
+        name: :data:`CROSSVAL`, with ``folds``, or :data:`BY_SOURCE`, with ``sources`` (None: all).
         part: Number of the part, from 1; None for all.
-        folds: Number of folds.
-        sources: Sources to leave out in turn; None for all.
         labels: Labels that the songs of a left-out source must have one of; none for all songs.
         seed: ``split.seed``.
         val_share: Share of validation among the songs that are not tested.
@@ -304,11 +290,7 @@ class Protocol:
         return found
 
     def split(self, shards: ShardSet, part: int | None = None) -> Fold:
-        """The songs of a part.
-
-        Args:
-            shards: The prepared songs; their own split is not looked at.
-            part: Its number, from 1; None for :attr:`part`.
+        """The songs of a part, by its number from 1; their own split is not looked at.
 
         Raises:
             UserError: There are too few groups or sources, there is no such source or part, or no
@@ -390,15 +372,9 @@ class Protocol:
 def settings_of(
     protocol: Mapping[str, Any] | None, split: Mapping[str, Any], labels: Sequence[str] = ()
 ) -> dict[str, Any] | None:
-    """What a part depends on besides the songs, as plain data for checkpoints.
+    """What a part depends on besides the songs, as plain data for checkpoints; None for holdout.
 
-    Args:
-        protocol: ``cfg.protocol``.
-        split: ``cfg.split``.
-        labels: What a classifier learns; none for other tasks.
-
-    Returns:
-        Settings for :meth:`Protocol.from_config`; None for the prepared split.
+    ``protocol`` and ``split`` are those of the config, ``labels`` what a classifier learns.
 
     Raises:
         UserError: ``part`` is set for the prepared split, or nothing is left for training.
@@ -448,10 +424,6 @@ class Subset:
     the SHA-256 of ``group:NAME``, or of ``song:ID`` where a song stands alone: not from the split,
     a seed or how many songs there are, and not from the tokenizer, but for duplicates without a
     group. Those go by the first that was kept, which another tokenizer or ``limit`` may reject.
-
-    Attributes:
-        i: Number of the share, from 1.
-        n: Number of shares.
     """
 
     i: int

@@ -120,9 +120,7 @@ class AugmentSettings:
     def probabilities(self, rows: Longs, labels: Mapping[str, Longs]) -> Floats:
         """The probability that a phrase of each training song is changed, shape (songs,).
 
-        Args:
-            rows: Indices of the training songs.
-            labels: Class index of every song for each label.
+        ``labels`` has the class index of every song, ``rows`` the indices of the training songs.
 
         Raises:
             UserError: The songs have no label ``target``.
@@ -186,13 +184,9 @@ def integers(u: Floats, low: int, high: int) -> Longs:
 class PhraseChanges:
     """What is decided for each phrase, columns of shape (B,); one whose key is 0 stays as it is.
 
-    Attributes:
-        transpose: Semitones.
-        tempo: Steps on the vocabulary's tempi.
-        velocity: Steps on its velocities.
-        duration: Factor of the durations.
-        programs: :data:`KEEP`, :data:`DROP` or :data:`SOLO`.
-        which: A number in [0, 1) that chooses one of the programs.
+    ``programs`` is :data:`KEEP`, :data:`DROP` or :data:`SOLO`; ``which``, in [0, 1), chooses one of
+    them. ``transpose`` counts semitones, ``tempo`` and ``velocity`` steps of the vocabulary;
+    ``duration`` is a factor.
     """
 
     transpose: Longs
@@ -243,14 +237,9 @@ def jittered(
 ) -> Longs:
     """By how many positions each onset moves, -1, 0 or 1, all columns of shape (m,).
 
-    Args:
-        keys: Key of each onset's phrase.
-        phrase: The phrase.
-        bar: Its bar.
-        position: Its position.
-        end: Number of positions of its bar.
-        fixed: Whether it stays.
-        share: Probability of moving where there is room; both directions have the same.
+    ``bar`` and ``position`` are places in the phrase, ``end`` the number of positions of the bar;
+    ``fixed`` onsets stay. ``share`` is the probability of moving where there is room; both
+    directions have the same.
     """
     u = uniform(keys, _JITTER, bar * 4096 + position)
     wishes = np.where(u < share / 2, -1, np.where(u < share, 1, 0))

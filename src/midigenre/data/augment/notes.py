@@ -28,12 +28,7 @@ _PITCHED = ("Pitch", "NoteOn")
 
 
 class NoteAugmenter:
-    """Changes phrases of notes; call it with a phrase and its key.
-
-    Args:
-        spec: The vocabulary, which bounds what may be said.
-        settings: What is done, and how much.
-    """
+    """Changes phrases of notes as far as the vocabulary can say; call it with one and its key."""
 
     def __init__(self, spec: TokenSpec, settings: AugmentSettings) -> None:
         self._settings = settings

@@ -62,13 +62,10 @@ def why_not(spec: TokenSpec) -> str:
 
 @dataclass(frozen=True)
 class _Scale:
-    """The ids of one type in the order of their values.
+    """The ids of one type in the order of their values; ``column`` is -1 where there is none.
 
-    Attributes:
-        column: Field of the type, -1 where there is none.
-        rank_V: Rank of each id of the field, -1 for ids of other types.
-        ids: The id at each rank.
-        low: Value at rank 0, where values are whole numbers without gaps.
+    ``rank_V`` has the rank of each id of the field (-1 for other types), ``ids`` the id at each
+    rank; ``low`` is the value at rank 0, where values are whole numbers without gaps.
     """
 
     column: int
@@ -104,6 +101,14 @@ class _Scale:
         rank_V[ranked] = np.arange(len(ids))
         return cls(column, rank_V, ranked, int(values.min()))
 
+    def rank(self, ids_NF: Longs, at: Longs) -> Longs:
+        """Rank of what is said at these steps."""
+        return self.rank_V[ids_NF[at, self.column]]
+
+    def write(self, ids_NF: Longs, at: Longs, rank: Longs) -> None:
+        """Says at these steps what has these ranks, or the first or the last one beyond them."""
+        ids_NF[at, self.column] = self.ids.take(rank, mode="clip")
+
 
 def _beats(duration: str) -> float:
     """Beats of MidiTok's ``beats.positions.resolution``."""
@@ -112,14 +117,10 @@ def _beats(duration: str) -> float:
 
 
 class _Onsets(NamedTuple):
-    """What stands at one position of a bar together, columns of shape (m,).
+    """What stands at one position of a bar together, columns of shape (m,), in order.
 
-    Attributes:
-        step: First step.
-        phrase: The phrase.
-        bar: Its bar in the phrase.
-        position: Its position in the bar.
-        tempo_here: Whether a tempo begins there, be it that of the phrase's start.
+    ``bar`` counts within the phrase; ``tempo_here`` says whether a tempo begins there, be it that
+    of the phrase's start.
     """
 
     step: Longs
@@ -132,12 +133,8 @@ class _Onsets(NamedTuple):
 class TokenAugmenter:
     """Changes phrases of tokens; call it with a batch of them and their keys.
 
-    Args:
-        spec: The vocabulary; :func:`why_not` has no objection to it.
-        settings: What is done, and how much.
-
     Raises:
-        ValueError: :func:`why_not` has one.
+        ValueError: :func:`why_not` objects to the vocabulary.
     """
 
     def __init__(self, spec: TokenSpec, settings: AugmentSettings) -> None:
@@ -159,15 +156,12 @@ class TokenAugmenter:
         self._meter_column, self._positions_V = _positions_of_meters(spec)
 
     def __call__(self, ids_NF: Longs, lengths_B: Longs, keys_B: Keys) -> tuple[Longs, Longs]:
-        """The phrases as they are trained on.
+        """The phrases as they are trained on: their tokens and lengths.
 
         Args:
             ids_NF: Tokens of phrases that lie end to end, int64; they are not written to.
             lengths_B: Steps of each.
             keys_B: Key of each; 0 leaves it as it is.
-
-        Returns:
-            Their tokens and lengths.
         """
         draws = PhraseChanges.draw(keys_B, self._settings)
         starts_B = np.cumsum(lengths_B) - lengths_B
@@ -176,18 +170,36 @@ class TokenAugmenter:
         if (draws.programs != KEEP).any():
             ids_NF, lengths_B, found = self._leave_out(ids_NF, lengths_B, found, draws)
             starts_B = np.cumsum(lengths_B) - lengths_B
-        velocity = draws.velocity[found.phrase]
-        if most := self._settings.velocity_noise:
-            where = found.bar, found.position, found.program, found.pitch
-            velocity = velocity + velocity_noise(keys_B[found.phrase], *where, most)
         if self._settings.jitter:
             self._jitter(ids_NF, starts_B, found, keys_B)
+        pitched = found.program != DRUMS
         if draws.transpose.any():
-            self._transpose(ids_NF, found, draws)
-        self._shift_velocity(ids_NF, found, velocity)
-        self._scale_duration(ids_NF, found, draws)
+            at, phrase = found.steps_nA[pitched, _PITCH], found.phrase[pitched]
+            rank = found.pitch[pitched] - self._pitch.low
+            by = _fitting(draws.transpose, phrase, rank, len(self._pitch))
+            self._pitch.write(ids_NF, at, rank + by[phrase])
+
+        steps = draws.velocity[found.phrase]
+        if most := self._settings.velocity_noise:
+            where = found.bar, found.position, found.program, found.pitch
+            steps = steps + velocity_noise(keys_B[found.phrase], *where, most)
+        at = found.steps_nA[:, _VELOCITY]
+        going = (steps != 0) & (at >= 0)
+        rank = self._velocity.rank(ids_NF, at[going])
+        self._velocity.write(ids_NF, at[going], rank + steps[going])
+
+        at, factor = found.steps_nA[:, _DURATION], draws.duration[found.phrase]
+        going = (factor != 1.0) & (at >= 0) & pitched
+        scaled = (self._duration.rank(ids_NF, at[going]) + 1) * factor[going]
+        rank = np.floor(scaled + 0.5).astype(np.int64) - 1
+        self._duration.write(ids_NF, at[going], rank)
+
         if draws.tempo.any() and len(self._tempo):
-            self._shift_tempo(ids_NF, lengths_B, draws)
+            rank_N = self._tempo.rank_V.take(ids_NF[:, self._tempo.column])
+            at = np.flatnonzero(rank_N >= 0)
+            phrase = np.searchsorted(np.cumsum(lengths_B), at, side="right")
+            by = _fitting(draws.tempo, phrase, rank_N[at], len(self._tempo))
+            self._tempo.write(ids_NF, at, rank_N[at] + by[phrase])
         return ids_NF, lengths_B
 
     def _leave_out(
@@ -275,44 +287,6 @@ class TokenAugmenter:
         said_at = np.flatnonzero(positions_N > 0)
         return positions_N[said_at[np.searchsorted(said_at, step, side="right") - 1]]
 
-    def _transpose(self, ids_NF: Longs, found: FoundNotes, draws: PhraseChanges) -> None:
-        """Moves all pitched notes of a phrase together, as far as all stay in the vocabulary."""
-        pitched = found.program != DRUMS
-        at, phrase = found.steps_nA[pitched, _PITCH], found.phrase[pitched]
-        rank = found.pitch[pitched] - self._pitch.low
-        by = _fitting(draws.transpose, phrase, rank, len(self._pitch))
-        ids_NF[at, self._pitch.column] = self._pitch.ids[rank + by[phrase]]
-
-    def _shift_velocity(self, ids_NF: Longs, found: FoundNotes, by_n: Longs) -> None:
-        """Moves the notes' velocities, each to the last one at most."""
-        at = found.steps_nA[:, _VELOCITY]
-        going = (by_n != 0) & (at >= 0)
-        if not going.any():
-            return
-        at, scale = at[going], self._velocity
-        rank = scale.rank_V[ids_NF[at, scale.column]] + by_n[going]
-        ids_NF[at, scale.column] = scale.ids.take(rank, mode="clip")
-
-    def _scale_duration(self, ids_NF: Longs, found: FoundNotes, draws: PhraseChanges) -> None:
-        """Multiplies the pitched notes' durations, to the nearest step, and one step at least."""
-        at, factor = found.steps_nA[:, _DURATION], draws.duration[found.phrase]
-        going = (factor != 1.0) & (at >= 0) & (found.program != DRUMS)
-        if not going.any():
-            return
-        at, scale = at[going], self._duration
-        steps = scale.rank_V[ids_NF[at, scale.column]] + 1
-        scaled = np.floor(steps * factor[going] + 0.5).astype(np.int64)
-        ids_NF[at, scale.column] = scale.ids.take(scaled - 1, mode="clip")
-
-    def _shift_tempo(self, ids_NF: Longs, lengths_B: Longs, draws: PhraseChanges) -> None:
-        """Moves all tempi of a phrase together, as far as all stay in the vocabulary."""
-        column = ids_NF[:, self._tempo.column]
-        rank_N = self._tempo.rank_V.take(column)
-        at = np.flatnonzero(rank_N >= 0)
-        phrase = np.searchsorted(np.cumsum(lengths_B), at, side="right")
-        by = _fitting(draws.tempo, phrase, rank_N[at], len(self._tempo))
-        column[at] = self._tempo.ids[rank_N[at] + by[phrase]]
-
 
 def _fitting(by_B: Longs, phrase: Longs, rank: Longs, n: int) -> Longs:
     """The shift of each phrase, cut so that all its ranks stay in 0 to ``n - 1``; shape (B,)."""
@@ -346,10 +320,6 @@ def _positions_of_meters(spec: TokenSpec) -> tuple[int, Longs]:
 
 class PhraseAugmenter:
     """Reads and augments the phrases of a batch.
-
-    Args:
-        spec: The vocabulary.
-        settings: What is done, and how much.
 
     Attributes:
         as_notes: Why phrases are augmented as notes and encoded again, which is slower; empty where
