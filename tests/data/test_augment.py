@@ -167,12 +167,12 @@ def test_a_single_key_suffices() -> None:
         ("augment.solo=0.9", "must not sum to above 1"),
     ],
 )
-def test_settings_out_of_range_are_refused(override: str, message: str) -> None:
+def test_settings_out_of_range_are_rejected(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         settings("strong", override)
 
 
-def test_more_bars_than_the_vocabulary_numbers_are_refused(toy: ShardSet) -> None:
+def test_more_bars_than_the_vocabulary_numbers_are_rejected(toy: ShardSet) -> None:
     with pytest.raises(UserError, match=r"augment.phrase_bars=\[2, 65\].*64"):
         PhraseDataModule(toy.folder, augment=AugmentSettings(phrase_bars=(2, 65)))
 

@@ -100,7 +100,7 @@ def test_no_bytes_are_in_two_splits(rows: list[tuple[str, int]]) -> None:
         assert held[name] == SPLITS[latest]
 
 
-@pytest.mark.parametrize("kind", ["given", "dealt"])
+@pytest.mark.parametrize("kind", ["given", "assigned"])
 def test_a_preparation_respects_the_given_splits(tmp_path: Path, kind: str) -> None:
     order = ["train", "test", "val", "train", "train", "test", "val", "train"]
     refs = [

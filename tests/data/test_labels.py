@@ -114,7 +114,7 @@ def test_what_was_unusable_and_remarked_stays() -> None:
         ({"genre": {"jazz": None, "rock": None}}, ["leaves none of the 2 songs"]),
     ],
 )
-def test_a_map_that_fits_nothing_is_refused(names: Any, words: list[str]) -> None:
+def test_a_map_that_fits_nothing_is_rejected(names: Any, words: list[str]) -> None:
     corpus = corpus_of("jazz", "rock")
     with pytest.raises(UserError) as caught:
         mapped(corpus.songs(Path()), corpus, LabelSettings.from_config({"map": names}))
@@ -122,7 +122,7 @@ def test_a_map_that_fits_nothing_is_refused(names: Any, words: list[str]) -> Non
 
 
 @pytest.mark.parametrize("n", [0, -1, 2.5, True, "many", {"genre": 0}])
-def test_a_bound_that_is_no_number_is_refused(n: Any) -> None:
+def test_a_bound_that_is_no_number_is_rejected(n: Any) -> None:
     with pytest.raises(UserError, match=re.escape(f"labels.min_songs={n} must be")):
         LabelSettings.from_config({"map": {}, "min_songs": n})
 

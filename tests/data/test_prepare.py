@@ -59,7 +59,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SONGS_PER_FILE", (4, 4))
 
 
-# What is kept and what is refused
+# What is kept and what is rejected
 
 
 def test_folder_holds_what_the_contract_says(toy: ShardSet) -> None:
@@ -260,7 +260,7 @@ def test_groups_and_equal_files_link_up(tmp_path: Path) -> None:
     assert set.union(*by_chain.values()) == {"train", "val", "test"}
 
 
-def test_equal_files_with_two_labels_are_refused_with_both_names(tmp_path: Path) -> None:
+def test_equal_files_with_two_labels_are_rejected_with_both_names(tmp_path: Path) -> None:
     songs = songs_in(tmp_path, 6).songs(tmp_path).songs
     same = midi([3, 3], seed=99)
     clash = [SongRef(f"clash-{g}", write(tmp_path / g / "x.mid", same), {"genre": g}) for g in "ab"]
@@ -685,7 +685,7 @@ def test_estimate(toy_home: Path, toy: ShardSet) -> None:
     assert two["sampled"] == 48
 
 
-def test_estimate_counts_files_that_are_refused(tmp_path: Path) -> None:
+def test_estimate_counts_files_that_are_rejected(tmp_path: Path) -> None:
     refs = [
         SongRef(str(i), write(tmp_path / f"{i}", midi([2]) if i % 2 else b"no"), {"genre": "a"})
         for i in range(6)

@@ -452,7 +452,7 @@ def test_a_stopped_removal_is_not_in_the_way_of_the_next(
     assert os.listdir(root) == []
 
 
-def test_a_link_is_refused_and_its_target_stays(root: Path, tmp_path: Path, toy: ShardSet) -> None:
+def test_a_link_is_rejected_and_its_target_stays(root: Path, tmp_path: Path, toy: ShardSet) -> None:
     target = shutil.copytree(toy.folder, tmp_path / "elsewhere")
     (root / "toy-remi-00000000").symlink_to(target)
     with pytest.raises(UserError, match="is a link to"):

@@ -142,7 +142,7 @@ def test_folds_do_not_depend_on_the_order_of_the_songs(shards: Shards, random: A
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=80), st.integers(2, 6))
 @settings(max_examples=80, deadline=None)
-def test_single_songs_are_dealt_evenly(strata: list[str], n_folds: int) -> None:
+def test_single_songs_are_split_evenly(strata: list[str], n_folds: int) -> None:
     fold_S = assign_folds(strata, range(len(strata)), n_folds, seed=1)
     for one in set(strata):
         counts = np.bincount(fold_S[np.array(strata) == one], minlength=n_folds)

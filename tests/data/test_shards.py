@@ -1,4 +1,4 @@
-"""Shards: plain Arrow, equal to what the tokenizer gives, mapped anew in each process."""
+"""Shards: plain Arrow, equal to what the tokenizer gives, mapped again in each process."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_song_by_id(toy: ShardSet) -> None:
         toy.index_of("waltz-happy-1000")
 
 
-# What is refused
+# What is rejected
 
 
 def test_folder_without_shards(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Songs dealt to splits: whole groups, every class in every split, a function of the seed."""
+"""Songs assigned to splits: whole groups, every class in every split, a function of the seed."""
 
 from __future__ import annotations
 

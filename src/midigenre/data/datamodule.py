@@ -24,27 +24,7 @@ from midigenre.spec import UNKNOWN, Batch
 
 @dataclass(frozen=True)
 class DataSettings:
-    """The settings of ``conf/data``.
-
-    Attributes:
-        phrase_bars: Bars in a phrase; None where ``phrase_seconds`` says its length.
-        phrase_seconds: Length of a phrase in seconds
-            (:class:`~midigenre.data.phrases.Seconds`), else None.
-        max_tokens: Longest phrase in steps; longer ones end at the last whole bar that fits.
-        batch_phrases: Most phrases in a training batch.
-        eval_batch_phrases: Most phrases in a batch of validation and test.
-        marks: BOS and EOS where a phrase begins or ends its song.
-        phrases_per_song: Training phrases of each song in an epoch; None for as many as fit in it
-            end to end.
-        val_phrases_per_song: Most phrases of a song in a validation during training, evenly spaced
-            over it; None for all.
-        balance: How far training draws the classes of ``balance_label`` equally often, 0 (as they
-            are) to 1; an epoch has as many phrases as without.
-        balance_label: That label.
-        unlabelled: Whether training reads songs of which no label of the task is known. They cost
-            time and add nothing to a classifier's loss.
-        num_workers: Processes that read ahead; 0 reads in the training process.
-        pin_memory: Page-locked batches, for GPUs.
+    """The settings of ``conf/data``, where each of them is explained.
 
     Raises:
         UserError: A setting is out of range.

@@ -225,7 +225,7 @@ class Duplicates:
         return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
-def duplicates(
+def find(
     file_digests: Sequence[bytes],
     note_digests: NDArray[np.uint8],
     sketches: NDArray[np.uint32],
@@ -290,7 +290,7 @@ def leaked(splits: Sequence[str], found: Duplicates) -> dict[str, Any]:
     return {"songs": n, "share": round(n / total, 4) if total else None}
 
 
-def duplicate_report(
+def report(
     found: Duplicates, songs: Sequence[SongRef], labels: Sequence[str], grouping: str
 ) -> dict[str, Any]:
     """Numbers of groups, the largest ones, and the groups whose songs have different labels."""
@@ -317,7 +317,7 @@ def duplicate_report(
     }  # fmt: skip
 
 
-def duplicate_rows(
+def rows(
     found: Duplicates, songs: Sequence[SongRef], splits: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Rows of ``duplicates.csv``: every song that is in a group, group by group."""

@@ -24,21 +24,8 @@ from filelock import FileLock, Timeout
 from upath import UPath
 
 from midigenre.corpora.base import Corpus, Listing, Progress, SongRef, Unusable, no_progress
+from midigenre.data import duplicates
 from midigenre.data.chunks import Chunk, Workers, file_digests
-from midigenre.data.duplicates import (
-    GROUPINGS,
-    KINDS,
-    ROW,
-    Duplicates,
-    duplicate_report,
-    duplicate_rows,
-    duplicates,
-    kept_apart,
-    leaked,
-    linked_groups,
-    without_conflicts,
-    without_leaks,
-)
 from midigenre.data.labels import LabelSettings, label_spec, mapped, without_rare
 from midigenre.data.phrases import PhraseLength, length_settings
 from midigenre.data.report import REPORTED, named, phrase_report, warnings, write_label_tables
@@ -75,7 +62,7 @@ class Settings:
         length: Length of a phrase, for the report only.
         max_tokens: Longest phrase in steps, for the report only.
         labels: Classes to merge, rename or leave out.
-        grouping: Which duplicates stay in one split, one of ``GROUPINGS``.
+        grouping: Which duplicates stay in one split, one of ``duplicates.GROUPINGS``.
         limits: What one file may cost.
         workers: Who does the work; the shards do not depend on it.
         folder: Where the shards' folders lie, any fsspec URL; ``<home>/shards`` if None.
@@ -95,8 +82,10 @@ class Settings:
     folder: str | None = None
 
     def __post_init__(self) -> None:
-        if self.grouping not in GROUPINGS:
-            raise UserError(f"prepare.grouping={self.grouping}: choose {', '.join(GROUPINGS)}")
+        if self.grouping not in duplicates.GROUPINGS:
+            raise UserError(
+                f"prepare.grouping={self.grouping}: choose {', '.join(duplicates.GROUPINGS)}"
+            )
         if self.limits.max_file_mb <= 0 or self.limits.max_seconds <= 0:
             raise UserError("prepare.max_file_mb and prepare.max_seconds must be above 0")
 
@@ -323,10 +312,10 @@ def _prepare(
             f"corpus {corpus.name!r}: none of the {len(songs) or len(unusable)} files can be used; "
             f"the first: {results.first}"
         )
-    found = duplicates(
+    found = duplicates.find(
         results.digests, results.notes, results.sketches, settings.grouping, progress
     )
-    about = duplicate_report(found, results.kept, corpus.labels, settings.grouping)
+    about = duplicates.report(found, results.kept, corpus.labels, settings.grouping)
     splits = _splits(results.kept, found, settings, about)
     _write_tables(folder, corpus, chunks, unusable, results.kept, found, splits)
     write_spec(folder, corpus.name, tokenizer.spec, labels, results.parts)
@@ -372,9 +361,11 @@ def _chosen(
             return False
         return True
 
-    songs, copies, unusable, remarks = without_conflicts(listing.songs, digests, corpus.labels)
+    songs, copies, unusable, remarks = duplicates.without_conflicts(
+        listing.songs, digests, corpus.labels
+    )
     if settings.grouping != "none":
-        songs, leaks, said = without_leaks(songs, copies)
+        songs, leaks, said = duplicates.without_leaks(songs, copies)
         unusable, remarks = unusable + leaks, remarks + said
     songs, rare = without_rare(songs, corpus, settings.labels, content, usable)
     return songs, [*listing.unusable, *unusable, *rare], remarks
@@ -422,7 +413,7 @@ class _Results:
         # Room for all at once: lists of arrays and their concatenation would take twice as much.
         n_songs = sum(len(chunk.songs) for chunk in chunks)
         notes = np.zeros((n_songs, DIGEST_BYTES), np.uint8)
-        sketches = np.empty((n_songs, ROW), np.uint32)
+        sketches = np.empty((n_songs, duplicates.ROW), np.uint32)
         for chunk in chunks:
             summary = chunk.summary()
             if summary.kept:
@@ -443,7 +434,10 @@ class _Results:
 
 
 def _splits(
-    songs: Sequence[SongRef], found: Duplicates, settings: Settings, about: dict[str, Any]
+    songs: Sequence[SongRef],
+    found: duplicates.Duplicates,
+    settings: Settings,
+    about: dict[str, Any],
 ) -> list[str]:
     """The split of each song, as the source gives it or split by groups.
 
@@ -451,19 +445,19 @@ def _splits(
     """
     given = [song.split for song in songs if song.split is not None]
     if given:
-        about["naive_split_leaks"] = leaked(given, found)
-        splits = kept_apart(given, found)
+        about["naive_split_leaks"] = duplicates.leaked(given, found)
+        splits = duplicates.kept_apart(given, found)
         about["left_out_of_given_splits"] = splits.count("")
         return splits
     strata = [tuple(song.labels.values()) for song in songs]
     ids, groups = [song.song_id for song in songs], [song.group for song in songs]
 
     def split(first_copies: Sequence[str | None]) -> list[str]:
-        linked = linked_groups(ids, groups, first_copies)
+        linked = duplicates.linked_groups(ids, groups, first_copies)
         return assign_splits(strata, linked, settings.fractions, settings.split_seed)
 
     naive = split([None] * len(songs))
-    about["naive_split_leaks"] = leaked(naive, found)
+    about["naive_split_leaks"] = duplicates.leaked(naive, found)
     if not found.grouped.any():
         return naive
     places = zip(found.first, found.grouped, strict=True)
@@ -476,7 +470,7 @@ def _write_tables(
     chunks: Sequence[Chunk],
     unusable: Sequence[Unusable],
     kept: Sequence[SongRef],
-    found: Duplicates,
+    found: duplicates.Duplicates,
     splits: Sequence[str],
 ) -> None:
     """Writes the three tables; rows of one chunk at a time are in memory."""
@@ -493,7 +487,7 @@ def _write_tables(
                 "source": ref.source or corpus.name,
                 "group": ref.group or "",
                 "duplicate_group": kept[found.first[i]].song_id if grouped else "",
-                "duplicate_kind": KINDS[found.kind[i]] if grouped else "",
+                "duplicate_kind": duplicates.KINDS[found.kind[i]] if grouped else "",
                 "split": splits[i],
                 **{name: row[name] for name in ("bars", "notes", "tokens")},
                 "repairs": json.dumps(row["repairs"]) if row["repairs"] else "",
@@ -516,4 +510,4 @@ def _write_tables(
     columns = ["song_id", "path", *labels, "reason", "detail"]
     write_csv(folder / "refused.csv", rejected_rows(), columns)
     columns = ["group", "kind", "song_id", "path", "split", *labels]
-    write_csv(folder / "duplicates.csv", duplicate_rows(found, kept, splits), columns)
+    write_csv(folder / "duplicates.csv", duplicates.rows(found, kept, splits), columns)

@@ -1,9 +1,9 @@
 """Reads each file in a subprocess, so that a crash rejects that file only.
 
 A parser in C++ may die on a file, or never come back. The sandbox gives each file's bytes to a
-child process, which gives them to a fork of itself: when that dies, or takes so long that the
-kernel's timer ends it, the child says so and forks again, and the file is rejected with the reason.
-The child ends by itself when nothing is asked of it for a while, or when its parent is gone.
+child process: when that dies, or takes so long that the kernel's timer ends it, the file is
+rejected with the reason and another child is started. It ends by itself when nothing is asked of it
+for a while, or when its parent is gone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
-import mmap
 import os
 import pickle
 import resource
@@ -186,18 +185,16 @@ class Sandbox:
                 if not pipe.poll(limits.max_seconds + START_SECONDS):
                     self.close()
                     raise limits.too_slow()
-                kind, answer = pipe.recv()
+                found, error = pipe.recv()
             except _GONE:
-                status = self._end()
+                code = self._end()
+                if code == -signal.SIGALRM:
+                    raise limits.too_slow() from None
+                status = _in_words(code)
                 continue
-            if kind == "found":
-                return answer
-            if kind == "error":
-                raise answer
-            self._knows = None  # the fork that knew it died
-            if answer == -signal.SIGALRM:
-                raise limits.too_slow()
-            status = _in_words(answer)
+            if error is not None:
+                raise error
+            return found
         raise RefusedSongError("crashed", f"the process that read it ended twice: {status}")
 
     def start(self) -> None:
@@ -239,32 +236,33 @@ class Sandbox:
             if self._knows is spec:
                 return self._pipe
             try:
-                self._pipe.send(("tokenizer", spec, None))
+                self._pipe.send(("tokenizer", spec, 0.0))
                 if not self._pipe.poll(START_SECONDS):
                     raise EOFError
-                kind, answer = self._pipe.recv()
+                _, error = self._pipe.recv()
             except _GONE:
-                status = self._end()
+                status = _in_words(self._end())
                 continue
-            if kind == "error":
-                raise answer
+            if error is not None:
+                raise error
             self._knows = spec
             return self._pipe
         raise UserError(f"the process that reads songs ({self._main}) cannot be started: {status}")
 
-    def _end(self) -> str:
-        """How the child ended, in words; it is gone then."""
+    def _end(self) -> int | None:
+        """Its exit code as :mod:`subprocess` gives it; None if its connection alone broke."""
         assert self._child is not None
         try:
-            return _in_words(self._child.wait(timeout=5))
+            return self._child.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            return "its connection broke"
+            return None
         finally:
             self.close()
 
 
-def _in_words(code: int) -> str:
-    """A process's exit code as :mod:`subprocess` gives it."""
+def _in_words(code: int | None) -> str:
+    if code is None:
+        return "its connection broke"
     if code >= 0:
         return f"exit status {code}"
     with contextlib.suppress(ValueError):
@@ -334,63 +332,42 @@ class FileReader(AbstractContextManager["FileReader"]):
 
 
 def run_child(functions: Mapping[str, Callable[[bytes, Tokenizer], Any]]) -> None:
-    """The child: answers in forks of itself, one after the other, until nothing more is asked.
+    """The child: answers until the other side is gone, or silent for so long.
 
-    Its arguments are the number of its end of the pipe, and how long it waits for a question: the
-    name of one of the functions and what it is given. An answer is ``found`` with what it gave,
-    ``error`` with what it raised, or ``died`` with the exit code of a fork.
+    Its arguments are the number of its end of the pipe, and how many seconds it waits for a
+    question: the name of one of the functions, what it is given, and how long it may take. An
+    answer is what it gave, and the error that it raised if any.
     """
-    import midigenre.tokenizers.miditok  # noqa: F401 (once, and not in every fork)
+    import midigenre.tokenizers.miditok  # noqa: F401 (before the first question)
 
     # Ctrl-C is the parent's: it decides what becomes of the files.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     _limit_memory()
     pipe, idle_seconds = Connection(int(sys.argv[1])), float(sys.argv[2])
-    sending = mmap.mmap(-1, 1)  # shared with the forks: 1 while one writes to the pipe
-    while True:
-        fork = os.fork()
-        if fork == 0:
-            _answer(pipe, functions, sending, idle_seconds)
-            os._exit(0)
-        code = os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
-        if code == 0:
-            return
-        if sending[0]:  # half an answer: only the end of the pipe can say so
-            sys.exit(1)
-        pipe.send(("died", code))
-
-
-def _answer(
-    pipe: Connection, functions: Mapping[str, Any], sending: mmap.mmap, idle_seconds: float
-) -> None:
-    """Answers until the other side is gone or silent for so long."""
-    tokenizer = None
-    answer: tuple[str, Any]
+    tokenizer: Any = None
+    answer: tuple[Any, Exception | None]
     while pipe.poll(idle_seconds):
         try:
-            what, asked, max_seconds = pipe.recv()
+            how, asked, max_seconds = pipe.recv()
         except EOFError:
             return
-        if what == "tokenizer":
-            try:
-                tokenizer, answer = from_spec(asked), ("found", None)
-            except Exception as error:
-                answer = ("error", error)
-        else:
-            # The default action of its signal ends the process, whatever C code is running.
-            signal.setitimer(signal.ITIMER_REAL, max_seconds)
-            try:
-                answer = ("found", functions[what](asked, tokenizer))
-            except RefusedSongError as error:
-                answer = ("error", error)
-            except MemoryError:
-                detail = f"more than {MEMORY_BYTES >> 30} GiB of memory"
-                answer = ("error", RefusedSongError("crashed", detail))
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        sending[0] = 1
+        # The default action of its signal ends the process, whatever C code is running.
+        signal.setitimer(signal.ITIMER_REAL, max_seconds)
+        try:
+            if how == "tokenizer":
+                tokenizer, answer = from_spec(asked), (None, None)
+            else:
+                answer = (functions[how](asked, tokenizer), None)
+        except MemoryError:
+            detail = f"more than {MEMORY_BYTES >> 30} GiB of memory"
+            answer = (None, RefusedSongError("crashed", detail))
+        except Exception as error:
+            if how != "tokenizer" and not isinstance(error, RefusedSongError):
+                raise
+            answer = (None, error)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         pipe.send(answer)
-        sending[0] = 0
 
 
 def _limit_memory() -> None:
