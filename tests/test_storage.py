@@ -384,12 +384,10 @@ def shards(bucket: UPath) -> UPath:
     return folder
 
 
-def wanted(folder: UPath, *plain: str) -> list[tuple[str, int | None, str | None]]:
-    known: list[tuple[str, int | None, str | None]] = []
-    for name in ("part-0.arrow", "sub/part-1.arrow"):
-        data = read_bytes(folder / name)
-        known.append((name, len(data), hashlib.sha256(data).hexdigest()))
-    return known + [(name, None, None) for name in (plain or ("manifest.csv", "spec.json"))]
+def wanted(folder: UPath) -> dict[str, str | None]:
+    parts = ("part-0.arrow", "sub/part-1.arrow")
+    known = {name: hashlib.sha256(read_bytes(folder / name)).hexdigest() for name in parts}
+    return {**known, "manifest.csv": None, "spec.json": None}
 
 
 def test_a_copy_is_made_once(shards: UPath, tmp_path: Path, requests: list[str]) -> None:
@@ -398,14 +396,14 @@ def test_a_copy_is_made_once(shards: UPath, tmp_path: Path, requests: list[str])
     copy = local_copy(shards, tmp_path, rows, lambda _, done, total: seen.append((done, total)))
     assert copy.parent == tmp_path
     assert copy.name.startswith("toy-remi-")
-    for name, _, _ in rows:
+    for name in rows:
         assert (copy / name).read_bytes() == read_bytes(shards / name)
     assert seen == [(i, 4) for i in range(5)]
     requests.clear()
     assert local_copy(shards, tmp_path, rows) == copy
     assert len(requests) == 1, requests  # the listing
     assert local_copy(location(f"{shards}/"), tmp_path, rows) == copy
-    assert local_copy(shards.parent, tmp_path, []) != copy
+    assert local_copy(shards.parent, tmp_path, {}) != copy
     assert local_copy(copy, tmp_path, rows) == copy
 
 
@@ -440,17 +438,17 @@ def test_a_lost_record_costs_no_download(
     copy = local_copy(shards, tmp_path, wanted(shards))
     (copy / ".copied.json").unlink()
     monkeypatch.setattr(storage, "_copy_file", lambda source, *_: pytest.fail(str(source)))
-    local_copy(shards, tmp_path, wanted(shards)[:2])
+    parts = {name: found for name, found in wanted(shards).items() if found}
+    local_copy(shards, tmp_path, parts)
 
 
 def test_a_copy_that_is_not_what_it_should_be(shards: UPath, tmp_path: Path) -> None:
-    name, size, _ = wanted(shards)[0]
     with pytest.raises(UserError, match=r"part-0.arrow is not the file .* upload"):
-        local_copy(shards, tmp_path, [(name, size, "0" * 64)])
+        local_copy(shards, tmp_path, {"part-0.arrow": "0" * 64})
     with pytest.raises(UserError, match=r"has no part-9\.arrow"):
-        local_copy(shards, tmp_path, [("part-9.arrow", 1, None)])
+        local_copy(shards, tmp_path, {"part-9.arrow": None})
     with pytest.raises(UserError, match="leads out of the folder"):
-        local_copy(shards, tmp_path, [("../x", 1, None)])
+        local_copy(shards, tmp_path, {"../x": None})
     assert [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".lock"] == []
 
 
@@ -467,7 +465,7 @@ def test_a_read_that_went_wrong_is_repeated(
             Path(local).write_bytes(b"")
 
     monkeypatch.setattr(shards.fs, "get_file", flaky)
-    copy = local_copy(shards, tmp_path, wanted(shards)[:1])
+    copy = local_copy(shards, tmp_path, {"part-0.arrow": wanted(shards)["part-0.arrow"]})
     assert (copy / "part-0.arrow").read_bytes() == b"part-0.arrow"
     assert len(calls) == 2
 
@@ -484,7 +482,7 @@ def test_parallel_jobs_copy_once(
         job.start()
     for job in jobs:
         job.join()
-    assert sorted(copied) == sorted(f"{shards}/{name}" for name, _, _ in rows)
+    assert sorted(copied) == sorted(f"{shards}/{name}" for name in rows)
 
 
 def test_no_room(tmp_path: Path, shards: UPath, monkeypatch: pytest.MonkeyPatch) -> None:

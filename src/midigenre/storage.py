@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -334,20 +334,20 @@ def exists(path: Location) -> bool:
 def local_copy(
     folder: Location,
     cache: Path,
-    files: Sequence[tuple[str, int | None, str | None]],
+    files: Mapping[str, str | None],
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Path:
     """Files of a folder in a store, copied here on first use; a folder here stays where it is.
 
-    A file comes again when it is gone, has another size or checksum than asked for, or, where no
-    checksum is known, when the store has another version of it; one that was changed here but
-    carries no checksum stays. Parallel jobs copy once.
+    A file comes again when it is gone, has another checksum than asked for, or, where none is
+    known, when the store has another version of it; one that was changed here but carries no
+    checksum stays. Parallel jobs copy once.
 
     Args:
         folder: The folder.
         cache: Folder of all copies; this one gets ``<name>-<hash of the URL>`` in it.
-        files: Name below ``folder``, bytes and SHA-256 of each file, as far as they are known; what
-            vouches for the others (``spec.json``) comes last.
+        files: Names below ``folder`` and SHA-256, None where it is not known; what vouches for the
+            others (``spec.json``) comes last.
         progress: ``progress(what, done, total)`` with the number of files.
 
     Raises:
@@ -365,17 +365,17 @@ def local_copy(
         record = copy / _RECORD
         known: dict[str, dict[str, str]] = read_json(record) if record.is_file() else {}
         wanted = []
-        for name, size, checksum in files:
+        for name, checksum in files.items():
             if not inside(name):
                 raise UserError(f"{url}: {name!r} leads out of the folder")
             if name not in there:
                 raise UserError(f"{url} has no {name}; it was not uploaded whole")
-            if not _same(copy / name, size, checksum, there[name], known.get(name, {})):
-                wanted.append((name, size, checksum))
-        room(copy, sum(there[name].size for name, _, _ in wanted), f"the copy of {url}")
-        for done, (name, size, checksum) in enumerate(wanted):
+            if not _same(copy / name, checksum, there[name], known.get(name, {})):
+                wanted.append(name)
+        room(copy, sum(there[name].size for name in wanted), f"the copy of {url}")
+        for done, name in enumerate(wanted):
             progress(f"copying {readable}", done, len(wanted))
-            found = _copy_file(folder / name, copy / name, size, checksum)
+            found = _copy_file(folder / name, copy / name, files[name])
             version, here = there[name].stamp, stamp(copy / name)
             known[name] = {"store": version, "sha256": found, "here": here}
             write_json(record, known)
@@ -384,38 +384,29 @@ def local_copy(
     return copy
 
 
-def _same(
-    path: Path, size: int | None, checksum: str | None, there: Entry, known: Mapping[str, str]
-) -> bool:
+def _same(path: Path, checksum: str | None, there: Entry, known: Mapping[str, str]) -> bool:
     """Whether a copied file is the one that is asked for."""
-    if not path.is_file() or (size is not None and path.stat().st_size != size):
+    if not path.is_file():
         return False
     if checksum is None:
         return known.get("store") == there.stamp
     # Gigabytes are not hashed at every start: a file that has not changed has its checksum.
-    held = known.get("sha256") if known.get("here") == stamp(path) else sha256(path)
-    return held == checksum
+    return checksum == (known.get("sha256") if known.get("here") == stamp(path) else sha256(path))
 
 
-def _copy_file(source: UPath, target: Path, size: int | None, checksum: str | None) -> str:
+def _copy_file(source: UPath, target: Path, checksum: str | None) -> str:
     """Copies a file whole and returns its checksum."""
-    part = target.with_name(f".{target.name}.copy")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with whole(target) as part:
         for _ in range(2):  # what went wrong on the way comes right the second time
             with naming(source):
                 source.fs.get_file(source.path, str(part))
             found = sha256(part)
-            if checksum in (None, found) and size in (None, part.stat().st_size):
-                with whole(target) as new:
-                    os.replace(part, new)
+            if checksum in (None, found):
                 return found
-    finally:
-        part.unlink(missing_ok=True)
-    raise UserError(
-        f"{source} is not the file that its folder's spec.json names (size or checksum differ); "
-        "upload the folder again"
-    )
+        raise UserError(
+            f"{source} is not the file that its folder's spec.json names (the checksum differs); "
+            "upload the folder again"
+        )
 
 
 def check_writable(folder: Path, remedy: str) -> None:

@@ -308,24 +308,26 @@ def _prepare(
     settings.workers.make(chunks, progress)
     results = _Results(chunks, unusable)
     if not results.kept:
+        first = results.unusable[0]
         raise UserError(
             f"corpus {corpus.name!r}: none of the {len(songs) or len(unusable)} files can be used; "
-            f"the first: {results.first}"
+            f"the first: {first.path}: {first.reason} ({first.detail})"
         )
     found = duplicates.find(
         results.digests, results.notes, results.sketches, settings.grouping, progress
     )
     about = duplicates.report(found, results.kept, corpus.labels, settings.grouping)
     splits = _splits(results.kept, found, settings, about)
-    _write_tables(folder, corpus, chunks, unusable, results.kept, found, splits)
+    _write_tables(folder, corpus, chunks, results, found, splits)
     write_spec(folder, corpus.name, tokenizer.spec, labels, results.parts)
     # The report is written last: it marks the folder as finished.
     shards = open_shards(folder, home, progress, finished=False)
     report = phrase_report(shards, settings.length, settings.max_tokens)
     write_label_tables(report, folder)
+    rejected = Counter(song.reason for song in results.unusable)
     report |= {
         "corpus": corpus.name,
-        "refused": {reason: n for reason in REJECTIONS if (n := results.rejected[reason])},
+        "refused": {reason: n for reason in REJECTIONS if (n := rejected[reason])},
         "repairs": dict(sorted(results.repairs.items())),
         "encoded_by_miditok": dict(results.fallbacks.most_common()),
         "duplicates": about,
@@ -398,18 +400,17 @@ def _vanished(
 class _Results:
     """What became of the songs: those kept, in the shards' order, with hashes and sketches.
 
-    ``rejected``, ``repairs`` and ``fallbacks`` (to MidiTok) count by their reasons, ``first`` is
-    the first rejected song in words, ``parts`` are entries of ``spec.json``.
+    ``unusable`` are the others, ``repairs`` and ``fallbacks`` (to MidiTok) counts by their reasons,
+    ``parts`` entries of ``spec.json``.
     """
 
     def __init__(self, chunks: Sequence[Chunk], unusable: Sequence[Unusable]) -> None:
         self.kept: list[SongRef] = []
         self.digests: list[bytes] = []
+        self.unusable = list(unusable)
         self.parts: list[dict[str, Any]] = []
-        self.rejected = Counter(u.reason for u in unusable)
         self.repairs: Counter[str] = Counter()
         self.fallbacks: Counter[str] = Counter()
-        first = [f"{u.path}: {u.reason} ({u.detail})" for u in unusable[:1]]
         # Room for all at once: lists of arrays and their concatenation would take twice as much.
         n_songs = sum(len(chunk.songs) for chunk in chunks)
         notes = np.zeros((n_songs, DIGEST_BYTES), np.uint8)
@@ -426,11 +427,10 @@ class _Results:
                 self.repairs.update(row["repairs"])
                 self.fallbacks.update([row["fallback"]] if row["fallback"] else [])
             for row in summary.rejected:
-                self.rejected[row["reason"]] += 1
-                path = chunk.songs[row["at"]].path
-                first = first or [f"{path}: {row['reason']} ({row['detail']})"]
+                ref = chunk.songs[row["at"]]
+                why = (row["reason"], row["detail"])
+                self.unusable.append(Unusable(ref.song_id, ref.path, *why, ref.labels))
         self.notes, self.sketches = notes[: len(self.kept)], sketches[: len(self.kept)]
-        self.first = "".join(first)
 
 
 def _splits(
@@ -468,12 +468,12 @@ def _write_tables(
     folder: Location,
     corpus: Corpus,
     chunks: Sequence[Chunk],
-    unusable: Sequence[Unusable],
-    kept: Sequence[SongRef],
+    results: _Results,
     found: duplicates.Duplicates,
     splits: Sequence[str],
 ) -> None:
     """Writes the three tables; rows of one chunk at a time are in memory."""
+    kept, labels = results.kept, corpus.labels
 
     def kept_rows() -> Iterator[dict[str, Any]]:
         rows = (row for chunk in chunks for row in chunk.summary().kept)
@@ -493,21 +493,13 @@ def _write_tables(
                 "repairs": json.dumps(row["repairs"]) if row["repairs"] else "",
             }
 
-    def rejected_rows() -> Iterator[Mapping[str, Any]]:
-        of_chunks = (
-            Unusable(ref.song_id, ref.path, row["reason"], row["detail"], ref.labels)
-            for chunk in chunks
-            for row in chunk.summary().rejected
-            for ref in [chunk.songs[row["at"]]]
-        )
-        for u in (*unusable, *of_chunks):
-            yield {"song_id": u.song_id, "path": str(u.path), "reason": u.reason,
-                   "detail": u.detail, **u.labels}  # fmt: skip
-
-    labels = corpus.labels
+    rejected = (
+        {"song_id": u.song_id, "path": str(u.path), "reason": u.reason, "detail": u.detail}
+        | dict(u.labels)
+        for u in results.unusable
+    )
     extra = sorted({k for s in kept for k in s.extra} - {*_COLUMNS, *labels})
     write_csv(folder / "manifest.csv", kept_rows(), [*_COLUMNS, *labels, *extra])
-    columns = ["song_id", "path", *labels, "reason", "detail"]
-    write_csv(folder / "refused.csv", rejected_rows(), columns)
+    write_csv(folder / "refused.csv", rejected, ["song_id", "path", *labels, "reason", "detail"])
     columns = ["group", "kind", "song_id", "path", "split", *labels]
     write_csv(folder / "duplicates.csv", duplicates.rows(found, kept, splits), columns)

@@ -263,12 +263,11 @@ def open_shards(
     if not isinstance(folder, UPath):
         return ShardSet(folder, locked=not finished)
     spec, packed = _spec_of(folder)
-    files = [(p["file"], p["bytes"], p["sha256"]) for p in spec["parts"]]
-    files += [(name, None, sums) for name, sums in spec["tables"].items()]
+    files = {part["file"]: part["sha256"] for part in spec["parts"]} | spec["tables"]
     if finished:
-        files.append(("report.json", None, None))
+        files["report.json"] = None
     # The very one that was read: a folder that is written again meanwhile is noticed.
-    files.append(("spec.json", len(packed), hashlib.sha256(packed).hexdigest()))
+    files["spec.json"] = hashlib.sha256(packed).hexdigest()
     return ShardSet(local_copy(folder, home / "cache", files, progress))
 
 
