@@ -41,14 +41,6 @@ from midigenre.files import Location as Location
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/(?!/)(.*)")
 
-_PACKAGES: Mapping[str, str] = {
-    "s3": "'midigenre[s3]'", "s3a": "'midigenre[s3]'", "gs": "gcsfs", "gcs": "gcsfs",
-    "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "hf": "huggingface_hub", "oss": "ossfs",
-    "sftp": "paramiko", "ssh": "paramiko", "smb": "smbprotocol", "webdav": "webdav4",
-    "http": "aiohttp", "https": "aiohttp", "hdfs": "pyarrow",
-}  # fmt: skip
-"""What pip installs for a protocol; fsspec's own messages name modules, not extras."""
-
 _CREDENTIALS: Mapping[str, str] = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE; AWS_ENDPOINT_URL for a "
     "store that is not Amazon's; FSSPEC_S3='{\"anon\": true}' for a public bucket)",
@@ -120,8 +112,8 @@ def location(text: str | os.PathLike[str] | UPath) -> Location:
     try:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:
-        package = _PACKAGES.get(protocol)
-        how = f"run `pip install {package}`" if package else str(error)
+        s3 = protocol in ("s3", "s3a")  # whose package fsspec names without our extra
+        how = "run `pip install 'midigenre[s3]'`" if s3 else str(error)
         raise UserError(f"{text} needs a package that is not installed; {how}") from error
     if protocol in WITHOUT_FOLDERS and rest[:1] in ("", "/"):
         raise UserError(f"{text} names no bucket; write {protocol}://BUCKET/FOLDER")

@@ -208,7 +208,7 @@ class Sandbox:
             [sys.executable, "-P", "-m", self._main, str(fd), str(self._idle_seconds)],
             pass_fds=[fd],
             stdin=subprocess.DEVNULL,
-            stdout=sys.stderr.fileno() if _has_stderr() else subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
             env=os.environ | _ONE_THREAD | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         theirs.close()
@@ -268,14 +268,6 @@ def _in_words(code: int | None) -> str:
     with contextlib.suppress(ValueError):
         return signal.Signals(-code).name
     return f"signal {-code}"
-
-
-def _has_stderr() -> bool:
-    """Whether standard error is a file that a child can be given (under a notebook it is not)."""
-    try:
-        return sys.stderr.fileno() >= 0
-    except (AttributeError, OSError, ValueError):
-        return False
 
 
 _shared = threading.local()
