@@ -33,7 +33,7 @@ def fill(root: UPath | Path) -> None:
     write_bytes(root / "a" / "bad.mid", b"no MIDI")
 
 
-@pytest.mark.parametrize(("store", "workers"), [("memory", 2), ("bucket", 2)])
+@pytest.mark.parametrize(("store", "workers"), [("memory", 1), ("bucket", 2)])
 def test_from_store_to_store(
     tmp_path: Path, request: pytest.FixtureRequest, store: str, workers: int
 ) -> None:

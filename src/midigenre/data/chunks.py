@@ -18,7 +18,6 @@ import joblib
 import numpy as np
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from numpy.typing import NDArray
-from upath import UPath
 
 from midigenre.corpora.base import Progress, SongRef, no_progress
 from midigenre.data.sandbox import DIGEST_BYTES, Limits, shared_sandbox, song_bytes
@@ -212,8 +211,7 @@ class Workers:
             OSError: The disk is full or cannot be written.
         """
         total = sum(len(chunk.songs) for chunk in chunks)
-        alone = self.n == 1 or len(chunks) < 2 or _in_this_process(chunks)
-        if self.backend == "loky" and alone:
+        if self.backend == "loky" and (self.n == 1 or len(chunks) < 2):
             done = 0
             for chunk in chunks:
                 done += chunk.make(_shifted(progress, done, total))
@@ -264,12 +262,6 @@ class Workers:
             ) from error
         with client, joblib.parallel_config(backend="dask"):
             yield
-
-
-def _in_this_process(chunks: Sequence[Chunk]) -> bool:
-    """Whether the songs, or the place of the shards, exist in no other process."""
-    places = [chunks[0].folder, *(song.path for song in chunks[0].songs[:1])]
-    return any(isinstance(place, UPath) and place.protocol == "memory" for place in places)
 
 
 def _shifted(progress: Progress, begin: int, total: int) -> Progress:

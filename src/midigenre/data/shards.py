@@ -117,9 +117,7 @@ class ManifestTable:
         return int(self._table.num_rows)
 
     def __getitem__(self, index: int) -> dict[str, str]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        row = self._table.slice(index % len(self), 1)
+        row = self._table.slice(index, 1)
         return {name: _text(row[name][0].as_py()) for name in self.columns}
 
     def __iter__(self) -> Iterator[dict[str, str]]:

@@ -281,13 +281,28 @@ class Protocol:
         Raises:
             UserError: As :meth:`split`.
         """
-        if self.name == CROSSVAL:
-            return [f"fold-{k}-of-{self.folds}" for k in range(1, (self.folds or 0) + 1)]
-        found: list[str] = []
-        for k, source in enumerate(self._sources(shards), 1):
+        return list(self._parts(shards))
+
+    def _parts(self, shards: ShardSet) -> dict[str, str]:
+        """Folder of each part, and the source that it leaves out ("" in a cross-validation)."""
+        if self.folds is not None:
+            return {f"fold-{k}-of-{self.folds}": "" for k in range(1, self.folds + 1)}
+        there = sorted(set(shards.manifest.column("source")))
+        if len(there) < 2:
+            raise UserError(
+                f"protocol={BY_SOURCE}: all songs of {shards.folder} come from {there[0]!r}; give "
+                "the songs as corpus=manifest with a column `source` (the collection of each "
+                "file), or take protocol=crossval"
+            )
+        parts: dict[str, str] = {}
+        for k, source in enumerate(dict.fromkeys(self.sources or there), 1):
+            if source not in there:
+                raise UserError(
+                    f"protocol.sources: no source {source!r}; there is {', '.join(there)}"
+                )
             name = f"source-{safe_name(source)}"
-            found.append(name if name not in found else f"{name}-{k}")
-        return found
+            parts[name if name not in parts else f"{name}-{k}"] = source
+        return parts
 
     def split(self, shards: ShardSet, part: int | None = None) -> Fold:
         """The songs of a part, by its number from 1; their own split is not looked at.
@@ -297,76 +312,48 @@ class Protocol:
                 song is left to train on.
         """
         k = self.part if part is None else part
-        names = self.names(shards)
         if k is None:
             raise ValueError("a protocol's songs depend on the part")
-        if k > len(names):
-            raise UserError(f"protocol.part={k}, but there are {len(names)} parts: {names}")
+        parts = self._parts(shards)
+        if k > len(parts):
+            raise UserError(f"protocol.part={k}, but there are {len(parts)} parts: {list(parts)}")
+        name, source = list(parts.items())[k - 1]
         groups, strata = song_groups(shards), song_strata(shards)
         if self.folds is None:
-            return self._without_source(shards, k, names[k - 1], strata, groups)
-        if len(set(groups)) < self.folds:
+            here_S = np.array(shards.manifest.column("source"), object) == source
+            # A copy in another collection would be trained on.
+            touched = {groups[i] for i in np.flatnonzero(here_S).tolist()}
+            rest_S = np.array([group not in touched for group in groups], bool)
+        elif len(set(groups)) < self.folds:
             raise UserError(
                 f"protocol.folds={self.folds}, but {shards.folder} has {len(set(groups))} "
                 "groups of songs; set fewer folds"
             )
-        tested_S = assign_folds(strata, groups, self.folds, self.seed) == k - 1
-        rows = self._train_val(~tested_S, strata, groups)
-        return Fold(names[k - 1], rows | {"test": np.flatnonzero(tested_S)})
-
-    def _sources(self, shards: ShardSet) -> list[str]:
-        there = sorted(set(shards.manifest.column("source")))
-        if len(there) < 2:
-            raise UserError(
-                f"protocol={BY_SOURCE}: all songs of {shards.folder} come from {there[0]!r}; give "
-                "the songs as corpus=manifest with a column `source` (the collection of each "
-                "file), or take protocol=crossval"
-            )
-        for source in self.sources or ():
-            if source not in there:
-                raise UserError(
-                    f"protocol.sources: no source {source!r}; there is {', '.join(there)}"
-                )
-        return there if self.sources is None else list(dict.fromkeys(self.sources))
-
-    def _without_source(
-        self, shards: ShardSet, k: int, name: str, strata: Sequence[Hashable], groups: Sequence[str]
-    ) -> Fold:
-        here_S = np.array(shards.manifest.column("source"), object) == self._sources(shards)[k - 1]
-        # A copy in another collection would be trained on.
-        touched = {groups[i] for i in np.flatnonzero(here_S).tolist()}
-        linked_S = np.array([group in touched for group in groups], bool)
-        rows = self._train_val(~linked_S, strata, groups)
+        else:
+            here_S = assign_folds(strata, groups, self.folds, self.seed) == k - 1
+            rest_S = ~here_S
+        rest = np.flatnonzero(rest_S).tolist()
+        if not rest:
+            raise UserError("protocol: no song is left to train on")
+        shares = (1 - self.val_share, self.val_share, 0.0)
+        split_of_rest = np.array(
+            assign_splits([strata[i] for i in rest], [groups[i] for i in rest], shares, self.seed)
+        )
+        rows = {split: np.array(rest)[split_of_rest == split] for split in ("train", "val")}
+        left_out = int((~rest_S & ~here_S).sum())
+        hidden, untestable, tested_S = {}, {}, np.zeros(len(shards), bool)
         indices = shards.label_indices()
-        labels = [label for label in self.labels if label in indices]
-        testable_S = here_S if not labels else np.zeros(len(shards), bool)
-        hidden, untestable = {}, {}
+        labels = [label for label in self.labels if label in indices and self.folds is None]
         for label in labels:
             class_S, classes = indices[label], shards.labels.classes[label]
             known_S = here_S & (class_S != UNKNOWN)
-            learnt_S = np.isin(class_S, class_S[rows["train"]])
-            hidden[label] = known_S & ~learnt_S
-            testable_S = testable_S | (known_S & learnt_S)
+            hidden[label] = known_S & ~np.isin(class_S, class_S[rows["train"]])
+            tested_S |= known_S & ~hidden[label]
             counts = np.bincount(class_S[hidden[label]], minlength=len(classes)).tolist()
             if any(counts):
                 untestable[label] = {one: n for one, n in zip(classes, counts, strict=True) if n}
-        rows["test"] = np.flatnonzero(testable_S)
-        return Fold(name, rows, hidden, untestable, int((linked_S & ~here_S).sum()))
-
-    def _train_val(
-        self, rest_S: Bools, strata: Sequence[Hashable], groups: Sequence[Hashable]
-    ) -> dict[str, Longs]:
-        """Splits the songs that are not tested, with the shares of ``split.fractions``."""
-        rest = np.flatnonzero(rest_S)
-        if not len(rest):
-            raise UserError("protocol: no song is left to train on")
-        shares = (1 - self.val_share, self.val_share, 0.0)
-        some = rest.tolist()
-        splits = assign_splits(
-            [strata[i] for i in some], [groups[i] for i in some], shares, self.seed
-        )
-        split_S = np.array(splits)
-        return {split: rest[split_S == split] for split in ("train", "val")}
+        rows["test"] = np.flatnonzero(tested_S if labels else here_S)
+        return Fold(name, rows, hidden, untestable, left_out)
 
 
 def settings_of(
