@@ -56,16 +56,9 @@ _COLUMNS = ("song_id", "path", "source", "group", "duplicate_group", "duplicate_
 class Settings:
     """What, besides corpus and tokenizer, a preparation depends on.
 
-    Attributes:
-        split_seed: Seed of the split.
-        fractions: Shares of train, validation and test.
-        length: Length of a phrase, for the report only.
-        max_tokens: Longest phrase in steps, for the report only.
-        labels: Classes to merge, rename or leave out.
-        grouping: Which duplicates stay in one split, one of ``duplicates.GROUPINGS``.
-        limits: What one file may cost.
-        workers: Who does the work; the shards do not depend on it.
-        folder: Where the shards' folders lie, any fsspec URL; ``<home>/shards`` if None.
+    ``length`` and ``max_tokens`` are those of a phrase, for the report only. ``grouping`` is one of
+    ``duplicates.GROUPINGS``. The shards do not depend on ``workers``. ``folder`` is where their
+    folders lie, any fsspec URL; ``<home>/shards`` if None.
 
     Raises:
         UserError: There is no such grouping, or a limit is 0 or less.
@@ -494,8 +487,13 @@ def _write_tables(
             }
 
     rejected = (
-        {"song_id": u.song_id, "path": str(u.path), "reason": u.reason, "detail": u.detail}
-        | dict(u.labels)
+        {
+            "song_id": u.song_id,
+            "path": str(u.path),
+            "reason": u.reason,
+            "detail": u.detail,
+            **u.labels,
+        }
         for u in results.unusable
     )
     extra = sorted({k for s in kept for k in s.extra} - {*_COLUMNS, *labels})

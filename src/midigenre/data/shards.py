@@ -279,7 +279,6 @@ class ShardSet:
     removes it.
 
     Attributes:
-        folder: The folder ``shards/<corpus>-<tokenizer>-<hash>``.
         tokens: Vocabulary and tokenizer settings.
         labels: Class names of each label.
         manifest: Rows of ``manifest.csv``, in the order of the song indices.

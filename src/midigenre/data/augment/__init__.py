@@ -36,32 +36,16 @@ _RANGES: Mapping[str, tuple[float, float | None, bool]] = {
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """How training phrases are changed, ``conf/augment``.
+    """How training phrases are changed, ``conf/augment``, where each setting is explained.
 
     Shifts are uniform over all whole numbers of their range, 0 among them. Those on tempo and
     velocity count steps of the vocabulary, so that an augmented phrase says nothing that the
-    vocabulary cannot.
+    vocabulary cannot: pitches, and tempi, of a phrase go together, only as far as all fit, so that
+    its intervals stay; each velocity ends at the last one. Factors of durations are log-uniform.
 
-    Attributes:
-        probability: Share of the training phrases that are changed at all.
-        transpose: Semitones, lowest and highest, for all pitched notes of a phrase together, never
-            for drums. Where a note would leave the vocabulary's pitches, the whole phrase goes only
-            as far as all fit, so that its intervals stay.
-        tempo: Steps of the vocabulary's tempi for all tempi of a phrase together; limited likewise.
-        velocity: Steps of its velocities for all notes of a phrase; each ends at the last one.
-        velocity_noise: Most steps up or down of each note besides.
-        jitter: Share of the onsets that move by one position. All notes of an onset move together;
-            none leaves its bar, meets or passes a neighbour; onsets at which the tempo changes, and
-            the phrase's start, stay.
-        duration: Lowest and highest factor of the pitched notes' durations, log-uniform.
-        drop: Probability that one program of a phrase is left out (never its only one).
-        solo: Probability that one program of it alone is kept.
-        phrase_bars: Fewest and most bars of a training phrase, each number equally likely; None
-            for those of ``data``.
-        target: Label whose rare classes are changed more; None for all alike.
-        target_power: A phrase of class c is changed with probability
-            ``min(1, probability * (n_max / n_c) ** target_power)``, with n_c training songs of its
-            class and n_max of the largest one. Songs without the label keep ``probability``.
+    All notes of an onset move together; none leaves its bar, meets or passes a neighbour; onsets at
+    which the tempo changes, and the phrase's start, stay. The only program of a phrase is never
+    left out. Songs without the label ``target`` keep ``probability``.
 
     Raises:
         UserError: A value is out of range.

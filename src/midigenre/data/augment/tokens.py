@@ -103,7 +103,8 @@ class _Scale:
 
     def rank(self, ids_NF: Longs, at: Longs) -> Longs:
         """Rank of what is said at these steps."""
-        return self.rank_V[ids_NF[at, self.column]]
+        rank: Longs = self.rank_V[ids_NF[at, self.column]]
+        return rank
 
     def write(self, ids_NF: Longs, at: Longs, rank: Longs) -> None:
         """Says at these steps what has these ranks, or the first or the last one beyond them."""
