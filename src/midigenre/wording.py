@@ -12,3 +12,18 @@ def plural(n: int, one: str, many: str = "") -> str:
         many: The word for any other number; by default with an ``s``.
     """
     return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def program_name(program: int) -> str:
+    """Name of a General MIDI program (1991, sound set), 0 to 127; ``Drums`` for -1, the drums.
+
+    Raises:
+        ValueError: There is no such program.
+    """
+    from miditok.constants import MIDI_INSTRUMENTS  # MidiTok takes a second, and few need it
+
+    if program == -1:
+        return "Drums"
+    if not 0 <= program < len(MIDI_INSTRUMENTS):
+        raise ValueError(f"{program} is no General MIDI program")
+    return str(MIDI_INSTRUMENTS[program]["name"])

@@ -16,8 +16,8 @@ from toy_runs import SMALL, working_in
 
 from boards import Board
 from midigenre.cli import main
+from midigenre.evaluation.compare import find_runs
 from midigenre.evaluation.metrics import Counts, confusion_matrix, scores_of
-from midigenre.evaluation.runs import find_runs
 from midigenre.trained import load_run
 
 SETTINGS = (*SMALL, "corpus.n_songs=32", "trainer.max_epochs=1", "data.batch_phrases=8",

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from phrasebook import Book, book
 
-from midigenre.evaluation import baselines
+from midigenre.evaluation import baselines, exported_baselines
 from midigenre.evaluation.baselines import (
     BASELINES,
     NO_LABELS,
@@ -17,8 +17,7 @@ from midigenre.evaluation.baselines import (
     predict_baselines,
     stratified_sample,
 )
-from midigenre.evaluation.exported_baselines import COUNTS
-from midigenre.evaluation.features import read_phrases
+from midigenre.evaluation.exported_baselines import COUNTS, read_phrases
 
 TRAIN = np.arange(90) % 3
 
@@ -79,7 +78,8 @@ def test_songs_are_independent_of_each_other(fitted):
 def test_chunks_make_no_difference(fitted, monkeypatch):
     reader = book(np.arange(12) % 3, seed=2)
     expected = predictions(fitted, reader)
-    monkeypatch.setattr(baselines, "PHRASES_AT_ONCE", 5)  # 4 phrases a song: two songs a chunk
+    # 4 phrases a song: two songs a piece.
+    monkeypatch.setattr(exported_baselines, "PHRASES_AT_ONCE", 5)
     train = book(TRAIN)
     again = predictions(fit_baselines(train, train.phrases(), TRAIN), reader)
     for level in ("phrase", "song"):
@@ -140,7 +140,7 @@ def test_classes_with_one_song_and_one_phrase_work():
 @pytest.mark.parametrize("name", ["metadata", "hist_gb"])
 def test_a_class_with_one_sample_among_many_works(name):
     # Above 10,000 rows scikit-learn's trees hold some out unless they are told not to.
-    trees = BASELINES[name].estimator(0)[-1].set_params(max_iter=2)
+    trees = BASELINES[name](0)[-1].set_params(max_iter=2)
     rows = np.random.default_rng(0).random((10_001, 2))
     assert set(trees.fit(rows, np.r_[np.arange(10_000) % 2, 2]).classes_) == {0, 1, 2}
 
@@ -154,10 +154,10 @@ def test_large_splits_are_capped_and_stated(monkeypatch):
 
         def fit(self, rows, truth):
             seen[rows.shape[0]] = rows, truth
-            return ngram_lr.estimator(0).fit(rows, truth)
+            return ngram_lr(0).fit(rows, truth)
 
     ngram_lr = BASELINES["ngram_lr"]
-    monkeypatch.setitem(BASELINES, "ngram_lr", baselines.Baseline(lambda seed: Spy()))
+    monkeypatch.setitem(BASELINES, "ngram_lr", lambda seed: Spy())
     train = book(TRAIN)
     found = fit_baselines(train, train.phrases(), TRAIN)
     assert found.n_train == {"phrase": 50, "song": 21}
@@ -171,7 +171,8 @@ def test_large_splits_are_capped_and_stated(monkeypatch):
 
 def test_capped_rows_stand_beside_their_classes(monkeypatch):
     monkeypatch.setattr(baselines, "MAX_TRAIN", {"phrase": 50, "song": 21})
-    monkeypatch.setattr(baselines, "PHRASES_AT_ONCE", 5)  # some chunks have nothing that is chosen
+    # Some pieces have nothing that is chosen.
+    monkeypatch.setattr(exported_baselines, "PHRASES_AT_ONCE", 5)
     train, truth = book(TRAIN), np.arange(30) % 3
     found = predictions(fit_baselines(train, train.phrases(), TRAIN), book(truth, seed=1))
     assert (found["phrase"]["ngram_lr"] == np.repeat(truth, 4)).mean() > 0.9

@@ -13,8 +13,12 @@ from scipy import sparse
 from midigenre.errors import UserError
 from midigenre.evaluation.baselines import BASELINES, fit_baselines, predict_baselines
 from midigenre.evaluation.blend import Blend, Blends, Pool, fit_pool
-from midigenre.evaluation.exported_baselines import LOG_ZERO, export, exported_log_probs
-from midigenre.evaluation.features import _WIDTHS
+from midigenre.evaluation.exported_baselines import (
+    _WIDTHS,
+    LOG_ZERO,
+    export,
+    exported_log_probs,
+)
 
 NAMES = ("hist_gb", "ngram_lr")
 
@@ -42,7 +46,7 @@ def test_experts_equal_scikit_learn(name, classes, seed):
     rng = np.random.default_rng(seed)
     truth = np.array(classes)[rng.permutation(np.arange(160) % len(classes))]
     rows = made_counts(name, rng, truth)
-    estimator = BASELINES[name].estimator(0).fit(rows[:80], truth[:80])
+    estimator = BASELINES[name](0).fit(rows[:80], truth[:80])
     expert = export(name, estimator, 6)
     found = expert.log_probs(rows)
     expected = estimator.predict_proba(rows)
@@ -58,7 +62,7 @@ def test_a_row_does_not_depend_on_the_others(monkeypatch):
     truth = np.arange(90) % 3
     for name in NAMES:
         rows = made_counts(name, rng, truth)
-        expert = export(name, BASELINES[name].estimator(0).fit(rows, truth), 3)
+        expert = export(name, BASELINES[name](0).fit(rows, truth), 3)
         together = expert.log_probs(rows)
         monkeypatch.setattr("midigenre.evaluation.exported_baselines._CELLS_AT_ONCE", 1000)
         assert np.allclose(expert.log_probs(rows), together, atol=1e-12)
@@ -176,7 +180,7 @@ def blend():
     experts, logs = {}, {"encoder": made_logs(rng, truth, 3, 1)}
     for name in NAMES:
         rows = made_counts(name, rng, truth)
-        experts[name] = export(name, BASELINES[name].estimator(0).fit(rows, truth), 3)
+        experts[name] = export(name, BASELINES[name](0).fit(rows, truth), 3)
         logs[name] = experts[name].log_probs(made_counts(name, rng, truth))
     theirs = {name: logs[name] for name in NAMES}
     return Blend(fit_pool(logs, truth), experts, fit_pool(theirs, truth))

@@ -82,7 +82,7 @@ def test_pairing_is_narrower_than_two_separate_intervals():
     second = first.copy()
     second[:30] = (truth[:30] + 1) % 4  # the same but for 30 phrases
     paired = paired_bootstrap(truth, first, second, songs)["accuracy"]["ci95"]
-    alone = score(truth, [first], songs, 4).interval("accuracy", 0)
+    alone = score(truth, [first], songs, 4).summary(0)["ci95"]["accuracy"]
     assert np.ptp(paired) < 0.7 * np.ptp(alone)
 
 

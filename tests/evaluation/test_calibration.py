@@ -18,11 +18,7 @@ from midigenre.evaluation.calibration import (
     song_energy,
     tempered,
 )
-from midigenre.evaluation.probabilities import (
-    calibration_scores,
-    expected_calibration_error,
-    reliability_bins,
-)
+from midigenre.evaluation.scores import calibration_scores, reliability_bins
 
 
 def energy(logits):
@@ -91,7 +87,7 @@ def test_scores_agree_with_sklearn_and_with_their_bins():
     bins = reliability_bins(log_probs, truth)
     assert sum(b["n"] for b in bins) == 500
     gap = sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / 500
-    assert gap == pytest.approx(expected_calibration_error(log_probs, truth))
+    assert gap == pytest.approx(scores["ece"])
     assert all(b["low"] < b["confidence"] <= b["high"] + 1e-12 for b in bins)
     assert calibration_scores(np.zeros((0, 2)), []) == {"ece": None, "nll": None, "brier": None}
     impossible = calibration_scores(np.array([[0.0, -np.inf]]), [1])
@@ -169,10 +165,10 @@ def test_it_comes_back_from_its_file(tmp_path):
     found = {level: of.temperature for level, of in saved.levels["genre"].items()}
     assert found == {"phrase": fit.temperature, "song": 1.0}
     assert "emotion" not in saved.levels
-    # It says nothing of another checkpoint, and older runs have none.
+    # It says nothing of another checkpoint, and some runs have none.
     assert Calibration.of_run(tmp_path, best.with_name("last.ckpt")) is None
     assert Calibration.of_run(None, best) is None
-    assert Calibration.of_run(tmp_path / "older", best) is None
+    assert Calibration.of_run(tmp_path / "other", best) is None
 
 
 @pytest.mark.parametrize(

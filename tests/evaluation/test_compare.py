@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from midigenre.errors import UserError
-from midigenre.evaluation.compare import compare, to_markdown, to_records
-from midigenre.evaluation.runs import find_runs
+from midigenre.evaluation.compare import compare, find_runs, to_markdown, to_records
 
 # Quantiles of Student's t from printed tables (two-sided 95 %, n - 1 degrees of freedom).
 T975 = {3: 4.303, 4: 3.182}
@@ -23,7 +22,7 @@ def level(score, n, baseline=0.2):
     }  # fmt: skip
 
 
-def write_run(folder, phrase, song=0.9, cost=True, labels=("genre",), n=100, when=None, **settings):
+def write_run(folder, phrase, song=0.9, labels=("genre",), n=100, when=None, **settings):
     config = {
         "name": "x", "home": str(folder), "seed": 0, "split": {"seed": 0}, "n_workers": None,
         "corpus": {"_target_": "midigenre.corpora.toy.Toy", "limit": None},
@@ -46,9 +45,8 @@ def write_run(folder, phrase, song=0.9, cost=True, labels=("genre",), n=100, whe
     (folder / "metrics.json").write_text(json.dumps({"parameters": 1000}))
     if when is not None:
         os.utime(folder / "metrics.json", (when, when))
-    if cost:
-        written = {"parameters": 1000, "fit_seconds": 10 + 100 * phrase, "train_tokens": 5000}
-        (folder / "cost.json").write_text(json.dumps(written))
+    cost = {"parameters": 1000, "fit_seconds": 10 + 100 * phrase, "train_tokens": 5000}
+    (folder / "cost.json").write_text(json.dumps(cost))
 
 
 def table_of(folder, **options):
@@ -112,9 +110,9 @@ def test_only_settings_that_differ_are_shown(tmp_path):
     assert len(comparison.rows) == 2
 
 
-def test_a_setting_that_an_older_run_lacks_is_one_that_is_not_set(tmp_path):
+def test_a_setting_that_a_run_lacks_is_one_that_is_not_set(tmp_path):
     write_run(tmp_path / "a", 0.5)
-    write_run(tmp_path / "b", 0.5, trainer__max_time=None, trainer__x=False, fold=None)
+    write_run(tmp_path / "b", 0.5, trainer__max_time=None, fold=None)
     write_run(tmp_path / "c", 0.5, trainer__y=0)
     assert table_of(tmp_path).settings == ("trainer.y",)
 
@@ -193,15 +191,15 @@ def test_sorting(tmp_path):
         comparison.sorted_by("loss")
 
 
-def test_runs_of_several_tasks_and_old_runs(tmp_path):
-    write_run(tmp_path / "a", 0.5, cost=False)
+def test_runs_of_several_tasks(tmp_path):
+    write_run(tmp_path / "a", 0.5)
     write_run(tmp_path / "b", 0.6, labels=("genre", "emotion"), task={"name": "genre_emotion"})
     comparison = table_of(tmp_path)
     assert len(comparison.columns) == 4
     text = to_markdown(comparison.sorted_by("test/emotion/song/macro_f1"))
     assert text.index("genre\\_emotion") < text.index("– | – | –")
-    (old,) = [row for row in comparison.rows if row.settings["task"] == "genre"]
-    assert old.costs == {"fit_seconds": None, "train_tokens": None, "parameters": 1000}
+    (genre,) = [row for row in comparison.rows if row.settings["task"] == "genre"]
+    assert genre.costs == {"fit_seconds": 60, "train_tokens": 5000, "parameters": 1000}
     assert table_of(tmp_path, labels=["emotion"], levels=["song"]).columns == (
         "test/emotion/song/macro_f1",
     )

@@ -68,6 +68,21 @@ def test_every_baseline_has_its_difference_and_a_mark_where_it_is_clear():
     assert "beats" not in text
 
 
+def cells(line):
+    return [cell.strip() for cell in line.strip("│ ").split("│")]
+
+
+def test_a_narrow_terminal_has_a_table_for_each_metric():
+    wide, narrow = printed(evaluation(0.1)), printed(evaluation(0.1), width=80)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert narrow.count("model minus it") == len(METRICS) == wide.count("model minus it")
+    for name in ("model ", "model, of phrases", "majority"):
+        whole = cells(row(wide, name))
+        folded = [cells(line) for line in narrow.splitlines() if f"│ {name}" in line]
+        assert folded == [whole[:1] + whole[i : i + 2] for i in range(1, len(whole), 2)]
+    assert narrow.count("excludes 0") == wide.count("excludes 0") == 1
+
+
 def test_only_a_baseline_that_is_clearly_better_beats_the_model():
     text = flat(printed(evaluation(0.95)))
     assert "songs: a baseline beats the model: majority on accuracy, majority on macro-F1" in text

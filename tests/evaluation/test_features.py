@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from phrasebook import SPEC, TPQ, book, music
 
 from midigenre.data.phrases import Phrases
-from midigenre.evaluation.features import (
+from midigenre.evaluation.exported_baselines import (
     NGRAM_BITS,
     ReadPhrase,
     metadata_counts,

@@ -13,7 +13,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from midigenre.evaluation.figures import save
-from midigenre.evaluation.figures.heat_map import confusion_figure
+from midigenre.evaluation.figures.charts import confusion_figure
 from midigenre.evaluation.figures.piano_roll import piano_roll_figure
 
 
@@ -138,7 +138,7 @@ def test_pyplot_is_never_imported(tmp_path):
     code = (
         "import sys, numpy as np\n"
         "from midigenre.evaluation.figures import save\n"
-        "from midigenre.evaluation.figures.heat_map import confusion_figure\n"
+        "from midigenre.evaluation.figures.charts import confusion_figure\n"
         f"save(confusion_figure(np.eye(2, dtype=int), ['a', 'b'], ''), {str(tmp_path / 'a')!r})\n"
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )

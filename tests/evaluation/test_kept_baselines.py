@@ -16,7 +16,7 @@ from midigenre.evaluation.baselines import (
     kept_baselines,
     predict_baselines,
 )
-from midigenre.evaluation.npz import DAMAGED, read_arrays
+from midigenre.evaluation.predictions import DAMAGED, read_arrays
 
 TRUTH = np.r_[np.arange(45) % 3, -1]
 

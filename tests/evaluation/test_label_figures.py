@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from midigenre.evaluation.figures import save
-from midigenre.evaluation.figures.heat_map import label_figure
+from midigenre.evaluation.figures.charts import label_figure
 
 LABELS = ("genre", "emotion")
 

@@ -8,6 +8,7 @@ from tables import levels_of
 
 from midigenre.errors import UserError
 from midigenre.evaluation.bootstrap import paired_bootstrap
+from midigenre.evaluation.crossval import by_part
 from midigenre.evaluation.predictions import (
     concat,
     read_tables,
@@ -15,7 +16,7 @@ from midigenre.evaluation.predictions import (
     write_predictions,
     write_tables,
 )
-from midigenre.evaluation.scores import by_part, evaluate
+from midigenre.evaluation.scores import evaluate
 from midigenre.files import read_csv
 
 CLASSES = ("jazz, swing", 'the "blues"', "rock")

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from tables import table
 
-from midigenre.evaluation.probabilities import (
+from midigenre.evaluation.scores import (
     COVERAGES,
     aurc,
     confidence_scores,
     coverage_curve,
+    evaluate,
     roc_auc_scores,
     weighted_roc_auc,
 )
-from midigenre.evaluation.scores import evaluate
 
 
 @settings(max_examples=60, deadline=None)

@@ -7,7 +7,7 @@ import pytest
 from tables import evaluated
 
 from midigenre.evaluation.figures import save
-from midigenre.evaluation.figures.scores import evaluation_figures
+from midigenre.evaluation.figures.charts import evaluation_figures
 
 
 def evaluation(n=60, temperatures=None):

@@ -15,8 +15,7 @@ from tables import evaluated, table
 
 from midigenre.evaluation.metrics import METRICS, Counts, confusion_matrix, scores_of
 from midigenre.evaluation.predictions import song_log_probs, song_truth
-from midigenre.evaluation.probabilities import expected_calibration_error
-from midigenre.evaluation.scores import evaluate
+from midigenre.evaluation.scores import calibration_scores, evaluate
 
 LEVEL_KEYS = {
     "n", "accuracy", "macro_f1", "roc_auc", "ci95", "per_class", "confusion", "labels", "ece",
@@ -172,7 +171,7 @@ def test_ece_by_hand():
     # 0.9, 0.9, both right: |1 - 0.9|. Weighted: (2 * 0.075 + 2 * 0.1) / 4 = 0.0875.
     top = np.array([0.55, 0.6, 0.9, 0.9])
     log_probs_NC = np.log(np.stack([top, 1 - top], 1))
-    assert expected_calibration_error(log_probs_NC, np.array([0, 1, 0, 0])) == pytest.approx(0.0875)
+    assert calibration_scores(log_probs_NC, [0, 1, 0, 0])["ece"] == pytest.approx(0.0875)
 
 
 def test_ece_against_a_naive_loop():
@@ -183,7 +182,7 @@ def test_ece_against_a_naive_loop():
         inside = (confidence > m / 15) & (confidence <= (m + 1) / 15)
         if inside.any():
             total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
-    assert expected_calibration_error(log_probs_NC, truth_N) == pytest.approx(total)
+    assert calibration_scores(log_probs_NC, truth_N)["ece"] == pytest.approx(total)
 
 
 @pytest.mark.parametrize("text", [False, True])

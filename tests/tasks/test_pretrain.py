@@ -14,8 +14,8 @@ from toysongs import prepared
 
 from midigenre.corpora.toy import Toy
 from midigenre.data.datamodule import PhraseDataModule
-from midigenre.evaluation import masked as masked_module
-from midigenre.evaluation.masked import (
+from midigenre.evaluation import tokens as tokens_module
+from midigenre.evaluation.tokens import (
     MaskedMetrics,
     chosen_notes,
     evaluate_masked,
@@ -257,4 +257,4 @@ def test_the_songs_tell_the_notes_and_not_their_number(shards, monkeypatch):
     ids = data.shards.manifest.column("song_id")
     assert len(set(song_keys(ids).tolist())) == len(ids)
     assert song_keys(ids[::-1]).tolist() == song_keys(ids).tolist()[::-1]
-    assert masked_module.NOTE_SHARE == 0.15
+    assert tokens_module.NOTE_SHARE == 0.15

@@ -14,10 +14,9 @@ from rich.markup import escape
 from midigenre.build import plain
 from midigenre.commands.console import console
 from midigenre.errors import UserError
-from midigenre.evaluation.compare import compare, to_markdown, to_records
+from midigenre.evaluation.compare import compare, find_runs, to_markdown, to_records
 from midigenre.evaluation.metrics import METRICS
 from midigenre.evaluation.predictions import LEVELS
-from midigenre.evaluation.runs import find_runs
 from midigenre.files import write_csv
 from midigenre.run import settings_of
 

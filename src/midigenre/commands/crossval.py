@@ -17,7 +17,7 @@ from midigenre.data.splits import CROSSVAL, Fold, Protocol
 from midigenre.errors import UserError
 from midigenre.evaluation.crossval import PartRun, mean_and_sd, pool, tested
 from midigenre.evaluation.figures import save
-from midigenre.evaluation.figures.scores import evaluation_figures
+from midigenre.evaluation.figures.charts import evaluation_figures
 from midigenre.evaluation.metrics import METRICS
 from midigenre.evaluation.predictions import LEVELS
 from midigenre.files import read_json, write_json

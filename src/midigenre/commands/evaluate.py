@@ -22,7 +22,7 @@ from midigenre.errors import UserError
 from midigenre.evaluation.blend import Blends
 from midigenre.evaluation.calibration import Calibration
 from midigenre.evaluation.figures import save
-from midigenre.evaluation.figures.scores import evaluation_figures
+from midigenre.evaluation.figures.charts import evaluation_figures
 from midigenre.evaluation.report import print_scores
 from midigenre.files import read_csv, write_json
 from midigenre.spec import UNKNOWN

@@ -30,7 +30,7 @@ from midigenre.data.phrases import Phrases, consecutive
 from midigenre.data.shards import ShardSet
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.evaluation.figures import save
-from midigenre.evaluation.figures.heat_map import confusion_figure
+from midigenre.evaluation.figures.charts import confusion_figure
 from midigenre.evaluation.music import control, descriptors, distance, novelty, structure
 from midigenre.files import read_json, write_bytes, write_json
 from midigenre.generation.audio import check_audio

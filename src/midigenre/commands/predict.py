@@ -26,7 +26,6 @@ from midigenre.data.sandbox import FileLimits, FileReader
 from midigenre.data.shards import MemorySongs
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.evaluation.calibration import Calibration, LevelCalibration, song_energy
-from midigenre.evaluation.instruments import program_name
 from midigenre.files import csv_cell, safe_name
 from midigenre.midi.song import Song
 from midigenre.spec import Batch
@@ -35,7 +34,7 @@ from midigenre.tasks.predict import PhraseOutputs, predict_phrases
 from midigenre.tasks.songs import load_song_models, score_songs
 from midigenre.tokenizers.base import Encoded
 from midigenre.trained import Run, device_of, load_run
-from midigenre.wording import plural
+from midigenre.wording import plural, program_name
 
 FORMATS = ("json", "csv")
 FILES_AT_ONCE = 64  # bounds the memory; phrases of these files share batches

@@ -15,7 +15,7 @@ from midigenre.data.prepare import estimate, refresh_report
 from midigenre.data.report import label_file, print_report
 from midigenre.errors import UserError
 from midigenre.evaluation.figures import save
-from midigenre.evaluation.figures.heat_map import label_figure
+from midigenre.evaluation.figures.charts import label_figure
 from midigenre.storage import location
 from midigenre.wording import plural
 

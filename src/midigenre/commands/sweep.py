@@ -37,8 +37,7 @@ from midigenre.commands.console import console
 from midigenre.commands.hydra_job import execute, one_line, quoted
 from midigenre.data.prepare import default_workers
 from midigenre.errors import StoppedError, UserError
-from midigenre.evaluation.compare import compare, to_markdown
-from midigenre.evaluation.runs import find_runs
+from midigenre.evaluation.compare import compare, find_runs, to_markdown
 from midigenre.files import read_json, whole, write_json
 from midigenre.run import FAILED, SWEEP, RunFolder, claimed, locked
 

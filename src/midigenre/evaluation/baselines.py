@@ -4,12 +4,11 @@ A baseline is a row in :data:`BASELINES`, a scikit-learn classifier, and one in
 :data:`~midigenre.evaluation.exported_baselines.COUNTS`, what it counts in a phrase. Once fitted it
 is an :class:`~midigenre.evaluation.exported_baselines.ExportedBaseline`, arrays that can be kept.
 For each label there is one classifier of phrases and one of songs, whose counts are the sums over
-their phrases. (By song, on 2,600 real files, ``ngram_lr`` was level with the mean log-probability
-over its phrases: 0.925 against 0.927.)
+their phrases.
 
 They follow from the songs, their split and the tokens alone. What was fitted is kept beside the
-shards as arrays of numbers (:mod:`midigenre.evaluation.npz`), so that each further run on the same
-songs reads in a moment what took minutes to fit.
+shards as arrays of numbers, so that each further run on the same songs reads in a moment what took
+minutes to fit.
 
 The settings are frozen: they are scikit-learn's defaults, but for what was chosen once on the
 validation songs of ``twelve`` and is written beside each.
@@ -20,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -39,18 +38,18 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from midigenre.arrays import Longs
 from midigenre.data.phrases import PhraseReader, Phrases
-from midigenre.evaluation.exported_baselines import COUNTS, ExportedBaseline, export
-from midigenre.evaluation.features import (
+from midigenre.evaluation.exported_baselines import (
+    FEATURES,
     Counts,
-    metadata_features,
-    read_phrases,
+    ExportedBaseline,
+    apply_baselines,
+    count_songs,
+    export,
     songs_of,
-    token_shares,
-    whole_songs,
 )
-from midigenre.evaluation.npz import DAMAGED, below, read_arrays, write_arrays
-from midigenre.evaluation.predictions import LEVELS
+from midigenre.evaluation.predictions import DAMAGED, LEVELS, below, read_arrays, write_arrays
 from midigenre.files import read_bytes
 from midigenre.spec import UNKNOWN
 
@@ -58,9 +57,6 @@ log = getLogger(__name__)
 
 MAX_TRAIN = {"phrase": 20_000, "song": 10_000}
 """Most phrases and songs that are fitted on, a stratified draw: bounds time and memory."""
-
-PHRASES_AT_ONCE = 2048
-"""Phrases whose counts are in memory together, but for the rest of the last one's song."""
 
 FOLDER = "baselines"
 """Where they lie in the folder of the shards."""
@@ -73,20 +69,6 @@ _VERSION = 1  # raise it when a baseline's counts or settings change
 GONE = "the run's training split is gone"
 NO_LABELS = "the training split has no labels"
 ONE_CLASS = "the training split has one class only"
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A simple classifier.
-
-    Attributes:
-        estimator: Makes from a seed a scikit-learn classifier of its
-            :data:`~midigenre.evaluation.exported_baselines.COUNTS`.
-        min_classes: Classes that it needs in the training split.
-    """
-
-    estimator: Callable[[int], Any]
-    min_classes: int = 2
 
 
 class DropConstant(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -105,13 +87,14 @@ class DropConstant(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return x[:, self.kept_]
 
 
-def _trees(seed: int) -> HistGradientBoostingClassifier:
+def _trees(name: str, seed: int) -> Any:
     """Histogram gradient boosting (Ke et al. 2017, "LightGBM"): 100 iterations of 31 leaves.
 
     63 bins instead of 255 take a quarter of the time and score the same. Early stopping would hold
     out training data, and fails on a class with one sample.
     """
-    return HistGradientBoostingClassifier(max_bins=63, early_stopping=False, random_state=seed)
+    trees = HistGradientBoostingClassifier(max_bins=63, early_stopping=False, random_state=seed)
+    return make_pipeline(FunctionTransformer(FEATURES[name]), DropConstant(), trees)
 
 
 def _ngram_estimator(seed: int) -> Any:
@@ -126,21 +109,15 @@ def _ngram_estimator(seed: int) -> Any:
     )
 
 
-BASELINES: dict[str, Baseline] = {
+BASELINES: dict[str, Callable[[int], Any]] = {
     # The most frequent class; of equally frequent ones the first.
-    "majority": Baseline(lambda _: DummyClassifier(strategy="prior"), 1),
+    "majority": lambda _: DummyClassifier(strategy="prior"),
     # Standardised logistic regression did far worse: 0.56 against 0.67 over the real corpora.
-    "metadata": Baseline(
-        lambda seed: make_pipeline(
-            FunctionTransformer(metadata_features), DropConstant(), _trees(seed)
-        ),
-    ),
-    "ngram_lr": Baseline(_ngram_estimator),
-    "hist_gb": Baseline(
-        lambda seed: make_pipeline(FunctionTransformer(token_shares), DropConstant(), _trees(seed)),
-    ),
+    "metadata": lambda seed: _trees("metadata", seed),
+    "ngram_lr": _ngram_estimator,
+    "hist_gb": lambda seed: _trees("hist_gb", seed),
 }
-"""The one place where a baseline is registered."""
+"""From a seed to an unfitted classifier; the one place where a baseline is registered."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +136,7 @@ class FittedLabel:
 
 
 def fit_baselines(
-    reader: PhraseReader, phrases: Phrases, class_of_song: NDArray[np.int64], seed: int = 0
+    reader: PhraseReader, phrases: Phrases, class_of_song: Longs, seed: int = 0
 ) -> FittedLabel:
     """Fits every baseline to one label, on one thread so that any machine gives the same.
 
@@ -176,24 +153,20 @@ def fit_baselines(
     chosen_N = stratified_sample(class_N, MAX_TRAIN["phrase"], seed)
     chosen_S = stratified_sample(class_S, MAX_TRAIN["song"], seed)
     truth = {"phrase": class_N[chosen_N], "song": class_S[chosen_S]}
-    n_classes = len(np.unique(class_S))
-    models: dict[str, dict[str, ExportedBaseline | str]] = {level: {} for level in LEVELS}
-    width = int(class_of_song.max(initial=UNKNOWN)) + 1
-    usable = {name: b for name, b in BASELINES.items() if b.min_classes <= n_classes}
+    n_seen, width = len(np.unique(class_S)), int(class_of_song.max(initial=UNKNOWN)) + 1
+    # The majority needs no second class.
+    usable = [name for name in BASELINES if n_seen > 1 or (n_seen and name == "majority")]
     rows = _training_rows(usable, reader, phrases, chosen_N, songs[chosen_S])
-    for name in BASELINES:
+    reason = ONE_CLASS if n_seen else NO_LABELS
+    models: dict[str, dict[str, ExportedBaseline | str]] = {
+        level: dict.fromkeys(BASELINES, reason) for level in LEVELS
+    }
+    for name in usable:
         for level in LEVELS:
-            if name not in usable:
-                models[level][name] = ONE_CLASS if n_classes else NO_LABELS
-                continue
             began = time.perf_counter()
             with threadpool_limits(1):
-                estimator = (
-                    BASELINES[name]
-                    .estimator(seed)
-                    .fit(_stack(rows.pop((name, level))), truth[level])
-                )
-            models[level][name] = export(name, estimator, width)
+                fitted = BASELINES[name](seed).fit(_stack(rows.pop((name, level))), truth[level])
+            models[level][name] = export(name, fitted, width)
             seconds = time.perf_counter() - began
             log.info("%s fitted to %d %ss in %.1f s", name, len(truth[level]), level, seconds)
     return FittedLabel(
@@ -203,146 +176,37 @@ def fit_baselines(
     )
 
 
-def predict_baselines(
-    fitted: Mapping[str, FittedLabel], reader: PhraseReader, phrases: Phrases
-) -> dict[str, dict[str, dict[str, NDArray[np.int64] | str]]]:
-    """Predicts phrases and their songs; their labels are not looked at.
-
-    Args:
-        fitted: The baselines of each label.
-        reader: Reads the songs.
-        phrases: Their phrases, those of a song one after the other, songs in ascending order.
-
-    Returns:
-        For each label, level and baseline the class of every phrase, or of every song in ascending
-        order; or a text that says why there is none.
-    """
-    found: dict[str, dict[str, dict[str, Any]]] = {
-        label: {
-            level: {name: m if isinstance(m, str) else [] for name, m in models.items()}
-            for level, models in of_label.models.items()
-        }
-        for label, of_label in fitted.items()
-    }
-    for chunk in whole_songs(phrases, PHRASES_AT_ONCE):
-        read = list(read_phrases(reader, chunk))
-        for name in BASELINES:
-            of_phrases = COUNTS[name](read, reader.spec)
-            rows = {"phrase": of_phrases, "song": songs_of(of_phrases, chunk)}
-            for label, of_label in fitted.items():
-                for level in LEVELS:
-                    model = of_label.models[level][name]
-                    if not isinstance(model, str):
-                        found[label][level][name].append(model.predict(rows[level]))
-    return {
-        label: {
-            level: {
-                name: p if isinstance(p, str) else np.concatenate([np.zeros(0, np.int64), *p])
-                for name, p in predicted.items()
-            }
-            for level, predicted in levels.items()
-        }
-        for label, levels in found.items()
-    }
-
-
-def kept_baselines(
-    folder: Path,
+def _training_rows(
+    names: list[str],
     reader: PhraseReader,
     phrases: Phrases,
-    class_of_song: NDArray[np.int64],
-    seed: int = 0,
-) -> FittedLabel:
-    """:func:`fit_baselines`, or what an earlier run has kept of it.
-
-    A file that is damaged, or a folder that cannot be written, costs the time of a fit and a line
-    in the log.
-
-    Args:
-        folder: Of the shards that the reader reads.
-        reader: Reads the training songs.
-        phrases: Their phrases.
-        class_of_song: Class index of every song of the reader.
-        seed: Seed of the fit.
-    """
-    key = _key(folder, reader, phrases, class_of_song, seed)
-    path = folder / FOLDER / f"{key}.npz"
-    if path.is_file():
-        try:
-            found = _read(read_arrays(path))
-        except DAMAGED as error:
-            log.warning("%s is not readable (%s): baselines are fitted again", path, error)
-        else:
-            with contextlib.suppress(OSError):  # another's shards: they are read all the same
-                path.touch()
-            log.info("baselines read from %s", path)
-            return found
-    fitted = fit_baselines(reader, phrases, class_of_song, seed)
-    models = [model for models in fitted.models.values() for model in models.values()]
-    if all(isinstance(model, ExportedBaseline) for model in models):
-        try:
-            write_arrays(path, _arrays(fitted))
-            _drop_old(path.parent)
-        except OSError as error:
-            log.warning("baselines are not kept, %s cannot be written: %s", path, error)
-    return fitted
+    chosen_N: Longs,
+    chosen_songs: Longs,
+) -> dict[tuple[str, str], list[Counts]]:
+    """Counts of the chosen phrases and songs for each baseline and level; each is read once."""
+    is_chosen, of_song = np.zeros(len(phrases), bool), np.isin(phrases.song, chosen_songs)
+    is_chosen[chosen_N] = True
+    needed = is_chosen | of_song
+    is_chosen, of_song = is_chosen[needed], of_song[needed]
+    rows: dict[tuple[str, str], list[Counts]] = {(n, level): [] for n in names for level in LEVELS}
+    begin = 0
+    for piece, of_names in count_songs(reader, phrases.select(needed), names):
+        here = slice(begin, begin + len(piece))
+        begin = here.stop
+        inside = of_song[here]
+        for name, counts in of_names.items():
+            rows[name, "phrase"].append(counts[is_chosen[here]])
+            rows[name, "song"].append(songs_of(counts[inside], piece.select(inside)))
+    return rows
 
 
-def _key(
-    folder: Path,
-    reader: PhraseReader,
-    phrases: Phrases,
-    class_of_song: NDArray[np.int64],
-    seed: int,
-) -> str:
-    """Hash of all that a fit depends on."""
-    labelled = phrases.select(class_of_song[phrases.song] != UNKNOWN)
-    found = hashlib.sha256(read_bytes(folder / "spec.json"))  # it has the checksums of the songs
-    settings = (_VERSION, sklearn.__version__, seed, MAX_TRAIN, reader.max_tokens,
-                reader.marks, tuple(BASELINES))  # fmt: skip
-    found.update(repr(settings).encode())
-    songs = np.unique(labelled.song)
-    for values in (labelled.song, labelled.first, labelled.end, class_of_song[songs]):
-        found.update(np.ascontiguousarray(values, np.int64).tobytes())
-    return found.hexdigest()[:16]
+def _stack(rows: list[Counts]) -> Counts:
+    if isinstance(rows[0], np.ndarray):
+        return np.concatenate(rows)
+    return sparse.vstack(rows, "csr")  # type: ignore[no-untyped-call]
 
 
-def _arrays(fitted: FittedLabel) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {}
-    for level in LEVELS:
-        arrays[f"{level}/n"] = np.array([fitted.n_train[level], fitted.n_available[level]])
-        for name, expert in fitted.models[level].items():
-            assert isinstance(expert, ExportedBaseline)
-            arrays[f"{level}/{name}/n_classes"] = np.array(expert.n_classes)
-            arrays |= {f"{level}/{name}/of/{key}": value for key, value in expert.arrays.items()}
-    return arrays
-
-
-def _read(arrays: Mapping[str, NDArray[Any]]) -> FittedLabel:
-    models = {
-        level: {
-            name: ExportedBaseline(
-                name,
-                int(arrays[f"{level}/{name}/n_classes"]),
-                below(arrays, f"{level}/{name}/of"),
-            )
-            for name in BASELINES
-        }
-        for level in LEVELS
-    }
-    n = {level: arrays[f"{level}/n"].tolist() for level in LEVELS}
-    return FittedLabel(
-        models, {level: n[level][0] for level in LEVELS}, {level: n[level][1] for level in LEVELS}
-    )
-
-
-def _drop_old(folder: Path) -> None:
-    files = sorted(folder.glob("*.npz"), key=lambda path: path.stat().st_mtime)
-    for path in files[:-KEPT]:
-        path.unlink(missing_ok=True)
-
-
-def stratified_sample(class_N: NDArray[np.int64], n: int, seed: int) -> NDArray[np.int64]:
+def stratified_sample(class_N: Longs, n: int, seed: int) -> Longs:
     """Indices of ``n`` rows, ascending, with the classes in their shares and at least one of each.
 
     All of them where there are no more than ``n``. The rows of a class stand in a random order,
@@ -358,34 +222,107 @@ def stratified_sample(class_N: NDArray[np.int64], n: int, seed: int) -> NDArray[
     return np.sort(np.argsort(place_N, kind="stable")[:n])
 
 
-def _training_rows(
-    usable: Mapping[str, Baseline],
-    reader: PhraseReader,
-    phrases: Phrases,
-    chosen_N: NDArray[np.int64],
-    chosen_songs: NDArray[np.int64],
-) -> dict[tuple[str, str], list[Counts]]:
-    """Counts of the chosen phrases and songs for each baseline and level; each is read once."""
-    is_chosen = np.zeros(len(phrases), bool)
-    is_chosen[chosen_N] = True
-    of_song = np.isin(phrases.song, chosen_songs)
-    needed = is_chosen | of_song
-    is_chosen, of_song = is_chosen[needed], of_song[needed]
-    rows: dict[tuple[str, str], list[Counts]] = {(n, level): [] for n in usable for level in LEVELS}
-    begin = 0
-    for chunk in whole_songs(phrases.select(needed), PHRASES_AT_ONCE):
-        here = slice(begin, begin + len(chunk))
-        begin = here.stop
-        read = list(read_phrases(reader, chunk))
-        for name in usable:
-            counts = COUNTS[name](read, reader.spec)
-            rows[name, "phrase"].append(counts[is_chosen[here]])
-            inside = of_song[here]
-            rows[name, "song"].append(songs_of(counts[inside], chunk.select(inside)))
-    return rows
+def predict_baselines(
+    fitted: Mapping[str, FittedLabel], reader: PhraseReader, phrases: Phrases
+) -> dict[str, dict[str, dict[str, Longs | str]]]:
+    """Predicts phrases and their songs; their labels are not looked at.
+
+    Args:
+        fitted: The baselines of each label.
+        reader: Reads the songs.
+        phrases: Their phrases, those of a song one after the other, songs in ascending order.
+
+    Returns:
+        For each label, level and baseline the class of every phrase, or of every song in ascending
+        order; or a text that says why there is none.
+    """
+    every = {
+        (label, level, name): model
+        for label, of_label in fitted.items()
+        for level, models in of_label.models.items()
+        for name, model in models.items()
+    }
+    usable = {key: model for key, model in every.items() if isinstance(model, ExportedBaseline)}
+    predicted = apply_baselines(usable, reader, phrases, ExportedBaseline.predict)
+    found: dict[str, Any] = {label: {level: {} for level in LEVELS} for label in fitted}
+    for (label, level, name), model in every.items():
+        found[label][level][name] = predicted.get((label, level, name), model)
+    return found
 
 
-def _stack(rows: Sequence[Counts]) -> Counts:
-    if isinstance(rows[0], np.ndarray):
-        return np.concatenate(rows)
-    return sparse.vstack(rows, "csr")  # type: ignore[no-untyped-call]
+def kept_baselines(
+    folder: Path, reader: PhraseReader, phrases: Phrases, class_of_song: Longs, seed: int = 0
+) -> FittedLabel:
+    """:func:`fit_baselines`, or what an earlier run has kept of it.
+
+    A file that is damaged, or a folder that cannot be written, costs the time of a fit and a line
+    in the log.
+
+    Args:
+        folder: Of the shards that the reader reads.
+        reader: Reads the training songs.
+        phrases: Their phrases.
+        class_of_song: Class index of every song of the reader.
+        seed: Seed of the fit.
+    """
+    path = folder / FOLDER / f"{_key(folder, reader, phrases, class_of_song, seed)}.npz"
+    if path.is_file():
+        try:
+            found = _from_arrays(read_arrays(path))
+        except DAMAGED as error:
+            log.warning("%s is not readable (%s): baselines are fitted again", path, error)
+        else:
+            with contextlib.suppress(OSError):  # another's shards: they are read all the same
+                path.touch()
+            log.info("baselines read from %s", path)
+            return found
+    fitted = fit_baselines(reader, phrases, class_of_song, seed)
+    if (arrays := _to_arrays(fitted)) is not None:
+        try:
+            write_arrays(path, arrays)
+            files = sorted(path.parent.glob("*.npz"), key=lambda path: path.stat().st_mtime)
+            for old in files[:-KEPT]:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("baselines are not kept, %s cannot be written: %s", path, error)
+    return fitted
+
+
+def _key(
+    folder: Path, reader: PhraseReader, phrases: Phrases, class_of_song: Longs, seed: int
+) -> str:
+    """Hash of all that a fit depends on."""
+    labelled = phrases.select(class_of_song[phrases.song] != UNKNOWN)
+    found = hashlib.sha256(read_bytes(folder / "spec.json"))  # it has the checksums of the songs
+    settings = (_VERSION, sklearn.__version__, seed, MAX_TRAIN, reader.max_tokens,
+                reader.marks, tuple(BASELINES))  # fmt: skip
+    found.update(repr(settings).encode())
+    songs = np.unique(labelled.song)
+    for values in (labelled.song, labelled.first, labelled.end, class_of_song[songs]):
+        found.update(np.ascontiguousarray(values, np.int64).tobytes())
+    return found.hexdigest()[:16]
+
+
+def _to_arrays(fitted: FittedLabel) -> dict[str, NDArray[Any]] | None:
+    """What is kept; None where a baseline could not be fitted."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for level in LEVELS:
+        arrays[f"{level}/n"] = np.array([fitted.n_train[level], fitted.n_available[level]])
+        for name, model in fitted.models[level].items():
+            if isinstance(model, str):
+                return None
+            arrays[f"{level}/{name}/n_classes"] = np.array(model.n_classes)
+            arrays |= {f"{level}/{name}/of/{key}": value for key, value in model.arrays.items()}
+    return arrays
+
+
+def _from_arrays(arrays: Mapping[str, NDArray[Any]]) -> FittedLabel:
+    models, n_train, n_available = {}, {}, {}
+    for level in LEVELS:
+        own = below(arrays, level)
+        n_train[level], n_available[level] = own["n"].tolist()
+        models[level] = {
+            name: ExportedBaseline(name, int(own[f"{name}/n_classes"]), below(own, f"{name}/of"))
+            for name in BASELINES
+        }
+    return FittedLabel(models, n_train, n_available)

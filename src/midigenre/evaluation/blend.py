@@ -7,9 +7,7 @@ inverse of a temperature, sharpens it. An expert that knows what another knows a
 
 Each expert is scaled by a temperature of its own first. Trees are too sure and an encoder trained
 with smoothed labels is not sure enough, so that equal weights of their bare logarithms are not
-equal voices. With weights from 40 validation songs (20 draws), scaling first took macro-F1 from
-0.780 to 0.784 (24 classes) and from 0.926 to 0.936 (7 classes): on the test songs of two runs,
-which also chose the priors below, so the figures are a little flattering.
+equal voices.
 
 A run keeps what was fitted in ``RUN/song/`` as plain data: ``model.json`` and ``arrays.npz``, which
 is read with ``allow_pickle=False``. It belongs to the weights of one checkpoint: another one's
@@ -25,14 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from midigenre.arrays import Floats, Longs
 from midigenre.errors import UserError
 from midigenre.evaluation.exported_baselines import ExportedBaseline
-from midigenre.evaluation.npz import DAMAGED, below, read_arrays, write_arrays
+from midigenre.evaluation.predictions import DAMAGED, below, read_arrays, write_arrays
 from midigenre.files import make_folder, read_json, write_json
 from midigenre.models import PhraseClassifier
 from midigenre.spec import UNKNOWN
@@ -53,8 +50,7 @@ SMOOTHING = 1e-3
 
 WEIGHT_SD, SUM_SD = 0.1, 1.0
 """Spread of the Gaussian priors on beta_k = tau * w_k: of each around their mean, and of their sum
-around 1. Few validation songs keep the weights equal; some hundred move them where it pays. On real
-songs 0.03 to 1 scored within a point of macro-F1 of each other."""
+around 1. Few validation songs keep the weights equal; some hundred move them where it pays."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +73,7 @@ class Pool:
     note: str | None = None
 
     def log_probs(self, experts: Mapping[str, Floats]) -> Floats:
-        """Pools songs.
-
-        Args:
-            experts: Log-probabilities of each expert of :attr:`weights`, shape (S, C).
-
-        Returns:
-            Log-probabilities, shape (S, C).
-        """
+        """Log-probabilities of songs, shape (S, C), from those of each expert."""
         pooled = sum(
             w * log_softmax(self.scales[name] * smoothed(experts[name]), axis=1)
             for name, w in self.weights.items()
@@ -118,25 +107,21 @@ def fit_pool(experts: Mapping[str, Floats], truth_S: Longs) -> Pool:
         raise ValueError("a pool needs at least one expert")
     known_S = truth_S != UNKNOWN
     truth_S = truth_S[known_S]
-    n, k = len(truth_S), len(experts)
-    seen = len(np.unique(truth_S))
+    n, seen = len(truth_S), len(np.unique(truth_S))
     if seen < 2:
         note = (
             f"equal weights: the {n} labelled validation songs have {seen} class(es), and weights "
             "need two"
         )
-        ones, equal = dict.fromkeys(experts, 1.0), dict.fromkeys(experts, 1 / k)
-        return Pool(ones, equal, 1.0, 0, note)
+        equal = dict.fromkeys(experts, 1 / len(experts))
+        return Pool(dict.fromkeys(experts, 1.0), equal, 1.0, 0, note)
     logs_KSC = np.stack([smoothed(log_probs[known_S]) for log_probs in experts.values()])
     scale_K = np.array([_betas(logs_SC[None], truth_S)[0] for logs_SC in logs_KSC])
     beta_K = _betas(log_softmax(scale_K[:, None, None] * logs_KSC, axis=2), truth_S)
-    total = beta_K.sum()
-    return Pool(
-        dict(zip(experts, scale_K.tolist(), strict=True)),
-        dict(zip(experts, (beta_K / total).tolist(), strict=True)),
-        float(1 / total),
-        n,
+    scales, weights = (
+        dict(zip(experts, of_K.tolist(), strict=True)) for of_K in (scale_K, beta_K / beta_K.sum())
     )
+    return Pool(scales, weights, float(1 / beta_K.sum()), n)
 
 
 def _betas(logs_KSC: Floats, truth_S: Longs) -> Floats:
@@ -193,23 +178,6 @@ class Blend:
         without = {} if self.without is None else {WITHOUT_ENCODER: asdict(self.without)}
         return asdict(self.pool) | without
 
-    @classmethod
-    def read(
-        cls, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], n_classes: int
-    ) -> Blend:
-        """From :meth:`about` and the arrays of its experts.
-
-        Raises:
-            ValueError: It names an expert that there is not.
-        """
-        names = [name for name in about["weights"] if name != ENCODER]
-        if unknown := set(names) - set(POOLED):
-            raise ValueError(f"no such expert: {', '.join(sorted(unknown))}")
-        experts = {name: ExportedBaseline(name, n_classes, below(arrays, name)) for name in names}
-        pool = dict(about)
-        without = pool.pop(WITHOUT_ENCODER, None)
-        return cls(Pool(**pool), experts, None if without is None else Pool(**without))
-
 
 @dataclass(frozen=True)
 class Blends:
@@ -254,6 +222,7 @@ class Blends:
         Raises:
             UserError: A file is missing, damaged, or of another version.
         """
+        classes, blends = {}, {}
         try:
             about = read_json(folder / "model.json")
             if (about["format"], about["kind"]) != (_FORMAT, _KIND):
@@ -262,11 +231,18 @@ class Blends:
                     f"format {_FORMAT}"
                 )
             arrays = read_arrays(folder / "arrays.npz")
-            classes = {label: tuple(x["classes"]) for label, x in about["labels"].items()}
-            blends = {
-                label: Blend.read(x["model"], below(arrays, str(i)), len(x["classes"]))
-                for i, (label, x) in enumerate(about["labels"].items())
-            }
+            for i, (label, of_label) in enumerate(about["labels"].items()):
+                classes[label], pool = tuple(of_label["classes"]), dict(of_label["model"])
+                without = pool.pop(WITHOUT_ENCODER, None)
+                experts = {
+                    name: ExportedBaseline(name, len(classes[label]), below(arrays, f"{i}/{name}"))
+                    for name in pool["weights"]
+                    if name != ENCODER
+                }
+                if unknown := experts.keys() - {*POOLED}:
+                    raise ValueError(f"no such expert: {', '.join(sorted(unknown))}")
+                alone = None if without is None else Pool(**without)
+                blends[label] = Blend(Pool(**pool), experts, alone)
             return cls(classes, blends, about["weights_of"])
         except DAMAGED as error:
             raise UserError(

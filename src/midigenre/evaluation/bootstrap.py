@@ -15,13 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 from scipy.special import stdtrit
-from scipy.stats import sem
 
 from midigenre.arrays import Floats, Longs
 from midigenre.evaluation.metrics import METRICS, Counts, plain, ratio
 
 N_BOOTSTRAP = 1000
-CI_PERCENTILES = (2.5, 97.5)
 _COUNTS_AT_ONCE = 2_000_000  # bounds the memory of the resamples
 
 
@@ -39,15 +37,11 @@ class Scores:
     resampled: dict[str, Floats]
     by_group: dict[str, Floats]
 
-    def interval(self, metric: str, p: int) -> list[float | None]:
-        """95 % interval of a classifier's score."""
-        scores_R = self.resampled[metric][p]
-        return interval(scores_R[np.isfinite(scores_R)])
-
     def summary(self, p: int) -> dict[str, Any]:
         """Every metric of a classifier, and ``ci95``."""
         scores: dict[str, Any] = {name: plain(exact_P[p]) for name, exact_P in self.exact.items()}
-        return scores | {"ci95": {name: self.interval(name, p) for name in self.exact}}
+        finite = {name: of[p][np.isfinite(of[p])] for name, of in self.resampled.items()}
+        return scores | {"ci95": {name: interval(scores_R) for name, scores_R in finite.items()}}
 
     def lead(self, metric: str, first: Any, second: Any) -> dict[str, Any]:
         """How far the first classifiers lead over the second ones, by the mean of their scores.
@@ -66,12 +60,12 @@ class Scores:
         exact_P, scores_PR = self.exact[metric], self.resampled[metric]
         difference_R = scores_PR[first].mean(0) - scores_PR[second].mean(0)
         difference_R = difference_R[np.isfinite(difference_R)]
-        p = None
-        if len(difference_R):
-            smaller = min(int((difference_R <= 0).sum()), int((difference_R >= 0).sum()))
-            p = float(min(1.0, 2 * (smaller + 1) / (len(difference_R) + 1)))
-        difference = plain(exact_P[first].mean() - exact_P[second].mean())
-        return {"difference": difference, "ci95": interval(difference_R), "p": p}
+        n, k = len(difference_R), min((difference_R <= 0).sum(), (difference_R >= 0).sum())
+        return {
+            "difference": plain(exact_P[first].mean() - exact_P[second].mean()),
+            "ci95": interval(difference_R),
+            "p": float(min(1.0, 2 * (k + 1) / (n + 1))) if n else None,
+        }
 
     def leads(self, first: int, second: int) -> dict[str, dict[str, Any]]:
         """:meth:`lead` of one classifier over another by every metric."""
@@ -105,29 +99,30 @@ def score(
     """
     n_groups = 1 if group_N is None else int(group_N.max(initial=-1)) + 1
     # A class of a group is one of K x C cells, so that one pass counts all groups.
-    cells = 0 if group_N is None else group_N * n_classes
-    n_cells = n_groups * n_classes
+    n_cells, cells = n_groups * n_classes, 0 if group_N is None else group_N * n_classes
     truth_N, predicted_PN = truth_N + cells, [predicted_N + cells for predicted_N in predicted_PN]
-    single = [Counts.of_rows(truth_N, predicted_N, n_cells) for predicted_N in predicted_PN]
-    # All rows once: a "resample" that gives the scores themselves.
-    once = Counts(*(np.stack(columns)[:, None] for columns in zip(*single, strict=True)))
+    all_rows = zip(*(Counts.of_rows(truth_N, of_N, n_cells) for of_N in predicted_PN), strict=True)
     drawn = resampled_counts(truth_N, predicted_PN, songs_N, n_cells, seed, n_bootstrap)
+    # The counts of all rows come first, those of the resamples after them: (P, 1 + R, K, C).
+    counts = Counts(
+        *(
+            np.concatenate([np.stack(once)[:, None], many], 1).reshape(
+                len(predicted_PN), -1, n_groups, n_classes
+            )
+            for once, many in zip(all_rows, drawn, strict=True)
+        )
+    )
+    weight_PRK = counts.truth.sum(-1)
     exact, resampled, by_group = {}, {}, {}
     for name, metric in METRICS.items():
-        of_groups = []
-        for counts in (once, drawn):
-            shape = (*counts.truth.shape[:2], n_groups, n_classes)
-            grouped = Counts(*(column.reshape(shape) for column in counts))
-            of_groups.append((metric.function(grouped), grouped.truth.sum(-1)))
-        means = [
-            score_PRK[..., 0] if group_N is None
-            else ratio(
-                (np.where(weight_PRK > 0, score_PRK, 0.0) * weight_PRK).sum(-1), weight_PRK.sum(-1)
-            )
-            for score_PRK, weight_PRK in of_groups
-        ]  # fmt: skip
-        exact[name], resampled[name] = means[0][:, 0], means[1]
-        by_group[name] = of_groups[0][0][:, 0]
+        score_PRK = metric.function(counts)
+        if group_N is None:
+            mean_PR = score_PRK[..., 0]
+        else:
+            known_PRK = np.where(weight_PRK > 0, score_PRK, 0.0)
+            mean_PR = ratio((known_PRK * weight_PRK).sum(-1), weight_PRK.sum(-1))
+        exact[name], resampled[name] = mean_PR[:, 0], mean_PR[:, 1:]
+        by_group[name] = score_PRK[:, 0]
     return Scores(exact, resampled, by_group)
 
 
@@ -145,17 +140,15 @@ def resampled_counts(
     if not n_songs or n_bootstrap < 1:
         none = np.zeros((n, 0, n_classes))
         return Counts(none, none, none)
-    rows: list[NDArray[Any]] = []
+    songs: list[NDArray[Any]] = []
     cells: list[NDArray[Any]] = []
     for p, predicted_N in enumerate(predicted_PN):
         hit_N = truth_N == predicted_N
-        for k, (songs, classes) in enumerate(
-            ((song_N[hit_N], truth_N[hit_N]), (song_N, truth_N), (song_N, predicted_N))
-        ):
-            rows.append(songs)
-            cells.append((p * 3 + k) * n_classes + classes)
+        songs += [song_N[hit_N], song_N, song_N]
+        for k, class_N in enumerate((truth_N[hit_N], truth_N, predicted_N)):
+            cells.append((p * 3 + k) * n_classes + class_N)
     # Sparse, for a song has few of many classes, sources and classifiers; equal places add up.
-    place = (np.concatenate(cells), np.concatenate(rows))
+    place = (np.concatenate(cells), np.concatenate(songs))
     counts_XS = csr_array(  # type: ignore[no-untyped-call]
         (np.ones(len(place[0])), place), shape=(n * 3 * n_classes, n_songs), dtype=np.float64
     )
@@ -168,11 +161,6 @@ def song_weights(n_songs: int, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP) ->
     """How often each song is drawn in each resample, some resamples at a time, shape (r, S).
 
     Equal seeds and numbers of songs give equal draws, whatever is computed from them.
-
-    Args:
-        n_songs: Number of songs, S; at least 1.
-        seed: Seed of the draws.
-        n_bootstrap: Number of resamples.
     """
     rng = np.random.default_rng(seed)
     step = max(1, _COUNTS_AT_ONCE // n_songs)
@@ -187,7 +175,7 @@ def interval(scores_R: Floats) -> list[float | None]:
     """95 % percentile interval (Efron and Tibshirani 1993, chapter 13); Nones without resamples."""
     if not len(scores_R):
         return [None, None]
-    return [plain(value) for value in np.percentile(scores_R, CI_PERCENTILES)]
+    return [plain(end) for end in np.percentile(scores_R, (2.5, 97.5))]
 
 
 def t_interval(values: Sequence[float], most: float = np.inf) -> list[float | None]:
@@ -205,7 +193,8 @@ def t_interval(values: Sequence[float], most: float = np.inf) -> list[float | No
     """
     if len(values) < 2:
         return [None, None]
-    mean, half = float(np.mean(values)), float(stdtrit(len(values) - 1, 0.975) * sem(values))
+    n, mean = len(values), float(np.mean(values))
+    half = float(stdtrit(n - 1, 0.975) * (np.std(values, ddof=1) / np.sqrt(n)))
     return [max(0.0, mean - half), min(most, mean + half)]
 
 
@@ -245,18 +234,15 @@ def paired_bootstrap(
     Raises:
         ValueError: Columns of different lengths.
     """
-    columns = [np.asarray(column) for column in (truth, first, second)]
-    songs_N = np.asarray(songs)
-    if len({len(column) for column in (*columns, songs_N)}) != 1:
-        lengths = ", ".join(str(len(column)) for column in (*columns, songs_N))
-        raise ValueError(f"truth, first, second and songs differ in length: {lengths}")
+    *columns, songs_N = [np.asarray(column) for column in (truth, first, second, songs)]
+    lengths = [len(column) for column in (*columns, songs_N)]
+    if len(set(lengths)) != 1:
+        text = ", ".join(map(str, lengths))
+        raise ValueError(f"truth, first, second and songs differ in length: {text}")
     names, codes = np.unique(np.concatenate(columns), return_inverse=True)
-    codes_3N = codes.reshape(3, -1)
-    if classes is not None:
-        chosen_N = np.isin(columns[0], np.asarray(classes))
-        codes_3N, songs_N = codes_3N[:, chosen_N], songs_N[chosen_N]
-    truth_N, *predicted_2N = codes_3N
-    found = score(truth_N, predicted_2N, songs_N, max(1, len(names)), seed, n_bootstrap)
+    rows = slice(None) if classes is None else np.isin(columns[0], np.asarray(classes))
+    truth_N, *predicted_2N = codes.reshape(3, -1)[:, rows]
+    found = score(truth_N, predicted_2N, songs_N[rows], max(1, len(names)), seed, n_bootstrap)
     return {
         metric: {"first": plain(exact_P[0]), "second": plain(exact_P[1])}
         | found.lead(metric, [0], [1])

@@ -1,7 +1,7 @@
 """What a run's validation songs say of its probabilities: temperature, abstention, known domain.
 
-A *level* is ``phrase`` or ``song``. ``train`` fits a :class:`Calibration` with the best checkpoint
-and writes ``RUN/calibration.json``; ``evaluate`` and ``predict`` read it.
+``train`` fits a :class:`Calibration` with the best checkpoint and writes ``RUN/calibration.json``;
+``evaluate`` and ``predict`` read it.
 
 - Temperature scaling (Guo et al. 2017, section 4.2) turns confidences into rates that hold; the
   predicted class never changes.
@@ -93,14 +93,18 @@ class LevelCalibration:
         scores_NC, classes_N = scores_NC[known_N], classes_N[known_N]
         if not len(classes_N):
             return cls(0, 1.0, None, None, ())
-        temperature = fit_temperature(scores_NC, classes_N)
-        confidence_N = np.exp(tempered(scores_NC, temperature).max(1))
-        energies = None if energy_N is None else np.asarray(energy_N, np.float64)[known_N]
+        temperature, max_energy = fit_temperature(scores_NC, classes_N), None
+        if energy_N is not None:
+            energies = np.asarray(energy_N, np.float64)[known_N]
+            max_energy = float(np.quantile(energies, IN_DOMAIN, method="higher"))
+        raw_N, confidence_N = (
+            np.exp(of_NC.max(1)) for of_NC in (scores_NC, tempered(scores_NC, temperature))
+        )
         return cls(
             len(classes_N),
             temperature,
-            None if energies is None else _quantile(energies, IN_DOMAIN, "higher"),
-            _quantile(np.exp(scores_NC.max(1)), 1 - IN_DOMAIN, "lower"),
+            max_energy,
+            float(np.quantile(raw_N, 1 - IN_DOMAIN, method="lower")),
             tuple(np.quantile(confidence_N, _SHARES, method="lower").tolist()),
         )
 
@@ -127,15 +131,12 @@ class LevelCalibration:
                 "on; set threshold= instead"
             )
         # Down to a whole per cent, so that no less than the wanted share is answered.
-        place = int(np.floor((1 - coverage) * (len(_SHARES) - 1) + 1e-9))
-        return self.confidence_quantiles[place]
+        return self.confidence_quantiles[int((1 - coverage) * (len(_SHARES) - 1) + 1e-9)]
 
     def out_of_domain(self, energy_N: ArrayLike) -> Bools:
         """Whether each energy is above the domain's; False where that is not known."""
-        energies = np.asarray(energy_N, np.float64)
-        if self.max_energy is None:
-            return np.zeros(energies.shape, bool)
-        found: Bools = energies > self.max_energy
+        most = math.inf if self.max_energy is None else self.max_energy
+        found: Bools = np.asarray(energy_N, np.float64) > most
         return found
 
     def low_confidence(self, log_probs_NC: ArrayLike) -> Bools:
@@ -143,10 +144,8 @@ class LevelCalibration:
 
         False where that is not known.
         """
-        confidence_N = np.exp(np.asarray(log_probs_NC, np.float64).max(-1))
-        if self.min_confidence is None:
-            return np.zeros(confidence_N.shape, bool)
-        found: Bools = confidence_N < self.min_confidence
+        least = -math.inf if self.min_confidence is None else self.min_confidence
+        found: Bools = np.exp(np.asarray(log_probs_NC, np.float64).max(-1)) < least
         return found
 
 
@@ -163,41 +162,15 @@ class Calibration:
     levels: Mapping[str, Mapping[str, LevelCalibration]]
     song_models: bool | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        levels = {
+    def save(self, folder: Path) -> None:
+        """Writes ``calibration.json`` into a run's folder."""
+        about = {} if self.song_models is None else {"song_models": self.song_models}
+        labels = {
             label: {level: asdict(found) for level, found in of_label.items()}
             for label, of_label in self.levels.items()
         }
-        about = {} if self.song_models is None else {"song_models": self.song_models}
-        return {"format": _FORMAT, "checkpoint": CHECKPOINT, **about, "labels": levels}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
-        """The inverse of :meth:`to_dict`.
-
-        Raises:
-            ValueError: It has another format, or a number that is none.
-            KeyError: It lacks a part.
-        """
-        if data["format"] != _FORMAT:
-            raise ValueError(f"format {data['format']}, expected {_FORMAT}")
-        return cls(
-            {
-                label: {
-                    level: LevelCalibration(
-                        **{**found, "confidence_quantiles": tuple(found["confidence_quantiles"])}
-                    )
-                    for level, found in of_label.items()
-                }
-                for label, of_label in data["labels"].items()
-            },
-            data.get("song_models"),
-        )
-
-    def save(self, folder: Path) -> None:
-        """Writes ``calibration.json`` into a run's folder."""
-        write_json(folder / FILE, self.to_dict())
+        content = {"format": _FORMAT, "checkpoint": CHECKPOINT, **about, "labels": labels}
+        write_json(folder / FILE, content)
 
     @classmethod
     def of_run(
@@ -217,13 +190,25 @@ class Calibration:
         if folder is None or checkpoint.name != CHECKPOINT or not (folder / FILE).is_file():
             return None
         try:
-            found = cls.from_dict(read_json(folder / FILE))
+            data = read_json(folder / FILE)
+            if data["format"] != _FORMAT:
+                raise ValueError(f"format {data['format']}, expected {_FORMAT}")
+            levels = {
+                label: {
+                    level: LevelCalibration(
+                        **found | {"confidence_quantiles": tuple(found["confidence_quantiles"])}
+                    )
+                    for level, found in of_label.items()
+                }
+                for label, of_label in data["labels"].items()
+            }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{folder / FILE} is damaged ({error}); remove it to go on without calibration"
             ) from error
-        same = None in (song_models, found.song_models) or song_models == found.song_models
-        return found if same else None
+        fitted = data.get("song_models")
+        same = None in (song_models, fitted) or song_models == fitted
+        return cls(levels, fitted) if same else None
 
 
 def tempered(log_probs_NC: ArrayLike, temperature: ArrayLike) -> Floats:
@@ -237,10 +222,10 @@ def tempered(log_probs_NC: ArrayLike, temperature: ArrayLike) -> Floats:
         temperature: One for all rows, or one a row, shape (N,); above 0.
     """
     log_probs_NC = np.asarray(log_probs_NC, np.float64)
+    if not len(log_probs_NC):
+        return log_probs_NC
     divisor = np.asarray(temperature, np.float64).reshape(-1, 1)
-    found: Floats = log_softmax(log_probs_NC / divisor, axis=1) if len(log_probs_NC) else (
-        log_probs_NC
-    )  # fmt: skip
+    found: Floats = log_softmax(log_probs_NC / divisor, axis=1)
     return found
 
 
@@ -285,7 +270,3 @@ def song_energy(energy_N: ArrayLike, song_N: ArrayLike) -> Floats:
     songs_S, song_index_N = np.unique(np.asarray(song_N), return_inverse=True)
     total_S = np.bincount(song_index_N, np.asarray(energy_N, np.float64), minlength=len(songs_S))
     return total_S / np.bincount(song_index_N, minlength=len(songs_S))
-
-
-def _quantile(values_N: Floats, share: float, method: Any) -> float:
-    return float(np.quantile(values_N, share, method=method))

@@ -1,4 +1,4 @@
-"""Runs side by side: what differs between them, scores with intervals, what they cost.
+"""Finished runs side by side: what differs between them, scores with intervals, what they cost.
 
 Two scores on the same test songs differ for two reasons, the models and the choice of the songs.
 The second is the same for both, so their *difference* is much surer than either score: runs are
@@ -8,7 +8,8 @@ compared song by song, from ``predictions_songs.csv`` of each.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,12 @@ from numpy.typing import NDArray
 from scipy.stats import binom  # type: ignore[attr-defined]
 
 from midigenre.errors import UserError
-from midigenre.evaluation.bootstrap import N_BOOTSTRAP, t_interval
+from midigenre.evaluation.bootstrap import N_BOOTSTRAP, Scores, t_interval
 from midigenre.evaluation.bootstrap import score as score_classifiers
 from midigenre.evaluation.metrics import METRICS
 from midigenre.evaluation.predictions import LEVELS, SONGS_FILE
-from midigenre.evaluation.runs import RunRecord
-from midigenre.files import read_csv
-from midigenre.run import GROUPS
+from midigenre.files import read_csv, read_json
+from midigenre.run import GROUPS, HOLDOUT, RunFolder, flatten, protocol_name, settings_of
 from midigenre.wording import plural
 
 Shipped = Callable[[str, str], Mapping[str, Any]]
@@ -36,8 +36,163 @@ COSTS = {"fit_seconds": "training", "train_tokens": "tokens", "parameters": "par
 PAIR_COLUMNS = ("against", "difference", "low", "high", "p", "mcnemar_p", "songs")
 """Columns of a CSV file for each label: see :class:`Paired`."""
 
-OTHER_SONGS = "tested on other songs than {reference}"
 MISSING = "–"
+_CHAIN = 8  # no recipe has so many stages; a folder that starts from itself ends here
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished run.
+
+    Attributes:
+        folder: Where it lies.
+        settings: Its settings, flat; see :func:`~midigenre.run.settings_of`.
+        evaluation: Content of ``evaluation.json``.
+        cost: Content of ``cost.json``.
+        test_set: Equal for runs that were tested on the same songs and phrases.
+        configuration: Equal for runs that differ by seeds alone, also those of what they started
+            from (``init_from``): each seed of a recipe that pretrains has a pretrained run of its
+            own.
+        seeds: Its seed, and those of what it started from, the latest first.
+        finished: When, in nanoseconds since the epoch.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    cost: Mapping[str, Any]
+    test_set: str
+    configuration: str
+    seeds: tuple[Any, ...]
+    finished: int
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that has no scores to compare, and why.
+
+    Attributes:
+        folder: The run's folder.
+        reason: Why, in words.
+        finished: Whether it is another kind of model, trained to its end; the reason is what it
+            reached.
+    """
+
+    folder: Path
+    reason: str
+    finished: bool = False
+
+
+def find_runs(paths: Iterable[Path | str]) -> tuple[list[RunRecord], list[Unfinished]]:
+    """The runs at or below some folders, each once, in the order of their paths.
+
+    Raises:
+        UserError: A path is no folder, or there is no run in it.
+    """
+    found: dict[Path, RunRecord | Unfinished] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise UserError(f"{path}: no such folder; give runs or folders of runs")
+        below = {folder.resolve(): _read(folder) for folder in _folders(path)}
+        if not below:
+            raise UserError(
+                f"{path} holds no run (a folder with config.yaml); trained runs lie in "
+                "runs/<name>/<when>"
+            )
+        found |= below
+    runs = [run for run in found.values() if isinstance(run, RunRecord)]
+    return runs, [run for run in found.values() if isinstance(run, Unfinished)]
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    for place, below, files in os.walk(path):
+        if "config.yaml" in files or "failed.txt" in files:
+            below.clear()  # loggers keep a config.yaml of their own inside
+            yield Path(place)
+        below.sort()
+
+
+def _read(folder: Path) -> RunRecord | Unfinished:
+    if not RunFolder(folder).finished:
+        reason = f"did not finish; resume it with: midigenre train resume={folder}"
+        if (folder / "failed.txt").is_file():
+            text = (folder / "failed.txt").read_text(encoding="utf-8", errors="replace")
+            reason = next(iter(text.splitlines()), "failed without a word")
+        return Unfinished(folder, reason)
+    try:
+        evaluation = read_json(folder / "evaluation.json")
+        for key, kind in (("tokens", "generator"), ("masked", "masked model")):
+            if key in evaluation:
+                nats, accuracy = (evaluation[key][name] for name in ("nats_per_note", "accuracy"))
+                per_note = "" if nats is None else f"{nats:.3f} nats per note, "
+                return Unfinished(
+                    folder,
+                    f"a {kind} ({per_note}token accuracy {accuracy:.3f} on the test songs); the "
+                    "table compares classifiers",
+                    finished=True,
+                )
+        config = RunFolder(folder).config
+        settings, test_set = settings_of(config), _test_set(config, evaluation)
+        recipe, earlier = _start_of(config)
+        same = {k: v for k, v in settings.items() if k != "seed"}
+        same |= {} if recipe is None else {"init_from": recipe}
+        return RunRecord(
+            folder,
+            settings,
+            evaluation,
+            read_json(folder / "cost.json"),
+            test_set,
+            json.dumps([same, test_set], sort_keys=True),
+            (settings.get("seed"), *earlier),
+            (folder / "metrics.json").stat().st_mtime_ns,
+        )
+    except UserError as error:
+        return Unfinished(folder, str(error))
+    except Exception as error:  # whatever a damaged file makes of it is said, not hidden
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        return Unfinished(folder, f"cannot be read ({what})")
+
+
+def _test_set(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    """Text that is equal for equal test sets: what chose the songs, and how many there are."""
+    chosen = {key: config.get(key) for key in ("split", "labels")}
+    if config.get("shards") is None:
+        chosen["corpus"] = config["corpus"]
+    else:  # <corpus>-<tokenizer>-<hash>: other tokenizers have other shards of the same songs
+        chosen["shards"] = Path(config["shards"]).name.partition("-")[0]
+    # The same songs, whatever is taken of them.
+    ignored = ("corpus.tracks", "corpus.neutral")
+    flat = {k: v for k, v in flatten(chosen) if k not in ignored and v is not None and v != {}}
+    if protocol_name(config) != HOLDOUT:
+        protocol = config["protocol"]
+        # All folds together are all songs, however many there are.
+        splits = ("name", "sources") if protocol.get("part") is None else (*protocol,)
+        flat |= {f"protocol.{key}": protocol.get(key) for key in splits}
+    # Labels may be unknown for some songs; the label with most of them tells how many there are.
+    sizes = {level: max(levels[level]["n"] for levels in evaluation.values()) for level in LEVELS}
+    return json.dumps([flat, sizes], sort_keys=True)
+
+
+def _start_of(config: Mapping[str, Any], chain: int = _CHAIN) -> tuple[str | None, tuple[Any, ...]]:
+    """What a run started from, equal for trainings of the same settings, and their seeds.
+
+    None where it did not, or where that run cannot be read any more.
+    """
+    source = config.get("init_from")
+    if source is None or not chain:
+        return None, ()
+    named = Path(source).expanduser()
+    # A run's folder, whose best checkpoint it was, or RUN/checkpoints/NAME.ckpt.
+    folder, checkpoint = (named.parent.parent, named.name) if named.is_file() else (named, "")
+    try:
+        before = RunFolder(folder).config
+        settings = settings_of(before)
+    except Exception:  # moved, deleted, damaged or not ours: the path alone tells it from others
+        return None, ()
+    seed = settings.pop("seed", None)
+    recipe, seeds = _start_of(before, chain - 1)
+    settings |= {} if recipe is None else {"init_from": recipe}
+    return json.dumps([checkpoint, settings], sort_keys=True), (seed, *seeds)
 
 
 @dataclass(frozen=True)
@@ -104,7 +259,7 @@ class Row:
             their seeds alone, one for each pair of seeds.
         test_set: A letter for each different test set.
         scores: By column.
-        costs: Means over the runs, by the keys of :data:`COSTS`; None where unknown.
+        costs: Means over the runs, by the keys of :data:`COSTS`.
         paired: For each label its songs against those of the reference, or why there is no
             comparison; None for the reference itself.
     """
@@ -113,8 +268,13 @@ class Row:
     runs: tuple[RunRecord, ...]
     test_set: str
     scores: Mapping[str, Score]
-    costs: Mapping[str, float | None]
-    paired: Mapping[str, Paired | str | None] = field(default_factory=dict)
+    costs: Mapping[str, float]
+    paired: dict[str, Paired | str | None] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its first run."""
+        return self.runs[0].folder
 
 
 @dataclass(frozen=True)
@@ -125,18 +285,18 @@ class Comparison:
         settings: The settings that differ between the rows.
         columns: The scores, ``test/<label>/<level>/<metric>``.
         rows: One a configuration.
-        notes: What a reader must not miss, one line each.
         paired: The labels that rows are compared by, song by song, with the folder of the reference
             of each.
         metric: The score that is compared.
+        repeated: Runs that repeat a seed of the same settings: only the newest counts.
     """
 
     settings: tuple[str, ...]
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
-    notes: tuple[str, ...]
-    paired: Mapping[str, Path] = field(default_factory=dict)
-    metric: str = "macro_f1"
+    paired: Mapping[str, Path]
+    metric: str
+    repeated: int = 0
 
     @property
     def n_test_sets(self) -> int:
@@ -160,13 +320,56 @@ class Comparison:
         def key(row: Row) -> tuple[bool, float, str]:
             if column in self.columns:
                 score = row.scores.get(column)
-                sign = -1 if METRICS[self.metric].higher_is_better else 1
-                return (score is None, sign * score.mean if score else 0.0, "")
+                return (score is None, -_sign(self.metric) * score.mean if score else 0.0, "")
             found: Any = row.costs[column] if column in COSTS else row.settings.get(column)
             number = isinstance(found, (int, float))
             return (found is None, float(found) if number else 0.0, "" if number else str(found))
 
         return replace(self, rows=tuple(sorted(self.rows, key=key)))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must not miss, one line each."""
+        found = []
+        if self.n_test_sets > 1:
+            found.append(
+                f"these runs have {self.n_test_sets} different test sets (column `test set`): "
+                "compare scores within one only"
+            )
+        if self.repeated:
+            repeats = plural(self.repeated, "run repeats", "runs repeat")
+            found.append(f"{repeats} a seed of the same settings: only the newest counts")
+        for column in self.columns:
+            scores = [row.scores[column] for row in self.rows if column in row.scores]
+            beaten = [
+                score.baseline_name
+                for score in scores
+                if score.baseline is not None
+                and _sign(self.metric) * (score.mean - score.baseline) <= 0
+            ]
+            if beaten:
+                found.append(
+                    f"{column}: a baseline ({', '.join(dict.fromkeys(beaten))}) is as good as or "
+                    f"better than {len(beaten)} of {plural(len(scores), 'configuration')}"
+                )
+        for label in self.rows[0].paired:
+            pairs = [(row.folder, row.paired[label]) for row in self.rows]
+            alike = [
+                str(folder) for folder, of in pairs if isinstance(of, Paired) and not of.is_clear
+            ]
+            missing = [f"{folder} ({why})" for folder, why in pairs if isinstance(why, str)]
+            if alike:
+                found.append(
+                    f"{label}, songs: not clearly different from {self.paired[label]} in "
+                    f"{METRICS[self.metric].title}: {', '.join(alike)}"
+                )
+            if missing:
+                found.append(f"{label}, songs: not compared in pairs: {', '.join(missing)}")
+        return tuple(found)
+
+
+def _sign(metric: str) -> int:
+    return 1 if METRICS[metric].higher_is_better else -1
 
 
 def compare(
@@ -201,70 +404,45 @@ def compare(
     for label in labels or ():
         if label not in known:
             raise UserError(f"label={label}: no such label; these runs have {', '.join(known)}")
-    columns = tuple(
-        f"test/{label}/{level}/{metric}" for label in labels or known for level in levels
-    )
+    labels = labels or known
+    columns = tuple(f"test/{label}/{level}/{metric}" for label in labels for level in levels)
     letters = {t: chr(ord("A") + i) for i, t in enumerate(dict.fromkeys(r.test_set for r in runs))}
-    groups: dict[str, dict[Any, RunRecord]] = {}
-    repeated = 0
-    # The newest of the runs that repeat a seed; the order stays that of the runs.
+    newest: dict[tuple[Any, ...], RunRecord] = {}
     for run in sorted(runs, key=lambda run: run.finished):
-        group = groups.setdefault(run.configuration, {})
-        repeated += run.seeds in group
-        group[run.seeds] = run
-    order = {run.folder: i for i, run in enumerate(runs)}
-    rows = sorted(
-        (
-            _row(sorted(group.values(), key=lambda run: order[run.folder]), columns, letters)
-            for group in groups.values()
-        ),
-        key=lambda row: order[row.runs[0].folder],
-    )
-    rows, paired = _paired(rows, labels or known, metric, versus)
-    comparison = Comparison(_differing(rows, shipped), columns, tuple(rows), (), paired, metric)
-    return replace(comparison, notes=tuple(_notes(comparison, repeated)))
-
-
-def _row(runs: Sequence[RunRecord], columns: Sequence[str], letters: Mapping[str, str]) -> Row:
-    settings = {k: v for k, v in runs[0].settings.items() if k != "seed"}
-    starts = list(dict.fromkeys(run.settings.get("init_from") for run in runs))
-    if len(starts) > 1:  # one for each seed
-        settings["init_from"] = f"{starts[0]} and {len(starts) - 1} more"
-    costs = {}
-    for name in COSTS:
-        values = [run.cost.get(name) for run in runs]
-        costs[name] = float(np.mean(values)) if None not in values else None  # type: ignore[arg-type]
-    scores = {column: score for column in columns if (score := _score(runs, column)) is not None}
-    return Row(settings, tuple(runs), letters[runs[0].test_set], scores, costs)
-
-
-def _paired(
-    rows: list[Row], labels: Sequence[str], metric: str, versus: Path | None
-) -> tuple[list[Row], dict[str, Path]]:
-    """The rows with their comparisons, and the reference of each label."""
+        newest[run.configuration, run.seeds] = run
+    groups: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        if newest[run.configuration, run.seeds] is run:
+            groups.setdefault(run.configuration, []).append(run)
+    rows = [_row(group, columns, letters[group[0].test_set]) for group in groups.values()]
     place = None
     if versus is not None:
-        places = [
-            i
-            for i, row in enumerate(rows)
-            if versus.resolve() in [run.folder.resolve() for run in row.runs]
-        ]
-        if not places:
+        folders = [[run.folder.resolve() for run in row.runs] for row in rows]
+        place = next((i for i, of in enumerate(folders) if versus.resolve() in of), None)
+        if place is None:
             raise UserError(
                 f"versus={versus} is none of these runs, or an older one of a repeated seed; give "
                 "a run's folder"
             )
-        place = places[0]
-    references: dict[str, Path] = {}
+    paired: dict[str, Path] = {}
     for label in labels if len(rows) > 1 else ():
-        found = pair_up([row.runs for row in rows], label, metric, place)
-        rows = [
-            replace(row, paired={**row.paired, label: pair})
-            for row, pair in zip(rows, found.found, strict=True)
-        ]
-        if found.reference is not None:
-            references[label] = rows[found.reference].runs[0].folder
-    return rows, references
+        reference, pairs = pair_up([row.runs for row in rows], label, metric, place)
+        for row, pair in zip(rows, pairs, strict=True):
+            row.paired[label] = pair
+        if reference is not None:
+            paired[label] = rows[reference].folder
+    repeated = len(runs) - len(newest)
+    return Comparison(_differing(rows, shipped), columns, tuple(rows), paired, metric, repeated)
+
+
+def _row(runs: Sequence[RunRecord], columns: Sequence[str], test_set: str) -> Row:
+    settings = {k: v for k, v in runs[0].settings.items() if k != "seed"}
+    starts = list(dict.fromkeys(run.settings.get("init_from") for run in runs))
+    if len(starts) > 1:  # one for each seed
+        settings["init_from"] = f"{starts[0]} and {len(starts) - 1} more"
+    costs = {name: float(np.mean([run.cost[name] for run in runs])) for name in COSTS}
+    scores = {column: score for column in columns if (score := _score(runs, column)) is not None}
+    return Row(settings, tuple(runs), test_set, scores, costs)
 
 
 def _score(runs: Sequence[RunRecord], column: str) -> Score | None:
@@ -280,21 +458,16 @@ def _score(runs: Sequence[RunRecord], column: str) -> Score | None:
         over, (low, high) = "seeds", t_interval(values, 1.0) if len(values) > 2 else (None, None)
     baselines: dict[str, list[float]] = {}
     for scores in found:
-        for name, values_of in scores.get("baselines", {}).items():
-            if values_of and values_of.get(metric) is not None:
-                baselines.setdefault(name, []).append(values_of[metric])
-    best_of = max if METRICS[metric].higher_is_better else min
-    name, best = best_of(
-        ((name, float(np.mean(of))) for name, of in baselines.items()),
-        key=lambda item: item[1],
-        default=("", None),
-    )
-    return Score(tuple(values), low, high, over, best, name)
+        for name, of in scores["baselines"].items():
+            if of is not None and of[metric] is not None:
+                baselines.setdefault(name, []).append(of[metric])
+    means = {name: float(np.mean(of)) for name, of in baselines.items()}
+    best = max(means, key=lambda name: _sign(metric) * means[name], default="")
+    return Score(tuple(values), low, high, over, means.get(best), best)
 
 
 def _differing(rows: Sequence[Row], shipped: Shipped) -> tuple[str, ...]:
     """The settings that tell the rows apart, those with a name first."""
-    keys = dict.fromkeys(key for row in rows for key in row.settings)
     own = {
         (group, choice): shipped(group, choice)
         for group in GROUPS
@@ -303,88 +476,16 @@ def _differing(rows: Sequence[Row], shipped: Shipped) -> tuple[str, ...]:
 
     def as_shipped(key: str) -> bool:
         group = key.partition(".")[0]
-        return group in GROUPS and all(
+        return key not in GROUPS and group in GROUPS and all(
             own[group, row.settings[group]].get(key) == row.settings.get(key) for row in rows
-        )
+        )  # fmt: skip
 
-    def differs(key: str) -> bool:
-        found = {json.dumps(row.settings[key]) for row in rows if key in row.settings}
-        lacking = any(key not in row.settings for row in rows)
-        return len(found) > 1 or (lacking and found != {"false"})  # a flag from before it was one
-
-    return tuple(key for key in keys if differs(key) and (key in GROUPS or not as_shipped(key)))
-
-
-def _notes(comparison: Comparison, repeated: int) -> Iterator[str]:
-    if comparison.n_test_sets > 1:
-        yield (
-            f"these runs have {comparison.n_test_sets} different test sets (column `test set`): "
-            "compare scores within one only"
-        )
-    if repeated:
-        repeats = plural(repeated, "run repeats", "runs repeat")
-        yield f"{repeats} a seed of the same settings: only the newest counts"
-    for column in comparison.columns:
-        scores = [row.scores[column] for row in comparison.rows if column in row.scores]
-        sign = 1 if METRICS[comparison.metric].higher_is_better else -1
-        beaten = [
-            s for s in scores if s.baseline is not None and sign * s.mean <= sign * s.baseline
-        ]
-        if beaten:
-            names = ", ".join(dict.fromkeys(score.baseline_name for score in beaten))
-            yield (
-                f"{column}: a baseline ({names}) is as good as or better than {len(beaten)} of "
-                f"{plural(len(scores), 'configuration')}"
-            )
-    yield from _pair_notes(comparison)
-
-
-def _pair_notes(comparison: Comparison) -> Iterator[str]:
-    """Which configurations cannot be told from the reference, and which were not compared."""
-    for label in dict.fromkeys(label for row in comparison.rows for label in row.paired):
-        alike, missing = [], []
-        reference = comparison.paired.get(label)
-        for row in comparison.rows:
-            pair = row.paired.get(label)
-            if isinstance(pair, str):
-                missing.append(f"{row.runs[0].folder} ({pair})")
-            elif pair is not None and not pair.is_clear:
-                alike.append(str(row.runs[0].folder))
-        if alike:
-            yield (
-                f"{label}, songs: not clearly different from {reference} in "
-                f"{METRICS[comparison.metric].title}: {', '.join(alike)}"
-            )
-        if missing:
-            yield f"{label}, songs: not compared in pairs: {', '.join(missing)}"
-
-
-@dataclass(frozen=True)
-class Pairings:
-    """Configurations against a reference, in their order.
-
-    Attributes:
-        reference: Place of the reference; None where there is none.
-        found: For each its pairing, or why there is none; None for the reference itself.
-    """
-
-    reference: int | None
-    found: tuple[Paired | str | None, ...]
-
-
-@dataclass(frozen=True)
-class _Songs:
-    """The songs of a configuration that have a label, in the order of their ids.
-
-    Attributes:
-        ids: Their ids.
-        truth_S: Their classes, text.
-        predicted_PS: What each run predicts.
-    """
-
-    ids: tuple[str, ...]
-    truth_S: NDArray[Any]
-    predicted_PS: NDArray[Any]
+    keys = dict.fromkeys(key for row in rows for key in row.settings)
+    return tuple(
+        key
+        for key in keys
+        if len({json.dumps(row.settings.get(key)) for row in rows}) > 1 and not as_shipped(key)
+    )
 
 
 def mcnemar(first_right_S: NDArray[Any], second_right_S: NDArray[Any]) -> float:
@@ -403,13 +504,34 @@ def mcnemar(first_right_S: NDArray[Any], second_right_S: NDArray[Any]) -> float:
     """
     lead_S = np.asarray(first_right_S, np.float64) - np.asarray(second_right_S, np.float64)
     up, down = int((lead_S > 1e-9).sum()), int((lead_S < -1e-9).sum())
-    if up + down == 0:
-        return 1.0
     low, n = min(up, down), up + down
+    if not n:
+        return 1.0
     at: float = binom.pmf(low, n, 0.5)
-    if up == down:
-        return float(1 - at / 2)
-    return float(2 * binom.cdf(low, n, 0.5) - at)
+    return float(1 - at / 2 if up == down else 2 * binom.cdf(low, n, 0.5) - at)
+
+
+@dataclass(frozen=True)
+class _Songs:
+    """The songs of a configuration that have a label, in the order of their ids.
+
+    Attributes:
+        ids: Their ids.
+        truth_S: Their classes, text.
+        predicted_PS: What each run predicts.
+    """
+
+    ids: list[str]
+    truth_S: NDArray[Any]
+    predicted_PS: NDArray[Any]
+
+    def scores(self, others_PS: NDArray[Any], n_bootstrap: int, seed: int = 0) -> Scores:
+        """Of its runs and then of others on the same songs."""
+        texts = np.stack([self.truth_S, *self.predicted_PS, *others_PS])
+        names, codes = np.unique(texts, return_inverse=True)
+        truth_S, *predicted_PS = codes.reshape(texts.shape)
+        songs = np.arange(len(truth_S))
+        return score_classifiers(truth_S, predicted_PS, songs, len(names), seed, n_bootstrap)
 
 
 def pair_up(
@@ -420,7 +542,7 @@ def pair_up(
     *,
     seed: int = 0,
     n_bootstrap: int = N_BOOTSTRAP,
-) -> Pairings:
+) -> tuple[int | None, list[Paired | str | None]]:
     """Pairs each configuration with the best one, or with a given one.
 
     Where both have runs of the same seeds, only those count, so that a seed more does not tell.
@@ -432,34 +554,42 @@ def pair_up(
         versus: Place of the reference; None for the one with the best score.
         seed: Seed of the resamples.
         n_bootstrap: Number of resamples.
+
+    Returns:
+        Place of the reference, None where there is none; and for each configuration its pairing,
+        or why there is none, None for the reference itself.
     """
     songs = [_songs_of(group, label) for group in groups]
-    usable = [i for i, found in enumerate(songs) if isinstance(found, _Songs)]
     reference = versus
     if reference is None:
-        reference = max(usable, key=lambda i: _quality(songs[i], metric), default=None)
+        quality = {
+            i: _sign(metric) * of.scores(of.predicted_PS[:0], 0).exact[metric].mean()
+            for i, of in enumerate(songs)
+            if isinstance(of, _Songs)
+        }
+        reference = max(quality, key=lambda i: quality[i], default=None)
     if reference is None:
-        return Pairings(None, tuple(str(found) for found in songs))
-    theirs = songs[reference]
+        return None, [str(why) for why in songs]
+    theirs, folder = songs[reference], groups[reference][0].folder
     out: list[Paired | str | None] = []
     for i, ours in enumerate(songs):
-        if i == reference:
-            out.append(theirs if isinstance(theirs, str) else None)
-        elif isinstance(ours, str):
+        if isinstance(ours, str):
             out.append(ours)
+        elif i == reference:
+            out.append(None)
         elif isinstance(theirs, str):
-            out.append(f"{groups[reference][0].folder}: {theirs}")
+            out.append(f"{folder}: {theirs}")
         elif ours.ids != theirs.ids or (ours.truth_S != theirs.truth_S).any():
-            out.append(OTHER_SONGS.format(reference=groups[reference][0].folder))
+            out.append(f"tested on other songs than {folder}")
         else:
             chosen = _same_seeds(groups[i], groups[reference])
-            out.append(_pair(ours, theirs, chosen, metric, seed, n_bootstrap))
-    return Pairings(reference, tuple(out))
+            out.append(_pair(ours, theirs, *chosen, metric, seed, n_bootstrap))
+    return reference, out
 
 
 def _songs_of(runs: Sequence[RunRecord], label: str) -> _Songs | str:
     """The songs that have the label, and what each run predicts; or why that is not known."""
-    ids: tuple[str, ...] = ()
+    ids: list[str] = []
     columns: list[list[str]] = []
     for run in runs:
         path = Path(run.folder) / SONGS_FILE
@@ -467,7 +597,7 @@ def _songs_of(runs: Sequence[RunRecord], label: str) -> _Songs | str:
             return f"no {SONGS_FILE}"
         try:
             rows = {row["song_id"]: row for row in read_csv(path) if row[label]}
-            own = tuple(sorted(rows))
+            own = sorted(rows)
             truth, predicted = ([rows[i][c] for i in own] for c in (label, f"{label}_model"))
         except KeyError as error:
             return f"{SONGS_FILE} has no column {error}"
@@ -478,7 +608,7 @@ def _songs_of(runs: Sequence[RunRecord], label: str) -> _Songs | str:
         if columns and (own, truth) != (ids, columns[0]):
             return "its seeds were tested on different songs"
         ids, columns = own, [truth, *columns[1:], predicted]
-    return _Songs(ids, np.array(columns[0]), np.array(columns[1:])) if columns else "no runs"
+    return _Songs(ids, np.array(columns[0]), np.array(columns[1:]))
 
 
 def _same_seeds(
@@ -486,50 +616,34 @@ def _same_seeds(
 ) -> tuple[list[int], list[int]]:
     """Places of the runs whose seeds both have; of all runs where they share none."""
     own, other = ([run.settings.get("seed") for run in runs] for runs in (ours, theirs))
-    shared = [seed for seed in own if seed in other]
-    if not shared:
-        return list(range(len(own))), list(range(len(other)))
+    shared = {*own} & {*other} or {*own, *other}
     # Several runs have a seed where each started from a pretrained run of another one.
-    ours_of, theirs_of = ([i for i, s in enumerate(of) if s in shared] for of in (own, other))
-    return ours_of, theirs_of
+    first, second = ([i for i, s in enumerate(seeds) if s in shared] for seeds in (own, other))
+    return first, second
 
 
 def _pair(
     ours: _Songs,
     theirs: _Songs,
-    chosen: tuple[list[int], list[int]],
+    first: list[int],
+    second: list[int],
     metric: str,
     seed: int,
     n_bootstrap: int,
 ) -> Paired:
-    n, (first, second) = len(chosen[0]), chosen
-    columns = np.concatenate([ours.predicted_PS[first], theirs.predicted_PS[second]])
-    names, codes = np.unique(np.stack([ours.truth_S, *columns]), return_inverse=True)
-    truth_S, *predicted_PS = codes.reshape(len(columns) + 1, -1)
-    songs_S = np.arange(len(truth_S))
-    scores = score_classifiers(truth_S, predicted_PS, songs_S, len(names), seed, n_bootstrap)
-    lead = scores.lead(metric, slice(n), slice(n, None))
-    right_PS = np.array(predicted_PS) == truth_S
+    n = len(first)
+    ours = replace(ours, predicted_PS=ours.predicted_PS[first])
+    others_PS = theirs.predicted_PS[second]
+    lead = ours.scores(others_PS, n_bootstrap, seed).lead(metric, slice(n), slice(n, None))
+    rights = ((of_PS == ours.truth_S).mean(0) for of_PS in (ours.predicted_PS, others_PS))
     return Paired(
-        len(truth_S),
-        (n, len(columns) - n),
+        len(ours.truth_S),
+        (n, len(second)),
         lead["difference"],
         tuple(lead["ci95"]),
         lead["p"],
-        mcnemar(right_PS[:n].mean(0), right_PS[n:].mean(0)),
+        mcnemar(*rights),
     )
-
-
-def _quality(songs: _Songs | str, metric: str) -> float:
-    """Mean score over the runs, more is better; for the choice of a reference."""
-    assert isinstance(songs, _Songs)
-    names, codes = np.unique(np.stack([songs.truth_S, *songs.predicted_PS]), return_inverse=True)
-    truth_S, *predicted_PS = codes.reshape(len(songs.predicted_PS) + 1, -1)
-    scores = score_classifiers(
-        truth_S, predicted_PS, np.arange(len(truth_S)), len(names), n_bootstrap=0
-    )
-    mean = float(scores.exact[metric].mean())
-    return mean if METRICS[metric].higher_is_better else -mean
 
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]], int]:
@@ -537,29 +651,74 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]], int]:
 
     See :func:`legend` for how a score reads.
     """
-    labels = {column.split("/")[1] for column in comparison.columns}
-    several = comparison.n_test_sets > 1
-    words = [*comparison.settings, *(["test set"] if several else [])]
+    one_label = len({column.split("/")[1] for column in comparison.columns}) == 1
+    words = [*comparison.settings, *(["test set"] if comparison.n_test_sets > 1 else [])]
     header = [*words, "seeds"]
     for column in comparison.columns:
         _, label, level, metric = column.split("/")
-        what = f"{label} {level}" if len(labels) > 1 else level
+        what = level if one_label else f"{label} {level}"
         header += [f"{what} {METRICS[metric].title}", "best baseline"]
     for label in comparison.paired:
-        header.append(f"{label} songs, difference" if len(labels) > 1 else "songs, difference")
+        header.append("songs, difference" if one_label else f"{label} songs, difference")
     header += [*COSTS.values(), "run"]
     rows = []
     for row in comparison.rows:
         cells = [_text(row.settings.get(key, MISSING)) for key in comparison.settings]
-        cells += [row.test_set] if several else []
+        cells += [row.test_set] if comparison.n_test_sets > 1 else []
         cells.append(str(len(row.runs)))
         for column in comparison.columns:
             cells += _score_cells(row.scores.get(column))
         cells += [_pair_cell(row.paired.get(label)) for label in comparison.paired]
-        cells += [_amount(row.costs[name], name) for name in COSTS]
+        cells += [f"{n:,.0f}{' s' * (name == 'fit_seconds')}" for name, n in row.costs.items()]
         more = f" and {len(row.runs) - 1} more" if len(row.runs) > 1 else ""
-        rows.append([*cells, f"{row.runs[0].folder}{more}"])
+        rows.append([*cells, f"{row.folder}{more}"])
     return header, rows, len(words)
+
+
+def _text(value: Any) -> str:
+    """A setting as the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _score_cells(score: Score | None) -> list[str]:
+    if score is None:
+        return [MISSING, MISSING]
+    interval = ""
+    if len(score.values) == 2:
+        interval = f" ({', '.join(f'{value:.3f}' for value in score.values)})"
+    elif score.low is not None:
+        star = "*" if score.over == "songs" else ""
+        interval = f" [{score.low:.3f}, {score.high:.3f}]{star}"
+    baseline = MISSING if score.baseline is None else f"{score.baseline:.3f} {score.baseline_name}"
+    return [f"{score.mean:.3f}{interval}", baseline]
+
+
+def _pair_cell(pair: Paired | str | None) -> str:
+    if not isinstance(pair, Paired):
+        return "reference" if pair is None else MISSING
+    low, high = pair.ci95
+    p = "<0.001" if pair.mcnemar_p < 0.001 else f"{pair.mcnemar_p:.3f}"
+    return f"{pair.difference:+.3f} [{low:+.3f}, {high:+.3f}], p {p}"
+
+
+def legend(comparison: Comparison) -> str:
+    """What the marks of :func:`table` mean, on one line."""
+    n_seeds = {len(score.values) for row in comparison.rows for score in row.scores.values()}
+    found = []
+    if max(n_seeds, default=0) > 2:
+        found.append("mean [95 % t interval over the seeds, cut to 0 to 1]")
+    if 2 in n_seeds:
+        found.append("mean (both scores: two seeds say too little for an interval)")
+    if 1 in n_seeds:
+        found.append("score [95 % bootstrap interval over the test songs]* of one seed")
+    if comparison.paired:
+        references = ", ".join(sorted({str(path) for path in comparison.paired.values()}))
+        found.append(
+            f"difference of song {METRICS[comparison.metric].title} from the reference "
+            f"({references}) with its 95 % paired bootstrap interval over the songs and McNemar's "
+            "mid-p, not corrected for the number of comparisons"
+        )
+    return "; ".join(found)
 
 
 def to_markdown(comparison: Comparison) -> str:
@@ -569,52 +728,26 @@ def to_markdown(comparison: Comparison) -> str:
     return f"{text}\n{meaning}.\n" if meaning else text
 
 
-def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is, inside a table too."""
-    for mark in "\\|*_`<[":
-        text = text.replace(mark, "\\" + mark)
-    return text.replace("\n", " ")
-
-
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], n_left: int) -> str:
-    """A table without a newline at its end.
+    """A table without a newline at its end; the texts appear as they are.
 
     Args:
         header: Names of the columns.
         rows: Texts of each row, as many as columns.
         n_left: How many columns from the left hold text; the others align to the right.
     """
-    rule = ["---" if i < n_left else "---:" for i in range(len(header))]
-    lines = [list(map(_escaped, header)), rule, *(list(map(_escaped, row)) for row in rows)]
+    marks = str.maketrans({mark: f"\\{mark}" for mark in "\\|*_`<["} | {"\n": " "})
+    lines = [[cell.translate(marks) for cell in line] for line in (header, *rows)]
+    lines.insert(1, ["---" if i < n_left else "---:" for i in range(len(header))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def legend(comparison: Comparison) -> str:
-    """What the marks of :func:`table` mean, on one line."""
-    n_seeds = {len(score.values) for row in comparison.rows for score in row.scores.values()}
-    legend = []
-    if max(n_seeds, default=0) > 2:
-        legend.append("mean [95 % t interval over the seeds, cut to 0 to 1]")
-    if 2 in n_seeds:
-        legend.append("mean (both scores: two seeds say too little for an interval)")
-    if 1 in n_seeds:
-        legend.append("score [95 % bootstrap interval over the test songs]* of one seed")
-    if comparison.paired:
-        references = ", ".join(sorted({str(path) for path in comparison.paired.values()}))
-        legend.append(
-            f"difference of song {METRICS[comparison.metric].title} from the reference "
-            f"({references}) with its 95 % paired bootstrap interval over the songs and McNemar's "
-            "mid-p, not corrected for the number of comparisons"
-        )
-    return "; ".join(legend)
 
 
 def to_records(comparison: Comparison) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows for a CSV file and its columns; numbers are not rounded, unknown ones empty."""
     columns = [*comparison.settings, "test_set", "seeds"]
     for column in comparison.columns:
-        columns += [f"{column}{end}" for end in ("", "/low", "/high", "/over")]
-        columns += [f"{column}/baseline", f"{column}/baseline_name"]
+        ends = ("", "/low", "/high", "/over", "/baseline", "/baseline_name")
+        columns += [f"{column}{end}" for end in ends]
     for label in comparison.paired:
         columns += [f"paired/{label}/{end}" for end in PAIR_COLUMNS]
     columns += [*COSTS, "runs"]
@@ -636,44 +769,9 @@ def to_records(comparison: Comparison) -> tuple[list[dict[str, Any]], list[str]]
             values: tuple[Any, ...] = (None,) * (len(PAIR_COLUMNS) - 1)
             if isinstance(pair, Paired):
                 values = (pair.difference, *pair.ci95, pair.p, pair.mcnemar_p, pair.n_songs)
-            found = (str(reference), *values)
-            record |= {
-                f"paired/{label}/{end}": value
-                for end, value in zip(PAIR_COLUMNS, found, strict=True)
-            }
+            for end, value in zip(PAIR_COLUMNS, (str(reference), *values), strict=True):
+                record[f"paired/{label}/{end}"] = value
         record |= row.costs
         record["runs"] = ";".join(str(run.folder) for run in row.runs)
         records.append(record)
     return records, columns
-
-
-def _text(value: Any) -> str:
-    """A setting as the command line takes it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _score_cells(score: Score | None) -> list[str]:
-    if score is None:
-        return [MISSING, MISSING]
-    interval = "" if score.low is None else f" [{score.low:.3f}, {score.high:.3f}]"
-    if len(score.values) == 2:
-        interval = f" ({', '.join(f'{value:.3f}' for value in score.values)})"
-    star = "*" if score.over == "songs" and interval else ""
-    baseline = MISSING if score.baseline is None else f"{score.baseline:.3f} {score.baseline_name}"
-    return [f"{score.mean:.3f}{interval}{star}", baseline]
-
-
-def _pair_cell(pair: Paired | str | None) -> str:
-    if pair is None:
-        return "reference"
-    if isinstance(pair, str):
-        return MISSING
-    low, high = pair.ci95
-    p = "<0.001" if pair.mcnemar_p < 0.001 else f"{pair.mcnemar_p:.3f}"
-    return f"{pair.difference:+.3f} [{low:+.3f}, {high:+.3f}], p {p}"
-
-
-def _amount(value: float | None, name: str) -> str:
-    if value is None:
-        return MISSING
-    return f"{value:,.0f} s" if name == "fit_seconds" else f"{value:,.0f}"

@@ -18,17 +18,19 @@ import numpy as np
 from midigenre.arrays import Longs
 from midigenre.data.splits import Fold
 from midigenre.evaluation.bootstrap import t_interval
-from midigenre.evaluation.metrics import METRICS
+from midigenre.evaluation.metrics import METRICS, Counts, plain, scores_of
 from midigenre.evaluation.predictions import (
     FILE,
     LEVELS,
     TABLES_FILE,
+    Predictions,
     concat,
     read_tables,
     write_predictions,
 )
-from midigenre.evaluation.scores import by_part, evaluate
+from midigenre.evaluation.scores import evaluate
 from midigenre.files import read_json
+from midigenre.spec import UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ def pool(runs: Sequence[PartRun], folder: Path, skipped: Sequence[Fold] = ()) ->
     Returns:
         For each label and level what :func:`~midigenre.evaluation.scores.evaluate` gives, and
         ``parts``, ``over_parts`` (mean and standard deviation of the parts' scores) and, where
-        songs could not be tested, ``untestable``.
+        songs could not be tested, ``untestable``. ``song_model``, where each part has fitted its
+        own, has their ``kind``, mean ``weights``, summed ``n_validation``, the first ``note`` that
+        there is, and what each part had as ``parts``.
 
     Raises:
         UserError: The predictions of a part cannot be read.
@@ -74,7 +78,7 @@ def pool(runs: Sequence[PartRun], folder: Path, skipped: Sequence[Fold] = ()) ->
         label: {level: concat([of[label][level] for of in of_runs], names) for level in LEVELS}
         for label in evaluations[0]
     }
-    result: dict[str, Any] = {}
+    result: dict[str, dict[str, Any]] = {}
     for label, levels in tables.items():
         untestable = {
             part.name: dict(part.untestable[label])
@@ -87,31 +91,33 @@ def pool(runs: Sequence[PartRun], folder: Path, skipped: Sequence[Fold] = ()) ->
             result[label][level] = evaluate(table) | {
                 "parts": [{"part": r.number, "name": r.part.name} | own[r.part.name] for r in runs],
                 "over_parts": {m: mean_and_sd([own[n][m] for n in names]) for m in METRICS},
+                **({"untestable": untestable} if untestable else {}),
             }
-            if untestable:
-                result[label][level]["untestable"] = untestable
         models = [of[label]["song"].get("song_model") for of in evaluations]
         if None not in models:
-            result[label]["song"]["song_model"] = _song_model(models)
+            weights = [about["weights"] for about in models]
+            result[label]["song"]["song_model"] = {
+                "kind": models[0]["kind"],
+                "weights": {
+                    name: float(np.mean([of.get(name, 0.0) for of in weights]))
+                    for name in weights[0]
+                },
+                "n_validation": sum(about["n_validation"] for about in models),
+                "note": next((about["note"] for about in models if about.get("note")), None),
+                "parts": models,
+            }
     write_predictions(folder / FILE, tables)
     return result
 
 
-def _song_model(abouts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """``song_model`` over the parts, each of which has fitted its own.
-
-    Returns:
-        ``kind``, the mean ``weights``, the sum ``n_validation``, the first ``note`` that there is,
-        and ``parts``, what was given.
-    """
-    given = [about["weights"] for about in abouts]
-    return {
-        "kind": abouts[0]["kind"],
-        "weights": {n: float(np.mean([of.get(n, 0.0) for of in given])) for n in given[0]},
-        "n_validation": sum(about["n_validation"] for about in abouts),
-        "note": next((about["note"] for about in abouts if about.get("note")), None),
-        "parts": [dict(about) for about in abouts],
-    }
+def by_part(table: Predictions) -> dict[str, dict[str, Any]]:
+    """``n`` and every metric of each part of a joined table, by the part's name."""
+    found = {}
+    for name in np.unique(table.where["part"]).tolist():
+        part = table.select((table.where["part"] == name) & (table.truth_N != UNKNOWN))
+        scores = scores_of(Counts.of_rows(part.truth_N, part.predicted_N, len(table.classes)))
+        found[str(name)] = {"n": len(part)} | {k: plain(v) for k, v in scores.items()}
+    return found
 
 
 def mean_and_sd(values: Sequence[float | None]) -> dict[str, float | None]:
@@ -136,7 +142,6 @@ def averaged(evaluations: Sequence[Mapping[str, Any]], names: Sequence[str]) -> 
         names: Names of the parts.
     """
     found = _mean(evaluations)
-    assert isinstance(found, dict)
     for key, value in found.items():
         if isinstance(value, dict):
             value["parts"] = [
@@ -146,21 +151,19 @@ def averaged(evaluations: Sequence[Mapping[str, Any]], names: Sequence[str]) -> 
     return found
 
 
-def _mean(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _mean(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for key in values[0]:
-        of = [value.get(key) for value in values]
-        if key == "ci95" and all(isinstance(one, Mapping) for one in of):
-            found[key] = {
-                metric: t_interval([value[metric] for value in values])
-                for metric in values[0][key]
-                if all(_is_number(value.get(metric)) for value in values)
-            }
-        elif all(isinstance(one, Mapping) for one in of):
-            found[key] = _mean([one for one in of if isinstance(one, Mapping)])
-        elif all(_is_number(one) for one in of):
-            counts = key == "n" or key.startswith("n_")
-            found[key] = sum(of) if counts else float(np.mean(of))  # type: ignore[arg-type]
+    for key in evaluations[0]:
+        values: list[Any] = [of.get(key) for of in evaluations]
+        if all(isinstance(value, Mapping) for value in values):
+            found[key] = _mean(values) if key != "ci95" else {
+                metric: t_interval([of[metric] for of in evaluations])
+                for metric in values[0]
+                if all(_is_number(of.get(metric)) for of in evaluations)
+            }  # fmt: skip
+        elif all(_is_number(value) for value in values):
+            is_count = key == "n" or key.startswith("n_")
+            found[key] = sum(values) if is_count else float(np.mean(values))
     return found
 
 

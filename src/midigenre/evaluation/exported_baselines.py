@@ -1,4 +1,8 @@
-"""Baselines as plain arrays, so that a run can keep them and run no stranger's code.
+"""What the baselines count in songs, and fitted baselines as plain arrays.
+
+Counts give one row a phrase, of numbers that may be added: the row of a song is the sum of its
+phrases' rows. So a baseline sees at both levels exactly the phrases that the model sees, with
+bar numbers that start again in each, and nothing of a song's length that its phrases do not say.
 
 A pickled scikit-learn model executes what its file says. An :class:`ExportedBaseline` is the same
 classifier as arrays of numbers (``numpy`` reads them with ``allow_pickle=False``), with the few
@@ -12,8 +16,9 @@ forms:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,24 +26,186 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import log_softmax
 
-from midigenre.arrays import LOG_ZERO, Floats, Longs
+from midigenre.arrays import LOG_ZERO, Floats, Keys, Longs, splitmix64
 from midigenre.data.phrases import PhraseReader, Phrases
-from midigenre.evaluation.features import (
-    Counts,
-    ReadPhrase,
-    metadata_counts,
-    metadata_features,
-    ngram_counts,
-    no_counts,
-    read_phrases,
-    songs_of,
-    token_counts,
-    token_shares,
-    whole_songs,
-)
+from midigenre.midi.song import Song
 from midigenre.spec import TokenSpec
 
-Arrays = Mapping[str, NDArray[Any]]
+Counts = Any
+"""Rows that may be added: a float array, or a scipy matrix compressed by row."""
+
+NGRAM_MAX = 3
+NGRAM_BITS = 16
+"""N-grams fall into 2 ** NGRAM_BITS buckets by their hash (Weinberger et al. 2009, "Feature Hashing
+for Large Scale Multitask Learning"): no vocabulary to fit or to hold."""
+
+PHRASES_AT_ONCE = 2048
+"""Phrases whose counts are in memory together, but for the rest of the last one's song."""
+
+_CELLS_AT_ONCE = 1 << 22  # rows times trees whose place is in memory together
+
+
+@dataclass(frozen=True)
+class ReadPhrase:
+    """A phrase as the model sees it.
+
+    Attributes:
+        ids_TF: Its tokens, int64 of shape (T, F).
+        music: The notes, meters and tempi of the bars that the tokens cover.
+    """
+
+    ids_TF: Longs
+    music: Song
+
+
+def read_phrases(reader: PhraseReader, phrases: Phrases) -> Iterator[ReadPhrase]:
+    """Reads phrases in order; quickest where those of a song follow each other."""
+    last, music = -1, None
+    columns = phrases.song.tolist(), phrases.first.tolist(), phrases.end.tolist()
+    for song, first, end in zip(*columns, strict=True):
+        if music is None or song != last:
+            last, music = song, reader.songs.song(song)
+        ids_TF, stop = reader(song, first, end)
+        yield ReadPhrase(ids_TF, music.bars(first, stop))
+
+
+def no_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> Counts:
+    """Nothing: one column of zeros."""
+    return np.zeros((len(phrases), 1), np.float32)
+
+
+def token_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> Counts:
+    """Histogram of the tokens of every field, and how many phrases it counts.
+
+    Returns:
+        float32 of shape (phrases, sum of the vocabulary sizes + 1); the last column is 1.
+    """
+    starts_F = np.r_[0, np.cumsum(spec.sizes)]
+    counts = np.ones((len(phrases), starts_F[-1] + 1), np.float32)
+    for row, phrase in zip(counts, phrases, strict=True):
+        flat = (phrase.ids_TF + starts_F[:-1]).ravel()
+        row[:-1] = np.bincount(flat, minlength=starts_F[-1])
+    return counts
+
+
+def token_shares(counts: Counts) -> Counts:
+    """Tokens a phrase: :func:`token_counts` of a phrase or a song on the same scale."""
+    return counts[:, :-1] / counts[:, -1:]
+
+
+def ngram_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> Counts:
+    """Counts of the 1-, 2- and 3-grams of tokens.
+
+    Where a step has several fields (CP, Octuple), n-grams run along each field by itself: a whole
+    step taken as one word is nearly unique.
+
+    Returns:
+        float32 of shape (phrases, 2 ** NGRAM_BITS), compressed by row.
+    """
+    buckets = [np.zeros(0, np.int32)]
+    for phrase in phrases:
+        hashes = [ngram_hashes(ids_T, field) for field, ids_T in enumerate(phrase.ids_TF.T)]
+        bits = np.concatenate(hashes) >> np.uint64(64 - NGRAM_BITS)
+        buckets.append(bits.astype(np.int32))
+    columns, edges = np.concatenate(buckets), np.cumsum([len(of) for of in buckets])
+    counts = sparse.csr_matrix(  # type: ignore[no-untyped-call]
+        (np.ones(len(columns), np.float32), columns, edges), shape=(len(phrases), 1 << NGRAM_BITS)
+    )
+    counts.sum_duplicates()  # type: ignore[no-untyped-call]
+    return counts
+
+
+def ngram_hashes(ids_T: Longs, field: int) -> Keys:
+    """A 64-bit hash of every n-gram, unigrams first, in the order of their starts.
+
+    An n-gram's hash mixes its last id into the hash of the n-gram before it; fields start apart.
+    """
+    ids = ids_T.astype(np.uint64)
+    found = [splitmix64(splitmix64(np.array([field], np.uint64)) + ids)]
+    for n in range(2, NGRAM_MAX + 1):
+        found.append(splitmix64(found[-1][:-1] + ids[n - 1 :]))
+    return np.concatenate(found)
+
+
+_WIDTHS = {
+    "programs": 129,  # notes of drums, then of each General MIDI program
+    "velocities": 128,  # notes of each velocity
+    "numerators": 17,  # bars; larger ones count as 16
+    "denominators": 6,  # bars with 1, 2, 4, 8, 16, 32
+    "bars": 1,
+    "quarters": 1,
+    "seconds": 1,
+    "tempo": 1,  # qpm times quarters
+    "tempo_squared": 1,
+    "tempo_changes": 1,
+}
+_EDGES = np.cumsum([0, *_WIDTHS.values()])
+_COLUMNS = {name: slice(*ends) for name, ends in zip(_WIDTHS, pairwise(_EDGES), strict=True)}
+
+
+def metadata_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> Counts:
+    """Programs, velocities, tempo, meter and number of notes; neither pitch nor rhythm.
+
+    They are those of the cleaned song, also where the tokenizer does not write them.
+
+    Returns:
+        float64 of shape (phrases, sums); :func:`metadata_features` turns sums into features.
+    """
+    counts = np.zeros((len(phrases), _EDGES[-1]))
+    for row, phrase in zip(counts, phrases, strict=True):
+        music = phrase.music
+        quarters = np.diff(np.r_[music.tempo_ticks, music.bar_ticks[-1]]) / music.tpq
+        numerators, denominators = music.meters.T
+        for name, values in {
+            "programs": np.bincount(music.notes.program + 1, minlength=129),
+            "velocities": np.bincount(music.notes.velocity, minlength=128),
+            "numerators": np.bincount(np.minimum(numerators, 16), minlength=17),
+            "denominators": np.bincount(np.log2(denominators).astype(np.int64), minlength=6),
+            "bars": music.n_bars,
+            "quarters": quarters.sum(),
+            "seconds": (quarters * 60 / music.tempo_qpm).sum(),
+            "tempo": (quarters * music.tempo_qpm).sum(),
+            "tempo_squared": (quarters * music.tempo_qpm**2).sum(),
+            "tempo_changes": len(music.tempo_qpm) - 1,
+        }.items():
+            row[_COLUMNS[name]] = values
+    return counts
+
+
+def metadata_features(counts: Counts) -> Floats:
+    """Shares, means and densities of :func:`metadata_counts`, the same for phrases and songs.
+
+    Returns:
+        Shares of the programs (129), of 16 ranges of velocity, of the meters' numerators (17) and
+        denominators (6); mean and standard deviation of the velocity and number of different ones;
+        mean and standard deviation of the tempo in quarters a minute, its changes a bar; notes a
+        bar, a quarter and a second. float64, shape (rows, 177), rounded to four decimals: a tree
+        would else split constants on their rounding errors.
+    """
+    of = {name: np.asarray(counts[:, where], np.float64) for name, where in _COLUMNS.items()}
+    notes, bars, quarters = of["programs"].sum(1, keepdims=True), of["bars"], of["quarters"]
+    velocities, levels = of["velocities"] / notes, np.arange(128)[:, None]
+    velocity = velocities @ levels
+    velocity_variance = velocities @ levels**2 - velocity**2
+    tempo = of["tempo"] / quarters
+    tempo_variance = of["tempo_squared"] / quarters - tempo**2
+    features = [
+        of["programs"] / notes,
+        velocities.reshape(len(velocities), 16, 8).sum(2),
+        of["numerators"] / bars,
+        of["denominators"] / bars,
+        velocity,
+        np.sqrt(np.maximum(velocity_variance, 0)),
+        (velocities > 0).sum(1, keepdims=True),
+        tempo,
+        np.sqrt(np.maximum(tempo_variance, 0)),
+        of["tempo_changes"] / bars,
+        notes / bars,
+        notes / quarters,
+        notes / of["seconds"],
+    ]
+    return np.round(np.concatenate(features, 1), 4)
+
 
 COUNTS: dict[str, Callable[[Sequence[ReadPhrase], TokenSpec], Counts]] = {
     "majority": no_counts,
@@ -46,16 +213,44 @@ COUNTS: dict[str, Callable[[Sequence[ReadPhrase], TokenSpec], Counts]] = {
     "ngram_lr": ngram_counts,
     "hist_gb": token_counts,
 }
-"""What each expert counts in a phrase; the names are those of the baselines that they were."""
+"""What each baseline counts in a phrase."""
 
 FEATURES: dict[str, Callable[[Counts], Any]] = {
     "metadata": metadata_features,
     "hist_gb": token_shares,
 }
-"""What the trees of an expert see of its counts."""
+"""What the trees of a baseline see of its counts."""
 
-PHRASES_AT_ONCE = 2048
-_CELLS_AT_ONCE = 1 << 22  # rows times trees whose place is in memory together
+
+def count_songs(
+    reader: PhraseReader, phrases: Phrases, names: Sequence[str]
+) -> Iterator[tuple[Phrases, dict[str, Counts]]]:
+    """Pieces of about :data:`PHRASES_AT_ONCE` phrases that end where a song ends.
+
+    Args:
+        reader: Reads the songs; each phrase is read once.
+        phrases: Those of a song one after the other; no phrases are one empty piece.
+        names: Baselines.
+
+    Yields:
+        The phrases of a piece, and for each baseline their :data:`COUNTS`.
+    """
+    ends, cuts = np.flatnonzero(np.diff(phrases.song, append=-1)) + 1, [0]
+    while cuts[-1] < len(phrases):
+        at = np.searchsorted(ends, min(cuts[-1] + PHRASES_AT_ONCE, len(phrases)))
+        cuts.append(int(ends[at]))
+    for begin, end in pairwise(cuts if len(cuts) > 1 else (0, 0)):
+        piece = phrases.select(slice(begin, end))
+        read = list(read_phrases(reader, piece))
+        yield piece, {name: COUNTS[name](read, reader.spec) for name in names}
+
+
+def songs_of(counts: Counts, phrases: Phrases) -> Counts:
+    """Sums over the phrases of each song, in ascending order of the songs."""
+    songs, song_N = np.unique(phrases.song, return_inverse=True)
+    where = (np.ones(len(song_N), np.float32), (song_N, np.arange(len(song_N))))
+    shape = (len(songs), len(song_N))
+    return sparse.csr_matrix(where, shape=shape) @ counts  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -70,7 +265,7 @@ class ExportedBaseline:
 
     name: str
     n_classes: int
-    arrays: Arrays
+    arrays: Mapping[str, NDArray[Any]]
 
     def log_probs(self, counts: Counts) -> Floats:
         """Log-probabilities of the classes.
@@ -81,8 +276,11 @@ class ExportedBaseline:
         Returns:
             Shape (S, C); :data:`LOG_ZERO` for classes that it has not seen.
         """
-        raw_SK = self._raw(counts).astype(np.float64)
-        classes = self.arrays["classes"]
+        if "prior" in self.arrays:
+            raw_SK = np.tile(np.log(self.arrays["prior"]), (counts.shape[0], 1))
+        else:
+            raw_SK = self._linear(counts) if "coef" in self.arrays else self._trees(counts)
+        raw_SK, classes = raw_SK.astype(np.float64), self.arrays["classes"]
         if raw_SK.shape[1] < len(classes):  # of two there is only the second one's log-odds
             raw_SK = np.concatenate([np.zeros_like(raw_SK), raw_SK], 1)
         found_SC = np.full((len(raw_SK), self.n_classes), LOG_ZERO)
@@ -93,11 +291,6 @@ class ExportedBaseline:
         """The most likely class of each row, shape (S,)."""
         found: Longs = self.log_probs(counts).argmax(1)
         return found
-
-    def _raw(self, counts: Counts) -> NDArray[Any]:
-        if "prior" in self.arrays:
-            return np.tile(np.log(self.arrays["prior"]), (counts.shape[0], 1))
-        return self._linear(counts) if "coef" in self.arrays else self._trees(counts)
 
     def _linear(self, counts: Counts) -> NDArray[Any]:
         x = sparse.csr_matrix(counts, copy=True)  # type: ignore[no-untyped-call]
@@ -110,23 +303,22 @@ class ExportedBaseline:
     def _trees(self, counts: Counts) -> NDArray[Any]:
         a = self.arrays
         x = np.asarray(FEATURES[self.name](counts)[:, a["columns"]], np.float64)
-        roots_IK = a["roots"]
-        step = max(1, _CELLS_AT_ONCE // max(1, roots_IK.size))
-        parts = [self._walk(x[i : i + step], roots_IK) for i in range(0, len(x), step)]
-        return np.concatenate([np.zeros((0, roots_IK.shape[1])), *parts]) + a["baseline"]
+        step = max(1, _CELLS_AT_ONCE // max(1, a["roots"].size))
+        parts = [self._walk(x[i : i + step]) for i in range(0, len(x), step)]
+        return np.concatenate([np.zeros((0, a["roots"].shape[1])), *parts]) + a["baseline"]
 
-    def _walk(self, x: Floats, roots_IK: NDArray[Any]) -> Floats:
+    def _walk(self, x: Floats) -> Floats:
         """Sum of the leaves that rows end in, shape (rows, K): all trees go down together."""
         a = self.arrays
         row = np.arange(len(x))[:, None]
-        at = np.broadcast_to(roots_IK.ravel(), (len(x), roots_IK.size))
+        at = np.broadcast_to(a["roots"].ravel(), (len(x), a["roots"].size))
         while True:  # a leaf is its own child
             left = x[row, a["feature"][at]] <= a["threshold"][at]
             after = np.where(left, a["left"][at], a["right"][at])
             if np.array_equal(after, at):
                 break
             at = after
-        values: Floats = a["value"][at].reshape(len(x), *roots_IK.shape).sum(1)
+        values: Floats = a["value"][at].reshape(len(x), *a["roots"].shape).sum(1)
         return values
 
 
@@ -138,72 +330,74 @@ def export(name: str, estimator: Any, n_classes: int) -> ExportedBaseline:
         estimator: Its fitted scikit-learn classifier.
         n_classes: Number of classes of the label, C.
     """
-    classes = np.asarray(estimator.classes_, np.int64)
+    arrays = {"classes": np.asarray(estimator.classes_, np.int64)}
     if name == "majority":
-        return ExportedBaseline(
-            name, n_classes, {"classes": classes, "prior": estimator.class_prior_}
-        )
-    last = estimator[-1]
-    if name == "ngram_lr":
-        return ExportedBaseline(
-            name,
-            n_classes,
-            {
-                "classes": classes,
-                "idf": np.asarray(estimator[0].idf_),
-                "coef": np.asarray(last.coef_),
-                "intercept": np.asarray(last.intercept_),
-            },
-        )
-    # One tree for each iteration and class (one for two classes); its nodes are a plain table.
-    trees = [[tree.nodes for tree in trees_K] for trees_K in last._predictors]
-    flat = [nodes for nodes_K in trees for nodes in nodes_K]
-    starts = np.cumsum([0, *(len(nodes) for nodes in flat)])
-    nodes = np.concatenate(flat)
-    first = np.repeat(starts[:-1], [len(nodes) for nodes in flat])
-    leaf, here = nodes["is_leaf"].astype(bool), np.arange(len(nodes))
-    return ExportedBaseline(
-        name,
-        n_classes,
-        {
-            "classes": classes,
-            "columns": np.asarray(estimator[1].kept_, np.int64),
+        arrays["prior"] = estimator.class_prior_
+    elif name == "ngram_lr":
+        last = estimator[-1]
+        arrays |= {"idf": estimator[0].idf_, "coef": last.coef_, "intercept": last.intercept_}
+    else:
+        arrays["columns"] = np.asarray(estimator[1].kept_, np.int64)
+        # One tree for each iteration and class (one for two classes); its nodes are a plain table.
+        trees = [[tree.nodes for tree in trees_K] for trees_K in estimator[-1]._predictors]
+        sizes = [len(nodes) for nodes_K in trees for nodes in nodes_K]
+        nodes = np.concatenate([nodes for nodes_K in trees for nodes in nodes_K])
+        starts = np.cumsum([0, *sizes])[:-1]
+        first, here = np.repeat(starts, sizes), np.arange(len(nodes))
+        leaf = nodes["is_leaf"].astype(bool)
+        arrays |= {
             "feature": np.where(leaf, 0, nodes["feature_idx"]).astype(np.int32),
             "threshold": np.where(leaf, 0.0, nodes["num_threshold"]),
             "left": np.where(leaf, here, first + nodes["left"]).astype(np.int32),
             "right": np.where(leaf, here, first + nodes["right"]).astype(np.int32),
             "value": nodes["value"].astype(np.float64),
-            "roots": starts[:-1].reshape(len(trees), -1).astype(np.int32),
-            "baseline": np.asarray(last._baseline_prediction, np.float64).ravel(),
-        },
-    )
+            "roots": starts.reshape(len(trees), -1).astype(np.int32),
+            "baseline": np.asarray(estimator[-1]._baseline_prediction, np.float64).ravel(),
+        }
+    return ExportedBaseline(name, n_classes, arrays)
+
+
+Key = tuple[str, str, str]
+"""Label, level and name of a baseline."""
+
+
+def apply_baselines(
+    models: Mapping[Key, ExportedBaseline],
+    reader: PhraseReader,
+    phrases: Phrases,
+    function: Callable[[ExportedBaseline, Counts], NDArray[Any]],
+) -> dict[Key, NDArray[Any]]:
+    """What fitted baselines say; each phrase is read once.
+
+    Args:
+        models: The baselines.
+        reader: Reads the songs.
+        phrases: Their phrases, those of a song one after the other, songs in ascending order.
+        function: ``ExportedBaseline.log_probs`` or ``ExportedBaseline.predict``.
+
+    Returns:
+        For each model a row for every phrase, or for every song in ascending order.
+    """
+    names = list(dict.fromkeys(model.name for model in models.values()))
+    found: dict[Key, list[NDArray[Any]]] = {key: [] for key in models}
+    for piece, of_phrases in count_songs(reader, phrases, names) if names else ():
+        rows = {
+            "phrase": of_phrases,
+            "song": {name: songs_of(counts, piece) for name, counts in of_phrases.items()},
+        }
+        for (label, level, name), model in models.items():
+            found[label, level, name].append(function(model, rows[level][model.name]))
+    return {key: np.concatenate(parts) for key, parts in found.items()}
 
 
 def exported_log_probs(
     experts: Mapping[str, Mapping[str, ExportedBaseline]], reader: PhraseReader, phrases: Phrases
 ) -> dict[str, dict[str, Floats]]:
-    """What experts say about songs; each phrase is read once.
-
-    Args:
-        experts: For each label its experts by name.
-        reader: Reads the songs.
-        phrases: Their phrases, those of a song one after the other, songs in ascending order.
-
-    Returns:
-        For each label and expert the log-probabilities of the songs in ascending order, (S, C).
-    """
-    needed = {name for named in experts.values() for name in named}
-    found: dict[str, dict[str, list[Floats]]] = {
-        label: {name: [np.zeros((0, e.n_classes))] for name, e in named.items()}
+    """For each label and expert the log-probabilities of the songs in ascending order, (S, C)."""
+    models = {
+        (label, "song", name): expert
         for label, named in experts.items()
+        for name, expert in named.items()
     }
-    for chunk in whole_songs(phrases, PHRASES_AT_ONCE) if needed else ():
-        read = list(read_phrases(reader, chunk))
-        counts = {name: songs_of(COUNTS[name](read, reader.spec), chunk) for name in needed}
-        for label, named in experts.items():
-            for name, expert in named.items():
-                found[label][name].append(expert.log_probs(counts[name]))
-    return {
-        label: {name: np.concatenate(parts) for name, parts in named.items()}
-        for label, named in found.items()
-    }
+    found = apply_baselines(models, reader, phrases, ExportedBaseline.log_probs)
+    return {k: {name: found[k, "song", name] for name in named} for k, named in experts.items()}

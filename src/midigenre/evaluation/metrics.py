@@ -6,7 +6,7 @@ a paired comparison. Whatever is registered stands in ``evaluation.json`` (of th
 baseline, within sources and in each fold), in the console's table, in TensorBoard, in
 ``metrics.json`` and in ``compare``.
 
-What needs probabilities, such as ROC-AUC, lies in :mod:`midigenre.evaluation.probabilities`.
+What needs probabilities, such as ROC-AUC, lies in :mod:`midigenre.evaluation.scores`.
 """
 
 from __future__ import annotations
@@ -106,13 +106,11 @@ def scores_of(counts: Counts) -> dict[str, float]:
 
 def as_array(values: Any) -> NDArray[Any]:
     """A numpy array from an array-like or from a torch tensor on any device."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-    return np.asarray(values)
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
 def confusion_matrix(truth_N: ArrayLike, predicted_N: ArrayLike, n_classes: int) -> Longs:
-    """Counts of (truth, prediction).
+    """Counts of (truth, prediction), shape (C, C); rows are the truth.
 
     scikit-learn's function leaves rows of other classes out without a word.
 
@@ -120,9 +118,6 @@ def confusion_matrix(truth_N: ArrayLike, predicted_N: ArrayLike, n_classes: int)
         truth_N: True classes, shape (N,), in ``[0, n_classes)``.
         predicted_N: Predicted classes, shape (N,).
         n_classes: Number of classes, C.
-
-    Returns:
-        Counts, shape (C, C); rows are the truth.
 
     Raises:
         ValueError: A class outside the range, or lengths that differ.

@@ -1,9 +1,7 @@
 """The table of predictions: everything that an evaluation is computed from.
 
 A :class:`Predictions` holds one label at one level, ``phrase`` or ``song``; a row is a phrase or a
-song. It says where the row comes from, its true class, the model's log-probabilities, what each
-baseline predicts, and what each component of a song model says. The tables of several runs, the
-folds of a cross-validation, are joined by :func:`concat`.
+song. The tables of several runs, the folds of a cross-validation, are joined by :func:`concat`.
 
 A run keeps its tables twice: ``predictions.npz`` in full precision, and for people and other
 programs ``predictions.csv`` and ``predictions_songs.csv``, rounded. Columns of a label, for
@@ -15,8 +13,9 @@ prediction), ``genre_<baseline>`` of each baseline, and ``genre_log_prob_<class>
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from midigenre.arrays import LOG_ZERO, Bools, Floats, Longs
 from midigenre.errors import UserError
-from midigenre.evaluation.npz import DAMAGED, below, read_arrays, write_arrays
-from midigenre.files import write_csv
+from midigenre.files import write_bytes, write_csv
 from midigenre.spec import UNKNOWN
 
 LEVELS = ("phrase", "song")
@@ -36,6 +34,9 @@ TABLES_FILE = "predictions.npz"
 
 DECIMALS = 5
 _NORMALISED_WITHIN = 0.05  # slack for half precision; logits miss it by far
+
+DAMAGED = (OSError, KeyError, ValueError, TypeError, RuntimeError)
+"""What reading a damaged file, or making something of its arrays, may raise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,14 +83,14 @@ class Predictions:
                 f"columns do not fit together: {sizes}, log-probabilities "
                 f"{self.log_probs_NC.shape} of {n_classes} classes"
             )
-        for name, classes_N in (("truth", self.truth_N), *self.baselines.items()):
+        if not n:
+            return
+        for name, classes_N in {"truth": self.truth_N, **self.given}.items():
             lowest = UNKNOWN if name == "truth" else 0
-            if isinstance(classes_N, str) or not n:
-                continue
             if not lowest <= classes_N.min() <= classes_N.max() < n_classes:
                 raise ValueError(f"a class of {name} is outside [0, {n_classes})")
         # Written so that NaN fails too.
-        if n and not (np.abs(_log_sum_exp(self.log_probs_NC)) < _NORMALISED_WITHIN).all():
+        if not (np.abs(_log_sum_exp(self.log_probs_NC)) < _NORMALISED_WITHIN).all():
             raise ValueError("rows are not log-probabilities: apply log_softmax to logits first")
 
     def __len__(self) -> int:
@@ -114,36 +115,32 @@ class Predictions:
     def select(self, rows: NDArray[Any]) -> Predictions:
         """Some of the rows, by their places or by a mask."""
         chosen = {name: column[rows] for name, column in self._columns().items()}
-        return self._with_columns(chosen)
+        return _table(self.classes, chosen, self.baselines)
 
     def _columns(self) -> dict[str, NDArray[Any]]:
         """Every array of N rows, by ``attribute`` or ``attribute/key``."""
-        found: dict[str, NDArray[Any]] = {}
+        found: dict[str, Any] = {}
         for each in fields(self):
             value = getattr(self, each.name)
-            if isinstance(value, np.ndarray):
-                found[each.name] = value
-            elif isinstance(value, Mapping):
-                found |= {
-                    f"{each.name}/{key}": column
-                    for key, column in value.items()
-                    if isinstance(column, np.ndarray)
-                }
-        return found
-
-    def _with_columns(self, columns: Mapping[str, NDArray[Any]]) -> Predictions:
-        """The table with other columns, named as :meth:`_columns` does."""
-        own: dict[str, Any] = {k: v for k, v in columns.items() if "/" not in k}
-        for name in ("baselines", "components", "where", "flags"):
-            own[name] = below(columns, name)
-        own["baselines"] = {
-            name: own["baselines"].get(name, reason) for name, reason in self.baselines.items()
-        }
-        return replace(self, **own)
+            of = value.items() if isinstance(value, Mapping) else ()
+            found |= {each.name: value} | {f"{each.name}/{key}": column for key, column in of}
+        return {name: column for name, column in found.items() if isinstance(column, np.ndarray)}
 
 
 Tables = Mapping[str, Mapping[str, Predictions]]
 """By label and level."""
+
+
+def _table(
+    classes: tuple[str, ...],
+    columns: Mapping[str, NDArray[Any]],
+    baselines: Mapping[str, Longs | str],
+) -> Predictions:
+    """The inverse of ``_columns``; ``baselines`` gives their order and why some are missing."""
+    own: dict[str, Any] = {k: column for k, column in columns.items() if "/" not in k}
+    own |= {name: below(columns, name) for name in ("baselines", "components", "where", "flags")}
+    own["baselines"] = {name: own["baselines"].get(name, why) for name, why in baselines.items()}
+    return Predictions(classes, **own)
 
 
 def concat(tables: Sequence[Predictions], names: Sequence[str]) -> Predictions:
@@ -158,28 +155,22 @@ def concat(tables: Sequence[Predictions], names: Sequence[str]) -> Predictions:
         missing in one is missing, with the first reason.
     """
     columns = [table._columns() for table in tables]
-    shared = [key for key in columns[0] if all(key in of for of in columns)]
     parts = [np.full(len(table), name) for table, name in zip(tables, names, strict=True)]
     joined = {"where/part": np.concatenate(parts)} | {
-        key: np.concatenate([of[key] for of in columns]) for key in shared
+        key: np.concatenate([of[key] for of in columns])
+        for key in columns[0]
+        if all(key in of for of in columns)
     }
-    baselines: dict[str, Longs | str] = {}
-    for name in dict.fromkeys(name for table in tables for name in table.baselines):
-        of = [
-            t.baselines.get(name, f"not fitted in {n}") for t, n in zip(tables, names, strict=True)
-        ]
-        baselines[name] = next((x for x in of if isinstance(x, str)), np.zeros(0, np.int64))
-    dropped: dict[str, Any] = {
-        name: None
-        for name in ("temperature_N", "allowed_NC")
-        if any(getattr(table, name) is None for table in tables)
-    }
-    empty = replace(
-        tables[0].select(np.zeros(0, np.int64)),
-        baselines=baselines, components={}, flags={}, **dropped,
-    )  # fmt: skip
+    reasons: dict[str, Longs | str] = {}
+    for baseline in dict.fromkeys(name for table in tables for name in table.baselines):
+        of_tables = (
+            table.baselines.get(baseline, f"not fitted in {name}")
+            for table, name in zip(tables, names, strict=True)
+        )
+        reasons[baseline] = next((why for why in of_tables if isinstance(why, str)), "")
     order = np.argsort(joined["song_N"], kind="stable")
-    return empty._with_columns({key: column[order] for key, column in joined.items()})
+    ordered = {key: column[order] for key, column in joined.items()}
+    return _table(tables[0].classes, ordered, reasons)
 
 
 def write_tables(path: Path, tables: Tables) -> None:
@@ -203,23 +194,19 @@ def read_tables(path: Path, labels: Sequence[str]) -> Tables:
     Raises:
         UserError: It is missing or damaged.
     """
+    found: dict[str, dict[str, Predictions]] = {label: {} for label in labels}
     try:
         arrays = read_arrays(path)
-        return {
-            label: {level: _read_table(below(arrays, f"{label}/{level}")) for level in LEVELS}
-            for label in labels
-        }
+        for label in labels:
+            for level in LEVELS:
+                own = below(arrays, f"{label}/{level}")
+                columns = below(own, "of")
+                missing = {name: str(why) for name, why in below(own, "missing").items()}
+                baselines = below(columns, "baselines") | missing
+                found[label][level] = _table(tuple(map(str, own["classes"])), columns, baselines)
     except DAMAGED as error:
         raise UserError(f"{path} cannot be read ({error}); train that part again") from error
-
-
-def _read_table(arrays: Mapping[str, NDArray[Any]]) -> Predictions:
-    columns = below(arrays, "of")
-    own: dict[str, Any] = {key: column for key, column in columns.items() if "/" not in key}
-    for name in ("baselines", "components", "where", "flags"):
-        own[name] = below(columns, name)
-    own["baselines"] |= {name: str(reason) for name, reason in below(arrays, "missing").items()}
-    return Predictions(tuple(map(str, arrays["classes"])), **own)
+    return found
 
 
 def songs_path(path: Path) -> Path:
@@ -233,22 +220,17 @@ def write_predictions(path: Path, tables: Tables) -> None:
         columns: dict[str, Sequence[Any]] = {}
         for label, levels in tables.items():
             table = levels[level]
-            names = np.array([*table.classes, ""], object)  # UNKNOWN is the last one
-            assert UNKNOWN == -1
+            names = np.array([*table.classes, ""], object)  # UNKNOWN, -1, is the last one
             columns |= {name: column.tolist() for name, column in table.where.items()}
-            columns[label] = names[table.truth_N].tolist()
-            columns[f"{label}_model"] = names[table.predicted_N].tolist()
-            for baseline, predicted_N in table.given.items():
-                columns[f"{label}_{baseline}"] = names[predicted_N].tolist()
+            classes = {"": table.truth_N, "_model": table.predicted_N}
+            classes |= {f"_{name}": predicted_N for name, predicted_N in table.given.items()}
+            columns |= {f"{label}{who}": names[of_N].tolist() for who, of_N in classes.items()}
             of = {"": table.log_probs_NC} | {f"{k}_": v for k, v in table.components.items()}
             for who, log_probs_NC in of.items():
                 for name, column in zip(table.classes, log_probs_NC.T, strict=True):
                     columns[f"{label}_{who}log_prob_{name}"] = column.round(DECIMALS).tolist()
-        rows = (
-            dict(zip(columns, values, strict=True))
-            for values in zip(*columns.values(), strict=True)
-        )
-        write_csv(place, rows, list(columns))
+        rows = zip(*columns.values(), strict=True)
+        write_csv(place, (dict(zip(columns, row, strict=True)) for row in rows), list(columns))
 
 
 def song_log_probs(log_probs_NC: ArrayLike, song_N: ArrayLike) -> tuple[NDArray[Any], Floats]:
@@ -273,14 +255,11 @@ def song_log_probs(log_probs_NC: ArrayLike, song_N: ArrayLike) -> tuple[NDArray[
 
 
 def song_truth(truth_N: ArrayLike, song_N: ArrayLike) -> tuple[NDArray[Any], Longs]:
-    """The class of each song.
+    """The songs in ascending order, shape (S,), and their classes, shape (S,).
 
     Args:
         truth_N: True classes of the phrases, shape (N,).
         song_N: Song of each phrase, shape (N,).
-
-    Returns:
-        The songs in ascending order, shape (S,), and their classes, shape (S,).
 
     Raises:
         ValueError: Phrases of one song with different classes.
@@ -300,3 +279,38 @@ def _log_sum_exp(values_NC: Floats) -> Floats:
     top_N1 = values_NC.max(1, keepdims=True, initial=LOG_ZERO)
     total: Floats = np.log(np.exp(values_NC - top_N1).sum(1, keepdims=True)) + top_N1
     return total
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Writes named arrays, compressed; the same arrays give the same bytes."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Reads what :func:`write_arrays` wrote; no code in the file is run.
+
+    Raises:
+        OSError: The file is not there, or cannot be read.
+        ValueError: It is damaged, or holds NaN.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+        for key, values in arrays.items():
+            if values.dtype.kind == "f" and np.isnan(values).any():
+                raise ValueError(f"{key} holds NaN")
+        return arrays
+    except OSError:
+        raise
+    # Of zip, zlib, struct, tokenize, ...: what a wrong byte may raise is listed nowhere.
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"damaged ({what})") from error
+
+
+def below(arrays: Mapping[str, NDArray[Any]], part: str) -> dict[str, NDArray[Any]]:
+    """The arrays whose names begin with ``part/``, under the rest of their names."""
+    prefix = f"{part}/"
+    return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}

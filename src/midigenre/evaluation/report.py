@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,19 @@ from midigenre.evaluation.scores import SOURCE_MAJORITY
 from midigenre.wording import plural
 
 Scores = Mapping[str, Any]
-Evaluation = Mapping[str, Mapping[str, Scores]]
-"""The content of ``evaluation.json``: scores by label and level."""
+"""The scores of a label at one level."""
 
 LEGEND = "[95 % interval over songs]; * the interval of the difference excludes 0"
 
 
 def print_scores(
-    evaluation: Evaluation, console: Console | None = None, details: bool = False
+    evaluation: Mapping[str, Mapping[str, Scores]],
+    console: Console | None = None,
+    details: bool = False,
 ) -> None:
     """Prints for each label one table, of songs and of the model's phrases, and a few lines.
+
+    Where the console is too narrow for the table, each metric has its own.
 
     Args:
         evaluation: The content of ``evaluation.json``.
@@ -36,12 +39,19 @@ def print_scores(
     """
     console = console or Console(stderr=True)
     for label, levels in evaluation.items():
-        _print(console, f"{label}: scores of songs", *_score_table(levels, "song"), LEGEND)
+        for level in ("song", "phrase") if details else ("song",):
+            title = f"{label}: scores of {level}s"
+            tables = [_score_table(levels, level, METRICS)]
+            columns = zip(*tables[0], strict=True)
+            # Around its cells rich puts a space on each side, and lines between.
+            if 1 + sum(3 + max(map(len, column)) for column in columns) > console.width:
+                tables = [_score_table(levels, level, [metric]) for metric in METRICS]
+            for i, table in enumerate(tables, 1):
+                _print(console, title, table, LEGEND if i == len(tables) else None)
         if details:
-            _print(console, f"{label}: scores of phrases", *_score_table(levels, "phrase"), LEGEND)
             if levels["song"].get("within_source"):
-                _print(console, f"{label}: within a source", *_source_table(levels["song"]))
-            _print(console, f"{label}: classes of phrases", *_class_table(levels["phrase"]))
+                _print(console, f"{label}: within a source", _source_table(levels["song"]))
+            _print(console, f"{label}: classes of phrases", _class_table(levels["phrase"]))
         for line in _lines(levels):
             console.print(f"{escape(label)}: {escape(line)}", highlight=False)
         for line in _warnings(levels):
@@ -49,97 +59,89 @@ def print_scores(
 
 
 def _print(
-    console: Console,
-    title: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    legend: str | None = None,
+    console: Console, title: str, table: Sequence[Sequence[str]], legend: str | None = None
 ) -> None:
+    """Prints a table, whose first row is the header."""
     caption = None if legend is None else escape(legend)
-    table = Table(
+    shown = Table(
         title=escape(title), title_justify="left", caption=caption, caption_justify="left"
     )
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    console.print(table)
+    for i, column in enumerate(table[0]):
+        shown.add_column(escape(column), justify="right" if i else "left")
+    for row in table[1:]:
+        shown.add_row(*map(escape, row))
+    console.print(shown)
 
 
-def _score_table(levels: Mapping[str, Scores], level: str) -> tuple[list[str], list[list[str]]]:
+def _score_table(
+    levels: Mapping[str, Scores], level: str, metrics: Iterable[str]
+) -> list[list[str]]:
     """The model and its rivals at one level, each metric and the model's lead in it."""
     scores = levels[level]
     kind = scores.get("song_model", {}).get("kind")
-    rows = {f"model ({kind})" if kind else "model": scores}
+    rivals = {f"model ({kind})" if kind else "model": scores}
     if level == "song":
-        rows["model, of phrases"] = {**levels["phrase"], "versus_model": {}}
+        rivals["model, of phrases"] = {**levels["phrase"], "versus_model": {}}
     if kind:
-        rows["encoder alone"] = scores["components"]["encoder"]
-    rows |= {name: of for name, of in scores.get("baselines", {}).items() if of is not None}
-    columns = [f"n = {scores['n']:,}"]
-    for metric in METRICS.values():
-        columns += [metric.title, "model minus it"]
-    return columns, [
-        [name, *(cell for metric in METRICS for cell in _cells(of, metric))]
-        for name, of in rows.items()
-    ]
+        rivals["encoder alone"] = scores["components"]["encoder"]
+    rivals |= {name: of for name, of in scores["baselines"].items() if of is not None}
+    table = [[f"n = {scores['n']:,}"], *([name] for name in rivals)]
+    for metric in metrics:
+        cells = [(METRICS[metric].title, "model minus it")]
+        for of in rivals.values():
+            lead = of.get("versus_model", {}).get(metric)
+            shown = ""
+            if lead is not None and lead["difference"] is not None:
+                shown = f"{lead['difference']:+.3f}{_interval(lead['ci95'], '+')}"
+                shown += "" if lead["ci95"][0] is None else "*" if _is_clear(lead) else " "
+            cells.append((f"{_number(of[metric])}{_interval(of['ci95'][metric])}", shown))
+        for row, pair in zip(table, cells, strict=True):
+            row += pair
+    return table
 
 
-def _cells(scores: Scores, metric: str) -> tuple[str, str]:
-    """A score with its interval, and the model's lead over it."""
-    low, high = scores["ci95"][metric]
-    shown = _number(scores[metric])
-    if low is not None:
-        shown += f" [{low:.3f}, {high:.3f}]"
-    versus = scores.get("versus_model", {}).get(metric)
-    if versus is None or versus["difference"] is None:
-        return shown, ""
-    low, high = versus["ci95"]
-    lead = f"{versus['difference']:+.3f}"
-    if low is not None:
-        lead += f" [{low:+.3f}, {high:+.3f}]" + ("*" if _is_clear(versus) else " ")
-    return shown, lead
+def _interval(ends: Sequence[float | None], sign: str = "") -> str:
+    low, high = ends
+    return "" if low is None else f" [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
-def _is_clear(versus: Mapping[str, Any]) -> bool:
+def _is_clear(lead: Mapping[str, Any]) -> bool:
     """Whether the interval of a difference excludes 0."""
-    low, high = versus["ci95"]
+    low, high = lead["ci95"]
     return low is not None and (low > 0 or high < 0)
 
 
-def _source_table(scores: Scores) -> tuple[list[str], list[list[str]]]:
+def _source_table(scores: Scores) -> list[list[str]]:
     """Each source with several classes, then all of them."""
-    columns = ["source", "songs", *(metric.title for metric in METRICS.values()),
-               "macro-F1, restricted", "majority", "best baseline"]  # fmt: skip
-    rows = []
+    table = [["source", "songs", *(metric.title for metric in METRICS.values()),
+              "macro-F1, restricted", "majority", "best baseline"]]  # fmt: skip
     for name, found in (*scores["by_source"].items(), ("all", scores["within_source"])):
-        baselines = dict(found["baselines"])
-        majority = baselines.pop(SOURCE_MAJORITY, None)
-        best, score = max(
-            ((b, of["macro_f1"]) for b, of in baselines.items() if of["macro_f1"] is not None),
-            key=lambda item: item[1],
-            default=("", None),
-        )
-        rows.append(
+        f1 = {base: of["macro_f1"] for base, of in found["baselines"].items()}
+        majority = f1.pop(SOURCE_MAJORITY, None)
+        known = {base: score for base, score in f1.items() if score is not None}
+        best = max(known, key=lambda base: known[base], default="")
+        table.append(
             [
                 name,
                 f"{found['n']:,}",
                 *(_number(found[metric]) for metric in METRICS),
                 _number(found["macro_f1_restricted"]),
-                _number(None if majority is None else majority["macro_f1"]),
-                f"{_number(score)} {best}".rstrip(),
+                _number(majority),
+                f"{_number(known.get(best))} {best}".rstrip(),
             ]
         )
-    return columns, rows
+    return table
 
 
-def _class_table(scores: Scores) -> tuple[list[str], list[list[str]]]:
-    left_out = _left_out(scores)
-    keys = ("precision", "recall", "f1")
-    return ["class", "support", "precision", "recall", "F1"], [
-        [name, f"{of['support']:,}", *(_number(of[key]) for key in keys)]
-        for name, of in scores["per_class"].items()
-        if name not in left_out
+def _class_table(scores: Scores) -> list[list[str]]:
+    left_out, keys = _left_out(scores), ("precision", "recall", "f1")
+    return [
+        ["class", "support", "precision", "recall", "F1"],
+        *(
+            [name, f"{of['support']:,}", *(_number(of[key]) for key in keys)]
+            for name, of in scores["per_class"].items()
+            if name not in left_out
+        ),
     ]
 
 
@@ -153,11 +155,10 @@ def _left_out(scores: Scores) -> list[str]:
 def _lines(levels: Mapping[str, Scores]) -> Iterator[str]:
     """What stands below the table: calibration, sources, the weights of a blend."""
     song = levels["song"]
-    after, curve = song["calibrated"], song["abstention"]["curve"]
     ece = f"ECE {_number(song['ece'])}"
-    if after is not None:
+    if (after := song["calibrated"]) is not None:
         ece += f", {_number(after['ece'])} at the temperature of the validation songs"
-    answered = {row["wanted"]: row["accuracy"] for row in curve}
+    answered = {row["wanted"]: row["accuracy"] for row in song["abstention"]["curve"]}
     yield (
         f"songs: {ece}; ROC-AUC {_number(song['roc_auc'])}; accuracy of the 70 % most confident "
         f"{_number(answered.get(0.7))}"
@@ -178,10 +179,12 @@ def _warnings(levels: Mapping[str, Scores]) -> Iterator[str]:
     song = levels["song"]
     for where, scores in (("songs", song), ("songs within a source", song.get("within_source"))):
         ahead = [
-            f"{name} on {METRICS[metric].title}"
+            f"{name} on {metric.title}"
             for name, of in (scores or {}).get("baselines", {}).items()
-            for metric in METRICS
-            if of is not None and _beats(of["versus_model"][metric], metric)
+            for key, metric in METRICS.items()
+            if of is not None
+            and _is_clear(lead := of["versus_model"][key])
+            and (lead["difference"] < 0) == metric.higher_is_better
         ]
         if ahead:
             yield f"{where}: a baseline beats the model: {', '.join(ahead)}"
@@ -191,12 +194,6 @@ def _warnings(levels: Mapping[str, Scores]) -> Iterator[str]:
             reasons.setdefault(reason, {})[name] = None
     for reason, of in reasons.items():
         yield f"no {', '.join(of)} baseline: {reason}"
-
-
-def _beats(versus: Mapping[str, Any], metric: str) -> bool:
-    """Whether a baseline is clearly better than the model."""
-    worse = (versus["difference"] or 0) < 0
-    return _is_clear(versus) and worse == METRICS[metric].higher_is_better
 
 
 def _number(value: float | None) -> str:

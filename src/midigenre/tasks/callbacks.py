@@ -27,7 +27,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from midigenre.errors import UserError
-from midigenre.evaluation.figures.heat_map import confusion_figure
+from midigenre.evaluation.figures.charts import confusion_figure
 from midigenre.files import whole, write_bytes
 from midigenre.spec import UNKNOWN, Batch
 from midigenre.tasks.classify import ClassifyTask

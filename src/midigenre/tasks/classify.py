@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from midigenre.arrays import Longs
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.evaluation.blend import FOLDER
-from midigenre.evaluation.figures.scores import evaluation_figures
+from midigenre.evaluation.figures.charts import evaluation_figures
 from midigenre.evaluation.metrics import METRICS, Counts, as_array, scores_of
 from midigenre.evaluation.predictions import FILE, LEVELS
 from midigenre.evaluation.report import print_scores

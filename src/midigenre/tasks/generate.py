@@ -103,7 +103,7 @@ class GenerateTask(Task):
             of_N = torch.repeat_interleave(
                 torch.arange(batch.n_phrases), torch.tensor(batch.lengths)
             )
-            is_note_N = metrics.tokens.notes_N(batch.ids_NF).cpu().numpy()
+            is_note_N = metrics.notes_N(batch.ids_NF).cpu().numpy()
             nats_N = nats_NF.sum(1).double().cpu().numpy()
             nats.append(np.bincount(of_N, nats_N, batch.n_phrases))
             notes.append(np.bincount(of_N, is_note_N, batch.n_phrases).astype(np.int64))

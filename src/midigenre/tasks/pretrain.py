@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from midigenre.data.datamodule import PhraseDataModule
-from midigenre.evaluation.masked import MaskedMetrics, evaluate_masked, phrase_keys
+from midigenre.evaluation.tokens import MaskedMetrics, evaluate_masked, phrase_keys
 from midigenre.models import MaskedHead, MaskedModel, Masking
 from midigenre.models.masking import check_share
 from midigenre.spec import Batch
@@ -30,7 +30,7 @@ class PretrainTask(Task):
 
     Logged beside what all tasks log: ``val/perplexity``, ``val/accuracy`` and
     ``val/<attribute>/{perplexity,accuracy}`` (see
-    :class:`~midigenre.evaluation.masked.MaskedMetrics`). The loss is nats per hidden token: its
+    :class:`~midigenre.evaluation.tokens.MaskedMetrics`). The loss is nats per hidden token: its
     mean over a batch in training, over the split in validation. What validation hides depends on
     the song and the bar alone, so that the scores of epochs, seeds and batch sizes compare.
 

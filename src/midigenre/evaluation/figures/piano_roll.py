@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,12 +15,12 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
+from midigenre.arrays import Bools, Floats, Longs
 from midigenre.evaluation.figures import BLUE, FAINT, GRID, INK, RED, new_figure, titles
-from midigenre.evaluation.instruments import program_name
-from midigenre.wording import plural
+from midigenre.midi.song import DRUMS, NoteTable
+from midigenre.wording import plural, program_name
 
 PRIMER = RED  # the line where a primer ends
-DRUMS = -1  # the program of drum notes in a note table
 FOR, AGAINST, UNSEEN = BLUE, RED, "#ebebeb"
 
 FAMILIES: tuple[tuple[str, str, bool], ...] = (
@@ -68,51 +68,8 @@ _DRUM_NAMES = {
 }  # fmt: skip
 
 
-class Notes(Protocol):
-    """The columns of ``midigenre.midi.song.NoteTable``, each of shape (n,)."""
-
-    @property
-    def onset(self) -> NDArray[Any]:
-        """Start, ticks."""
-
-    @property
-    def duration(self) -> NDArray[Any]:
-        """Length, ticks."""
-
-    @property
-    def pitch(self) -> NDArray[Any]:
-        """MIDI pitch, 0 to 127."""
-
-    @property
-    def velocity(self) -> NDArray[Any]:
-        """MIDI velocity, 1 to 127."""
-
-    @property
-    def program(self) -> NDArray[Any]:
-        """General MIDI program, 0 to 127; -1 for drums."""
-
-
-@dataclass(frozen=True)
-class LabelAttribution:
-    """What decided one label, in nats of the song's log-odds.
-
-    Attributes:
-        label: The label, for instance ``genre``.
-        name: The class that is explained.
-        log_odds: The song's log-odds of it.
-        bars_B: Of each bar, shape (bars,); NaN where nothing can be said.
-        programs: Of each program; NaN likewise. Empty where the vocabulary has none.
-    """
-
-    label: str
-    name: str
-    log_odds: float
-    bars_B: NDArray[np.float64]
-    programs: Mapping[int, float]
-
-
 def piano_roll_figure(
-    notes: Notes,
+    notes: NoteTable,
     bar_ticks: ArrayLike,
     tpq: int,
     title: str,
@@ -139,35 +96,23 @@ def piano_roll_figure(
     Returns:
         The figure; without drums it has no drum panel, without notes it says so.
     """
-    drums_n = np.asarray(notes.program) == DRUMS
-    end = int((np.asarray(notes.onset) + np.asarray(notes.duration)).max(initial=0))
+    count, end = len(notes.program), int((notes.onset + notes.duration).max(initial=0))
     bars = np.unique(np.asarray(bar_ticks, np.int64))
     if not len(bars):
         bars = np.arange(0, max(end, 1) + 4 * tpq, 4 * tpq)
-    left, right = int(bars[0]), max(int(bars[-1]), end, int(bars[0]) + 1)
-
-    used_drums = np.unique(np.asarray(notes.pitch)[drums_n])
-    pitches = np.asarray(notes.pitch)[~drums_n]
-    roll_height = float(np.clip(0.075 * np.ptp(pitches), 2.2, 4.6)) if len(pitches) else 0.0
-    drum_height = 0.3 + 0.19 * len(used_drums) if len(used_drums) else 0.0
-    heights = [h for h in (roll_height, drum_height) if h] or [1.6]
-    width = float(np.clip(0.42 * (right - left) / (4 * tpq) + 3, min(8, widest), widest))
+    span = int(bars[0]), max(int(bars[-1]), end, int(bars[0]) + 1)
+    heights = _heights(notes) or [1.6]
+    width = _width(span, tpq, widest)
     figure = new_figure(width, sum(heights) + 1.6)
     panels = figure.subplots(
         len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
     )[:, 0]
-
-    if len(pitches):
-        sixteenth_pt = 72 * (width - 1.5) * tpq / 4 / (right - left)
-        _roll_panel(panels[0], notes, ~drums_n, float(np.clip(0.12 * sixteenth_pt, 0.1, 0.7)))
-    if len(used_drums):
-        _drum_panel(panels[-1], notes, drums_n, used_drums, tpq)
+    _draw_notes(panels, notes, tpq, width, span)
     for axes in panels:
-        _bar_lines(axes, bars, left, right, width, bar_seconds, first_bar)
+        _bar_lines(axes, bars, span, width, bar_seconds, first_bar)
         if primer_bars:
             axes.axvline(float(bars[primer_bars]), color=PRIMER, lw=2, ls=(0, (4, 2)), zorder=3)
     figure.align_ylabels(panels)
-    count = len(drums_n)
     if not count:
         panels[0].set_yticks([])
         panels[0].text(
@@ -178,20 +123,51 @@ def piano_roll_figure(
         title = f"{title} ({given} the primer)"
     subtitle = f"{plural(count, 'note')} in {plural(max(1, len(bars) - 1), 'bar')}"
     titles(panels[0], title, f"{subtitle}   ·   opacity shows velocity" if count else subtitle)
-
-    present = np.unique(np.asarray(notes.program)[~drums_n] // 8)
     keys = [
         Patch(facecolor=colour, edgecolor="black" if outlined else colour, lw=1.1, label=name)
-        for name, colour, outlined in (FAMILIES[family] for family in present)
+        for name, colour, outlined in (
+            FAMILIES[family] for family in np.unique(notes.program[notes.program != DRUMS] // 8)
+        )
     ]
     if keys:
         inches = sum(0.6 + 0.09 * len(str(key.get_label())) for key in keys)
-        rows = int(np.ceil(inches / width))
-        figure.legend(
-            handles=keys, loc="outside lower center", ncols=-(-len(keys) // rows),
-            frameon=False, fontsize=9, labelcolor=INK, handlelength=1.2, columnspacing=1.6,
-        )  # fmt: skip
+        _legend(figure, keys, -(-len(keys) // int(np.ceil(inches / width))))
     return figure
+
+
+def _legend(figure: Figure, keys: Sequence[Patch], n_columns: int) -> None:
+    figure.legend(
+        handles=keys, loc="outside lower center", ncols=n_columns, frameon=False, fontsize=9,
+        labelcolor=INK, handlelength=1.2, columnspacing=1.6,
+    )  # fmt: skip
+
+
+def _heights(notes: NoteTable) -> list[float]:
+    """Inches of the panels that there are: of pitches, then of drums."""
+    drums_n = notes.program == DRUMS
+    heights = []
+    if not drums_n.all():
+        heights.append(float(np.clip(0.075 * np.ptp(notes.pitch[~drums_n]), 2.2, 4.6)))
+    if drums_n.any():
+        heights.append(0.3 + 0.19 * len(np.unique(notes.pitch[drums_n])))
+    return heights
+
+
+def _width(span: tuple[int, int], tpq: int, widest: float = 22) -> float:
+    """Inches for the music from a tick to another."""
+    return float(np.clip(0.42 * (span[1] - span[0]) / (4 * tpq) + 3, min(8, widest), widest))
+
+
+def _draw_notes(
+    panels: Sequence[Axes], notes: NoteTable, tpq: int, width: float, span: tuple[int, int]
+) -> None:
+    """Draws the notes into the panels of :func:`_heights`."""
+    drums_n = notes.program == DRUMS
+    if not drums_n.all():
+        sixteenth_pt = 72 * (width - 1.5) * tpq / 4 / (span[1] - span[0])
+        _roll_panel(panels[0], notes, ~drums_n, float(np.clip(0.12 * sixteenth_pt, 0.1, 0.7)))
+    if drums_n.any():
+        _drum_panel(panels[-1], notes, drums_n, tpq)
 
 
 def _alpha(velocity: NDArray[Any]) -> NDArray[Any]:
@@ -208,15 +184,12 @@ def _boxes(
     return list(np.stack([x, np.stack([low, low, high, high], 1)], 2))
 
 
-def _roll_panel(axes: Axes, notes: Notes, chosen: NDArray[Any], outline_pt: float) -> None:
-    onset, duration, pitch, velocity, program = (
-        np.asarray(column)[chosen]
-        for column in (notes.onset, notes.duration, notes.pitch, notes.velocity, notes.program)
-    )
-    family = program // 8
+def _roll_panel(axes: Axes, notes: NoteTable, chosen: Bools, outline_pt: float) -> None:
+    onset, duration, pitch = (x[chosen] for x in (notes.onset, notes.duration, notes.pitch))
+    family = notes.program[chosen] // 8
     colours = np.array([to_rgb(colour) for _, colour, _ in FAMILIES])
     outlined = np.array([outline for _, _, outline in FAMILIES])
-    face = np.concatenate([colours[family], _alpha(velocity)[:, None]], 1)
+    face = np.concatenate([colours[family], _alpha(notes.velocity[chosen])[:, None]], 1)
     edge = np.where(outlined[family][:, None], (0.0, 0.0, 0.0, 1.0), (1.0, 1.0, 1.0, 0.9))
     # Long notes first, so that short ones are not buried.
     order = np.argsort(-duration, kind="stable")
@@ -240,16 +213,13 @@ def _roll_panel(axes: Axes, notes: Notes, chosen: NDArray[Any], outline_pt: floa
     axes.set_ylabel("Pitch", color=INK)
 
 
-def _drum_panel(
-    axes: Axes, notes: Notes, chosen: NDArray[Any], used: NDArray[Any], tpq: int
-) -> None:
-    onset, pitch, velocity = (
-        np.asarray(column)[chosen] for column in (notes.onset, notes.pitch, notes.velocity)
-    )
+def _drum_panel(axes: Axes, notes: NoteTable, chosen: Bools, tpq: int) -> None:
+    onset = notes.onset[chosen]
+    used, row = np.unique(notes.pitch[chosen], return_inverse=True)
     # A stroke has no length worth drawing: every one is a sixteenth wide.
-    row = np.searchsorted(used, pitch).astype(float)
-    face = np.concatenate([np.tile(to_rgb(INK), (len(row), 1)), _alpha(velocity)[:, None]], 1)
-    boxes = _boxes(onset, onset + max(tpq / 4 * 0.8, 1), row, 0.33)
+    alpha = _alpha(notes.velocity[chosen])[:, None]
+    face = np.concatenate([np.tile(to_rgb(INK), (len(row), 1)), alpha], 1)
+    boxes = _boxes(onset, onset + max(tpq / 4 * 0.8, 1), row.astype(float), 0.33)
     axes.add_collection(
         PolyCollection(boxes, facecolors=face, edgecolors="white", lw=0.4, zorder=2)
     )
@@ -262,11 +232,10 @@ def _drum_panel(
 
 def _bar_lines(
     axes: Axes,
-    bars: NDArray[Any],
-    left: int,
-    right: int,
+    bars: Longs,
+    span: tuple[int, int],
     width: float,
-    bar_seconds: ArrayLike = (),
+    bar_seconds: ArrayLike,
     first_bar: int = 0,
 ) -> None:
     """Bar lines and as many bar numbers, from 1, as fit; below these the time if it is known."""
@@ -275,30 +244,44 @@ def _bar_lines(
     starts = bars[:-1] if len(bars) > 1 else bars
     step = next(s for s in (1, 2, 4, 8, 16, 32, 64, 10**9) if len(starts) / s <= width * 2.2)
     drawn = bars[:: step if len(bars) > 120 else 1]
-    axes.add_collection(
-        LineCollection(
-            [[(t, 0), (t, 1)] for t in drawn],
-            transform=axes.get_xaxis_transform(),
-            colors="#a8a8a8",
-            linewidths=0.7,
-            zorder=1,
-        ),
-        autolim=False,
-    )
-    axes.set_xlim(left, right)
-    numbered = np.arange(0, len(starts), step)
-    axes.xaxis.set_major_locator(FixedLocator([float(starts[i]) for i in numbered]))
+    lines = LineCollection(
+        [[(t, 0), (t, 1)] for t in drawn], transform=axes.get_xaxis_transform(), colors="#a8a8a8",
+        linewidths=0.7, zorder=1,
+    )  # fmt: skip
+    axes.add_collection(lines, autolim=False)
+    axes.set_xlim(*span)
+    numbered = range(0, len(starts), step)
+    places = [float(starts[i]) for i in numbered]
+    axes.xaxis.set_major_locator(FixedLocator(places))
     axes.xaxis.set_minor_locator(NullLocator())
-    labels = [f"{first_bar + i + 1}{times[i] if times else ''}" for i in numbered]
-    axes.set_xticks([float(starts[i]) for i in numbered], labels)
+    axes.set_xticks(places, [f"{first_bar + i + 1}{times[i] if times else ''}" for i in numbered])
     axes.tick_params(length=0, colors=INK, labelsize=9)
     axes.label_outer()
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#a8a8a8")
 
 
+@dataclass(frozen=True)
+class LabelAttribution:
+    """What decided one label, in nats of the song's log-odds.
+
+    Attributes:
+        label: The label, for instance ``genre``.
+        name: The class that is explained.
+        log_odds: The song's log-odds of it.
+        bars_B: Of each bar, shape (bars,); NaN where nothing can be said.
+        programs: Of each program; NaN likewise. Empty where the vocabulary has none.
+    """
+
+    label: str
+    name: str
+    log_odds: float
+    bars_B: Floats
+    programs: Mapping[int, float]
+
+
 def attribution_figure(
-    notes: Notes,
+    notes: NoteTable,
     bar_ticks: ArrayLike,
     tpq: int,
     title: str,
@@ -310,7 +293,7 @@ def attribution_figure(
     Below it stand the bars' values for each label, beside it those of the programs.
 
     Args:
-        notes: The notes, in any order.
+        notes: The notes, in any order, at least one.
         bar_ticks: Start of each bar and, last, the end of the last one, in ticks.
         tpq: Ticks per quarter note.
         title: Title; taken literally.
@@ -324,21 +307,14 @@ def attribution_figure(
     if not labels or any(len(found.bars_B) != len(bars) - 1 for found in labels):
         sizes = [len(found.bars_B) for found in labels]
         raise ValueError(f"attributions of {sizes} bars for {len(bars) - 1} bars")
-    drums_n = np.asarray(notes.program) == DRUMS
-    left, right = int(bars[0]), int(bars[-1])
-    used_drums = np.unique(np.asarray(notes.pitch)[drums_n])
-    pitches = np.asarray(notes.pitch)[~drums_n]
-    heights = []
-    if len(pitches):
-        heights.append(float(np.clip(0.075 * np.ptp(pitches), 2.2, 4.6)))
-    if len(used_drums):
-        heights.append(0.3 + 0.19 * len(used_drums))
+    span = int(bars[0]), int(bars[-1])
+    heights = _heights(notes)
     n_rolls = len(heights)
     charts = [_program_rows(found.programs) for found in labels]
-    needed = sum(_HEAD + _PROGRAM * max(1, len(chart)) for chart in charts)
+    chart_heights = [_HEAD + _PROGRAM * max(1, len(chart)) for chart in charts]
     heights += [_STRIP] * len(labels)
-    heights[0] += max(0.0, needed - sum(heights))
-    width = float(np.clip(0.42 * (right - left) / (4 * tpq) + 3, 8, 22))
+    heights[0] += max(0.0, sum(chart_heights) - sum(heights))
+    width = _width(span, tpq)
     beside = _SIDE if any(charts) else 0.0
     figure = new_figure(width + beside, sum(heights) + 1.5)
     grid = figure.add_gridspec(
@@ -348,42 +324,31 @@ def attribution_figure(
     panels: list[Axes] = []
     for row in range(len(heights)):
         panels.append(figure.add_subplot(grid[row, 0], sharex=panels[0] if panels else None))
-
-    if len(pitches):
-        sixteenth_pt = 72 * (width - 1.5) * tpq / 4 / (right - left)
-        _roll_panel(panels[0], notes, ~drums_n, float(np.clip(0.12 * sixteenth_pt, 0.1, 0.7)))
-    if len(used_drums):
-        _drum_panel(panels[n_rolls - 1], notes, drums_n, used_drums, tpq)
+    _draw_notes(panels[:n_rolls], notes, tpq, width, span)
     for axes in panels[:n_rolls]:
         _shade(axes, bars, labels[0].bars_B)
     for axes, found in zip(panels[n_rolls:], labels, strict=True):
         _strip(axes, bars, found)
     for axes in panels:
-        _bar_lines(axes, bars, left, right, width, bar_seconds)
+        _bar_lines(axes, bars, span, width, bar_seconds)
     for axes in panels[:-1]:
         axes.tick_params(labelbottom=False)
     figure.align_ylabels(panels)
-    first = labels[0]
     subtitle = (
-        f"{plural(len(drums_n), 'note')} in {plural(len(bars) - 1, 'bar')}   ·   shaded by what "
-        f"each bar said for {first.label} {first.name}"
+        f"{plural(len(notes.program), 'note')} in {plural(len(bars) - 1, 'bar')}   ·   shaded by "
+        f"what each bar said for {labels[0].label} {labels[0].name}"
     )
     titles(panels[0], title, subtitle)
     if beside:
-        side = grid[:, 1].subgridspec(
-            len(labels), 1, height_ratios=[_HEAD + _PROGRAM * max(1, len(c)) for c in charts]
-        )
-        inches = sum(heights) / needed
+        side = grid[:, 1].subgridspec(len(labels), 1, height_ratios=chart_heights)
+        stretch = sum(heights) / sum(chart_heights)
         for row, (found, chart) in enumerate(zip(labels, charts, strict=True)):
-            slots = int(inches * (_HEAD + _PROGRAM * max(1, len(chart))) / (1.5 * _PROGRAM))
+            slots = int(stretch * chart_heights[row] / (1.5 * _PROGRAM))
             _program_panel(figure.add_subplot(side[row, 0]), found, chart, slots)
     keys = [Patch(facecolor=FOR, label="for it"), Patch(facecolor=AGAINST, label="against it")]
     if any(np.isnan(found.bars_B).any() for found in labels):
         keys.append(Patch(facecolor=UNSEEN, label="nothing to say"))
-    figure.legend(
-        handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=9,
-        labelcolor=INK, handlelength=1.2, columnspacing=1.6,
-    )  # fmt: skip
+    _legend(figure, keys, len(keys))
     return figure
 
 
@@ -391,41 +356,35 @@ def _program_rows(programs: Mapping[int, float]) -> list[tuple[str, float]]:
     """The programs that decided most, in ascending order: a chart is drawn from below."""
     known = [(p, v) for p, v in programs.items() if not np.isnan(v)]
     kept = sorted(known, key=lambda row: -abs(row[1]))[:MAX_PROGRAMS]
-    return [(_short(program_name(p)), v) for p, v in sorted(kept, key=lambda row: row[1])]
+    # Of the sounds that General MIDI lists for an effect the first.
+    return [(program_name(p).split(",")[0], v) for p, v in sorted(kept, key=lambda row: row[1])]
 
 
-def _short(name: str) -> str:
-    """The first of the sounds that General MIDI lists for an effect."""
-    return name.split(",")[0]
-
-
-def _colours(values: NDArray[Any]) -> list[str]:
+def _colours(values: Floats) -> list[str]:
     return [FOR if value >= 0 else AGAINST for value in values]
 
 
-def _shade(axes: Axes, bars: NDArray[np.int64], values_B: NDArray[np.float64]) -> None:
+def _shade(axes: Axes, bars: Longs, values_B: Floats) -> None:
     """Colours each bar of a roll."""
     most = float(np.nanmax(np.abs(values_B), initial=0.0))
     for left, right, value in zip(bars[:-1], bars[1:], values_B, strict=True):
         if np.isnan(value):
             axes.axvspan(left, right, color=UNSEEN, lw=0, zorder=0.3)
-        elif most > 0 and value != 0:
-            alpha = _SHADE * abs(value) / most
-            colour = FOR if value > 0 else AGAINST
+        elif value != 0:
+            colour, alpha = FOR if value > 0 else AGAINST, _SHADE * abs(value) / most
             axes.axvspan(left, right, color=colour, alpha=alpha, lw=0, zorder=0.3)
 
 
-def _strip(axes: Axes, bars: NDArray[np.int64], found: LabelAttribution) -> None:
+def _strip(axes: Axes, bars: Longs, found: LabelAttribution) -> None:
     """The bars' values."""
-    values = np.nan_to_num(found.bars_B)
-    widths = np.diff(bars)
+    values, widths = np.nan_to_num(found.bars_B), np.diff(bars)
     axes.bar(
         bars[:-1] + 0.06 * widths, values, 0.88 * widths, align="edge", color=_colours(values),
         zorder=2,
     )  # fmt: skip
     for bar in np.flatnonzero(np.isnan(found.bars_B)):
         axes.axvspan(bars[bar], bars[bar + 1], color=UNSEEN, lw=0, zorder=0.3)
-    _limits(axes, values, "y")
+    axes.set_ylim(_limits(values))
     axes.axhline(0, color=FAINT, lw=0.8, zorder=3)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.set_ylabel(f"{found.name}\n(nats)", color=INK, parse_math=False)
@@ -435,7 +394,6 @@ def _program_panel(
     axes: Axes, found: LabelAttribution, rows: Sequence[tuple[str, float]], slots: int
 ) -> None:
     """The programs' values, from above; ``slots`` of them would fill the panel."""
-    values = np.array([value for _, value in rows])
     axes.set_title(
         f"{found.label}: {found.name}\nlog-odds {found.log_odds:+.2f} nats", loc="left",
         fontsize=10, color=INK, parse_math=False,
@@ -447,21 +405,20 @@ def _program_panel(
         axes.set_axis_off()
         axes.text(0, 0.97, "nothing to say", transform=axes.transAxes, color=FAINT, va="top")
         return
-    at = np.arange(len(rows))
+    values, at = np.array([value for _, value in rows]), np.arange(len(rows))
     axes.barh(at, values, 0.7, color=_colours(values), zorder=2)
     axes.set_yticks(at, [name for name, _ in rows])
     top = len(rows) - 0.4
     axes.set_ylim(min(-0.6, top - slots), top)
-    _limits(axes, values, "x")
+    axes.set_xlim(_limits(values))
     axes.vlines(0, -0.5, top, color=FAINT, lw=0.8, zorder=3)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.tick_top()
     axes.tick_params(axis="x", length=0)
 
 
-def _limits(axes: Axes, values: NDArray[np.float64], axis: str) -> None:
+def _limits(values: Floats) -> tuple[float, float]:
     """Room for all values and 0, and a scale where all are 0."""
     low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
     room = 0.08 * (high - low)
-    limits = (low - room * (low < 0), high + room * (high > 0)) if room else (-1.0, 1.0)
-    (axes.set_ylim if axis == "y" else axes.set_xlim)(limits)
+    return (low - room * (low < 0), high + room * (high > 0)) if room else (-1.0, 1.0)
