@@ -98,7 +98,7 @@ def fit_pool(experts: Mapping[str, Floats], truth_S: Longs) -> Pool:
 
     Args:
         experts: Log-probabilities of each expert, shape (S, C).
-        truth_S: Class of each song, shape (S,); those of UNKNOWN are left out.
+        truth_S: Class of each song; those of UNKNOWN are left out.
 
     Raises:
         ValueError: No expert is given.
@@ -163,12 +163,7 @@ class Blend:
     without: Pool | None = None
 
     def components(self, encoder_SC: Floats, experts_SC: Mapping[str, Floats]) -> dict[str, Floats]:
-        """Log-probabilities of the parts that it is made of, by name, each of shape (S, C).
-
-        Args:
-            encoder_SC: Mean log-probabilities over each song's phrases.
-            experts_SC: Those of :attr:`experts`.
-        """
+        """Log-probabilities of the parts that it is made of, by name, each of shape (S, C)."""
         theirs = {name: experts_SC[name] for name in self.experts}
         pooled = {} if self.without is None else {WITHOUT_ENCODER: self.without.log_probs(theirs)}
         return {ENCODER: encoder_SC} | theirs | pooled

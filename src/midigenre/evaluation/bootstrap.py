@@ -87,9 +87,9 @@ def score(
     that misses a rare class averages over the others. Equal seeds and songs draw equal resamples.
 
     Args:
-        truth_N: True classes, shape (N,), in ``[0, n_classes)``.
-        predicted_PN: Predicted classes of P classifiers, each of shape (N,).
-        songs_N: Song of each row, shape (N,).
+        truth_N: True classes, in ``[0, n_classes)``.
+        predicted_PN: Predicted classes of P classifiers.
+        songs_N: Song of each row.
         n_classes: Number of classes, C.
         seed: Seed of the resamples.
         n_bootstrap: Number of resamples, R.
@@ -181,15 +181,8 @@ def interval(scores_R: Floats) -> list[float | None]:
 def t_interval(values: Sequence[float], most: float = np.inf) -> list[float | None]:
     """Student's 95 % t interval of a mean, ``mean ± t(0.975, n - 1) s / sqrt(n)``.
 
-    It is cut to the range of the score, which takes nothing from its coverage: the true mean cannot
-    lie outside.
-
-    Args:
-        values: Scores that are never negative, one for each seed or part.
-        most: The highest that there can be: 1 for a share such as accuracy.
-
-    Returns:
-        Its ends; Nones of fewer than two values.
+    It is cut to the range of the score, 0 to ``most``, which takes nothing from its coverage: the
+    true mean cannot lie outside. Nones of fewer than two values.
     """
     if len(values) < 2:
         return [None, None]
@@ -208,7 +201,7 @@ def paired_bootstrap(
     seed: int = 0,
     n_bootstrap: int = N_BOOTSTRAP,
 ) -> dict[str, dict[str, Any]]:
-    """Compares two classifiers on the same rows, over the same resamples of songs.
+    """Compares two classifiers on the same N rows, over the same resamples of songs.
 
     Works on columns of ``predictions.csv`` as they are read, text or numbers::
 
@@ -218,10 +211,10 @@ def paired_bootstrap(
                          column("song_id"), classes=["bach", "beethoven"])
 
     Args:
-        truth: True class of each row, shape (N,).
-        first: Classes that the first classifier predicts, shape (N,).
-        second: Classes that the second one predicts, shape (N,).
-        songs: Song of each row, shape (N,).
+        truth: True class of each row.
+        first: Classes that the first classifier predicts.
+        second: Classes that the second one predicts.
+        songs: Song of each row.
         classes: Look only at rows whose truth is one of these; macro-F1 is then the mean over
             those that occur, and a prediction of any other class is an error. None for all rows.
         seed: Seed of the resamples.

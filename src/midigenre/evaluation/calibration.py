@@ -39,7 +39,6 @@ IN_DOMAIN = 0.95
 
 _FORMAT = 1
 _SHARES = np.linspace(0, 1, 101)
-_LOG_TEMPERATURE = (-3.0, 3.0)  # 0.05 to 20: what is searched
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,7 @@ class LevelCalibration:
     def fit(
         cls, log_probs_NC: ArrayLike, truth_N: ArrayLike, energy_N: ArrayLike | None = None
     ) -> LevelCalibration:
-        """Fits one on rows that the model was not trained on.
-
-        Args:
-            log_probs_NC: Log-probabilities, shape (N, C).
-            truth_N: True classes, shape (N,); UNKNOWN rows are left out.
-            energy_N: Energies, shape (N,); None where there are none.
+        """Fits one on rows that the model was not trained on; those of UNKNOWN are left out.
 
         Raises:
             ValueError: Shapes that do not fit.
@@ -117,11 +111,9 @@ class LevelCalibration:
 
         Who answers only at or above it answers about that share of songs like those.
 
-        Args:
-            coverage: Wanted share of answers, above 0 and at most 1.
-
         Raises:
-            UserError: The share is out of range, or there was no validation row to fit on.
+            UserError: The share is not above 0 and at most 1, or there was no validation row to fit
+                on.
         """
         if not 0 < coverage <= 1:
             raise UserError(f"coverage={coverage} must lie above 0 and be at most 1")
@@ -181,8 +173,7 @@ class Calibration:
         Args:
             folder: The run's folder; None where only a checkpoint is at hand.
             checkpoint: The checkpoint that is used.
-            song_models: Whether songs are scored by the run's song models; None: as when it was
-                fitted.
+            song_models: As the attribute; None takes any.
 
         Raises:
             UserError: The file is damaged.
@@ -215,11 +206,8 @@ def tempered(log_probs_NC: ArrayLike, temperature: ArrayLike) -> Floats:
     """Log-probabilities at a temperature: ``log_softmax(log_probs / T)``.
 
     The same as dividing the logits by T (Guo et al. 2017, section 4.2), for log-probabilities are
-    logits but for a constant a row. The order of a row's classes stays.
-
-    Args:
-        log_probs_NC: Log-probabilities, shape (N, C).
-        temperature: One for all rows, or one a row, shape (N,); above 0.
+    logits but for a constant a row. The order of a row's classes stays. There is one temperature
+    for all rows, or one for each.
     """
     log_probs_NC = np.asarray(log_probs_NC, np.float64)
     if not len(log_probs_NC):
@@ -236,10 +224,6 @@ def fit_temperature(log_probs_NC: ArrayLike, truth_N: ArrayLike) -> float:
     prior on log T. Against a few dozen rows the prior is nothing; where there are three rows, or
     all of them are right, the likelihood alone would send T to 0 and every confidence to 1.
 
-    Args:
-        log_probs_NC: Log-probabilities of rows that were not trained on, shape (N, C).
-        truth_N: True classes, shape (N,).
-
     Returns:
         The temperature, 0.05 to 20; 1 without rows.
     """
@@ -254,9 +238,7 @@ def fit_temperature(log_probs_NC: ArrayLike, truth_N: ArrayLike) -> float:
         total = len(classes_N) * mean_nll(tempered(scores_NC, np.exp(log_temperature)), classes_N)
         return total + log_temperature**2 / 2
 
-    found = minimize_scalar(  # type: ignore[no-untyped-call]
-        cost, bounds=_LOG_TEMPERATURE, method="bounded"
-    )
+    found = minimize_scalar(cost, bounds=(-3, 3), method="bounded")  # type: ignore[no-untyped-call]
     return float(np.exp(found.x))
 
 

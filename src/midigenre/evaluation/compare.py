@@ -34,7 +34,7 @@ COSTS = {"fit_seconds": "training", "train_tokens": "tokens", "parameters": "par
 """Columns of ``cost.json`` and what they are called."""
 
 PAIR_COLUMNS = ("against", "difference", "low", "high", "p", "mcnemar_p", "songs")
-"""Columns of a CSV file for each label: see :class:`Paired`."""
+"""Columns of a CSV file for each label; see :class:`Paired`."""
 
 MISSING = "–"
 _CHAIN = 8  # no recipe has so many stages; a folder that starts from itself ends here
@@ -228,8 +228,7 @@ class Score:
 
     Attributes:
         values: The score of each run.
-        low: Lower end of the 95% interval; None where there is none, and of two seeds, which say
-            too little: that of 0.88 and 0.86 is 0.74 to 1.
+        low: Lower end of the 95 % interval; None where there is none, and of two seeds.
         high: Upper end.
         over: What the interval is over: ``seeds``, or ``songs`` of the test set for a single run.
         baseline: Best baseline's score, mean over the runs; None where no baseline was fitted.
@@ -383,10 +382,10 @@ def compare(
     """Folds the runs into one row a configuration, in the order of the runs.
 
     Three seeds or more give a mean and Student's t interval within 0 to 1, which says how far
-    training's chance moves the score on this test set; two say too little. A single run has the
-    bootstrap interval of its ``evaluation.json``, which says how far the choice of the test songs
-    does: the two do not compare. What does is the last column, each configuration against the best
-    one song by song (:func:`pair_up`), where there are two or more.
+    training's chance moves the score on this test set; two say too little: that of 0.88 and 0.86 is
+    0.74 to 1. A single run has the bootstrap interval of its ``evaluation.json``, which says how
+    far the choice of the test songs does: the two do not compare. What does is each configuration
+    against the best one song by song (:func:`pair_up`), where there are two or more.
 
     Args:
         runs: The runs, at least one.
@@ -511,27 +510,8 @@ def mcnemar(first_right_S: NDArray[Any], second_right_S: NDArray[Any]) -> float:
     return float(1 - at / 2 if up == down else 2 * binom.cdf(low, n, 0.5) - at)
 
 
-@dataclass(frozen=True)
-class _Songs:
-    """The songs of a configuration that have a label, in the order of their ids.
-
-    Attributes:
-        ids: Their ids.
-        truth_S: Their classes, text.
-        predicted_PS: What each run predicts.
-    """
-
-    ids: list[str]
-    truth_S: NDArray[Any]
-    predicted_PS: NDArray[Any]
-
-    def scores(self, others_PS: NDArray[Any], n_bootstrap: int, seed: int = 0) -> Scores:
-        """Of its runs and then of others on the same songs."""
-        texts = np.stack([self.truth_S, *self.predicted_PS, *others_PS])
-        names, codes = np.unique(texts, return_inverse=True)
-        truth_S, *predicted_PS = codes.reshape(texts.shape)
-        songs = np.arange(len(truth_S))
-        return score_classifiers(truth_S, predicted_PS, songs, len(names), seed, n_bootstrap)
+_Songs = Mapping[str, tuple[str, ...]]
+"""Of each song that has a label, by its id: its class, and what each run predicts."""
 
 
 def pair_up(
@@ -563,9 +543,9 @@ def pair_up(
     reference = versus
     if reference is None:
         quality = {
-            i: _sign(metric) * of.scores(of.predicted_PS[:0], 0).exact[metric].mean()
+            i: _sign(metric) * _scores(_texts(of), 0, 0).exact[metric].mean()
             for i, of in enumerate(songs)
-            if isinstance(of, _Songs)
+            if not isinstance(of, str)
         }
         reference = max(quality, key=lambda i: quality[i], default=None)
     if reference is None:
@@ -579,36 +559,57 @@ def pair_up(
             out.append(None)
         elif isinstance(theirs, str):
             out.append(f"{folder}: {theirs}")
-        elif ours.ids != theirs.ids or (ours.truth_S != theirs.truth_S).any():
+        elif {k: of[0] for k, of in ours.items()} != {k: of[0] for k, of in theirs.items()}:
             out.append(f"tested on other songs than {folder}")
         else:
-            chosen = _same_seeds(groups[i], groups[reference])
-            out.append(_pair(ours, theirs, *chosen, metric, seed, n_bootstrap))
+            first, second = _same_seeds(groups[i], groups[reference])
+            own, other = _texts(ours), _texts(theirs)
+            texts = np.concatenate([own[:1], own[1:][first], other[1:][second]])
+            n, rights = len(first), texts[1:] == texts[0]
+            lead = _scores(texts, seed, n_bootstrap).lead(metric, slice(n), slice(n, None))
+            p = mcnemar(rights[:n].mean(0), rights[n:].mean(0))
+            seeds = (n, len(second))
+            ci95 = tuple(lead["ci95"])
+            out.append(Paired(len(ours), seeds, lead["difference"], ci95, lead["p"], p))
     return reference, out
 
 
 def _songs_of(runs: Sequence[RunRecord], label: str) -> _Songs | str:
-    """The songs that have the label, and what each run predicts; or why that is not known."""
-    ids: list[str] = []
-    columns: list[list[str]] = []
+    """The songs, or why they are not known."""
+    found: dict[str, tuple[str, ...]] = {}
     for run in runs:
         path = Path(run.folder) / SONGS_FILE
         if not path.is_file():
             return f"no {SONGS_FILE}"
         try:
-            rows = {row["song_id"]: row for row in read_csv(path) if row[label]}
-            own = sorted(rows)
-            truth, predicted = ([rows[i][c] for i in own] for c in (label, f"{label}_model"))
+            rows = {
+                row["song_id"]: (row[label], row[f"{label}_model"])
+                for row in read_csv(path)
+                if row[label]
+            }
         except KeyError as error:
             return f"{SONGS_FILE} has no column {error}"
         except (ValueError, TypeError) as error:
             return f"{SONGS_FILE} cannot be read ({error})"
-        if not own:
+        if not rows:
             return f"{SONGS_FILE} has no song with a {label}"
-        if columns and (own, truth) != (ids, columns[0]):
+        if found and {k: of[0] for k, of in found.items()} != {k: of[0] for k, of in rows.items()}:
             return "its seeds were tested on different songs"
-        ids, columns = own, [truth, *columns[1:], predicted]
-    return _Songs(ids, np.array(columns[0]), np.array(columns[1:]))
+        found = {k: (*found.get(k, of[:1]), of[1]) for k, of in rows.items()}
+    return found
+
+
+def _texts(songs: _Songs) -> NDArray[Any]:
+    """A row of classes and one for each run; songs in the order of their ids."""
+    return np.array([songs[i] for i in sorted(songs)]).T
+
+
+def _scores(texts: NDArray[Any], seed: int, n_bootstrap: int) -> Scores:
+    """Of predicted classes against those of the first row."""
+    names, codes = np.unique(texts, return_inverse=True)
+    truth_S, *predicted_PS = codes.reshape(texts.shape)
+    songs = np.arange(len(truth_S))
+    return score_classifiers(truth_S, predicted_PS, songs, len(names), seed, n_bootstrap)
 
 
 def _same_seeds(
@@ -622,38 +623,11 @@ def _same_seeds(
     return first, second
 
 
-def _pair(
-    ours: _Songs,
-    theirs: _Songs,
-    first: list[int],
-    second: list[int],
-    metric: str,
-    seed: int,
-    n_bootstrap: int,
-) -> Paired:
-    n = len(first)
-    ours = replace(ours, predicted_PS=ours.predicted_PS[first])
-    others_PS = theirs.predicted_PS[second]
-    lead = ours.scores(others_PS, n_bootstrap, seed).lead(metric, slice(n), slice(n, None))
-    rights = ((of_PS == ours.truth_S).mean(0) for of_PS in (ours.predicted_PS, others_PS))
-    return Paired(
-        len(ours.truth_S),
-        (n, len(second)),
-        lead["difference"],
-        tuple(lead["ci95"]),
-        lead["p"],
-        mcnemar(*rights),
-    )
-
-
-def table(comparison: Comparison) -> tuple[list[str], list[list[str]], int]:
-    """The table as text: names of the columns, rows, and how many columns from the left are words.
-
-    See :func:`legend` for how a score reads.
-    """
+def to_markdown(comparison: Comparison) -> str:
+    """The table as Markdown with what its marks mean, ending in a newline."""
     one_label = len({column.split("/")[1] for column in comparison.columns}) == 1
-    words = [*comparison.settings, *(["test set"] if comparison.n_test_sets > 1 else [])]
-    header = [*words, "seeds"]
+    test_sets = ["test set"] if comparison.n_test_sets > 1 else []
+    header = [*comparison.settings, *test_sets, "seeds"]
     for column in comparison.columns:
         _, label, level, metric = column.split("/")
         what = level if one_label else f"{label} {level}"
@@ -664,15 +638,18 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]], int]:
     rows = []
     for row in comparison.rows:
         cells = [_text(row.settings.get(key, MISSING)) for key in comparison.settings]
-        cells += [row.test_set] if comparison.n_test_sets > 1 else []
+        cells += [row.test_set for _ in test_sets]
         cells.append(str(len(row.runs)))
         for column in comparison.columns:
             cells += _score_cells(row.scores.get(column))
-        cells += [_pair_cell(row.paired.get(label)) for label in comparison.paired]
+        cells += [_pair_cell(row.paired[label]) for label in comparison.paired]
         cells += [f"{n:,.0f}{' s' * (name == 'fit_seconds')}" for name, n in row.costs.items()]
         more = f" and {len(row.runs) - 1} more" if len(row.runs) > 1 else ""
         rows.append([*cells, f"{row.folder}{more}"])
-    return header, rows, len(words)
+    n_words = len(comparison.settings) + len(test_sets)
+    text = markdown_table(header, rows, n_words) + "\n"
+    meaning = _legend(comparison).replace("*", "\\*")
+    return f"{text}\n{meaning}.\n" if meaning else text
 
 
 def _text(value: Any) -> str:
@@ -701,8 +678,8 @@ def _pair_cell(pair: Paired | str | None) -> str:
     return f"{pair.difference:+.3f} [{low:+.3f}, {high:+.3f}], p {p}"
 
 
-def legend(comparison: Comparison) -> str:
-    """What the marks of :func:`table` mean, on one line."""
+def _legend(comparison: Comparison) -> str:
+    """What the marks of the table mean, on one line."""
     n_seeds = {len(score.values) for row in comparison.rows for score in row.scores.values()}
     found = []
     if max(n_seeds, default=0) > 2:
@@ -721,13 +698,6 @@ def legend(comparison: Comparison) -> str:
     return "; ".join(found)
 
 
-def to_markdown(comparison: Comparison) -> str:
-    """The table as Markdown with what its marks mean, ending in a newline."""
-    text = markdown_table(*table(comparison)) + "\n"
-    meaning = legend(comparison).replace("*", "\\*")
-    return f"{text}\n{meaning}.\n" if meaning else text
-
-
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], n_left: int) -> str:
     """A table without a newline at its end; the texts appear as they are.
 
@@ -744,34 +714,26 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], n_left:
 
 def to_records(comparison: Comparison) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows for a CSV file and its columns; numbers are not rounded, unknown ones empty."""
+    ends = ("", "/low", "/high", "/over", "/baseline", "/baseline_name")
     columns = [*comparison.settings, "test_set", "seeds"]
-    for column in comparison.columns:
-        ends = ("", "/low", "/high", "/over", "/baseline", "/baseline_name")
-        columns += [f"{column}{end}" for end in ends]
-    for label in comparison.paired:
-        columns += [f"paired/{label}/{end}" for end in PAIR_COLUMNS]
+    columns += [f"{column}{end}" for column in comparison.columns for end in ends]
+    columns += [f"paired/{label}/{end}" for label in comparison.paired for end in PAIR_COLUMNS]
     columns += [*COSTS, "runs"]
     records = []
     for row in comparison.rows:
         record: dict[str, Any] = {k: _text(row.settings.get(k, "")) for k in comparison.settings}
         record |= {"test_set": row.test_set, "seeds": len(row.runs)}
-        for column, score in row.scores.items():
-            record |= {
-                column: score.mean,
-                f"{column}/low": score.low,
-                f"{column}/high": score.high,
-                f"{column}/over": score.over,
-                f"{column}/baseline": score.baseline,
-                f"{column}/baseline_name": score.baseline_name,
-            }
+        for column, of in row.scores.items():
+            score = (of.mean, of.low, of.high, of.over, of.baseline, of.baseline_name)
+            record |= zip((f"{column}{end}" for end in ends), score, strict=True)
         for label, reference in comparison.paired.items():
-            pair = row.paired.get(label)
-            values: tuple[Any, ...] = (None,) * (len(PAIR_COLUMNS) - 1)
-            if isinstance(pair, Paired):
+            record |= dict.fromkeys(f"paired/{label}/{end}" for end in PAIR_COLUMNS)
+            record[f"paired/{label}/against"] = str(reference)
+            if isinstance(pair := row.paired[label], Paired):
                 values = (pair.difference, *pair.ci95, pair.p, pair.mcnemar_p, pair.n_songs)
-            for end, value in zip(PAIR_COLUMNS, (str(reference), *values), strict=True):
-                record[f"paired/{label}/{end}"] = value
-        record |= row.costs
-        record["runs"] = ";".join(str(run.folder) for run in row.runs)
+                record |= zip(
+                    (f"paired/{label}/{end}" for end in PAIR_COLUMNS[1:]), values, strict=True
+                )
+        record |= {**row.costs, "runs": ";".join(str(run.folder) for run in row.runs)}
         records.append(record)
     return records, columns

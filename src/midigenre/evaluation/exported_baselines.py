@@ -268,13 +268,9 @@ class ExportedBaseline:
     arrays: Mapping[str, NDArray[Any]]
 
     def log_probs(self, counts: Counts) -> Floats:
-        """Log-probabilities of the classes.
+        """Log-probabilities of the classes, shape (S, C), from the counts of phrases or songs.
 
-        Args:
-            counts: Of phrases, or sums over the phrases of each song, shape (S, features).
-
-        Returns:
-            Shape (S, C); :data:`LOG_ZERO` for classes that it has not seen.
+        Those of classes that it has not seen are :data:`~midigenre.arrays.LOG_ZERO`.
         """
         if "prior" in self.arrays:
             raw_SK = np.tile(np.log(self.arrays["prior"]), (counts.shape[0], 1))
@@ -283,7 +279,7 @@ class ExportedBaseline:
         raw_SK, classes = raw_SK.astype(np.float64), self.arrays["classes"]
         if raw_SK.shape[1] < len(classes):  # of two there is only the second one's log-odds
             raw_SK = np.concatenate([np.zeros_like(raw_SK), raw_SK], 1)
-        found_SC = np.full((len(raw_SK), self.n_classes), LOG_ZERO)
+        found_SC: Floats = np.full((len(raw_SK), self.n_classes), LOG_ZERO)
         found_SC[:, classes] = log_softmax(raw_SK, axis=1)
         return found_SC
 
@@ -305,7 +301,8 @@ class ExportedBaseline:
         x = np.asarray(FEATURES[self.name](counts)[:, a["columns"]], np.float64)
         step = max(1, _CELLS_AT_ONCE // max(1, a["roots"].size))
         parts = [self._walk(x[i : i + step]) for i in range(0, len(x), step)]
-        return np.concatenate([np.zeros((0, a["roots"].shape[1])), *parts]) + a["baseline"]
+        leaves = np.concatenate([np.zeros((0, a["roots"].shape[1])), *parts])
+        return np.asarray(leaves + a["baseline"])
 
     def _walk(self, x: Floats) -> Floats:
         """Sum of the leaves that rows end in, shape (rows, K): all trees go down together."""
@@ -330,7 +327,7 @@ def export(name: str, estimator: Any, n_classes: int) -> ExportedBaseline:
         estimator: Its fitted scikit-learn classifier.
         n_classes: Number of classes of the label, C.
     """
-    arrays = {"classes": np.asarray(estimator.classes_, np.int64)}
+    arrays: dict[str, Any] = {"classes": np.asarray(estimator.classes_, np.int64)}
     if name == "majority":
         arrays["prior"] = estimator.class_prior_
     elif name == "ngram_lr":

@@ -114,13 +114,8 @@ def confusion_matrix(truth_N: ArrayLike, predicted_N: ArrayLike, n_classes: int)
 
     scikit-learn's function leaves rows of other classes out without a word.
 
-    Args:
-        truth_N: True classes, shape (N,), in ``[0, n_classes)``.
-        predicted_N: Predicted classes, shape (N,).
-        n_classes: Number of classes, C.
-
     Raises:
-        ValueError: A class outside the range, or lengths that differ.
+        ValueError: A class outside ``[0, n_classes)``, or lengths that differ.
     """
     truth_N, predicted_N = np.asarray(truth_N, np.int64), np.asarray(predicted_N, np.int64)
     if truth_N.shape != predicted_N.shape:

@@ -240,8 +240,8 @@ def song_log_probs(log_probs_NC: ArrayLike, song_N: ArrayLike) -> tuple[NDArray[
     count for more than one that merely prefers another.
 
     Args:
-        log_probs_NC: Log-probabilities of the phrases, shape (N, C).
-        song_N: Song of each phrase, integers or text, shape (N,).
+        log_probs_NC: Log-probabilities of the phrases.
+        song_N: Song of each phrase, integers or text.
 
     Returns:
         The songs in ascending order, shape (S,), and their log-probabilities, shape (S, C).
@@ -255,11 +255,7 @@ def song_log_probs(log_probs_NC: ArrayLike, song_N: ArrayLike) -> tuple[NDArray[
 
 
 def song_truth(truth_N: ArrayLike, song_N: ArrayLike) -> tuple[NDArray[Any], Longs]:
-    """The songs in ascending order, shape (S,), and their classes, shape (S,).
-
-    Args:
-        truth_N: True classes of the phrases, shape (N,).
-        song_N: Song of each phrase, shape (N,).
+    """The songs in ascending order, and their classes from those of the phrases, each (S,).
 
     Raises:
         ValueError: Phrases of one song with different classes.

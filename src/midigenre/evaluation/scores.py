@@ -53,11 +53,6 @@ def evaluate(table: Predictions, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP) 
     The intervals are percentile bootstraps over *songs*, :mod:`midigenre.evaluation.bootstrap`:
     resampling phrases would give intervals that are far too narrow.
 
-    Args:
-        table: The predictions.
-        seed: Seed of the resamples.
-        n_bootstrap: Number of resamples.
-
     Returns:
         ``n``; every metric of :data:`~midigenre.evaluation.metrics.METRICS`; ``roc_auc``
         (:func:`roc_auc_scores`); ``ci95``; ``per_class``; ``confusion`` (rows are the truth);
@@ -65,7 +60,8 @@ def evaluate(table: Predictions, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP) 
         :func:`confidence_scores` adds; ``baselines`` (None where one is missing) and, if any is
         missing, ``baselines_missing`` with the reasons; where sources are known what
         :func:`by_source` gives; where a song model has components ``components``; and
-        ``out_of_domain``.
+        ``out_of_domain``: for ``labelled`` and ``unlabelled`` rows ``n`` and the shares that are
+        flagged by ``energy`` and by ``max_softmax`` (see :mod:`midigenre.evaluation.calibration`).
 
         A baseline or component has every metric, ``ci95`` and ``versus_model``: for each metric
         the model minus the baseline, see :meth:`~midigenre.evaluation.bootstrap.Scores.lead`.
@@ -124,13 +120,7 @@ def _rivals(table: Predictions, scores: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flagged(table: Predictions) -> dict[str, Any] | None:
-    """Shares of rows that are flagged as out of the domain, with a class and without one.
-
-    Returns:
-        ``labelled`` and ``unlabelled``, each with ``n`` and the shares by ``energy`` and by
-        ``max_softmax`` (see :mod:`midigenre.evaluation.calibration`; None of no rows). None where
-        nothing was fitted.
-    """
+    """``out_of_domain``; None where nothing was fitted."""
     if not table.flags:
         return None
     known_N = table.truth_N != UNKNOWN
@@ -207,7 +197,7 @@ def by_source(table: Predictions, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP)
         "n": len(inside),
         "sources": list(sources),
         **model,
-        **restricted(limited, known_K.all()),
+        **restricted(limited, bool(known_K.all())),
         "ci95": ci95 | (restricted(limited_ci95, True) if known_K.all() else {}),
         **_rivals(
             inside, {b: scores.summary(p) | {"versus_model": scores.leads(0, p)} for p, b in rivals}
@@ -248,14 +238,7 @@ def source_majority(
 def source_classes(
     source_N: NDArray[Any], train_source_S: NDArray[Any], train_class_S: Longs, n_classes: int
 ) -> Bools:
-    """Whether each row's source has songs of each class in training, shape (N, C).
-
-    Args:
-        source_N: Source of each row, shape (N,).
-        train_source_S: Source of each training song, shape (S,).
-        train_class_S: Its class, shape (S,); UNKNOWN ones are left out.
-        n_classes: Number of classes, C.
-    """
+    """Whether each row's source has songs of each class in training, shape (N, C)."""
     names, counts_KC = _class_counts(train_source_S, train_class_S, n_classes)
     allowed_NC = np.zeros((len(source_N), n_classes), bool)
     for name, counts_C in zip(names, counts_KC, strict=True):
@@ -273,18 +256,12 @@ def roc_auc_scores(
     """ROC-AUC one against the rest (Fawcett 2006, section 8).
 
     A class that no row, or every row, belongs to has none. The macro mean is the plain one over
-    the classes that have one, as macro-F1 is; it is not Hand and Till's mean over pairs.
-
-    Args:
-        log_probs_NC: Log-probabilities, shape (N, C).
-        truth_N: True classes, shape (N,).
-        songs_N: Song of each row, shape (N,).
-        seed: Seed of the resamples; they are those of the other scores.
-        n_bootstrap: Number of resamples, R.
+    the classes that have one, as macro-F1 is; it is not Hand and Till's mean over pairs. The
+    resamples are those of the other scores.
 
     Returns:
         ROC-AUC of each class, length C; their mean; and its 95 % percentile interval, Nones
-        without rows or where R x N x C is above :data:`MAX_CELLS`.
+        without rows or where resamples x rows x classes is above :data:`MAX_CELLS`.
     """
     log_probs_NC, truth_N = np.asarray(log_probs_NC, np.float64), np.asarray(truth_N)
     n, n_classes = log_probs_NC.shape
@@ -305,18 +282,10 @@ def roc_auc_scores(
 
 
 def weighted_roc_auc(scores_NC: Floats, truth_N: NDArray[Any], weights_RN: Floats) -> Floats:
-    """ROC-AUC of each class under several sets of weights; NaN where it is not defined.
+    """ROC-AUC of each class under R sets of weights, shape (R, C); NaN where it is not defined.
 
     The weighted share of pairs of a row of the class and another one in which the first has the
     higher score, equal scores counting half (Hanley and McNeil 1982).
-
-    Args:
-        scores_NC: Scores, higher for what is more likely of the class, shape (N, C).
-        truth_N: True classes, shape (N,).
-        weights_RN: Weights, shape (R, N), not negative.
-
-    Returns:
-        Shape (R, C).
     """
     found = np.full((len(weights_RN), scores_NC.shape[1]), np.nan)
     for c in range(scores_NC.shape[1]):
@@ -350,10 +319,6 @@ def calibration_scores(log_probs_NC: ArrayLike, truth_N: ArrayLike) -> dict[str,
     :func:`reliability_bins`, weighted by the share of rows in the bin. ``nll`` is the mean negative
     log-likelihood in nats. ``brier`` is Brier's score over all classes (Brier 1950, equation 2):
     the mean of sum over c of (p_c - [c is true])^2, 0 to 2.
-
-    Args:
-        log_probs_NC: Log-probabilities, shape (N, C).
-        truth_N: True classes, shape (N,).
     """
     log_probs_NC, truth_N = np.asarray(log_probs_NC, np.float64), np.asarray(truth_N, np.int64)
     if not len(truth_N):
@@ -371,10 +336,6 @@ def calibration_scores(log_probs_NC: ArrayLike, truth_N: ArrayLike) -> dict[str,
 
 def reliability_bins(log_probs_NC: ArrayLike, truth_N: ArrayLike) -> list[dict[str, Any]]:
     """Bins of confidence, for a reliability diagram: bin m holds ((m - 1) / 15, m / 15].
-
-    Args:
-        log_probs_NC: Log-probabilities, shape (N, C).
-        truth_N: True classes, shape (N,).
 
     Returns:
         For each bin that holds anything ``low`` and ``high`` (its edges), ``n``, and the mean
@@ -408,12 +369,6 @@ def coverage_curve(
 
     Equal confidences are answered together, so that a threshold gives exactly what the table says.
 
-    Args:
-        confidence_N: Probability of the predicted class, shape (N,).
-        predicted_N: Predicted classes, shape (N,).
-        truth_N: True classes, shape (N,).
-        n_classes: Number of classes.
-
     Returns:
         For each ``wanted`` coverage: ``coverage`` (the share that is answered), ``n``,
         ``threshold`` (the lowest confidence that is answered), and every metric of the answers.
@@ -445,10 +400,6 @@ def aurc(confidence_N: ArrayLike, right_N: ArrayLike) -> float | None:
     Mean over k of the error rate of the k most confident rows (Geifman, Uziel and El-Yaniv 2019,
     "Bias-Reduced Uncertainty Estimation", section 2). Rows of equal confidence share their mean
     error, so that their order does not matter.
-
-    Args:
-        confidence_N: Confidences, shape (N,).
-        right_N: Whether each prediction is right, shape (N,).
     """
     confidence_N = np.asarray(confidence_N, np.float64)
     wrong_N = 1.0 - np.asarray(right_N, np.float64)
@@ -464,11 +415,6 @@ def confidence_scores(
     log_probs_NC: Floats, truth_N: Longs, temperature_N: Floats | None
 ) -> dict[str, Any]:
     """What rests on the calibrated confidence; the predicted classes stay those of the model.
-
-    Args:
-        log_probs_NC: Log-probabilities, shape (N, C).
-        truth_N: True classes, shape (N,).
-        temperature_N: Temperature of each row, shape (N,); None where there is none.
 
     Returns:
         ``calibrated``: the ``temperature`` (the mean of several) and

@@ -80,13 +80,7 @@ class TokenMetrics(Metric):
         return torch.stack(columns, 1)
 
     def update(self, nats_NF: Tensor, hits_NF: Tensor, ids_NF: Tensor) -> None:
-        """Adds a batch.
-
-        Args:
-            nats_NF: Cross-entropy of each token, shape (N, F).
-            hits_NF: Which were predicted, bool, shape (N, F).
-            ids_NF: The tokens, int64, shape (N, F).
-        """
+        """Adds a batch: cross-entropy of each token, which were predicted, and the tokens."""
         said_NF = self._look(ids_NF, "said")
         hits_NF = hits_NF.bool()
         self.nats_F += nats_NF.double().sum(0)
@@ -122,15 +116,7 @@ class TokenMetrics(Metric):
 def nats_per_note_interval(
     nats_N: Floats, notes_N: Longs, song_N: Longs, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP
 ) -> list[float | None]:
-    """Percentile interval of nats per note, drawing whole songs.
-
-    Args:
-        nats_N: Nats of each window, shape (windows,).
-        notes_N: Notes of each window.
-        song_N: Song of each window.
-        seed: Seed of the resamples.
-        n_bootstrap: Number of resamples.
-    """
+    """Percentile interval of nats per note, drawing whole songs; a row is a window or phrase."""
     songs_S, of_N = np.unique(song_N, return_inverse=True)
     nats_S = np.bincount(of_N, nats_N, len(songs_S))
     notes_S = np.bincount(of_N, notes_N, len(songs_S))
@@ -147,10 +133,10 @@ def by_class(
     """Nats per note of each class of each label that has windows, with their number and notes.
 
     Args:
-        nats_N: Nats of each window, shape (windows,).
+        nats_N: Nats of each window.
         notes_N: Notes of each window.
         classes: Names of the classes of each label.
-        truth: Class index of each window for each label.
+        truth: Class index of each window for each label, shape (N,).
     """
     found: dict[str, dict[str, Any]] = {label: {} for label in classes}
     for label, names in classes.items():
@@ -190,9 +176,9 @@ class MaskedMetrics(Metric):
         """Adds a batch.
 
         Args:
-            nats_NF: Cross-entropy of each token, 0 where it is not hidden, shape (N, F).
-            hits_NF: Which were predicted, bool, shape (N, F).
-            hidden_NF: Which are hidden, bool, shape (N, F).
+            nats_NF: Cross-entropy of each token, 0 where it is not hidden.
+            hits_NF: Which were predicted, bool.
+            hidden_NF: Which are hidden, bool.
             attribute_NF: :meth:`Masking.attributes_NF`.
         """
         values_NF3 = torch.stack([hidden_NF.double(), nats_NF.double(), hits_NF.double()], -1)
@@ -257,9 +243,6 @@ def chosen_notes(
         song_keys_B: :func:`song_keys` of each phrase's song.
         start_B: First bar of each phrase in its song.
         share: Expected share of the notes.
-
-    Returns:
-        bool, shape (n,).
     """
     bar = found.bar + start_B[found.phrase]
     key = splitmix64(torch.from_numpy(song_keys_B[found.phrase]) + _SALT)
@@ -306,7 +289,8 @@ def evaluate_masked(
         finder = NoteFinder(data.shards.tokens)
     except ValueError as error:
         why = str(error)
-    songs, nats, notes = [], [np.zeros(0)], [np.zeros(0, np.int64)]
+    songs: list[Longs] = []
+    nats, notes = [np.zeros(0)], [np.zeros(0, np.int64)]
     sums_A3 = np.zeros((len(ATTRIBUTES), 3))  # as those of the metrics
     for loaded in data.eval_dataloader(split):
         batch = loaded.to(device)
@@ -324,7 +308,8 @@ def evaluate_masked(
             attribute_NF[torch.from_numpy(steps_n[steps_n >= 0]), column] = a
         nats_NF, hits_NF = (x.cpu() for x in model.predict(batch, (attribute_NF >= 0).to(device)))
         of_N = np.repeat(np.arange(batch.n_phrases), batch.lengths)
-        nats.append(np.bincount(of_N, nats_NF.sum(1).double().numpy(), batch.n_phrases))
+        nats_N = nats_NF.sum(1).double().numpy()
+        nats.append(np.bincount(of_N, nats_N, batch.n_phrases).astype(np.float64))
         notes.append(np.bincount(found.phrase[hidden_n], minlength=batch.n_phrases))
         for a, sums_3 in enumerate(sums_A3):
             where_NF = attribute_NF == a

@@ -196,7 +196,7 @@ def _short(name: str) -> str:
 
 def _cell_text(axes: Axes, row: int, column: int, count: int, share: float, top: float) -> None:
     # Cells lie inside the axes: measuring every text would take the layout most of its time.
-    style = {"ha": "center", "in_layout": False}
+    style: dict[str, Any] = {"ha": "center", "in_layout": False}
     if not count:
         axes.text(column, row, "·", va="center", color="#b0b0b0", fontsize=9, **style)
         return
@@ -268,8 +268,8 @@ def _reliability_figure(scores: Mapping[str, Any], title: str) -> Figure:
         titles(axes, title if axes is grid[0, 0] else "", f"{name}   ·   {error}")
         total = max(1, sum(b["n"] for b in bins))
         shares = [b["n"] / total for b in bins]
-        left = [b["low"] for b in bins]
-        counts.bar(left, shares, _widths(bins), align="edge", color="#9a9a9a")
+        lows = [b["low"] for b in bins]
+        counts.bar(lows, shares, _widths(bins), align="edge", color="#9a9a9a")
         counts.yaxis.set_major_formatter(PercentFormatter(1, 0))
         counts.set_xlabel("Confidence (probability of the predicted class)", color=INK, fontsize=9)
         for panel in (axes, counts):

@@ -107,7 +107,7 @@ def piano_roll_figure(
     panels = figure.subplots(
         len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
     )[:, 0]
-    _draw_notes(panels, notes, tpq, width, span)
+    _draw_notes([*panels], notes, tpq, width, span)
     for axes in panels:
         _bar_lines(axes, bars, span, width, bar_seconds, first_bar)
         if primer_bars:
