@@ -27,20 +27,19 @@ from midigenre.corpora.base import Progress as Report
 # A log or a pipe has no width to break lines at.
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
 
-
 _log = logging.getLogger(__name__)
 
 
 def say(message: str) -> None:
     """Shows a line and keeps it in the log of a run."""
     _log.info(message)
-    console.print(escape(message), highlight=False)
+    console.print(escape(message), highlight=False, soft_wrap=True)
 
 
 def warn(message: str) -> None:
     """Shows a warning and keeps it in the log of a run."""
     _log.warning(message)
-    console.print(f"[yellow]warning:[/] {escape(message)}", highlight=False)
+    console.print(f"[yellow]warning:[/] {escape(message)}", highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -54,28 +53,18 @@ def progress_bars() -> Iterator[Report]:
         yield _Lines()
         return
     columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total or None, rate="")
-            task = tasks[what]
-            speed = bars.tasks[task].speed
-            bars.update(
-                task,
-                completed=done,
-                total=total or None,
-                rate=f"{speed:,.1f}/s" if speed else "",
-            )
+            speed = bars.tasks[tasks[what]].speed
+            rate = f"{speed:,.1f}/s" if speed else ""
+            bars.update(tasks[what], completed=done, total=total or None, rate=rate)
 
         yield report
 
@@ -111,5 +100,5 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
-    # It looks for a method of the loader; ours goes on by the datamodule's state.
+    # It looks for a method of the loader; ours resumes by the datamodule's state.
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")

@@ -6,20 +6,16 @@ import difflib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from omegaconf import DictConfig
-from rich.markup import escape
 
+from midigenre.arrays import Longs
 from midigenre.build import prepared
-from midigenre.commands.console import console, progress_bars
+from midigenre.commands.console import console, progress_bars, say, warn
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
-from midigenre.evaluation.blend import Blends
 from midigenre.evaluation.calibration import Calibration
 from midigenre.evaluation.figures import save
 from midigenre.evaluation.figures.charts import evaluation_figures
@@ -53,94 +49,63 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     trained = load_run(cfg.run, cfg.ckpt)
     folder = (trained.folder or Path(".")) / "evaluation"
     check_writable(folder, "evaluate a copy of the run that is yours: cp -r RUN COPY, run=COPY")
-    own = None
     foreign = cfg.get("corpus") is not None or cfg.shards is not None
+    own = None
     with progress_bars() as progress:
         if trained.config is not None:
-            own = _own_shards(trained, cfg, progress)
-        if foreign:
-            shards = prepared(cfg, progress, from_spec(trained.tokens), trained.data)
-        elif own is not None:
-            shards = own
-        else:
+            try:
+                shards = own_shards(trained, cfg.home, cfg.n_workers, progress)
+                own = PhraseDataModule(shards, **trained.data)
+            except UserError as error:
+                if not foreign:
+                    raise
+                warn(f"no baselines: the run's own songs are gone ({error})")
+        elif not foreign:
             raise UserError(
                 f"run={cfg.run} has no config.yaml, so its test set is not known; give corpus=..."
             )
-    name = shards.folder.name.rsplit("-", 2)[0]
-    own_data = None if own is None else _data(own, trained, own=True)
-    blends = _blends(trained)
+        data = own
+        if foreign:
+            shards = prepared(cfg, progress, from_spec(trained.tokens), trained.data)
+            # The run's fold and its part of a protocol are of its own songs.
+            data = PhraseDataModule(shards, **trained.data | {"fold": None, "protocol": None})
+    assert data is not None
+    blends, note = load_song_models(trained.checkpoint, trained.classifier, trained.task)
+    if note is not None:
+        warn(note)
+    # That of the run is of its best checkpoint.
+    calibration = Calibration.of_run(trained.folder, trained.checkpoint, blends is not None)
+    if calibration is None and own is not None:
+        say("fitting the calibration on the run's validation songs")
+        calibration = fit_calibration(trained.classifier, own, device=device, blends=blends)
+    corpus = shards.folder.name.rsplit("-", 2)[0]
+    name = f"{corpus}-{cfg.subset}"
     evaluation = evaluate_split(
         trained.classifier,
-        _data(shards, trained, own=not foreign),
+        data,
         None if cfg.subset == "all" else cfg.subset,
         device=device,
         class_maps=class_maps(shards, trained),
-        train=own_data,
-        predictions=folder / f"{name}-{cfg.subset}-predictions.csv",
-        calibration=_calibration(trained, own_data, device, blends),
+        train=own,
+        predictions=folder / f"{name}-predictions.csv",
+        calibration=calibration,
         blends=blends,
     )
     if not evaluation:
         raise UserError(
             f"{shards.folder} has no label of this run ({', '.join(trained.labels.classes)})"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{cfg.subset}.json"
-    write_json(path, evaluation)
-    for place, figure in evaluation_figures(evaluation, f"{name} {cfg.subset}").items():
+    write_json(folder / f"{name}.json", evaluation)
+    for place, figure in evaluation_figures(evaluation, f"{corpus} {cfg.subset}").items():
         # The confusion matrix has no name of its own: GENRE-LEVEL.png.
         tail = place.removesuffix("/confusion").replace("/", "-")
-        save(figure, folder / f"{name}-{cfg.subset}-{tail}.png")
+        save(figure, folder / f"{name}-{tail}.png")
     print_scores(evaluation, console, details=True)
-    print(path)
+    print(folder / f"{name}.json")
 
 
-def _calibration(
-    trained: Run,
-    own: PhraseDataModule | None,
-    device: torch.device,
-    blends: Blends | None,
-) -> Calibration | None:
-    """The run's calibration; fitted again for another checkpoint and for runs that have none."""
-    found = Calibration.of_run(trained.folder, trained.checkpoint, blends is not None)
-    if found is None and own is not None:
-        console.print("fitting the calibration on the run's validation songs", highlight=False)
-        found = fit_calibration(trained.classifier, own, device=device, blends=blends)
-    return found
-
-
-def _blends(trained: Run) -> Blends | None:
-    """The run's blends; None for the mean over the phrases."""
-    blends, note = load_song_models(trained.checkpoint, trained.classifier, trained.task)
-    if note is not None:
-        console.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
-    return blends
-
-
-def _own_shards(trained: Run, cfg: DictConfig, progress: Any) -> ShardSet | None:
-    """The run's own songs; None where they are gone and only the baselines wanted them."""
-    try:
-        return own_shards(trained, cfg.home, cfg.n_workers, progress)
-    except UserError as error:
-        if cfg.get("corpus") is None and cfg.shards is None:
-            raise
-        console.print(f"[yellow]no baselines:[/] the run's own songs are gone ({error})")
-        return None
-
-
-def _data(shards: ShardSet, trained: Run, *, own: bool) -> PhraseDataModule:
-    """The phrases; of the run's own songs only those of its fold and its protocol's part."""
-    return PhraseDataModule(
-        shards, **(trained.data if own else {**trained.data, "fold": None, "protocol": None})
-    )
-
-
-def class_maps(shards: ShardSet, trained: Run) -> dict[str, NDArray[np.int64]]:
+def class_maps(shards: ShardSet, trained: Run) -> dict[str, Longs]:
     """The run's class index for each class of the songs; UNKNOWN for one without a song.
-
-    Args:
-        shards: The songs.
-        trained: The run.
 
     Raises:
         UserError: Songs have classes that the run does not know; the message names all of them.

@@ -225,12 +225,7 @@ def stratified_sample(class_N: Longs, n: int, seed: int) -> Longs:
 def predict_baselines(
     fitted: Mapping[str, FittedLabel], reader: PhraseReader, phrases: Phrases
 ) -> dict[str, dict[str, dict[str, Longs | str]]]:
-    """Predicts phrases and their songs; their labels are not looked at.
-
-    Args:
-        fitted: The baselines of each label.
-        reader: Reads the songs.
-        phrases: Their phrases, those of a song one after the other, songs in ascending order.
+    """Predicts phrases and their songs; see :func:`apply_baselines`.
 
     Returns:
         For each label, level and baseline the class of every phrase, or of every song in ascending
@@ -253,17 +248,10 @@ def predict_baselines(
 def kept_baselines(
     folder: Path, reader: PhraseReader, phrases: Phrases, class_of_song: Longs, seed: int = 0
 ) -> FittedLabel:
-    """:func:`fit_baselines`, or what an earlier run has kept of it.
+    """:func:`fit_baselines`, or what an earlier run has kept of it in the folder of the shards.
 
     A file that is damaged, or a folder that cannot be written, costs the time of a fit and a line
     in the log.
-
-    Args:
-        folder: Of the shards that the reader reads.
-        reader: Reads the training songs.
-        phrases: Their phrases.
-        class_of_song: Class index of every song of the reader.
-        seed: Seed of the fit.
     """
     path = folder / FOLDER / f"{_key(folder, reader, phrases, class_of_song, seed)}.npz"
     if path.is_file():

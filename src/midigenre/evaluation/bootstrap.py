@@ -126,6 +126,15 @@ def score(
     return Scores(exact, resampled, by_group)
 
 
+def score_names(
+    names_1PN: NDArray[Any], songs_N: NDArray[Any], seed: int = 0, n_bootstrap: int = N_BOOTSTRAP
+) -> Scores:
+    """:func:`score` of names: the true classes in the first row, P classifiers in the others."""
+    classes, codes = np.unique(names_1PN, return_inverse=True)
+    truth_N, *predicted_PN = codes.reshape(names_1PN.shape)
+    return score(truth_N, predicted_PN, songs_N, max(1, len(classes)), seed, n_bootstrap)
+
+
 def resampled_counts(
     truth_N: Longs,
     predicted_PN: Sequence[Longs],
@@ -232,10 +241,8 @@ def paired_bootstrap(
     if len(set(lengths)) != 1:
         text = ", ".join(map(str, lengths))
         raise ValueError(f"truth, first, second and songs differ in length: {text}")
-    names, codes = np.unique(np.concatenate(columns), return_inverse=True)
     rows = slice(None) if classes is None else np.isin(columns[0], np.asarray(classes))
-    truth_N, *predicted_2N = codes.reshape(3, -1)[:, rows]
-    found = score(truth_N, predicted_2N, songs_N[rows], max(1, len(names)), seed, n_bootstrap)
+    found = score_names(np.stack(columns)[:, rows], songs_N[rows], seed, n_bootstrap)
     return {
         metric: {"first": plain(exact_P[0]), "second": plain(exact_P[1])}
         | found.lead(metric, [0], [1])

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom  # type: ignore[attr-defined]
 
 from midigenre.errors import UserError
-from midigenre.evaluation.bootstrap import N_BOOTSTRAP, Scores, t_interval
-from midigenre.evaluation.bootstrap import score as score_classifiers
+from midigenre.evaluation.bootstrap import score_names, t_interval
 from midigenre.evaluation.metrics import METRICS
 from midigenre.evaluation.predictions import LEVELS, SONGS_FILE
 from midigenre.files import read_csv, read_json
@@ -491,12 +490,7 @@ def mcnemar(first_right_S: NDArray[Any], second_right_S: NDArray[Any]) -> float:
     """McNemar's mid-p test of two classifiers on the same songs (Fagerland et al. 2013, eq. 9).
 
     Looks only at the songs that one of them gets right and the other wrong. With several seeds,
-    the rows are their shares of right predictions, and it is the sign test of those shares, which
-    is the same for one seed.
-
-    Args:
-        first_right_S: Whether, or with what share of its seeds, the first is right, shape (S,).
-        second_right_S: The second one.
+    it compares the shares of them that are right: the sign test, which is the same for one seed.
 
     Returns:
         Two-sided p-value; 1 where they are never right and wrong on the same song.
@@ -515,13 +509,7 @@ _Songs = Mapping[str, tuple[str, ...]]
 
 
 def pair_up(
-    groups: Sequence[Sequence[RunRecord]],
-    label: str,
-    metric: str,
-    versus: int | None = None,
-    *,
-    seed: int = 0,
-    n_bootstrap: int = N_BOOTSTRAP,
+    groups: Sequence[Sequence[RunRecord]], label: str, metric: str, versus: int | None = None
 ) -> tuple[int | None, list[Paired | str | None]]:
     """Pairs each configuration with the best one, or with a given one.
 
@@ -532,22 +520,19 @@ def pair_up(
         label: The label.
         metric: One of :data:`~midigenre.evaluation.metrics.METRICS`, of songs.
         versus: Place of the reference; None for the one with the best score.
-        seed: Seed of the resamples.
-        n_bootstrap: Number of resamples.
 
     Returns:
         Place of the reference, None where there is none; and for each configuration its pairing,
         or why there is none, None for the reference itself.
     """
     songs = [_songs_of(group, label) for group in groups]
-    reference = versus
-    if reference is None:
-        quality = {
-            i: _sign(metric) * _scores(_texts(of), 0, 0).exact[metric].mean()
-            for i, of in enumerate(songs)
-            if not isinstance(of, str)
-        }
-        reference = max(quality, key=lambda i: quality[i], default=None)
+    names = {i: _names(of) for i, of in enumerate(songs) if not isinstance(of, str)}
+
+    def quality(i: int) -> float:
+        found = score_names(names[i], np.arange(names[i].shape[1]), n_bootstrap=0).exact[metric]
+        return _sign(metric) * float(found.mean())
+
+    reference = max(names, key=quality, default=None) if versus is None else versus
     if reference is None:
         return None, [str(why) for why in songs]
     theirs, folder = songs[reference], groups[reference][0].folder
@@ -563,13 +548,13 @@ def pair_up(
             out.append(f"tested on other songs than {folder}")
         else:
             first, second = _same_seeds(groups[i], groups[reference])
-            own, other = _texts(ours), _texts(theirs)
-            texts = np.concatenate([own[:1], own[1:][first], other[1:][second]])
-            n, rights = len(first), texts[1:] == texts[0]
-            lead = _scores(texts, seed, n_bootstrap).lead(metric, slice(n), slice(n, None))
-            p = mcnemar(rights[:n].mean(0), rights[n:].mean(0))
-            seeds = (n, len(second))
-            ci95 = tuple(lead["ci95"])
+            truth_1S, own_PS = np.split(names[i], [1])
+            both_1PS = np.concatenate([truth_1S, own_PS[first], names[reference][1:][second]])
+            n, right_PS = len(first), both_1PS[1:] == both_1PS[0]
+            scores = score_names(both_1PS, np.arange(len(ours)))
+            lead = scores.lead(metric, slice(n), slice(n, None))
+            p = mcnemar(right_PS[:n].mean(0), right_PS[n:].mean(0))
+            ci95, seeds = tuple(lead["ci95"]), (n, len(second))
             out.append(Paired(len(ours), seeds, lead["difference"], ci95, lead["p"], p))
     return reference, out
 
@@ -599,17 +584,9 @@ def _songs_of(runs: Sequence[RunRecord], label: str) -> _Songs | str:
     return found
 
 
-def _texts(songs: _Songs) -> NDArray[Any]:
+def _names(songs: _Songs) -> NDArray[Any]:
     """A row of classes and one for each run; songs in the order of their ids."""
     return np.array([songs[i] for i in sorted(songs)]).T
-
-
-def _scores(texts: NDArray[Any], seed: int, n_bootstrap: int) -> Scores:
-    """Of predicted classes against those of the first row."""
-    names, codes = np.unique(texts, return_inverse=True)
-    truth_S, *predicted_PS = codes.reshape(texts.shape)
-    songs = np.arange(len(truth_S))
-    return score_classifiers(truth_S, predicted_PS, songs, len(names), seed, n_bootstrap)
 
 
 def _same_seeds(

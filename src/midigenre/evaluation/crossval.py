@@ -56,7 +56,7 @@ def pool(runs: Sequence[PartRun], folder: Path, skipped: Sequence[Fold] = ()) ->
 
     Args:
         runs: The finished parts, at least one.
-        folder: Where the CSVs of all predictions go, those of a part with a column ``part``.
+        folder: Where the CSVs of all predictions go, with a column ``part``.
         skipped: Parts of which no song can be tested.
 
     Returns:
@@ -136,10 +136,6 @@ def averaged(evaluations: Sequence[Mapping[str, Any]], names: Sequence[str]) -> 
     (:func:`~midigenre.evaluation.bootstrap.t_interval`): rough, since they share training songs.
     What a part lacks, or what is no number, is left out. Each top-level entry gets ``parts``, the
     parts' own numbers.
-
-    Args:
-        evaluations: One for each part.
-        names: Names of the parts.
     """
     found = _mean(evaluations)
     for key, value in found.items():

@@ -227,10 +227,7 @@ def count_songs(
 ) -> Iterator[tuple[Phrases, dict[str, Counts]]]:
     """Pieces of about :data:`PHRASES_AT_ONCE` phrases that end where a song ends.
 
-    Args:
-        reader: Reads the songs; each phrase is read once.
-        phrases: Those of a song one after the other; no phrases are one empty piece.
-        names: Baselines.
+    The phrases of a song lie one after the other; no phrases are one empty piece.
 
     Yields:
         The phrases of a piece, and for each baseline their :data:`COUNTS`.

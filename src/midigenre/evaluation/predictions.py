@@ -146,13 +146,8 @@ def _table(
 def concat(tables: Sequence[Predictions], names: Sequence[str]) -> Predictions:
     """Joins tables of different songs, for instance those of the folds of a cross-validation.
 
-    Args:
-        tables: The tables, with the same classes.
-        names: Name of each, for the column ``part``.
-
-    Returns:
-        All rows, songs in ascending order. What one table lacks is left out; a baseline that is
-        missing in one is missing, with the first reason.
+    They have the same classes; their names go into the column ``part``. What one table lacks is
+    left out; a baseline that is missing in one is missing, with the first reason.
     """
     columns = [table._columns() for table in tables]
     parts = [np.full(len(table), name) for table, name in zip(tables, names, strict=True)]
@@ -239,12 +234,8 @@ def song_log_probs(log_probs_NC: ArrayLike, song_N: ArrayLike) -> tuple[NDArray[
     The mean of logs (a geometric mean of the probabilities) lets a phrase that excludes a class
     count for more than one that merely prefers another.
 
-    Args:
-        log_probs_NC: Log-probabilities of the phrases.
-        song_N: Song of each phrase, integers or text.
-
     Returns:
-        The songs in ascending order, shape (S,), and their log-probabilities, shape (S, C).
+        The songs (integers or text) in ascending order, shape (S,), and theirs, shape (S, C).
     """
     log_probs_NC = np.asarray(log_probs_NC, np.float64)
     songs_S, song_index_N = np.unique(np.asarray(song_N), return_inverse=True)

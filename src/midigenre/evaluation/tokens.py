@@ -314,7 +314,7 @@ def evaluate_masked(
         for a, sums_3 in enumerate(sums_A3):
             where_NF = attribute_NF == a
             sums_3 += [where_NF.sum(), nats_NF[where_NF].double().sum(), hits_NF[where_NF].sum()]
-    song_B, nats_B, notes_B = map(np.concatenate, (songs, nats, notes))
+    song_B, nats_B, notes_B = np.concatenate(songs), np.concatenate(nats), np.concatenate(notes)
     n_notes = int(notes_B.sum())
     return {
         "n": len(song_B),

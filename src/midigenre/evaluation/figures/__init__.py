@@ -14,25 +14,16 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from midigenre.files import whole
 
-DPI = 150
 INK, FAINT, GRID = "#222222", "#767676", "#d9d9d9"
 BLUE, RED = "#0072B2", "#D55E00"
 """Blue and vermilion, which people with any colour vision tell apart (Okabe and Ito 2008)."""
 
 
 def save(figure: Figure, path: Path | str) -> Path:
-    """Writes a PNG at 150 dots per inch; the file appears whole or not at all.
-
-    Args:
-        figure: The figure.
-        path: The file; its folder is made if needed.
-
-    Returns:
-        The path.
-    """
+    """Writes a PNG at 150 dots per inch; the file appears whole or not at all."""
     path = Path(path)
     with whole(path) as part:
-        figure.savefig(part, format="png", dpi=DPI, facecolor="white")
+        figure.savefig(part, format="png", dpi=150, facecolor="white")
     return path
 
 

@@ -39,9 +39,6 @@ def confusion_figure(confusion_CC: Any, names: Sequence[str], title: str) -> Fig
         names: Class names, length C.
         title: Title; taken literally.
 
-    Returns:
-        The figure, of at most 26 inches a side.
-
     Raises:
         ValueError: The matrix does not fit the names.
     """
@@ -118,22 +115,11 @@ def _heat_map(
     share_of: str,
     axis_labels: tuple[str, str],
 ) -> tuple[Figure, Axes]:
-    """A table as an image: colour and percent are shares of the row, numbers are counts.
+    """A table as an image without a title: colour and percent are shares of the row.
 
     Its size is bounded. Above 40 rows or columns the cells have no numbers, and where the names
-    would overlap only every second, third ... stands there.
-
-    Args:
-        counts_RC: Counts, shape (R, C).
-        rows: Name of each row, length R; taken literally.
-        columns: Name of each column, length C.
-        cells: Height and width of a cell in inches, where there is room.
-        top: The share that is darkest.
-        share_of: What the shares are of, for the colour bar.
-        axis_labels: What the rows and the columns are.
-
-    Returns:
-        The figure and its axes, without a title.
+    would overlap only every second, third ... stands there. Cells have a height and a width in
+    inches, where there is room; ``top`` is the share that is darkest.
     """
     n_rows, n_columns = counts_RC.shape
     total_R = counts_RC.sum(1)

@@ -80,21 +80,18 @@ def piano_roll_figure(
 ) -> Figure:
     """Pitch against bars; colour is the instrument family, opacity the velocity, drums below.
 
+    Without drums it has no drum panel, without notes it says so.
+
     Args:
         notes: The notes, in any order.
         bar_ticks: Start of each bar and, last, the end of the last one, ascending, in ticks. Empty
             means bars of four quarters.
         tpq: Ticks per quarter note.
         title: Title; taken literally.
-        bar_seconds: Time of each of ``bar_ticks``, which then stands below the bars' numbers; empty
-            for none.
-        primer_bars: Bars that were given to the generator: a line stands behind them, and the title
-            says it.
+        bar_seconds: Time of each of ``bar_ticks``, for the axis; empty for none.
+        primer_bars: Bars that were given to the generator: a line stands behind them.
         first_bar: Bars of the song that lie before these; numbers count from its first, 1.
         widest: Bound of its width, inches.
-
-    Returns:
-        The figure; without drums it has no drum panel, without notes it says so.
     """
     count, end = len(notes.program), int((notes.onset + notes.duration).max(initial=0))
     bars = np.unique(np.asarray(bar_ticks, np.int64))
@@ -292,13 +289,7 @@ def attribution_figure(
 
     Below it stand the bars' values for each label, beside it those of the programs.
 
-    Args:
-        notes: The notes, in any order, at least one.
-        bar_ticks: Start of each bar and, last, the end of the last one, in ticks.
-        tpq: Ticks per quarter note.
-        title: Title; taken literally.
-        labels: What decided each label, at least one.
-        bar_seconds: Time of each of ``bar_ticks``, for the axis; empty for none.
+    The arguments are those of :func:`piano_roll_figure`, with at least one note and one label.
 
     Raises:
         ValueError: No label, or one whose bars are not those of ``bar_ticks``.
