@@ -64,7 +64,7 @@ def test_a_generator_is_no_classifier(midigenre, home):
     assert "is a generator (task=generate), and this needs a classifier" in err
     status, _, err = midigenre("compare", "--", run)
     assert status == 2
-    assert "nats a note" in err
+    assert "nats per note" in err
     assert "none of the 1 runs is a classifier" in err
 
 

@@ -75,7 +75,7 @@ def test_a_classifier_and_a_generator_start_from_it_and_it_is_neither(midigenre,
     status, _, err = midigenre("compare", "--", run)
     assert status == 2
     assert "a masked model (" in err
-    assert "nats a note, token accuracy" in err
+    assert "nats per note, token accuracy" in err
 
 
 def test_songs_without_labels_train_and_no_test_song_does(midigenre, home, tmp_path, monkeypatch):

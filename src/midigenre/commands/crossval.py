@@ -15,7 +15,7 @@ from midigenre.commands.console import console, say, warn
 from midigenre.data.shards import ShardSet
 from midigenre.data.splits import CROSSVAL, Fold, Protocol
 from midigenre.errors import UserError
-from midigenre.evaluation.crossval import PartRun, mean_and_sd, pool, tested
+from midigenre.evaluation.crossval import PartRun, mean_and_sd, pool
 from midigenre.evaluation.figures import save
 from midigenre.evaluation.figures.charts import evaluation_figures
 from midigenre.evaluation.metrics import METRICS
@@ -172,7 +172,7 @@ def _pooled(
     cfg: DictConfig, folder: Path, runs: Sequence[PartRun], skipped: Sequence[Fold], seconds: float
 ) -> float:
     """Writes what a run leaves, over all parts."""
-    n_tested = len(tested(runs))
+    n_tested = sum(len(run.part.rows["test"]) for run in runs)
     evaluation = pool(runs, folder, skipped)
     of_levels = [
         (label, level, levels[level])

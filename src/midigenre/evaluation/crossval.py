@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from midigenre.arrays import Longs
 from midigenre.data.splits import Fold
 from midigenre.evaluation.bootstrap import t_interval
 from midigenre.evaluation.metrics import METRICS, Counts, plain, scores_of
@@ -165,15 +164,3 @@ def _mean(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def tested(runs: Sequence[PartRun]) -> Longs:
-    """The songs that some part tests, ascending.
-
-    Raises:
-        ValueError: Two parts test the same song.
-    """
-    rows = np.concatenate([run.part.rows["test"] for run in runs])
-    if len(np.unique(rows)) != len(rows):
-        raise ValueError("two parts test the same song")
-    return np.sort(rows)

@@ -55,7 +55,7 @@ def confusion_figure(confusion_CC: Any, names: Sequence[str], title: str) -> Fig
     if left_out := len(names) - len(shown):
         parts.append(f"{left_out:,} of {len(names):,} classes without rows")
     side = 0.95 if len(shown) <= 4 else 0.62
-    figure, axes = _heat_map(
+    return _heat_map(
         confusion_CC[np.ix_(shown, shown)],
         [f"{_short(names[i])}  ({support_C[i]:,})" for i in shown.tolist()],
         [_short(names[i]) for i in shown.tolist()],
@@ -63,9 +63,9 @@ def confusion_figure(confusion_CC: Any, names: Sequence[str], title: str) -> Fig
         top=1.0,
         share_of="the true class",
         axis_labels=("True class  (count)", "Predicted class"),
+        title=title,
+        subtitle="   ·   ".join(parts),
     )
-    titles(axes, title, "   ·   ".join(parts))
-    return figure
 
 
 def label_figure(
@@ -92,7 +92,7 @@ def label_figure(
     by_row, by_column, total = songs_RC.sum(1), songs_RC.sum(0), int(songs_RC.sum())
     share_RC = songs_RC / np.maximum(by_row, 1)[:, None]
     some_R, some_C = (np.flatnonzero(n if total else n + 1) for n in (by_row, by_column))
-    figure, axes = _heat_map(
+    return _heat_map(
         songs_RC[np.ix_(some_R, some_C)],
         [f"{_short(rows[r])}  ({by_row[r]:,})" for r in some_R.tolist()],
         [f"{_short(columns[c])}  ({by_column[c]:,})" for c in some_C.tolist()],
@@ -100,9 +100,9 @@ def label_figure(
         top=max(float(share_RC.max(initial=0)), 1e-9),
         share_of=f"the {row_label}",
         axis_labels=(f"{row_label}  (songs)", f"{column_label}  (songs)"),
+        title=title,
+        subtitle=f"{plural(total, 'song')}   ·   percent of each {row_label}",
     )
-    titles(axes, title, f"{plural(total, 'song')}   ·   percent of each {row_label}")
-    return figure
 
 
 def _heat_map(
@@ -114,8 +114,10 @@ def _heat_map(
     top: float,
     share_of: str,
     axis_labels: tuple[str, str],
-) -> tuple[Figure, Axes]:
-    """A table as an image without a title: colour and percent are shares of the row.
+    title: str,
+    subtitle: str,
+) -> Figure:
+    """A table as an image: colour and percent are shares of the row.
 
     Its size is bounded. Above 40 rows or columns the cells have no numbers, and where the names
     would overlap only every second, third ... stands there. Cells have a height and a width in
@@ -167,7 +169,8 @@ def _heat_map(
     bar.ax.tick_params(length=0, colors=FAINT, labelsize=8.5)
     bar.set_label(f"Share of {share_of}", color=FAINT, fontsize=8.5, parse_math=False)
     bar.outline.set_visible(False)
-    return figure, axes
+    titles(axes, title, subtitle)
+    return figure
 
 
 def _ticks(names: Sequence[str], inches: float, label: str) -> tuple[range, str]:
