@@ -68,7 +68,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         if foreign:
             shards = prepared(cfg, progress, from_spec(trained.tokens), trained.data)
             # The run's fold and its part of a protocol are of its own songs.
-            data = PhraseDataModule(shards, **trained.data | {"fold": None, "protocol": None})
+            data = PhraseDataModule(shards, **{**trained.data, "fold": None, "protocol": None})
     assert data is not None
     blends, note = load_song_models(trained.checkpoint, trained.classifier, trained.task)
     if note is not None:
