@@ -429,4 +429,10 @@ def test_a_file_that_symusic_wrote_is_well_formed(score):
     data = to_bytes(score)
     file = well_formed(data)
     assert file.repairs == {}
-    assert whole(file) == data
+    if file.far_reaching is not None:
+        assert whole(file) == data
+    else:  # a delta of 2**21 ticks or more takes a walk, which writes every status
+        ours, theirs = (ScoreTick.from_midi(d) for d in (whole(file), data))
+        assert [list(t.notes) for t in ours.tracks] == [list(t.notes) for t in theirs.tracks]
+        assert list(ours.tempos) == list(theirs.tempos)
+        assert list(ours.time_signatures) == list(theirs.time_signatures)

@@ -129,37 +129,30 @@ def _archive(url: str, target: Path, about: Path, progress: Progress) -> Path:
         write_json(about, {"url": url, "version": version})
     part.touch()
     room(target.parent, (size or 0) - part.stat().st_size, f"the download of {source}")
-    in_blocks = size is not None  # else, and where a server knows no ranges, it comes whole
-    failed = 0
-    while not in_blocks or part.stat().st_size < size:
+    failed, whole = 0, False
+    while not whole and (size is None or part.stat().st_size < size):
         done = part.stat().st_size
+        limits = {} if size is None else {"start": done, "end": min(done + _BLOCK, size)}
         try:
             with naming(source):
-                if not in_blocks:
-                    source.fs.get_file(source.path, str(part))
-                    break
-                options = {"block_size": _BLOCK, "cache_type": "none"}
-                with source.fs.open(source.path, "rb", **options) as file, part.open("ab") as out:
-                    file.seek(done)
-                    while out.tell() < size:
-                        block = file.read(min(_BLOCK, size - out.tell()))
-                        if not block:
-                            raise ConnectionError(
-                                f"the server sent {out.tell():,} of {size:,} bytes"
-                            )
-                        out.write(block)
-                        out.flush()
-                        progress("downloading (MB)", out.tell() // 10**6, size // 10**6)
-        except ValueError:  # so fsspec says that a web server does not know ranges
-            in_blocks = False
+                block = source.fs.cat_file(source.path, **limits)
+                if not block:
+                    raise ConnectionError(f"the server sent {done:,} of {size or 0:,} bytes")
         except UserError as error:
-            failed = failed + 1 if part.stat().st_size <= done else 1
-            if failed >= ATTEMPTS:
+            failed += 1
+            if failed == ATTEMPTS:
                 raise UserError(
-                    f"{error} (the download broke off at {part.stat().st_size:,} of "
-                    f"{size or 0:,} bytes; run the command again: it goes on there)"
+                    f"{error} (the download broke off at {done:,} of {size or 0:,} bytes; run the "
+                    "command again: it goes on there)"
                 ) from error
             time.sleep(WAIT * 2 ** (failed - 1))
+            continue
+        failed = 0
+        # A web server that does not know ranges sends the whole file.
+        whole = size is None or len(block) > limits["end"] - done
+        with part.open("wb" if whole else "ab") as out:
+            out.write(block)
+            progress("downloading (MB)", out.tell() // 10**6, (size or 0) // 10**6)
     os.replace(part, target)
     return target
 

@@ -79,6 +79,7 @@ class FastEncoder(ABC):
     def __init__(self, tok: miditok.MusicTokenizer) -> None:
         config = tok.config
         self._tok = tok
+        self._column: dict[str, int] = dict(tok.vocab_types_idx) if tok.is_multi_voc else {}
         self._programs = bool(config.use_programs)
         self._velocities = bool(config.use_velocities)
         self._durations = bool(config.using_note_duration_tokens)
@@ -88,7 +89,10 @@ class FastEncoder(ABC):
         self._resolution = int(config.max_num_pos_per_beat)
         self._whole = 4 * int(tok.time_division)  # ticks of a whole note
 
-        self._position_ids = self._numbered("Position")
+        # Ids of the tokens 0, 1, 2 ..., the last one MISSING; REMI and CP do not number bars.
+        self._position_ids = self._ids_of("Position", range(len(self._vocabulary("Position")) + 1))
+        self._bar_ids = self._ids_of("Bar", range(len(self._vocabulary("Bar")) + 1))
+        (self._bar_id,) = self._ids_of("Bar", ["None"])
         # Drums, -1, count from the end.
         self._program_ids = self._ids_of("Program", [*range(128), DRUMS])
         pitch = self._ids_of("Pitch", range(128))
@@ -122,17 +126,13 @@ class FastEncoder(ABC):
         if not self._tok.is_multi_voc:
             vocabulary: dict[str, int] = self._tok.vocab
             return vocabulary
-        column = self._tok.vocab_types_idx.get("Pitch" if type_ == "PitchDrum" else type_)
+        column = self._column.get("Pitch" if type_ == "PitchDrum" else type_)
         return {} if column is None else self._tok.vocab[column]
 
     def _ids_of(self, type_: str, values: Iterable[object]) -> Ids:
         """Ids of some values of one type of token, :data:`MISSING` where there is no token."""
         vocabulary = self._vocabulary(type_)
         return np.array([vocabulary.get(f"{type_}_{v}", MISSING) for v in values], np.uint16)
-
-    def _numbered(self, type_: str) -> Ids:
-        """Ids of the tokens 0, 1, 2 ... of a type; the last one is :data:`MISSING`."""
-        return self._ids_of(type_, range(len(self._vocabulary(type_)) + 1))
 
     def encode(self, song: Song) -> Encoded:
         """A song or phrase as tokens.
@@ -264,10 +264,6 @@ class FastREMI(FastEncoder):
     stable sort leaves meters before tempi before notes, and notes by track.
     """
 
-    def __init__(self, tok: miditok.MusicTokenizer) -> None:
-        super().__init__(tok)
-        (self._bar_id,) = self._ids_of("Bar", ["None"])
-
     def _write(
         self, song: Song, moments: _Moments, notes: dict[str, Ids], tempo: Ids, meter: Ids
     ) -> tuple[Ids, Longs]:
@@ -293,8 +289,6 @@ class FastCPWord(FastEncoder):
 
     def __init__(self, tok: miditok.MusicTokenizer) -> None:
         super().__init__(tok)
-        self._column: dict[str, int] = dict(tok.vocab_types_idx)
-        (self._bar_id,) = self._ids_of("Bar", ["None"])
         metric, self._note_id = self._ids_of("Family", ["Metric", "Note"])
         self._blank = np.array([v.get("Ignore_None", 0) for v in tok.vocab], np.uint16)
         self._blank[self._column["Family"]] = metric
@@ -326,11 +320,6 @@ class FastOctuple(FastEncoder):
     """
 
     says_tempo_once = False
-
-    def __init__(self, tok: miditok.MusicTokenizer) -> None:
-        super().__init__(tok)
-        self._column: dict[str, int] = dict(tok.vocab_types_idx)
-        self._bar_ids = self._numbered("Bar")
 
     def _write(
         self, song: Song, moments: _Moments, notes: dict[str, Ids], tempo: Ids, meter: Ids

@@ -247,7 +247,7 @@ class OctupleRules(BarRules):
 
     Octuple (Zeng et al. 2021, MusicBERT, arXiv 2106.05630) as MidiTok writes it. A bar without a
     note has the meter of the last bar that has one, at the start that of the first: what
-    :mod:`midigenre.tokenizers.octuple` reads.
+    :mod:`midigenre.tokenizers.miditok` reads.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
