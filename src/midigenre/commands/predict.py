@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from omegaconf import DictConfig
 
+from midigenre.arrays import Bools, Floats, Longs
 from midigenre.commands.console import console
 from midigenre.corpora.folder import ENDINGS, LeftOut, in_words, midi_files
 from midigenre.data.phrases import PhraseReader, Phrases, consecutive, phrase_length
@@ -38,8 +38,6 @@ from midigenre.wording import plural, program_name
 
 FORMATS = ("json", "csv")
 FILES_AT_ONCE = 64  # bounds the memory; phrases of these files share batches
-
-Floats = NDArray[np.float64]
 
 
 def run(cfg: DictConfig, paths: Sequence[str]) -> None:
@@ -258,9 +256,7 @@ class Answerer:
                     answers[path]["figure"] = str(self._figure(path, song, attributions))
         return answers
 
-    def _predict(
-        self, reader: PhraseReader, phrases: Phrases
-    ) -> tuple[PhraseOutputs, NDArray[np.bool_]]:
+    def _predict(self, reader: PhraseReader, phrases: Phrases) -> tuple[PhraseOutputs, Bools]:
         """What the model says of phrases, and which of them had more steps than it takes."""
         lengths = reader.lengths(phrases)
         order = np.argsort(lengths, kind="stable")  # neighbours of one length share attention calls
@@ -292,10 +288,10 @@ class Answerer:
         song: Song,
         index: int,
         found: PhraseOutputs,
-        ends: NDArray[np.int64],
+        ends: Longs,
         scores: Mapping[str, Floats],
         energies: Mapping[str, Floats],
-        cut: NDArray[np.bool_],
+        cut: Bools,
     ) -> dict[str, Any]:
         """One file's answer but for its path: labels, probabilities, and those of each phrase.
 

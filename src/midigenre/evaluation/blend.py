@@ -96,9 +96,7 @@ def fit_pool(experts: Mapping[str, Floats], truth_S: Longs) -> Pool:
 
     Both losses, of an expert's scale and of the weights, are convex: any start leads to the same.
 
-    Args:
-        experts: Log-probabilities of each expert, shape (S, C).
-        truth_S: Class of each song; those of UNKNOWN are left out.
+    Songs of an UNKNOWN class are left out.
 
     Raises:
         ValueError: No expert is given.

@@ -93,9 +93,8 @@ def score(
         n_classes: Number of classes, C.
         seed: Seed of the resamples.
         n_bootstrap: Number of resamples, R.
-        group_N: Group of each row, 0 to K - 1, shape (N,): rows are scored within their group, and
-            the score of all is the mean of the groups' own, weighted by their rows. None for one
-            group.
+        group_N: Group of each row, 0 to K - 1: rows are scored within their group, and the score of
+            all is the mean of the groups' own, weighted by their rows. None for one group.
     """
     n_groups = 1 if group_N is None else int(group_N.max(initial=-1)) + 1
     # A class of a group is one of K x C cells, so that one pass counts all groups.
@@ -219,15 +218,8 @@ def paired_bootstrap(
         paired_bootstrap(column("genre"), column("genre_model"), column("genre_ngram_lr"),
                          column("song_id"), classes=["bach", "beethoven"])
 
-    Args:
-        truth: True class of each row.
-        first: Classes that the first classifier predicts.
-        second: Classes that the second one predicts.
-        songs: Song of each row.
-        classes: Look only at rows whose truth is one of these; macro-F1 is then the mean over
-            those that occur, and a prediction of any other class is an error. None for all rows.
-        seed: Seed of the resamples.
-        n_bootstrap: Number of resamples, R.
+    With ``classes`` only rows whose truth is one of these count; macro-F1 is then the mean over
+    those that occur, and a prediction of any other class is an error.
 
     Returns:
         For each metric ``first`` and ``second`` (the scores), and what :meth:`Scores.lead` says of

@@ -302,10 +302,7 @@ class Comparison:
         return len({row.test_set for row in self.rows})
 
     def sorted_by(self, column: str | None) -> Comparison:
-        """The rows with the best score first, or with the least of a cost or setting.
-
-        Args:
-            column: A score, a cost or a setting that differs; the first score if None.
+        """The rows with the best score first, or the least cost or setting; None: the first score.
 
         Raises:
             UserError: No such column.
@@ -676,12 +673,9 @@ def _legend(comparison: Comparison) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], n_left: int) -> str:
-    """A table without a newline at its end; the texts appear as they are.
+    """A table without a newline at its end; the first ``n_left`` columns align to the left.
 
-    Args:
-        header: Names of the columns.
-        rows: Texts of each row, as many as columns.
-        n_left: How many columns from the left hold text; the others align to the right.
+    Texts appear as they are.
     """
     marks = str.maketrans({mark: f"\\{mark}" for mark in "\\|*_`<["} | {"\n": " "})
     lines = [[cell.translate(marks) for cell in line] for line in (header, *rows)]

@@ -317,13 +317,7 @@ class ExportedBaseline:
 
 
 def export(name: str, estimator: Any, n_classes: int) -> ExportedBaseline:
-    """A fitted baseline as an :class:`ExportedBaseline`.
-
-    Args:
-        name: Key of :data:`COUNTS`, see :mod:`midigenre.evaluation.baselines`.
-        estimator: Its fitted scikit-learn classifier.
-        n_classes: Number of classes of the label, C.
-    """
+    """A fitted scikit-learn classifier of :mod:`midigenre.evaluation.baselines` as arrays."""
     arrays: dict[str, Any] = {"classes": np.asarray(estimator.classes_, np.int64)}
     if name == "majority":
         arrays["prior"] = estimator.class_prior_

@@ -29,13 +29,8 @@ def print_scores(
 ) -> None:
     """Prints for each label one table, of songs and of the model's phrases, and a few lines.
 
-    Where the console is too narrow for the table, each metric has its own.
-
-    Args:
-        evaluation: The content of ``evaluation.json``.
-        console: Where to print; standard error if None, for people's output belongs there.
-        details: Whether to print tables of the phrases' baselines, of the sources and of the
-            classes, too.
+    Where the console, standard error if None, is too narrow for the table, each metric has its own.
+    With ``details`` there are tables of the phrases' baselines, of the sources and of the classes.
     """
     console = console or Console(stderr=True)
     for label, levels in evaluation.items():

@@ -138,15 +138,10 @@ def by_source(table: Predictions, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP)
     the collection instead of the genre. Predictions are therefore judged once more, source by
     source, on those sources whose test songs have two classes or more.
 
-    Two ways to predict are judged: the model's own, and, as ``<metric>_restricted``, the most
-    likely class among those that the source has in *training*, so that a model that knows the
-    source from its sound has no lead over one that is given it; a source without training songs
-    has none.
-
-    Args:
-        table: Rows that all have a class and a source.
-        seed: Seed of the resamples.
-        n_bootstrap: Number of resamples.
+    All rows have a class and a source. Two ways to predict are judged: the model's own, and, as
+    ``<metric>_restricted``, the most likely class among those that the source has in *training*, so
+    that a model that knows the source from its sound has no lead over one that is given it; a
+    source without training songs has none.
 
     Returns:
         ``by_source`` and ``within_source``, over those sources: the mean of the sources' scores,

@@ -132,11 +132,7 @@ def by_class(
 ) -> dict[str, dict[str, Any]]:
     """Nats per note of each class of each label that has windows, with their number and notes.
 
-    Args:
-        nats_N: Nats of each window.
-        notes_N: Notes of each window.
-        classes: Names of the classes of each label.
-        truth: Class index of each window for each label, shape (N,).
+    ``classes`` are the names of each label's, ``truth`` the class index of each window, (N,).
     """
     found: dict[str, dict[str, Any]] = {label: {} for label in classes}
     for label, names in classes.items():
@@ -236,13 +232,8 @@ def chosen_notes(
     """Which notes are hidden: a hash of song, bar in the song, position, pitch and program decides.
 
     Nothing of the tokens goes into it, so it chooses the same notes in every vocabulary that knows
-    these five, however the song is cut into phrases.
-
-    Args:
-        found: The notes of B phrases.
-        song_keys_B: :func:`song_keys` of each phrase's song.
-        start_B: First bar of each phrase in its song.
-        share: Expected share of the notes.
+    these five, however the song is cut into phrases. A phrase is known by the :func:`song_keys` of
+    its song and by its first bar there.
     """
     bar = found.bar + start_B[found.phrase]
     key = splitmix64(torch.from_numpy(song_keys_B[found.phrase]) + _SALT)
@@ -269,11 +260,8 @@ def evaluate_masked(
     neighbours the hidden one lies. In REMI a MASK does not say which attribute it hides; the order
     of a note's tokens does.
 
-    Args:
-        model: The model, on the device to compute on; it is put into evaluation mode.
-        data: The songs.
-        split: Which of them.
-        share: Share of the tokens that are hidden for loss, perplexity and accuracy.
+    The model is on the device to compute on, and is put into evaluation mode; ``share`` of the
+    tokens are hidden for loss, perplexity and accuracy.
 
     Returns:
         ``{"n", "n_notes", "nats_per_note", "ci95", "attributes", "share", "loss", "perplexity",

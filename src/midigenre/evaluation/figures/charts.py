@@ -199,11 +199,7 @@ def _cell_text(axes: Axes, row: int, column: int, count: int, share: float, top:
 def evaluation_figures(
     evaluation: Mapping[str, Mapping[str, Mapping[str, Any]]], what: str
 ) -> dict[str, Figure]:
-    """Every figure of an evaluation.
-
-    Args:
-        evaluation: The content of ``evaluation.json``.
-        what: Which songs, for the titles: ``test`` or ``xmidi test``.
+    """Every figure of an ``evaluation.json``; ``what``, as ``xmidi test``, goes into the titles.
 
     Returns:
         By ``<label>/<level>/confusion``, ``.../reliability`` and ``.../coverage``.
