@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from symusic.core import ScoreTick
 
 from midigenre import registry
-from midigenre.arrays import Ints, Longs
+from midigenre.arrays import Floats, Ints, Longs
 from midigenre.errors import UserError
 from midigenre.midi.clean import read_score
 from midigenre.midi.song import Grid, Song
@@ -50,10 +50,12 @@ class Tokenizer(ABC):
     Attributes:
         spec: Vocabulary and settings, which travel with shards and runs.
         grid: How time is quantised before encoding.
+        tempi: Those of clean songs, ascending, in quarter notes a minute; none if all have one.
     """
 
     spec: TokenSpec
     grid: Grid
+    tempi: Floats = np.zeros(0)
 
     @abstractmethod
     def clean(self, score: ScoreTick) -> Song:

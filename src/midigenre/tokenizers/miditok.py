@@ -127,6 +127,8 @@ class MidiTokTokenizer(Tokenizer):
             raise RuntimeError(
                 f"MidiTok counts {self._tok.time_division} ticks a quarter, not {self.grid.tpq}"
             )
+        if config.use_tempos:
+            self.tempi = np.sort(self._tok.tempos)
         self._tracks = tracks if config.use_programs or tracks != "all" else "merged"
         self._neutral = neutral
         if self._tok._note_on_off:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from symusic.core import NoteTick, NoteTickList, ScoreTick, TempoTick, TempoTickList, TrackTick
 
 from midigenre.arrays import Floats, Ints, Longs
 from midigenre.data.augment import (
@@ -20,11 +19,9 @@ from midigenre.data.augment import (
     jittered,
     velocity_noise,
 )
-from midigenre.midi.song import DEFAULT_METER, DRUMS, NoteTable, Song
+from midigenre.midi.song import DRUMS, NoteTable, Song
 from midigenre.spec import TokenSpec
-from midigenre.tokenizers.base import Tokenizer, from_spec
-
-_PITCHED = ("Pitch", "NoteOn")
+from midigenre.tokenizers.base import from_spec
 
 
 class NoteAugmenter:
@@ -34,10 +31,10 @@ class NoteAugmenter:
         self._settings = settings
         tokenizer = from_spec(spec)
         self._grid = tokenizer.grid
-        pitches = _numbers(spec, *_PITCHED)
+        pitches = _numbers(spec, "Pitch", "NoteOn")
         self._pitches = (int(pitches.min()), int(pitches.max()))
         self._velocities = np.unique(_numbers(spec, "Velocity")).astype(np.int32)
-        self._tempi = _tempi(spec, tokenizer)
+        self._tempi = tokenizer.tempi
         # In Octuple a tempo is said by notes only: what changes between them takes effect at the
         # next one.
         self._at_notes = spec.bars == "field"
@@ -145,26 +142,3 @@ def _numbers(spec: TokenSpec, *types: str) -> Floats:
     """All numbers that tokens of these types say."""
     tokens = (token for f in spec.fields for token in zip(f.types, f.values, strict=True))
     return np.array([float(value) for type_, value in tokens if type_ in types])
-
-
-def _tempi(spec: TokenSpec, tokenizer: Tokenizer) -> Floats:
-    """The vocabulary's tempi, ascending, as exactly as cleaned songs have them.
-
-    Tokens name them to two decimals, which is not what songs hold: a song with one bar in each of
-    them tells.
-    """
-    named = np.unique(_numbers(spec, "Tempo"))
-    if len(named) == 0:
-        return named
-    score = ScoreTick(tokenizer.grid.tpq)
-    bar = tokenizer.grid.bar_ticks(DEFAULT_METER)
-    score.tempos = TempoTickList([TempoTick(i * bar, float(q)) for i, q in enumerate(named)])
-    program = max(_numbers(spec, "Program"), default=0)
-    pitch = int(_numbers(spec, *_PITCHED)[0])
-    track = TrackTick("", int(max(program, 0)), bool(program == DRUMS))
-    track.notes = NoteTickList([NoteTick(i * bar, bar, pitch, 64) for i in range(len(named))])
-    score.tracks.append(track)
-    exact = tokenizer.clean(score).tempo_qpm
-    if len(exact) != len(named):
-        raise ValueError(f"{spec.name}: {len(named)} tempo tokens for {len(exact)} tempi")
-    return np.sort(exact)
