@@ -25,7 +25,6 @@ from midigenre.tasks.optim import (
 SETTINGS = {
     "adamw": AdamWSettings(lr=0.1, final_ratio=0.01),
     "warm-up of steps": AdamWSettings(lr=0.1, warmup_steps=5, schedule="linear"),
-    "wsd": AdamWSettings(lr=0.1, schedule="wsd"),
     "one cycle": AdamOneCycleSettings(lr=0.1),
 }
 
@@ -127,7 +126,7 @@ def test_what_is_saved_is_plain() -> None:
         assert "_share" not in state
 
 
-def test_the_share_is_the_timers_and_goes_on_with_it() -> None:
+def test_the_share_is_the_timers_and_resumes_with_it() -> None:
     def trainer(*callbacks: Any) -> Any:
         strategy = SimpleNamespace(broadcast=lambda value: value)
         return SimpleNamespace(callbacks=list(callbacks), strategy=strategy)
