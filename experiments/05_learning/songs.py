@@ -26,7 +26,7 @@ from midigenre.data.datamodule import PhraseDataModule
 from midigenre.evaluation.blend import WITHOUT_ENCODER
 from midigenre.evaluation.compare import markdown_table
 from midigenre.files import read_json, write_json
-from midigenre.tasks.songs import KINDS
+from midigenre.tasks.predict import KINDS
 from midigenre.trained import load_run, own_shards
 
 RESULTS = Path(__file__).parent / "results"

@@ -15,7 +15,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -26,15 +25,17 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+import midigenre.tasks.predict as tasks
 import midigenre.tokenizers.base as tokenizers
 from midigenre.commands import predict
 from midigenre.corpora.folder import midi_files
 from midigenre.data import sandbox as reading
+from midigenre.data.phrases import PhraseReader, consecutive, phrase_length
+from midigenre.data.sampler import collate, group_by_budget
 from midigenre.data.shards import MemorySongs
 from midigenre.files import write_json
 from midigenre.registry import conf_dir
 from midigenre.spec import Batch
-from midigenre.tasks.predict import song_phrases
 from midigenre.tokenizers.base import from_spec
 from midigenre.trained import Run, load_run
 
@@ -122,12 +123,12 @@ def answered(cfg: DictConfig, files: Sequence[str]) -> dict[str, Any]:
             ("clean", kind, "clean"),
             ("encode", kind, "encode"),
             ("guard", reading.Sandbox, "read"),
-            ("cut", predict, "consecutive"),
-            ("cut", predict.PhraseReader, "lengths"),
-            ("cut", predict.PhraseReader, "__call__"),
-            ("cut", predict, "collate"),
-            ("model", predict, "predict_phrases"),
-            ("songs", predict, "score_songs"),
+            ("cut", tasks, "consecutive"),
+            ("cut", PhraseReader, "lengths"),
+            ("cut", PhraseReader, "__call__"),
+            ("cut", tasks, "collate"),
+            ("model", tasks, "predict_phrases"),
+            ("songs", predict, "song_scores"),
             ("answer", predict.Answerer, "_describe"),
             ("answer", predict, "_say_json"),
         ),
@@ -159,19 +160,19 @@ def batches_of(trained: Run, files: Sequence[str]) -> list[Batch]:
     tokenizer = from_spec(trained.tokens)
     read = [tokenizer.read(Path(file).read_bytes()) for file in files]
     songs = MemorySongs([(song, tokenizer.encode(song)) for song in read])
-    _, batches = song_phrases(songs, trained.tokens, trained.data, PHRASES)
+    phrases = consecutive(songs, np.arange(len(songs)), phrase_length(trained.data, trained.tokens))
+    reader = PhraseReader(songs, trained.tokens, trained.data["max_tokens"], trained.data["marks"])
     heads = trained.classifier.label_heads()
     draw = np.random.default_rng(0)
-    return [
-        replace(
-            batch,
-            labels={
-                label: torch.from_numpy(draw.integers(0, len(head.classes), batch.n_phrases))
-                for label, head in heads.items()
-            },
-        )
-        for batch in batches
-    ]
+    batches = []
+    for group in group_by_budget(reader.lengths(phrases), PHRASES, None):
+        chosen = phrases.select(group)
+        labels = {
+            label: draw.integers(0, len(head.classes), len(chosen)) for label, head in heads.items()
+        }
+        places = zip(chosen.song.tolist(), chosen.first.tolist(), chosen.end.tolist(), strict=True)
+        batches.append(collate([reader(*place)[0] for place in places], labels, chosen))
+    return batches
 
 
 def rate(step: Callable[[Batch], None], batches: Sequence[Batch]) -> float:

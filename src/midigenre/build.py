@@ -30,11 +30,12 @@ from midigenre.data.prepare import Settings, default_workers, prepare
 from midigenre.data.sandbox import Limits
 from midigenre.data.shards import ShardSet, open_shards
 from midigenre.errors import UserError
+from midigenre.models import FieldEmbedding
 from midigenre.models.kernels import use_cpu_kernels
 from midigenre.run import differing
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.storage import location
-from midigenre.tasks.base import Parts, Task
+from midigenre.tasks.base import ModelParts, Task
 from midigenre.tasks.callbacks import WholeCheckpoints
 from midigenre.tasks.optim import OptimSettings
 from midigenre.tokenizers.base import Tokenizer
@@ -271,7 +272,11 @@ def make_model(
     found = class_of(task)
     try:
         backbone = make_backbone(model, found.causal)
-        parts = Parts.from_config(model, backbone, tokens, labels, counts)
+        width: Any = backbone.d_model
+        embedding = FieldEmbedding(
+            tokens.sizes, width, model["combine"], model["d_field"], model["dropout"]
+        )
+        parts = ModelParts(embedding, backbone, model["pooling"], tokens, labels, counts)
         return use_cpu_kernels(found.make_model(task, parts))
     except ValueError as error:
         raise UserError(f"model: {error}") from error

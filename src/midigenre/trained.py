@@ -141,7 +141,7 @@ def load_run(
             of another kind.
     """
     folder, path = checkpoint_path(run, ckpt, key)
-    about, weights = _read(path)
+    about, content = _content(path)
     found = class_of(about["task"]).kind
     if found != kind:
         there = _runs_of(kind, folder)
@@ -153,7 +153,7 @@ def load_run(
     with reading(path, _OTHER):
         tokens, labels = TokenSpec.from_dict(about["tokens"]), LabelSpec.from_dict(about["labels"])
         model = make_model(about["model"], about["task"], tokens, labels)
-        model.load_state_dict(weights)
+        model.load_state_dict(_below(content["state_dict"], "model"))
     run_folder = None if folder is None else RunFolder(folder)
     config = run_folder.as_config() if run_folder is not None and run_folder.has_config else None
     return Run(folder, path, model.eval(), tokens, labels, about["data"], config, about["task"])
@@ -193,23 +193,14 @@ def own_shards(trained: Run, home: str, n_workers: int | None, progress: Any) ->
 
 def _runs_of(kind: str, folder: Path | None) -> list[str]:
     """Finished runs of a kind beside a run, ``runs/*/*``, at most five, the newest first."""
-    found = []
+    found: list[str] = []
     beside = [] if folder is None else folder.parent.parent.glob("*/*/config.yaml")
     for path in sorted(beside, key=lambda p: p.stat().st_mtime, reverse=True):
-        # A damaged config is somebody else's trouble.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # a damaged config of another run
             is_kind = class_of(RunFolder(path.parent).config["task"]).kind == kind
             if is_kind and (path.parent / "checkpoints" / "best.ckpt").is_file():
                 found.append(str(path.parent))
-        if len(found) == 5:
-            break
-    return found
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a checkpoint says about its model, and the model's weights."""
-    about, content = _content(path)
-    return about, _below(content["state_dict"], "model")
+    return found[:5]
 
 
 def _content(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -237,8 +228,8 @@ def _content(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 raise ValueError(f"its {group} has no name")
         if not set(DATA_KEYS) <= about["data"].keys() <= {*DATA_KEYS, "protocol"}:
             raise ValueError(f"its data is {about['data']}")
-        sizes = {key: about["data"][key] for key in ("phrase_bars", "phrase_seconds", "max_tokens")}
-        for key, size in sizes.items():
+        for key in ("phrase_bars", "phrase_seconds", "max_tokens"):
+            size = about["data"][key]
             if not (size is None or (type(size) in (int, float) and size > 0)):
                 raise ValueError(f"its data has {key}={size}")
         if not all(isinstance(value, Tensor) for value in content["state_dict"].values()):
@@ -247,7 +238,7 @@ def _content(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check_last(path: Path, cfg: DictConfig, run: RunFolder) -> None:
-    """Refuses to go on from what is no whole checkpoint of a run.
+    """Rejects what is no whole checkpoint of a run that is to be resumed.
 
     Args:
         path: Its ``last.ckpt``.
@@ -271,7 +262,7 @@ def check_last(path: Path, cfg: DictConfig, run: RunFolder) -> None:
                 )
     missing = [key for key in _TRAINING if key not in content]
     if missing:
-        raise UserError(f"{path} has no {missing[0]}, so no training can go on from it; {remedy}")
+        raise UserError(f"{path} has no {missing[0]}, so no training can resume from it; {remedy}")
     with reading(path, remedy):
         own = path.parent.resolve()
         for state in content["callbacks"].values():
@@ -287,6 +278,9 @@ def check_last(path: Path, cfg: DictConfig, run: RunFolder) -> None:
 def _below(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     prefix = f"{part}."
     return {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+
+
+# --- a model that starts from another one ---------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -306,24 +300,19 @@ class Start:
     def load_into(self, model: nn.Module) -> dict[str, int]:
         """Puts them into a model whose settings :func:`start_from` was given.
 
-        The head of masked modelling goes along where the model foretells the same fields.
+        The head of masked modelling is taken where the model predicts the same fields.
 
         Returns:
             Number of parameters of each part that was taken over, by its name.
         """
         parts = [(part, model.get_submodule(part), self.weights[part]) for part in self.weights]
-        head = _masked_head_of(model)
+        head = next((m for m in model.modules() if isinstance(m, MaskedHead)), None)
         if head is not None and self.masked_head.keys() == head.state_dict().keys():
             parts.append(("masked head", head, self.masked_head))
         with reading(self.checkpoint, _OTHER):
             for _, module, weights in parts:
                 module.load_state_dict(weights)
         return {part: sum(p.numel() for p in module.parameters()) for part, module, _ in parts}
-
-
-def _masked_head_of(model: nn.Module) -> MaskedHead | None:
-    heads = [module for module in model.modules() if isinstance(module, MaskedHead)]
-    return heads[0] if heads else None
 
 
 def start_from(
@@ -344,23 +333,84 @@ def start_from(
     """
     named = Path(source).expanduser()
     path = named if named.is_file() else checkpoint_path(source, "best", "init_from")[1]
-    about, weights = _read(path)
+    about, content = _content(path)
     with reading(path, _OTHER):
-        _check_vocabulary(path, TokenSpec.from_dict(about["tokens"]), tokens)
-        _check_backbone(path, about, model, task)
+        reason = _other_vocabulary(TokenSpec.from_dict(about["tokens"]), tokens)
+        reason = reason or _other_backbone(about, model, task)
+        if reason:
+            raise UserError(f"init_from: {path} {reason}")
+    weights = _below(content["state_dict"], "model")
     # Where it lies in a classifier, else in a masked model; other heads have no norm.
     head = _below(weights, "masked.head") or _below(weights, "head")
     masked_head = head if "norm.weight" in head else {}
     return Start(path, {part: _below(weights, part) for part in SHARED}, masked_head)
 
 
+def _other_vocabulary(theirs: TokenSpec, ours: TokenSpec) -> str | None:
+    """How the vocabulary of a checkpoint differs, as the rest of a sentence; None if not."""
+    there, here = (
+        {k: v for k, v in spec.to_dict()["tokenizer"].items() if k != "name"}
+        for spec in (theirs, ours)
+    )
+    if theirs.fields == ours.fields and there == here:
+        return None
+    if theirs.name != ours.name:
+        return (
+            f"was trained on tokenizer {theirs.name!r}, this is {ours.name!r}; "
+            f"set tokenizer={theirs.name} or give another run"
+        )
+    different = differing(there, here) or [
+        f"{theirs.n_tokens} tokens there, {ours.n_tokens} here, by another version of midigenre"
+    ]
+    return (
+        f"was trained with other settings of tokenizer {ours.name!r} ({', '.join(different)}); set "
+        "the same (tracks and neutral come with the corpus) or give another run"
+    )
+
+
+def _other_backbone(
+    about: Mapping[str, Any], model: Mapping[str, Any], task: Mapping[str, Any]
+) -> str | None:
+    """How the backbone of a checkpoint differs, likewise."""
+    other = about["model"]
+    if other["_target_"] != model["_target_"]:
+        return (
+            f"has the backbone {other['_target_']} (model={other['name']}), this is "
+            f"{model['_target_']} (model={model['name']}); set model={other['name']} or give "
+            "another run"
+        )
+    theirs, ours = (
+        dict(of) | backbone_settings(of, class_of(its_task).causal)
+        for of, its_task in ((other, about["task"]), (model, task))
+    )
+    if theirs.get("bidirectional") != ours.get("bidirectional"):
+        needed, made = (
+            ("two directions", "one") if ours["bidirectional"] else ("one direction", "two")
+        )
+        return (
+            f"is an LSTM that has {made} and task={task['name']} needs {needed}: weights of one do "
+            "not serve the other; give a run whose task needs the same, or train both with an "
+            "encoder (model=tiny), which serves both"
+        )
+    for settings in (theirs, ours):
+        for name in _NOT_SHARED:
+            settings.pop(name, None)
+        if settings.get("positions") == "rope":  # has no limit and ignores it
+            settings.pop("max_positions", None)
+    if theirs == ours:
+        return None
+    return (
+        f"has another backbone ({', '.join(differing(theirs, ours))}); set the same or give "
+        "another run"
+    )
+
+
 def finetuned(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The config of a run that may start from another one.
 
     With ``init_model`` model and tokenizer are those of the run of ``init_from``, except for what
-    the command line says about them. Settings of a recipe, ``conf/experiment``, are not told from
-    defaults and give way. Without ``init_from`` a recipe's ``optim.layer_decay`` waits: layers that
-    all begin anew learn at one rate.
+    the command line says about them; settings of a recipe give way, as defaults do. Without
+    ``init_from`` a recipe's ``optim.layer_decay`` has no effect: new layers learn at one rate.
 
     Args:
         cfg: The composed config.
@@ -372,14 +422,14 @@ def finetuned(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Raises:
         UserError: There is no such run; a setting needs one; ``freeze_layers`` does not fit.
     """
-    source, init_model = cfg.init_from, cfg.init_model
-    freeze_layers, layer_decay = cfg.freeze_layers or 0, cfg.optim.get("layer_decay", 1.0)
+    source, freeze_layers = cfg.init_from, cfg.freeze_layers or 0
+    layer_decay = cfg.optim.get("layer_decay", 1.0)
     if source is None:
         said = any(override.lstrip("+").startswith("optim.layer_decay=") for override in overrides)
         for key, is_on, value in (
             ("freeze_layers", freeze_layers != 0, freeze_layers),
             ("optim.layer_decay", layer_decay != 1 and said, layer_decay),
-            ("init_model", init_model, "true"),
+            ("init_model", cfg.init_model, "true"),
         ):
             if is_on:
                 raise UserError(
@@ -389,7 +439,7 @@ def finetuned(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         if layer_decay != 1:
             cfg = copy.deepcopy(cfg)
             OmegaConf.update(cfg, "optim.layer_decay", 1.0)
-    elif init_model:
+    elif cfg.init_model:
         cfg = _with_model_of(source, cfg, overrides)
     check_frozen(freeze_layers, cfg.model.n_layers)
     return cfg
@@ -409,8 +459,7 @@ def _with_model_of(source: str, cfg: DictConfig, overrides: Sequence[str]) -> Di
     with reading(run.config_path):
         for part in parts:
             registry.check(run.config[part], part)
-    theirs = run.as_config()
-    changed = copy.deepcopy(cfg)
+    theirs, changed = run.as_config(), copy.deepcopy(cfg)
     OmegaConf.set_struct(changed, False)
     for part in parts:
         changed[part] = theirs[part]
@@ -419,61 +468,3 @@ def _with_model_of(source: str, cfg: DictConfig, overrides: Sequence[str]) -> Di
                 OmegaConf.update(changed, key, OmegaConf.select(cfg, key))
     OmegaConf.set_struct(changed, True)
     return changed
-
-
-def _check_vocabulary(path: Path, theirs: TokenSpec, ours: TokenSpec) -> None:
-    there, here = (
-        {k: v for k, v in spec.to_dict()["tokenizer"].items() if k != "name"}
-        for spec in (theirs, ours)
-    )
-    if theirs.fields == ours.fields and there == here:
-        return
-    if theirs.name != ours.name:
-        raise UserError(
-            f"init_from: {path} was trained on tokenizer {theirs.name!r}, this is {ours.name!r}; "
-            f"set tokenizer={theirs.name} or give another run"
-        )
-    different = differing(there, here) or [
-        f"{theirs.n_tokens} tokens there, {ours.n_tokens} here, by another version of midigenre"
-    ]
-    raise UserError(
-        f"init_from: {path} was trained with other settings of tokenizer {ours.name!r} "
-        f"({', '.join(different)}); set the same (tracks and neutral come with the corpus) or give "
-        "another run"
-    )
-
-
-def _check_backbone(
-    path: Path, about: Mapping[str, Any], model: Mapping[str, Any], task: Mapping[str, Any]
-) -> None:
-    other = about["model"]
-    if other["_target_"] != model["_target_"]:
-        raise UserError(
-            f"init_from: {path} has the backbone {other['_target_']} (model={other['name']}), this "
-            f"is {model['_target_']} (model={model['name']}); set model={other['name']} or give "
-            "another run"
-        )
-    theirs = _shared_settings(other, class_of(about["task"]).causal)
-    ours = _shared_settings(model, class_of(task).causal)
-    both_there, both_here = theirs.pop("bidirectional", None), ours.pop("bidirectional", None)
-    if both_there != both_here:
-        needed, made = ("two directions", "one") if both_here else ("one direction", "two")
-        raise UserError(
-            f"init_from: the LSTM of {path} has {made} and task={task['name']} needs {needed}: "
-            "weights of one do not serve the other; give a run whose task needs the same, or train "
-            "both with an encoder (model=tiny), which serves both"
-        )
-    if theirs != ours:
-        raise UserError(
-            f"init_from: {path} has another backbone ({', '.join(differing(theirs, ours))}); set "
-            "the same or give another run"
-        )
-
-
-def _shared_settings(model: Mapping[str, Any], causal: bool) -> dict[str, Any]:
-    """Settings of a model that the shared weights depend on."""
-    given = dict(model) | backbone_settings(model, causal)
-    found = {k: v for k, v in given.items() if k not in _NOT_SHARED}
-    if found.get("positions") == "rope":  # has no limit and ignores it
-        found.pop("max_positions", None)
-    return found

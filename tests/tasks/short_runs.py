@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from midigenre.build import make_data, make_task, make_trainer, prepared
 from midigenre.cli import conf_dir
 from midigenre.commands import hydra_job  # noqa: F401  (registers what the config needs)
-from midigenre.tasks.fit import fit
+from midigenre.tasks.base import fit
 
 BATCHES = 7  # of an epoch
 N_EPOCHS = 3

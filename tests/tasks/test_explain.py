@@ -13,10 +13,10 @@ from torch import nn
 
 from midi import DRUMS, make_score, note
 from midigenre.build import make_tokenizer
+from midigenre.data.phrases import consecutive, phrase_length
 from midigenre.data.shards import MemorySongs
 from midigenre.models import Encoder, FieldEmbedding, LabelHead, PhraseClassifier, Pooling
 from midigenre.tasks.explain import Explainer, log_odds
-from midigenre.tasks.predict import song_phrases
 
 CONF = Path(__file__).parents[2] / "conf"
 DATA = {"phrase_bars": 4, "phrase_seconds": None, "max_tokens": 512, "marks": False}
@@ -79,7 +79,7 @@ def band(bars, drums_at=(), seed=0):
 
 def explain(tok, model, scores, targets=None, data=DATA, **bounds):
     songs = MemorySongs([(s, tok.encode(s)) for s in map(tok.clean, scores)])
-    phrases, _ = song_phrases(songs, tok.spec, data, 64)
+    phrases = consecutive(songs, np.arange(len(songs)), phrase_length(data, tok.spec))
     chosen = {k: targets or [0] * len(songs) for k in model.heads}
     explainer = Explainer(model, tok.spec, data, **bounds)
     return explainer(songs, phrases, chosen)

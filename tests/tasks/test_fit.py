@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from midigenre.errors import UserError
-from midigenre.tasks.base import Cost, peak_memory_bytes
-from midigenre.tasks.fit import fit
+from midigenre.tasks.base import Cost, fit, peak_memory_bytes
 
 
 class Trainer:

@@ -20,8 +20,8 @@ from midigenre.errors import UserError
 from midigenre.generation.sampling import Sampler
 from midigenre.registry import conf_dir
 from midigenre.spec import UNKNOWN
-from midigenre.tasks import samples
-from midigenre.tasks.samples import AUDIO_RATE, GeneratedSamples
+from midigenre.tasks import generate
+from midigenre.tasks.generate import AUDIO_RATE, GeneratedSamples
 
 CLASSES = {"genre": ["waltz", "rock", "ballad", "swing"],
            "emotion": ["happy", "sad", "angry", "calm"]}  # fmt: skip
@@ -200,12 +200,12 @@ def test_without_conditions_there_is_one(home):
 
 
 def test_without_a_logger_nothing_is_drawn(home, monkeypatch):
-    monkeypatch.setattr(samples, "Sampler", None)
+    monkeypatch.setattr(generate, "Sampler", None)
     train(home, home / "none", GeneratedSamples(every_steps=1), "logger=none")
 
 
 def test_neither_while_checking_nor_on_another_process(monkeypatch):
-    monkeypatch.setattr(samples, "tensorboard_of", None)
+    monkeypatch.setattr(generate, "tensorboard_of", None)
     trainer = SimpleNamespace(
         global_step=9, sanity_checking=True, is_global_zero=True, strategy=None
     )

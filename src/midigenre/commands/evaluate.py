@@ -24,7 +24,7 @@ from midigenre.files import read_csv, write_json
 from midigenre.spec import UNKNOWN
 from midigenre.storage import check_writable
 from midigenre.tasks.evaluate import evaluate_split, fit_calibration
-from midigenre.tasks.songs import load_song_models
+from midigenre.tasks.predict import load_song_models
 from midigenre.tokenizers.base import from_spec
 from midigenre.trained import Run, device_of, load_run, own_shards
 

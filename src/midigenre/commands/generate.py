@@ -46,7 +46,7 @@ from midigenre.midi.song import Song
 from midigenre.models import PhraseGenerator
 from midigenre.models.kernels import quantize_int8
 from midigenre.spec import UNKNOWN
-from midigenre.tasks.samples import context_for
+from midigenre.tasks.generate import context_for
 from midigenre.tokenizers.base import Tokenizer, from_spec
 from midigenre.trained import Run, device_of, load_run
 from midigenre.wording import plural

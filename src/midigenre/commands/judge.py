@@ -39,8 +39,8 @@ from midigenre.midi.clean import read_score
 from midigenre.midi.song import Song
 from midigenre.spec import UNKNOWN
 from midigenre.storage import check_writable
-from midigenre.tasks.predict import SongScores, score_songs
-from midigenre.tasks.samples import context_for
+from midigenre.tasks.generate import context_for
+from midigenre.tasks.predict import SongScores, classify_songs
 from midigenre.tokenizers.base import Tokenizer, from_spec
 from midigenre.trained import Run, device_of, load_run, own_shards
 from midigenre.wording import plural
@@ -189,7 +189,7 @@ def _judgement(
     ]
     sets = {}
     for what, of in music.items():
-        scores = score_songs(
+        scores = classify_songs(
             judge.classifier, of, from_spec(judge.tokens), judge.data, device_of(cfg.device),
             progress=partial(progress, f"judging ({what})"),
         )  # fmt: skip

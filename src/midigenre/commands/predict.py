@@ -9,29 +9,23 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
 
-from midigenre.arrays import Bools, Floats, Longs
+from midigenre.arrays import Floats
 from midigenre.commands.console import console
 from midigenre.corpora.folder import ENDINGS, LeftOut, in_words, midi_files
-from midigenre.data.phrases import PhraseReader, Phrases, consecutive, phrase_length
-from midigenre.data.sampler import collate, group_by_budget
 from midigenre.data.sandbox import FileLimits, FileReader
 from midigenre.data.shards import MemorySongs
 from midigenre.errors import RefusedSongError, UserError
-from midigenre.evaluation.calibration import Calibration, LevelCalibration, song_energy
+from midigenre.evaluation.calibration import Calibration, song_energy
 from midigenre.files import csv_cell, safe_name
 from midigenre.midi.song import Song
-from midigenre.spec import Batch
 from midigenre.tasks.explain import METHOD, Attribution, Explainer
-from midigenre.tasks.predict import PhraseOutputs, predict_phrases
-from midigenre.tasks.songs import load_song_models, score_songs
+from midigenre.tasks.predict import SongPredictions, load_song_models, predict_songs, song_scores
 from midigenre.tokenizers.base import Encoded
 from midigenre.trained import Run, device_of, load_run
 from midigenre.wording import plural, program_name
@@ -51,13 +45,13 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     files = list(_files(paths))
     if not files:
         raise UserError(f"{', '.join(paths)}: no MIDI file in there (a name ends in {ENDINGS})")
-    device = device_of(cfg.device)
+    device_of(cfg.device)
     _check(cfg)
     failed: list[tuple[Path, RefusedSongError]] = []
     limits = FileLimits(float(cfg.max_file_mb), float(cfg.max_seconds))
     with FileReader(limits, guarded=bool(cfg.guard)) as reader:
         trained = load_run(cfg.run, cfg.ckpt)
-        answerer = Answerer(cfg, trained, device)
+        answerer = Answerer(cfg, trained)
         reader.wait(trained.tokens)
         say = answerer.table() if cfg.format == "csv" else _say_json
         for begin in range(0, len(files), FILES_AT_ONCE):
@@ -113,233 +107,155 @@ def _note(text: str, style: str = "yellow") -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-@dataclass(frozen=True)
-class AnswerPolicy:
-    """When to answer, and what probabilities mean.
+def thresholds_of(
+    calibration: Calibration | None, labels: Sequence[str], threshold: float | None,
+    coverage: float | None,
+) -> dict[str, float]:  # fmt: skip
+    """For each label the song probability below which there is no answer; empty to answer always.
 
-    Attributes:
-        levels: For each label the calibration of phrases and of songs; empty without one.
-        thresholds: For each label the song probability below which there is no answer; empty to
-            answer always.
+    Args:
+        calibration: The run's, None without one.
+        labels: The model's labels.
+        threshold: Least probability of an answer, for all labels; None for none.
+        coverage: Share of songs to answer, which says the thresholds instead.
+
+    Raises:
+        UserError: Both are given, one is out of range, or ``coverage`` without a calibration.
     """
-
-    levels: Mapping[str, Mapping[str, LevelCalibration]]
-    thresholds: Mapping[str, float]
-
-    @classmethod
-    def from_settings(
-        cls,
-        calibration: Calibration | None,
-        labels: Sequence[str],
-        threshold: float | None,
-        coverage: float | None,
-    ) -> AnswerPolicy:
-        """From the settings of the command.
-
-        Args:
-            calibration: The run's, None without one.
-            labels: The model's labels.
-            threshold: Least probability of an answer, for all labels; None for none.
-            coverage: Share of songs to answer, which says the thresholds instead.
-
-        Raises:
-            UserError: Both are given, one is out of range, or ``coverage`` without a calibration.
-        """
-        levels = {} if calibration is None else calibration.levels
-        if threshold is not None and coverage is not None:
-            raise UserError(
-                f"threshold={threshold} and coverage={coverage}: give one of them; a coverage "
-                "finds its threshold on the run's validation songs"
-            )
-        if threshold is not None:
-            if not 0 < threshold <= 1:
-                raise UserError(f"threshold={threshold} must lie above 0 and be at most 1")
-            return cls(levels, dict.fromkeys(labels, float(threshold)))
-        if coverage is None:
-            return cls(levels, {})
-        if missing := [label for label in labels if label not in levels]:
-            raise UserError(
-                f"coverage={coverage}: there is no calibration of {', '.join(missing)} "
-                "(RUN/calibration.json, which `midigenre train` writes for ckpt=best); set "
-                "threshold= instead"
-            )
-        return cls(
-            levels, {label: levels[label]["song"].threshold_for(coverage) for label in labels}
+    if threshold is not None and coverage is not None:
+        raise UserError(
+            f"threshold={threshold} and coverage={coverage}: give one of them; a coverage "
+            "finds its threshold on the run's validation songs"
         )
-
-    def calibrated(self, label: str, level: str, log_probs_NC: Floats) -> Floats:
-        """Log-probabilities after the temperature, if there is one, shape (N, C)."""
-        found = self.levels.get(label)
-        return log_probs_NC if found is None else found[level].apply(log_probs_NC)
-
-    def doubts(self, label: str, raw_C: Floats, energy: float) -> dict[str, Any]:
-        """How well the model knows a song, before the temperature; None where there is no limit.
-
-        Args:
-            label: The label.
-            raw_C: The song's log-probabilities as the model gives them, shape (C,).
-            energy: Mean energy of its phrases.
-        """
-        level = self.levels[label]["song"] if label in self.levels else None
-        found: dict[str, Any] = {
-            "energy": round(energy, 4),
-            "max_softmax": round(float(np.exp(raw_C.max())), 4),
-            "out_of_domain": None,
-            "low_confidence": None,
-        }
-        if level is not None and level.max_energy is not None:
-            found["out_of_domain"] = bool(level.out_of_domain(np.array([energy]))[0])
-        if level is not None and level.min_confidence is not None:
-            found["low_confidence"] = bool(level.low_confidence(raw_C[None])[0])
-        if label in self.thresholds:
-            found["threshold"] = round(self.thresholds[label], 4)
-        return found
+    if threshold is not None:
+        if not 0 < threshold <= 1:
+            raise UserError(f"threshold={threshold} must lie above 0 and be at most 1")
+        return dict.fromkeys(labels, float(threshold))
+    if coverage is None:
+        return {}
+    levels = {} if calibration is None else calibration.levels
+    if missing := [label for label in labels if label not in levels]:
+        raise UserError(
+            f"coverage={coverage}: there is no calibration of {', '.join(missing)} "
+            "(RUN/calibration.json, which `midigenre train` writes for ckpt=best); set "
+            "threshold= instead"
+        )
+    return {label: levels[label]["song"].threshold_for(coverage) for label in labels}
 
 
 class Answerer:
-    """Answers for files whose phrases share batches.
+    """Answers for files whose phrases share batches, with the run and the command's settings."""
 
-    Args:
-        cfg: The command's settings.
-        trained: The run.
-        device: Where to compute.
-    """
-
-    def __init__(self, cfg: DictConfig, trained: Run, device: torch.device) -> None:
-        self._trained, self._device = trained, device
-        self._bounds = int(cfg.batch_phrases), int(cfg.batch_tokens)
+    def __init__(self, cfg: DictConfig, trained: Run) -> None:
+        self._trained, self._device = trained, device_of(cfg.device)
+        self._bounds: dict[str, Any] = {
+            key: int(cfg[key]) for key in ("batch_phrases", "batch_tokens")
+        }
         heads = trained.classifier.label_heads()
         self._classes = {label: head.classes for label, head in heads.items()}
-        self._songs, note = load_song_models(trained.checkpoint, trained.classifier, trained.task)
+        self._blends, note = load_song_models(trained.checkpoint, trained.classifier, trained.task)
         if note is not None:
             _note(note)
-        calibration = (
-            Calibration.of_run(trained.folder, trained.checkpoint, self._songs is not None)
+        self._calibration = (
+            Calibration.of_run(trained.folder, trained.checkpoint, self._blends is not None)
             if cfg.calibrate
             else None
         )
-        self._policy = AnswerPolicy.from_settings(
-            calibration, list(self._classes), cfg.threshold, cfg.coverage
+        self._thresholds = thresholds_of(
+            self._calibration, list(self._classes), cfg.threshold, cfg.coverage
         )
         self._explainer = None
         if cfg.explain:
             self._explainer = Explainer(
-                trained.classifier,
-                trained.tokens,
-                trained.data,
-                batch_phrases=self._bounds[0],
-                batch_tokens=self._bounds[1],
-                device=device,
-            )
+                trained.classifier, trained.tokens, trained.data, device=self._device,
+                **self._bounds,
+            )  # fmt: skip
         self._figures = None if cfg.out is None else Path(cfg.out)
         self._figure_names: set[str] = set()
 
     def __call__(self, read: Mapping[Path, tuple[Song, Encoded]]) -> dict[Path, dict[str, Any]]:
         """The answer for each file."""
-        songs = MemorySongs(list(read.values()))
-        data, tokens = self._trained.data, self._trained.tokens
-        reader = PhraseReader(songs, tokens, data["max_tokens"], data["marks"])
-        phrases = consecutive(songs, np.arange(len(songs)), phrase_length(data, tokens))
-        found, cut = self._predict(reader, phrases)
-        scores = score_songs(self._songs, found, reader, phrases)
-        energies = {label: song_energy(of, found.song) for label, of in found.energy.items()}
+        songs, trained = MemorySongs(list(read.values())), self._trained
+        predicted = predict_songs(
+            trained.classifier, songs, trained.tokens, trained.data, self._device, by_length=True,
+            **self._bounds,
+        )  # fmt: skip
+        scores = song_scores(self._blends, predicted.found, predicted.reader, predicted.phrases)
         answers = {
-            path: self._describe(song, i, found, phrases.end, scores, energies, cut)
+            path: self._describe(song, i, predicted, {label: of[i] for label, of in scores.items()})
             for i, (path, (song, _)) in enumerate(read.items())
         }
         if self._explainer is not None:
             targets = {label: of.argmax(1) for label, of in scores.items()}
-            explained = self._explainer(songs, phrases, targets)
+            explained = self._explainer(songs, predicted.phrases, targets)
             for (path, (song, _)), attributions in zip(read.items(), explained, strict=True):
                 answers[path]["explanation"] = self._explanation(attributions)
                 if self._figures is not None:
                     answers[path]["figure"] = str(self._figure(path, song, attributions))
         return answers
 
-    def _predict(self, reader: PhraseReader, phrases: Phrases) -> tuple[PhraseOutputs, Bools]:
-        """What the model says of phrases, and which of them had more steps than it takes."""
-        lengths = reader.lengths(phrases)
-        order = np.argsort(lengths, kind="stable")  # neighbours of one length share attention calls
-        cut = np.zeros(len(phrases), bool)
-
-        def batches() -> Iterator[Batch]:
-            for group in group_by_budget(lengths[order], *self._bounds):
-                chosen = phrases.select(order[group])
-                columns = (chosen.song.tolist(), chosen.first.tolist(), chosen.end.tolist())
-                read = [reader(*phrase) for phrase in zip(*columns, strict=True)]
-                cut[order[group]] = [
-                    stop < end or len(ids) == reader.max_tokens  # within its only bar
-                    for (ids, stop), end in zip(read, columns[2], strict=True)
-                ]
-                yield collate([ids for ids, _ in read], {}, chosen)
-
-        found = predict_phrases(self._trained.classifier, batches(), self._device)
-        back = np.argsort(order)
-        return replace(
-            found,
-            log_probs={label: rows[back] for label, rows in found.log_probs.items()},
-            song=found.song[back],
-            start=found.start[back],
-            energy={label: rows[back] for label, rows in found.energy.items()},
-        ), cut
-
     def _describe(
-        self,
-        song: Song,
-        index: int,
-        found: PhraseOutputs,
-        ends: Longs,
-        scores: Mapping[str, Floats],
-        energies: Mapping[str, Floats],
-        cut: Bools,
+        self, song: Song, index: int, predicted: SongPredictions, scores: Mapping[str, Floats]
     ) -> dict[str, Any]:
         """One file's answer but for its path: labels, probabilities, and those of each phrase.
 
         Args:
             song: The song.
-            index: Its number among those of ``found``.
-            found: What the model says of all phrases.
-            ends: Bar after each phrase's last, shape (phrases,).
-            scores: For each label the songs' log-probabilities before any temperature, (S, C).
-            energies: For each label the mean energy of the songs' phrases, shape (S,).
-            cut: Whether each phrase had more steps than the model takes, shape (phrases,).
+            index: Its number among those of ``predicted``.
+            predicted: What the model says of all phrases.
+            scores: For each label the song's log-probabilities before any temperature, (C,).
         """
-        policy = self._policy
+        found, first, end = predicted.found, predicted.phrases.first, predicted.phrases.end
         mine = np.flatnonzero(found.song == index)
-        mine = mine[np.argsort(found.start[mine], kind="stable")]
-        seconds = song.file_seconds
         answers: dict[str, Any] = {}
         probabilities: dict[str, dict[str, float]] = {}
         doubts: dict[str, dict[str, Any]] = {}
         timeline: list[dict[str, Any]] = [
             {
-                "bars": [int(found.start[i]), int(ends[i])],
-                "seconds": [round(float(seconds[bar]), 2) for bar in (found.start[i], ends[i])],
+                "bars": [int(first[i]), int(end[i])],
+                "seconds": [round(float(song.file_seconds[bar]), 2) for bar in (first[i], end[i])],
             }
             for i in mine
         ]
+        levels = {} if self._calibration is None else self._calibration.levels
         for label, names in self._classes.items():
-            raw_C = scores[label][index]
-            log_probs_C = policy.calibrated(label, "song", raw_C[None])[0]
+            raw_1C, phrase_NC = scores[label][None], found.log_probs[label][mine]
+            energy_1 = song_energy(found.energy[label][mine], found.song[mine])
+            # How well the model knows the song, before the temperature; None without a limit.
+            doubts[label] = {
+                "energy": round(float(energy_1[0]), 4),
+                "max_softmax": round(float(np.exp(raw_1C.max())), 4),
+                "out_of_domain": None,
+                "low_confidence": None,
+            }
+            log_probs_C = raw_1C[0]
+            if label in levels:
+                level = levels[label]["song"]
+                log_probs_C = level.apply(raw_1C)[0]
+                phrase_NC = levels[label]["phrase"].apply(phrase_NC)
+                if level.max_energy is not None:
+                    doubts[label]["out_of_domain"] = bool(level.out_of_domain(energy_1)[0])
+                if level.min_confidence is not None:
+                    doubts[label]["low_confidence"] = bool(level.low_confidence(raw_1C)[0])
+            if label in self._thresholds:
+                doubts[label]["threshold"] = round(self._thresholds[label], 4)
             best = int(log_probs_C.argmax())
-            unsure = math.exp(log_probs_C[best]) < policy.thresholds.get(label, 0.0)
+            unsure = math.exp(log_probs_C[best]) < self._thresholds.get(label, 0.0)
             answers[label] = None if unsure else names[best]
             probabilities[label] = _named(log_probs_C, names)
-            doubts[label] = policy.doubts(label, raw_C, float(energies[label][index]))
-            phrase_NC = policy.calibrated(label, "phrase", found.log_probs[label][mine])
             for row, of_phrase_C in zip(timeline, phrase_NC, strict=True):
                 row[label] = names[int(of_phrase_C.argmax())]
                 row.setdefault("probabilities", {})[label] = _named(of_phrase_C, names)
         flags = [about["out_of_domain"] for about in doubts.values()]
         return {
             **answers,
-            **({"abstained": None in answers.values()} if policy.thresholds else {}),
+            **({"abstained": None in answers.values()} if self._thresholds else {}),
             "probabilities": probabilities,
-            "calibrated": all(label in policy.levels for label in self._classes),
+            "calibrated": all(label in levels for label in self._classes),
             "out_of_domain": None if None in flags else any(flags),
             "doubts": doubts,
             "repairs": song.repairs,
-            "phrases_cut": int(cut[mine].sum()),
+            "phrases_cut": int(predicted.cut[mine].sum()),
             "phrases": timeline,
         }
 
@@ -387,7 +303,7 @@ class Answerer:
         columns = [
             "path",
             *(column for label in self._classes for column in (label, f"{label}_probability")),
-            *(["abstained"] if self._policy.thresholds else []),
+            *(["abstained"] if self._thresholds else []),
             "out_of_domain", "calibrated", "phrases", "phrases_cut", "seconds", "repairs",
             *(["figure"] if self._figures is not None else []),
             "error", "detail",

@@ -41,9 +41,7 @@ from midigenre.files import FULL, remove_parts, write_json
 from midigenre.models.kernels import compile_layers
 from midigenre.registry import reading
 from midigenre.run import SWEEP, RunFolder
-from midigenre.tasks.base import Task, peak_memory_bytes
-from midigenre.tasks.callbacks import tensorboard_of
-from midigenre.tasks.fit import fit
+from midigenre.tasks.base import Task, fit, peak_memory_bytes, tensorboard_of
 from midigenre.tasks.loggers import final_tag, finish_hparams, start_hparams
 from midigenre.trained import Start, check_last, finetuned, load_run, start_from
 from midigenre.wording import plural

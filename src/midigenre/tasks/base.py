@@ -1,13 +1,17 @@
-"""What every task shares: the optimizer, what a run costs, what a checkpoint holds."""
+"""What every task shares: the optimizer, what a run costs, what a checkpoint holds, and ``fit``."""
 
 from __future__ import annotations
 
 import math
+import os
 import resource
+import signal
 import sys
+import threading
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -15,15 +19,20 @@ from typing import Any, ClassVar, NoReturn
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.precision import FSDPPrecision
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from midigenre.data.datamodule import PhraseDataModule
-from midigenre.errors import UserError
+from midigenre.errors import StoppedError, UserError
 from midigenre.models import FieldEmbedding
+from midigenre.models.transformer import EncoderLayer
 from midigenre.spec import Batch, LabelSpec, TokenSpec
 from midigenre.tasks.optim import OptimSettings, freeze, matrices, time_share
 
@@ -44,8 +53,7 @@ class Cost:
     """
 
     def __init__(self, tokens: int = 0, phrases: int = 0, seconds: float = 0.0) -> None:
-        self.tokens, self.phrases = tokens, phrases
-        self._before = seconds
+        self.tokens, self.phrases, self._before = tokens, phrases, seconds
         self.start()
 
     def start(self) -> None:
@@ -75,6 +83,14 @@ class Cost:
         return {"tokens": self.tokens, "phrases": self.phrases, "seconds": self.seconds}
 
 
+def tensorboard_of(trainer: L.Trainer) -> Any:
+    """The run's ``SummaryWriter``, or None where no TensorBoard logger is on."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            return logger.experiment
+    return None
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Most memory so far: allocated on a GPU, else resident in this process."""
     if device.type == "cuda":
@@ -84,7 +100,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 @dataclass(frozen=True)
-class Parts:
+class ModelParts:
     """What the model of a task is made of.
 
     Attributes:
@@ -104,21 +120,9 @@ class Parts:
     labels: LabelSpec
     counts: Mapping[str, Any] | None = None
 
-    @classmethod
-    def from_config(
-        cls, model: Mapping[str, Any], backbone: nn.Module, tokens: TokenSpec, labels: LabelSpec,
-        counts: Mapping[str, Any] | None = None,
-    ) -> Parts:  # fmt: skip
-        """From ``cfg.model`` as plain data and the backbone that was made of it."""
-        width: int = backbone.d_model  # type: ignore[assignment]
-        embedding = FieldEmbedding(
-            tokens.sizes, width, model["combine"], model["d_field"], model["dropout"]
-        )
-        return cls(embedding, backbone, model["pooling"], tokens, labels, counts)
-
 
 @dataclass(frozen=True)
-class Outcome:
+class FinalScores:
     """What a trained model reaches on the test songs.
 
     Attributes:
@@ -166,26 +170,7 @@ class Task(L.LightningModule):
         self._still: tuple[nn.Module, ...] = ()
         self._losses: list[tuple[int, float, Tensor]] = []  # step, learning rate, loss
 
-    def freeze_first(self, freeze_layers: int | str) -> None:
-        """Keeps the embedding and the first layers as they are.
-
-        Args:
-            freeze_layers: See :func:`midigenre.tasks.optim.freeze`.
-
-        Raises:
-            UserError: The backbone has fewer layers.
-        """
-        self._still = freeze(self.model, freeze_layers)
-
-    def setup(self, stage: str) -> None:
-        """Keeps FSDP from converting batches to half precision.
-
-        Lightning's conversion rejects frozen dataclasses. A batch has nothing to convert: ids and
-        labels are integers, and the counts that losses are divided by belong in float32.
-        """
-        plugin = self.trainer.precision_plugin
-        if isinstance(plugin, FSDPPrecision):
-            plugin.convert_input = _unchanged  # type: ignore[method-assign]
+    # --- what each task says of itself
 
     @staticmethod
     @abstractmethod
@@ -194,7 +179,7 @@ class Task(L.LightningModule):
 
     @classmethod
     @abstractmethod
-    def make_model(cls, task: Mapping[str, Any], parts: Parts) -> nn.Module:
+    def make_model(cls, task: Mapping[str, Any], parts: ModelParts) -> nn.Module:
         """The model of this task; ``task`` is ``cfg.task`` as plain data.
 
         Raises:
@@ -205,7 +190,7 @@ class Task(L.LightningModule):
     @abstractmethod
     def test(
         cls, model: nn.Module, data: PhraseDataModule, folder: Path | None, task: Mapping[str, Any]
-    ) -> Outcome:
+    ) -> FinalScores:
         """Scores of a trained model on the test songs.
 
         Args:
@@ -225,6 +210,70 @@ class Task(L.LightningModule):
     @abstractmethod
     def next_command(folder: Path) -> str:
         """What a user does next with the run."""
+
+    # --- the optimizer
+
+    def freeze_first(self, freeze_layers: int | str) -> None:
+        """Keeps the embedding and the first layers as they are (:func:`~.optim.freeze`)."""
+        self._still = freeze(self.model, freeze_layers)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, with a schedule over the steps that the trainer will make.
+
+        Raises:
+            UserError: Nothing ends the training.
+        """
+        optimizer = self.optim.optimizer(self.model, self._decayed)
+        total = self.trainer.estimated_stepping_batches
+        share = time_share(self.trainer)
+        if total == float("inf") and share is None:
+            raise UserError(
+                "trainer.max_epochs=-1: the learning rate's schedule needs an end; set "
+                "trainer.max_steps, max_epochs or max_time"
+            )
+        schedule = self.optim.scheduler(optimizer, total, share)
+        stepwise = {"scheduler": schedule, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": stepwise}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:  # fmt: skip
+        """Clips the norm of all gradients together and logs it as it was before."""
+        if gradient_clip_algorithm not in (None, "norm"):
+            super().configure_gradient_clipping(
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
+            return
+        limit = gradient_clip_val if gradient_clip_val else float("inf")
+        sharded = self.trainer.strategy.model
+        norm = (
+            sharded.clip_grad_norm_(limit)  # each process holds a part of every gradient
+            if isinstance(sharded, FullyShardedDataParallel)
+            else nn.utils.clip_grad_norm_(self.parameters(), limit)
+        )
+        self.log("train/grad_norm", norm)
+        self.log("train/lr", self._rate())
+
+    def _rate(self) -> float:
+        """The learning rate; that of the head, where the layers have their own."""
+        return float(max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
+
+    # --- around a batch
+
+    def setup(self, stage: str) -> None:
+        """Keeps FSDP from converting batches, whose ids and counts belong as they are."""
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, FSDPPrecision):
+            plugin.convert_input = lambda data: data  # type: ignore[method-assign]
+
+    def on_fit_start(self) -> None:
+        """Starts the clock."""
+        self.cost.start()
+
+    def on_train_epoch_start(self) -> None:
+        """Leaves the time of validation out of the throughput."""
+        self.cost.rate()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes the dropout a function of (seed, epoch, batch), so that resuming is exact."""
@@ -250,14 +299,6 @@ class Task(L.LightningModule):
             self.log("train/tokens_per_second", self.cost.rate())
             self.log("train/memory_mb", peak_memory_bytes(self.device) / 2**20)
 
-    def on_train_epoch_start(self) -> None:
-        """Leaves the time of validation out of the throughput."""
-        self.cost.rate()
-
-    def on_fit_start(self) -> None:
-        """Starts the clock."""
-        self.cost.start()
-
     def on_validation_epoch_end(self) -> None:
         """Logs the scores over the whole split."""
         metrics: Any = self.val_metrics
@@ -265,43 +306,7 @@ class Task(L.LightningModule):
             self.log(f"val/{name}", value.float(), prog_bar=name == "loss")
         metrics.reset()
 
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:  # fmt: skip
-        """Clips the norm of all gradients together and logs it as it was before."""
-        if gradient_clip_algorithm not in (None, "norm"):
-            super().configure_gradient_clipping(
-                optimizer, gradient_clip_val, gradient_clip_algorithm
-            )
-            return
-        limit = gradient_clip_val if gradient_clip_val else float("inf")
-        sharded = self.trainer.strategy.model
-        norm = (
-            sharded.clip_grad_norm_(limit)  # each process holds a part of every gradient
-            if isinstance(sharded, FullyShardedDataParallel)
-            else nn.utils.clip_grad_norm_(self.parameters(), limit)
-        )
-        self.log("train/grad_norm", norm)
-        self.log("train/lr", self._rate())
-
-    def configure_optimizers(self) -> Any:
-        """The optimizer, with a schedule over the steps that the trainer will make.
-
-        Raises:
-            UserError: Nothing ends the training.
-        """
-        optimizer = self.optim.optimizer(self.model, self._decayed)
-        total = self.trainer.estimated_stepping_batches
-        share = time_share(self.trainer)
-        if total == float("inf") and share is None:
-            raise UserError(
-                "trainer.max_epochs=-1: the learning rate's schedule needs an end; set "
-                "trainer.max_steps, max_epochs or max_time"
-            )
-        schedule = self.optim.scheduler(optimizer, total, share)
-        stepwise = {"scheduler": schedule, "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": stepwise}
+    # --- losses and weights that are not finite
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Notes the loss, from which no step is made if it is not finite.
@@ -327,29 +332,11 @@ class Task(L.LightningModule):
             self._diverged(f"the loss is {float(loss)} in step {step}", rate)
 
     def on_validation_end(self) -> None:
-        """Ends the training where its model cannot be validated.
-
-        Raises:
-            UserError: The loss of the validation is not finite.
-        """
+        """Ends the training with a UserError where the loss of the validation is not finite."""
         loss = float(self.trainer.callback_metrics["val/loss"])
         if not math.isfinite(loss):
             step = self.trainer.global_step
             self._diverged(f"the validation loss is {loss} after step {step}", self._rate())
-
-    def _rate(self) -> float:
-        """The learning rate; that of the head, where the layers have their own."""
-        return float(max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
-
-    def _anywhere(self, is_so: bool) -> bool:
-        return self.trainer.strategy.reduce_boolean_decision(is_so, all=False)
-
-    def _diverged(self, what: str, rate: float) -> NoReturn:
-        half = " or precision=bf16" if self.trainer.precision == "16-mixed" else ""
-        raise UserError(
-            f"{what} at learning rate {rate:.3g}: training has stopped, and the checkpoints are "
-            f"those from before; start again with a lower optim.lr{half}"
-        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what rebuilds the model, and what the run has cost so far.
@@ -369,6 +356,108 @@ class Task(L.LightningModule):
         """Counts from where the checkpoint was."""
         self.cost = Cost(**checkpoint[COST_KEY])
 
+    def _anywhere(self, is_so: bool) -> bool:
+        return self.trainer.strategy.reduce_boolean_decision(is_so, all=False)
 
-def _unchanged(data: Any) -> Any:
-    return data
+    def _diverged(self, what: str, rate: float) -> NoReturn:
+        half = " or precision=bf16" if self.trainer.precision == "16-mixed" else ""
+        raise UserError(
+            f"{what} at learning rate {rate:.3g}: training has stopped, and the checkpoints are "
+            f"those from before; start again with a lower optim.lr{half}"
+        )
+
+
+# --- fit ------------------------------------------------------------------------------------------
+
+
+class EncoderFSDPStrategy(FSDPStrategy):
+    """Lightning's sharding of parameters, one unit for each layer of the encoder."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(auto_wrap_policy={EncoderLayer}, **settings)
+
+
+def fit(
+    trainer: L.Trainer, task: Task, data: PhraseDataModule, ckpt: str | None,
+    on_interrupt: Callable[[], object],
+) -> None:  # fmt: skip
+    """Trains; what may happen becomes an error that says how to continue.
+
+    Args:
+        trainer: Lightning's Trainer.
+        task: What to train.
+        data: On what.
+        ckpt: Checkpoint to resume from.
+        on_interrupt: Called at the first Ctrl-C, which lets the step end; a second one does not.
+
+    Raises:
+        StoppedError: SIGTERM or Ctrl-C.
+        UserError: Out of memory, or the checkpoint's state of the training is damaged.
+    """
+    # Set once optimizer and learning rate have used what was restored.
+    began = threading.Event()
+    trainer.callbacks.append(  # type: ignore[attr-defined]
+        LambdaCallback(on_train_batch_end=lambda *_: began.set())
+    )
+    try:
+        with _graceful_interrupt(on_interrupt) as interrupted:
+            # Our own checkpoints hold plain data only: the safe loader is enough.
+            trainer.fit(task, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    except SIGTERMException:
+        number = signal.SIGINT if interrupted else signal.SIGTERM
+        raise StoppedError("stopped", number) from None
+    except SystemExit as error:  # Lightning's answer to a second Ctrl-C
+        raise StoppedError("interrupted", signal.SIGINT) from error
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+            isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        ):
+            raise UserError(_out_of_memory(task, data)) from error
+        if ckpt is None or began.is_set():
+            raise
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"{ckpt} cannot be resumed: its state of the training is damaged, or another version "
+            f"wrote it ({why}); delete it to start the run over, or train a new one with init_from="
+        ) from error
+
+
+@contextmanager
+def _graceful_interrupt(say: Callable[[], object]) -> Iterator[list[int]]:
+    """Makes the first Ctrl-C a SIGTERM to this process: Lightning ends the step, then stops."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may set handlers
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, before)
+        say()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _out_of_memory(task: Task, data: PhraseDataModule) -> str:
+    settings = data.settings
+    half = max(1, settings.batch_phrases // 2)
+    fewer = (
+        f"data.batch_phrases={half} trainer.accumulate_grad_batches="
+        f"{2 * task.trainer.accumulate_grad_batches} makes the same steps from half the memory; "
+        if half < settings.batch_phrases
+        else ""
+    )
+    return (
+        f"out of memory in step {task.trainer.global_step} with data.batch_phrases="
+        f"{settings.batch_phrases} and up to {settings.max_tokens} tokens each; {fewer}"
+        "data.batch_tokens= bounds the longest batches, precision=bf16, a smaller data.max_tokens "
+        "or model need less"
+    )

@@ -1,4 +1,4 @@
-"""What happens around training: checkpoints, averaged weights, the bar, TensorBoard's pictures."""
+"""What happens around training: checkpoints, averaged weights, the bar."""
 
 from __future__ import annotations
 
@@ -15,31 +15,14 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.types import _PATH
-from lightning.pytorch.callbacks import (
-    Callback,
-    ModelCheckpoint,
-    RichProgressBar,
-    WeightAveraging,
-)
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from midigenre.errors import UserError
-from midigenre.evaluation.figures.charts import confusion_figure
 from midigenre.files import whole, write_bytes
-from midigenre.spec import UNKNOWN, Batch
-from midigenre.tasks.classify import ClassifyTask
 from midigenre.tasks.optim import time_limits
-
-
-def tensorboard_of(trainer: L.Trainer) -> Any:
-    """The run's ``SummaryWriter``, or None where no TensorBoard logger is on."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            return logger.experiment
-    return None
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -52,11 +35,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None
     ) -> None:
-        """Writes one.
-
-        Raises:
-            OSError: The disk is full or cannot be written; the former checkpoint is as it was.
-        """
+        """Writes one; an OSError leaves the former checkpoint as it was."""
         # To memory first: `torch.save` turns the file's OSError into one that has no reason.
         data = io.BytesIO()
         torch.save(checkpoint, data)
@@ -69,10 +48,7 @@ class ValidateLastStep(Callback):
     Lightning does so for ``max_time``; without it such a run would have no best checkpoint.
     """
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch,
-        batch_idx: int,
-    ) -> None:  # fmt: skip
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Asks the trainer to stop, which validates, where it would only break off."""
         if 0 < trainer.max_steps <= trainer.global_step:
             trainer.should_stop = True
@@ -89,10 +65,7 @@ class Loop:
         self._fit, self._signals = trainer.fit_loop, trainer._signal_connector
 
     def end_epochs_once(self) -> None:
-        """Makes the next epoch begin where one has ended, with ``max_steps`` too.
-
-        Lightning would end the last one a second time there.
-        """
+        """Makes the next epoch begin where one has ended; with ``max_steps`` it ends twice."""
         self._fit._iteration_based_training = lambda: False  # type: ignore[method-assign]
 
     @property
@@ -137,8 +110,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     It is written after each epoch, every few minutes within one, and when the training is asked to
     stop, by a signal, the clock or ``trainer.max_steps``. Within an epoch it is written after a
-    whole optimizer step only: accumulated gradients are in no checkpoint. Lightning's ``save_last``
-    would only copy the latest *best* one.
+    whole optimizer step only: accumulated gradients are in no checkpoint.
 
     Where training ends between two validations there is one more, which chooses the best checkpoint
     too. If the run is resumed with a later end, that one has not been: scores, patience and the
@@ -216,9 +188,9 @@ class LastCheckpoint(ModelCheckpoint):
         self._saved = time.monotonic()
         Loop(trainer).received_sigterm |= self._stopping
         if self._before is not None and trainer.is_global_zero:
-            for path in _best_files(self._before):
-                if _kept(path).samefile(path):  # the last validation has not been the best
-                    _kept(path).unlink()
+            for path, kept in _best_files(self._before):
+                if kept.samefile(path):  # the last validation was not the best
+                    kept.unlink()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gives the scores of the last validation to a run that had nothing left to train."""
@@ -236,33 +208,29 @@ class LastCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes it back."""
         super().load_state_dict(state_dict)
-        self._scores = state_dict.get("scores", {})
+        self._scores = state_dict["scores"]
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Makes the end of a training that is resumed a place inside it."""
-        before = checkpoint["callbacks"].get(self.state_key, {}).get("before")
-        for states in (checkpoint["callbacks"], before or {}):
-            _move(states, str(self.dirpath))
-        if self._is_over(trainer, checkpoint):
-            return
-        Loop.inside(checkpoint["loops"])
-        if before is not None:
-            checkpoint["callbacks"] |= before
-            if trainer.is_global_zero:
-                for path in _best_files(before):
-                    if _kept(path).is_file():
-                        os.replace(_kept(path), path)
-
-    def _is_over(self, trainer: L.Trainer, checkpoint: dict[str, Any]) -> bool:
-        """Whether the trainer has nothing to do after a checkpoint."""
         states, done = checkpoint["callbacks"], checkpoint["global_step"]
-        timed = any(
+        before = states.get(self.state_key, {}).get("before")
+        for each in (states, before or {}):
+            _move(each, str(self.dirpath))
+        time_is_up = any(
             timer.state_key in states and states[timer.state_key]["time_elapsed"]["train"] >= limit
             for timer, limit in time_limits(trainer)
         )
-        return timed or 0 <= trainer.max_steps <= done
+        if time_is_up or 0 <= trainer.max_steps <= done:  # nothing left to do
+            return
+        Loop.inside(checkpoint["loops"])
+        if before is not None:
+            states |= before
+            if trainer.is_global_zero:
+                for path, kept in _best_files(before):
+                    if kept.is_file():
+                        os.replace(kept, path)
 
     def _states(self, trainer: L.Trainer) -> dict[str, Any]:
         """States of the other callbacks; the files that they name as the best are kept."""
@@ -271,28 +239,25 @@ class LastCheckpoint(ModelCheckpoint):
             for callback in trainer.callbacks  # type: ignore[attr-defined]
             if callback is not self and callback.state_dict()
         }
-        if trainer.is_global_zero:
-            for path in _best_files(states):
-                _kept(path).unlink(missing_ok=True)
-                try:
-                    os.link(path, _kept(path))
-                except OSError:  # a file system without hard links
-                    with whole(_kept(path)) as part:
-                        shutil.copyfile(path, part)
+        for path, kept in _best_files(states) if trainer.is_global_zero else ():
+            kept.unlink(missing_ok=True)
+            try:
+                os.link(path, kept)
+            except OSError:  # a file system without hard links
+                with whole(kept) as part:
+                    shutil.copyfile(path, part)
         return states
 
 
-def _best_files(states: dict[str, Any]) -> Iterator[Path]:
-    """The files that the states of callbacks name as the best checkpoints."""
+def _best_files(states: dict[str, Any]) -> Iterator[tuple[Path, Path]]:
+    """The files that the states of callbacks name as the best checkpoints.
+
+    With each where it waits while the last validation may put another in its place.
+    """
     for state in states.values():
         for path in map(Path, state.get("best_k_models", ())):
             if path.is_file():
-                yield path
-
-
-def _kept(path: Path) -> Path:
-    """Where a best checkpoint waits while the last validation may put another in its place."""
-    return path.with_name(f".{path.name}.before")
+                yield path, path.with_name(f".{path.name}.before")
 
 
 def _move(states: dict[str, Any], here: str) -> None:
@@ -331,11 +296,7 @@ class AverageWeights(WeightAveraging):
         super().__init__(use_buffers=False, avg_fn=average)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Makes the average's own copy of the model.
-
-        Raises:
-            UserError: The weights are sharded.
-        """
+        """Makes the average's own copy of the model; a UserError where the weights are sharded."""
         if isinstance(trainer.strategy, FSDPStrategy):
             raise UserError(
                 "callbacks.average.decay: sharded weights cannot be averaged; set "
@@ -357,10 +318,6 @@ def average_weights(decay: float | None = None) -> Callback:
     return AverageWeights(decay)
 
 
-LEFT = "left"
-"""What the bar calls the time until ``trainer.max_time`` is up."""
-
-
 class TrainingBar(RichProgressBar):
     """Lightning's bar, which also counts down ``trainer.max_time``.
 
@@ -377,78 +334,9 @@ class TrainingBar(RichProgressBar):
         left = [limit - timer.time_elapsed() for timer, limit in time_limits(trainer)]
         if not left:
             return found
-        return {LEFT: str(timedelta(seconds=max(0, round(min(left)))))} | found
+        return {"left": str(timedelta(seconds=max(0, round(min(left)))))} | found
 
     def _get_train_description(self, current_epoch: int) -> str:
         last = self.trainer.max_epochs
         description = f"Epoch {current_epoch + 1}" + ("" if last in (None, -1) else f"/{last}")
         return f"{description:{len(self.validation_description)}}"
-
-
-class ConfusionFigures(Callback):
-    """After each validation, the confusion matrix of each label as a figure."""
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draws them."""
-        writer = tensorboard_of(trainer)
-        if trainer.sanity_checking or writer is None:
-            return
-        assert isinstance(pl_module, ClassifyTask)
-        heads = pl_module.model.label_heads()
-        for label, metrics in pl_module.label_metrics().items():
-            figure = confusion_figure(
-                metrics.confusion(), heads[label].classes, f"{label}, validation phrases"
-            )
-            writer.add_figure(f"val/{label}/confusion", figure, trainer.global_step)
-
-
-class PhraseTable(Callback):
-    """After each validation, the same few phrases with their prediction and the truth, as text.
-
-    Args:
-        n_phrases: Number of phrases, spread over the validation set.
-    """
-
-    def __init__(self, n_phrases: int = 8) -> None:
-        self.n_phrases = n_phrases
-        self._rows: list[str] = []
-
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the table."""
-        self._rows = []
-
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch,
-        batch_idx: int, dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
-        """Takes phrases at even distances over all batches."""
-        n_batches = int(trainer.num_val_batches[0])
-        due = sum(k * n_batches // self.n_phrases == batch_idx for k in range(self.n_phrases))
-        if tensorboard_of(trainer) is None or due == 0:
-            return
-        assert isinstance(pl_module, ClassifyTask)
-        model = pl_module.model
-        # The step's own logits: a second pass would be outside autocast, and outside FSDP's root.
-        probabilities = {k: v.float().softmax(-1).cpu() for k, v in outputs.items()}
-        shards = trainer.datamodule.shards  # type: ignore[attr-defined]
-        for i in sorted({k * batch.n_phrases // due for k in range(due)}):
-            song = shards.manifest[int(batch.song_B[i])]["song_id"]
-            cells = [f"{song}, bar {int(batch.start_B[i]) + 1}"]
-            for label, head in model.label_heads().items():
-                p, best = probabilities[label][i].max(-1)
-                truth = int(batch.labels[label][i])
-                name = "?" if truth == UNKNOWN else head.classes[truth]
-                mark = "" if truth in (UNKNOWN, int(best)) else " ✗"
-                cells += [name, f"{head.classes[int(best)]} ({float(p):.0%}){mark}"]
-            self._rows.append(" | ".join(cells))
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the table."""
-        writer = tensorboard_of(trainer)
-        if trainer.sanity_checking or writer is None or not self._rows:
-            return
-        assert isinstance(pl_module, ClassifyTask)
-        labels = pl_module.model.label_heads()
-        heads = ["phrase"] + [h for label in labels for h in (label, f"predicted {label}")]
-        lines = [" | ".join(heads), " | ".join("---" for _ in heads), *self._rows[: self.n_phrases]]
-        writer.add_text("val/phrases", "\n".join(f"| {x} |" for x in lines), trainer.global_step)

@@ -1,8 +1,11 @@
-"""Predictions and scores of a trained classifier on a split of prepared songs."""
+"""Scores of a trained classifier on prepared songs, and what is fitted after training."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from dataclasses import replace
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,6 @@ from numpy.typing import NDArray
 
 from midigenre.arrays import Bools, Floats, Longs
 from midigenre.data.datamodule import PhraseDataModule
-from midigenre.data.phrases import Phrases
 from midigenre.evaluation.baselines import (
     BASELINES,
     GONE,
@@ -20,12 +22,12 @@ from midigenre.evaluation.baselines import (
     kept_baselines,
     predict_baselines,
 )
-from midigenre.evaluation.blend import Blends
+from midigenre.evaluation.blend import ENCODER, POOLED, Blend, Blends, fingerprint, fit_pool
 from midigenre.evaluation.calibration import Calibration, LevelCalibration, song_energy
+from midigenre.evaluation.exported_baselines import ExportedBaseline, exported_log_probs
 from midigenre.evaluation.predictions import (
     LEVELS,
     Predictions,
-    Tables,
     song_log_probs,
     song_truth,
     write_predictions,
@@ -34,8 +36,9 @@ from midigenre.evaluation.predictions import (
 from midigenre.evaluation.scores import SOURCE_MAJORITY, evaluate, source_classes, source_majority
 from midigenre.models import PhraseClassifier
 from midigenre.spec import UNKNOWN
-from midigenre.tasks.predict import PhraseOutputs, predict_phrases
-from midigenre.tasks.songs import score_songs, song_components
+from midigenre.tasks.predict import PhraseOutputs, predict_phrases, song_components, song_scores
+
+log = getLogger(__name__)
 
 OTHER_CLASSES = "the run's own songs have other classes by now"
 
@@ -79,57 +82,41 @@ def evaluate_split(
     if fitted is None:
         fitted = fitted_baselines(model, train, seed)
     found = predict_phrases(model, data.eval_dataloader(split), device)
-    tables = _tables(model, data, split, found, class_maps, train, calibration, blends, fitted)
-    result: dict[str, Any] = {}
-    for label, levels in tables.items():
-        result[label] = {level: evaluate(table, seed) for level, table in levels.items()}
-        if not isinstance(fit := fitted[label], str):
-            for level, scores in result[label].items():
-                n, available = fit.n_train[level], fit.n_available[level]
-                scores["baselines_train"] = {"n": n, "available": available}
-        if blends is not None:
-            result[label]["song"]["song_model"] = {"kind": "blend"} | blends.blends[label].about()
-    if predictions is not None and result:
-        write_predictions(predictions, tables)
-        write_tables(predictions.with_suffix(".npz"), tables)
-    return result
-
-
-def _tables(
-    model: PhraseClassifier,
-    data: PhraseDataModule,
-    split: str | None,
-    found: PhraseOutputs,
-    class_maps: Mapping[str, Longs] | None,
-    train: PhraseDataModule | None,
-    calibration: Calibration | None,
-    blends: Blends | None,
-    fitted: Mapping[str, FittedLabel | str],
-) -> Tables:
-    """The predictions of each label at each level; arguments as of :func:`evaluate_split`."""
     phrases = data.phrases(split)
     assert np.array_equal(phrases.song, found.song)
     assert np.array_equal(phrases.first, found.start)
-    songs = np.unique(found.song)
-    where = _where(data, phrases, songs)
-    song_N = {"phrase": found.song, "song": songs}
     heads = {k: head for k, head in model.label_heads().items() if k in found.truth}
     usable = {k: of for k in heads if not isinstance(of := fitted[k], str)}
     baselines = predict_baselines(usable, data.reader, phrases) if usable else {}
     parts = {} if blends is None else song_components(blends, found, data.reader, phrases)
+    # Where a row comes from.
+    song_N = {"phrase": found.song, "song": np.unique(found.song)}
+    manifest = data.shards.manifest
+    about = {
+        name: np.array(manifest.column(name), object)
+        for name in ("song_id", "source")
+        if name in manifest.columns
+    }
+    where: dict[str, dict[str, NDArray[Any]]] = {
+        level: {name: column[songs] for name, column in about.items()}
+        for level, songs in song_N.items()
+    }
+    where["phrase"] |= {"first_bar": phrases.first, "end_bar": phrases.end}
     tables: dict[str, dict[str, Predictions]] = {}
     for label, head in heads.items():
-        n_classes = len(head.classes)
+        n_classes, components = len(head.classes), parts.get(label, {})
         truth_N = found.truth[label]
         if class_maps is not None:
             truth_N = np.where(truth_N == UNKNOWN, UNKNOWN, class_maps[label][truth_N])
         truth = {"phrase": truth_N, "song": song_truth(truth_N, found.song)[1]}
-        components = parts.get(label, {})
-        log_probs = _log_probs(found, label, blends, components)
-        energy = {
-            "phrase": found.energy[label],
-            "song": song_energy(found.energy[label], found.song),
-        }
+        log_probs = {"phrase": found.log_probs[label]}
+        log_probs["song"] = (
+            song_log_probs(log_probs["phrase"], found.song)[1]
+            if blends is None
+            else blends.blends[label].pool.log_probs(components)
+        )
+        energy = {"phrase": found.energy[label]}
+        energy["song"] = song_energy(energy["phrase"], found.song)
         fits = {} if calibration is None else calibration.levels.get(label, {})
         known = None if label not in usable or train is None else _training_sources(train, label)
         tables[label] = {}
@@ -150,47 +137,29 @@ def _tables(
                 for name, log_probs_SC in components.items():  # its experts are baselines already
                     if isinstance(theirs.get(name, ""), str):
                         theirs[name] = log_probs_SC.argmax(1)
-            fit = fits.get(level)
+            fit, flags = fits.get(level), dict[str, Bools]()
+            if fit is not None and fit.max_energy is not None:
+                flags["energy"] = fit.out_of_domain(energy[level])
+                flags["max_softmax"] = fit.low_confidence(log_probs[level])
             tables[label][level] = Predictions(
-                tuple(head.classes),
-                song_N[level],
-                truth[level],
-                log_probs[level],
-                theirs,
-                components if level == "song" else {},
-                where[level],
+                tuple(head.classes), song_N[level], truth[level], log_probs[level], theirs,
+                components if level == "song" else {}, where[level],
                 None if fit is None else np.full(len(truth[level]), fit.temperature),
-                _flags(fit, log_probs[level], energy[level]),
-                allowed_NC,
-            )
-    return tables
-
-
-def _log_probs(
-    found: PhraseOutputs, label: str, blends: Blends | None, components: Mapping[str, Floats]
-) -> dict[str, Floats]:
-    """Log-probabilities of phrases and of songs."""
-    phrases_NC = found.log_probs[label]
-    if blends is None:
-        return {"phrase": phrases_NC, "song": song_log_probs(phrases_NC, found.song)[1]}
-    return {"phrase": phrases_NC, "song": blends.blends[label].pool.log_probs(components)}
-
-
-def _where(
-    data: PhraseDataModule, phrases: Phrases, songs: Longs
-) -> dict[str, dict[str, NDArray[Any]]]:
-    """For each level the columns that say where a row comes from."""
-    manifest = data.shards.manifest
-    about = {
-        name: np.array(manifest.column(name), object)
-        for name in ("song_id", "source")
-        if name == "song_id" or name in manifest.columns
-    }
-    bars = {"first_bar": phrases.first, "end_bar": phrases.end}
-    return {
-        "phrase": {name: column[phrases.song] for name, column in about.items()} | bars,
-        "song": {name: column[songs] for name, column in about.items()},
-    }
+                flags, allowed_NC,
+            )  # fmt: skip
+    result: dict[str, Any] = {}
+    for label, levels in tables.items():
+        result[label] = {level: evaluate(table, seed) for level, table in levels.items()}
+        if label in usable:
+            for level, scores in result[label].items():
+                n, available = usable[label].n_train[level], usable[label].n_available[level]
+                scores["baselines_train"] = {"n": n, "available": available}
+        if blends is not None:
+            result[label]["song"]["song_model"] = {"kind": "blend"} | blends.blends[label].about()
+    if predictions is not None and result:
+        write_predictions(predictions, tables)
+        write_tables(predictions.with_suffix(".npz"), tables)
+    return result
 
 
 def _training_sources(train: PhraseDataModule, label: str) -> tuple[NDArray[Any], Longs] | None:
@@ -199,51 +168,6 @@ def _training_sources(train: PhraseDataModule, label: str) -> tuple[NDArray[Any]
     if "source" not in manifest.columns:
         return None
     return np.array(manifest.column("source"), object)[rows], train.labels[label][rows]
-
-
-def _flags(
-    fit: LevelCalibration | None, log_probs_NC: Floats, energy_N: Floats
-) -> dict[str, Bools]:
-    """Which rows are out of the domain; empty where nothing was fitted."""
-    if fit is None or fit.max_energy is None:
-        return {}
-    return {
-        "energy": fit.out_of_domain(energy_N), "max_softmax": fit.low_confidence(log_probs_NC)
-    }  # fmt: skip
-
-
-def fit_calibration(
-    model: PhraseClassifier,
-    data: PhraseDataModule,
-    *,
-    device: torch.device | str = "cpu",
-    blends: Blends | None = None,
-    found: PhraseOutputs | None = None,
-) -> Calibration | None:
-    """Fits a run's calibration on its validation songs; None where there are none.
-
-    Args:
-        model: The classifier.
-        data: The run's own songs.
-        device: Where to compute.
-        blends: As for :func:`evaluate_split`.
-        found: What the model says of the validation phrases, where that is at hand.
-    """
-    if not len(data.rows("val")):
-        return None
-    if found is None:
-        found = predict_phrases(model, data.eval_dataloader("val"), device)
-    songs = score_songs(blends, found, data.reader, data.phrases("val"))
-    levels: dict[str, dict[str, LevelCalibration]] = {}
-    for label in (label for label in model.label_heads() if label in found.truth):
-        truth, log_probs, energy = found.truth[label], found.log_probs[label], found.energy[label]
-        levels[label] = {
-            "phrase": LevelCalibration.fit(log_probs, truth, energy),
-            "song": LevelCalibration.fit(
-                songs[label], song_truth(truth, found.song)[1], song_energy(energy, found.song)
-            ),
-        }
-    return Calibration(levels, blends is not None)
 
 
 def fitted_baselines(
@@ -260,3 +184,77 @@ def fitted_baselines(
         else OTHER_CLASSES
         for label, names in classes.items()
     }
+
+
+def fit_calibration(
+    model: PhraseClassifier, data: PhraseDataModule, *, device: torch.device | str = "cpu",
+    blends: Blends | None = None, found: PhraseOutputs | None = None,
+) -> Calibration | None:  # fmt: skip
+    """Fits a run's calibration on its validation songs; None where there are none.
+
+    Args:
+        model: The classifier.
+        data: The run's own songs.
+        device: Where to compute.
+        blends: As for :func:`evaluate_split`.
+        found: What the model says of the validation phrases, where that is at hand.
+    """
+    if not len(data.rows("val")):
+        return None
+    if found is None:
+        found = predict_phrases(model, data.eval_dataloader("val"), device)
+    songs = song_scores(blends, found, data.reader, data.phrases("val"))
+    levels: dict[str, dict[str, LevelCalibration]] = {}
+    for label in (label for label in model.label_heads() if label in found.truth):
+        truth, log_probs, energy = found.truth[label], found.log_probs[label], found.energy[label]
+        levels[label] = {
+            "phrase": LevelCalibration.fit(log_probs, truth, energy),
+            "song": LevelCalibration.fit(
+                songs[label], song_truth(truth, found.song)[1], song_energy(energy, found.song)
+            ),
+        }
+    return Calibration(levels, blends is not None)
+
+
+def fit_blends(
+    model: PhraseClassifier, data: PhraseDataModule, fitted: Mapping[str, FittedLabel | str],
+    val: PhraseOutputs | None,
+) -> Blends:  # fmt: skip
+    """Fits the blend of each label on the run's own songs.
+
+    A blend's experts have seen the training songs only, and its weights the validation songs only;
+    neither has seen a test song. The checkpoint was chosen on the validation songs, too, which
+    flatters the encoder there a little.
+
+    Args:
+        model: The classifier.
+        data: The run's songs.
+        fitted: The baselines of each label, or why there are none.
+        val: What the model says of the validation phrases; None where there are none.
+    """
+    began = time.perf_counter()
+    classes = {label: tuple(head.classes) for label, head in model.label_heads().items()}
+    experts: dict[str, dict[str, ExportedBaseline]] = {}
+    for label, names in classes.items():
+        fit = fitted[label]
+        of_songs = {} if isinstance(fit, str) else fit.models["song"]
+        experts[label] = {
+            name: replace(expert, n_classes=len(names))
+            for name in POOLED
+            if isinstance(expert := of_songs.get(name), ExportedBaseline)
+        }
+    theirs = exported_log_probs(experts, data.reader, data.phrases("val"))
+    blends = {}
+    for label, names in classes.items():
+        if val is None or label not in val.truth:
+            ours: Floats = np.zeros((0, len(names)))
+            truth_S: Longs = np.zeros(0, np.int64)
+            theirs[label] = dict.fromkeys(experts[label], ours)
+        else:
+            ours = song_log_probs(val.log_probs[label], val.song)[1]
+            truth_S = song_truth(val.truth[label], val.song)[1]
+        without = fit_pool(theirs[label], truth_S) if theirs[label] else None
+        pool = fit_pool({ENCODER: ours} | theirs[label], truth_S)
+        blends[label] = Blend(pool, experts[label], without)
+    log.info("task.song=blend fitted in %.1f s", time.perf_counter() - began)
+    return Blends(classes, blends, fingerprint(model))

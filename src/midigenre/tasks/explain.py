@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,11 +35,8 @@ from midigenre.models import PhraseClassifier
 from midigenre.spec import Batch, TokenSpec
 from midigenre.tasks.predict import predict_phrases
 
-Targets = Mapping[str, Sequence[int] | Longs]
-"""For each label the class to explain of each song, shape (S,)."""
-
 METHOD = "occlusion"
-_NO_BAR, _NO_PROGRAM = -1, DRUMS - 1
+_NO_BAR, _NO_PROGRAM, _NO_ROW = -1, DRUMS - 1, -1
 
 
 @dataclass(frozen=True)
@@ -66,67 +64,6 @@ def log_odds(log_probs_C: Floats, target: int) -> float:
     return float(log_probs_C[target] - np.logaddexp.reduce(others)) if len(others) else 0.0
 
 
-@dataclass(frozen=True)
-class ReadPhrases:
-    """Phrases as the model sees them.
-
-    Attributes:
-        phrases: The phrases.
-        stop: The bar at which the tokens of each end, shape (B,): ``max_tokens`` may cut it.
-    """
-
-    phrases: Phrases
-    stop: Longs
-
-    @classmethod
-    def read(cls, phrases: Phrases, reader: PhraseReader) -> ReadPhrases:
-        """Reads the phrases."""
-        columns = phrases.song.tolist(), phrases.first.tolist(), phrases.end.tolist()
-        stop = [reader(*column)[1] for column in zip(*columns, strict=True)]
-        return cls(phrases, np.array(stop, np.int64))
-
-    def where(self, i: int) -> tuple[int, int, int]:
-        """Song, first bar and the bar after the last of a phrase."""
-        return int(self.phrases.song[i]), int(self.phrases.first[i]), int(self.stop[i])
-
-    def zero_bars(self, songs: SongSource, song: int) -> Floats:
-        """Of each bar of a song 0 where it was seen or has no onset, else NaN, shape (bars,)."""
-        bars = np.where(songs.bar_onsets(song) > 0, np.nan, 0.0)
-        for i in np.flatnonzero(self.phrases.song == song):
-            _, first, stop = self.where(int(i))
-            bars[first:stop] = 0.0
-        return bars
-
-
-def _batch_of(ids: Sequence[Longs]) -> Batch:
-    """Phrases as a batch that does not say where they are from."""
-    nowhere = np.zeros(len(ids), np.int64)
-    return collate(ids, {}, Phrases(nowhere, nowhere, nowhere))
-
-
-@dataclass(frozen=True)
-class _Variants:
-    """Phrases, whole or with something left out, columns of shape (V,).
-
-    Attributes:
-        phrase: Which phrase.
-        row: Its place among all that the model sees, -1 where no note is left.
-        bar: The song's bar that is left out, -1 for none.
-        program: The program that is left out, -2 for none.
-    """
-
-    phrase: Longs
-    row: Longs
-    bar: Longs
-    program: Longs
-
-    @property
-    def whole(self) -> Bools:
-        """Those of which nothing is left out."""
-        mask: Bools = (self.bar == _NO_BAR) & (self.program == _NO_PROGRAM)
-        return mask
-
-
 class Explainer:
     """Explains answers of a classifier; call it with songs.
 
@@ -140,21 +77,15 @@ class Explainer:
     """
 
     def __init__(
-        self,
-        model: PhraseClassifier,
-        tokens: TokenSpec,
-        data: Mapping[str, Any],
-        *,
-        batch_phrases: int = 64,
-        batch_tokens: int = 32768,
-        device: torch.device | str = "cpu",
-    ) -> None:
+        self, model: PhraseClassifier, tokens: TokenSpec, data: Mapping[str, Any], *,
+        batch_phrases: int = 64, batch_tokens: int = 32768, device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
         self._model, self._tokens, self._data, self._device = model, tokens, data, device
         self._has_programs = any(f.is_type("Program").any() for f in tokens.fields)
         self._batch_phrases, self._batch_tokens = batch_phrases, batch_tokens
 
     def __call__(
-        self, songs: SongSource, phrases: Phrases, targets: Targets
+        self, songs: SongSource, phrases: Phrases, targets: Mapping[str, Longs]
     ) -> list[dict[str, Attribution]]:
         """For each song the attribution of each label.
 
@@ -163,40 +94,52 @@ class Explainer:
             phrases: All their phrases.
             targets: For each label the class to explain of each song, shape (S,).
         """
-        marks = self._data.get("marks", False)
-        reader = PhraseReader(songs, self._tokens, self._data["max_tokens"], marks)
-        seen = ReadPhrases.read(phrases, reader)
+        reader = PhraseReader(songs, self._tokens, self._data["max_tokens"], self._data["marks"])
+        # The bar at which the tokens of each phrase end: ``max_tokens`` may cut it.
+        columns = phrases.song.tolist(), phrases.first.tolist(), phrases.end.tolist()
+        seen = replace(
+            phrases, end=np.array([reader(*place)[1] for place in zip(*columns, strict=True)])
+        )
         noted: list[tuple[int, int, int, int]] = []
-        batches = self._batches(songs, seen, reader, noted)
-        found = predict_phrases(self._model, batches, self._device)
-        variants = _Variants(*np.array(noted, np.int64).reshape(-1, 4).T)
-        song_V = seen.phrases.song[variants.phrase]
+        found = predict_phrases(
+            self._model, self._batches(songs, seen, reader, noted), self._device
+        )
+        # Of each variant its phrase, its row in `found`, the bar and the program that it lacks.
+        phrase_V, row_V, bar_V, program_V = np.array(noted, np.int64).reshape(-1, 4).T
+        song_V = seen.song[phrase_V]
         out: list[dict[str, Attribution]] = []
         for song in range(len(songs)):
             mine = np.flatnonzero(song_V == song)
+            unseen = np.where(songs.bar_onsets(song) > 0, np.nan, 0.0)
+            for i in np.flatnonzero(seen.song == song):
+                unseen[seen.first[i] : seen.end[i]] = 0.0
             explained: dict[str, Attribution] = {}
             for label in self._model.heads:
-                log_probs = np.maximum(found.log_probs[label], LOG_ZERO)
-                without = _Without(log_probs, variants, mine, int(targets[label][song]))
-                bars = seen.zero_bars(songs, song)
-                for v in mine[variants.bar[mine] != _NO_BAR]:
-                    bars[variants.bar[v]] = without(np.array([v]))
+                target = int(targets[label][song])
+                log_probs_VC = np.maximum(found.log_probs[label], LOG_ZERO)
+                is_whole = (bar_V[mine] == _NO_BAR) & (program_V[mine] == _NO_PROGRAM)
+                whole = {int(phrase_V[v]): log_probs_VC[row_V[v]] for v in mine[is_whole]}
+                before = log_odds(np.sum(list(whole.values()), axis=0) / len(whole), target)
+                lost = partial(
+                    _lost, target=target, before=before, whole=whole, log_probs_VC=log_probs_VC,
+                    phrase_V=phrase_V, row_V=row_V,
+                )  # fmt: skip
+                bars = unseen.copy()
+                for v in mine[bar_V[mine] != _NO_BAR]:
+                    bars[bar_V[v]] = lost(np.array([v]))
                 programs: dict[int, float] = {}
                 if self._has_programs:
                     for program in np.unique(songs.song(song).notes.program).tolist():
-                        chosen = mine[variants.program[mine] == program]
-                        programs[program] = without(chosen) if len(chosen) else np.nan
-                explained[label] = Attribution(without.target, without.before, bars, programs)
+                        chosen = mine[program_V[mine] == program]
+                        programs[program] = lost(chosen) if len(chosen) else np.nan
+                explained[label] = Attribution(target, before, bars, programs)
             out.append(explained)
         return out
 
     def _batches(
-        self,
-        songs: SongSource,
-        seen: ReadPhrases,
-        reader: PhraseReader,
+        self, songs: SongSource, seen: Phrases, reader: PhraseReader,
         noted: list[tuple[int, int, int, int]],
-    ) -> Iterator[Batch]:
+    ) -> Iterator[Batch]:  # fmt: skip
         """Batches of all phrases, whole and with something left out, noting the variants.
 
         The whole ones are encoded from their notes as the others are, so that nothing but what is
@@ -204,8 +147,8 @@ class Explainer:
         """
         rows, n_tokens = 0, 0
         pending: list[Longs] = []
-        for i in range(len(seen.phrases)):
-            song, first, stop = seen.where(i)
+        for i in range(len(seen)):
+            song, first, stop = int(seen.song[i]), int(seen.first[i]), int(seen.end[i])
             music = songs.song(song).bars(first, stop)
             bar_n = np.searchsorted(music.bar_ticks, music.notes.onset, side="right") - 1
             cuts: list[tuple[int, int, Bools]] = [(_NO_BAR, _NO_PROGRAM, bar_n >= 0)]
@@ -215,7 +158,7 @@ class Explainer:
                 cuts += [(_NO_BAR, int(p), program_n != p) for p in np.unique(program_n)]
             for bar, program, kept_n in cuts:
                 if not kept_n.any():
-                    noted.append((i, -1, bar, program))
+                    noted.append((i, _NO_ROW, bar, program))
                     continue
                 ids = reader(song, first, stop, _keeping(kept_n))[0]
                 full = len(pending) >= self._batch_phrases
@@ -230,34 +173,25 @@ class Explainer:
             yield _batch_of(pending)
 
 
-class _Without:
-    """What the log-odds of a song lose when variants stand for their phrases.
+def _lost(
+    chosen: Longs, *, target: int, before: float, whole: Mapping[int, Floats], log_probs_VC: Floats,
+    phrase_V: Longs, row_V: Longs,
+) -> float:  # fmt: skip
+    """What the log-odds lose when variants stand for their whole phrases; NaN without music."""
+    sum_C, n = np.sum(list(whole.values()), axis=0), len(whole)
+    for v in chosen:
+        sum_C -= whole[int(phrase_V[v])]
+        if row_V[v] == _NO_ROW:
+            n -= 1  # a phrase without music is none: the mean is over the others
+        else:
+            sum_C += log_probs_VC[row_V[v]]
+    return before - log_odds(sum_C / n, target) if n else np.nan
 
-    A phrase in which no music is left is no phrase any more: the mean is over the others.
 
-    Attributes:
-        target: The class.
-        before: The log-odds with nothing left out.
-    """
-
-    def __init__(self, log_probs_VC: Floats, variants: _Variants, mine: Longs, target: int) -> None:
-        self._log_probs_VC, self._variants = log_probs_VC, variants
-        whole = mine[variants.whole[mine]]
-        self._whole = {int(variants.phrase[v]): log_probs_VC[variants.row[v]] for v in whole}
-        self._sum_C: Floats = np.sum(list(self._whole.values()), axis=0)
-        self.target = target
-        self.before = log_odds(self._sum_C / len(self._whole), target)
-
-    def __call__(self, chosen: Longs) -> float:
-        """NaN where no music is left in the song."""
-        sum_C, n = self._sum_C.copy(), len(self._whole)
-        for v in chosen:
-            sum_C -= self._whole[int(self._variants.phrase[v])]
-            if self._variants.row[v] < 0:
-                n -= 1
-            else:
-                sum_C += self._log_probs_VC[self._variants.row[v]]
-        return self.before - log_odds(sum_C / n, self.target) if n else np.nan
+def _batch_of(ids: Sequence[Longs]) -> Batch:
+    """Phrases as a batch that does not say where they are from."""
+    nowhere = np.zeros(len(ids), np.int64)
+    return collate(ids, {}, Phrases(nowhere, nowhere, nowhere))
 
 
 def _keeping(kept_n: Bools) -> Callable[[Song], Song]:

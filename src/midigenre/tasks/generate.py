@@ -1,26 +1,61 @@
-"""Generation: the next step from those before, ``task=generate``."""
+"""Generation: the next step from those before, ``task=generate``; pieces to look at and hear."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.utilities import rank_zero_warn
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import FSDPStrategy
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_BLOB_SEQUENCE
+from tensorboard.plugins.audio import metadata
 from torch import Tensor, nn
+from torch.utils.tensorboard import summary
 
 from midigenre.data.datamodule import PhraseDataModule
+from midigenre.data.phrases import Seconds, phrase_length
+from midigenre.data.shards import ShardSet
+from midigenre.errors import UserError
+from midigenre.evaluation.figures.piano_roll import piano_roll_figure
 from midigenre.evaluation.tokens import TokenMetrics, by_class, nats_per_note_interval
+from midigenre.generation.audio import MAX_SECONDS, Audio, check_soundfont, length_seconds, render
 from midigenre.generation.grammar import Grammar
+from midigenre.generation.sampling import Context, Sample, Sampler, SamplingSettings
 from midigenre.models import ConditionEmbedding, FieldHead, PhraseGenerator
 from midigenre.spec import UNKNOWN, Batch, TokenSpec
-from midigenre.tasks.base import Outcome, Parts, Task
+from midigenre.tasks.base import FinalScores, ModelParts, Task, tensorboard_of
 from midigenre.tasks.optim import OptimSettings
-from midigenre.tokenizers.base import from_spec
+from midigenre.tokenizers.base import Tokenizer, from_spec
+from midigenre.wording import plural
+
+AUDIO_RATE = 24_000
+"""Frames a second in the event files, mono: a quarter of the bytes, and enough to judge by ear."""
+
+CARD_INCHES = 5.0
+"""Width of a picture: TensorBoard's cards are narrow, and a wider one would be shrunk to them."""
+
+
+def context_for(data: Mapping[str, Any], tokens: TokenSpec) -> Context:
+    """What a generator is trained to see.
+
+    Args:
+        data: ``cfg.data``, or what a checkpoint holds of it.
+        tokens: Its vocabulary.
+    """
+    length = phrase_length(data, tokens)
+    bars = length.max_bars if isinstance(length, Seconds) else length
+    return Context(data["max_tokens"], bars)
+
 
 SHOWN = ("loss", "nats_per_note", "accuracy")
 
@@ -31,13 +66,7 @@ class GenerateTask(Task):
     Logged beside what all tasks log: ``val/nats_per_note``, ``val/accuracy``,
     ``val/step_accuracy``, ``val/<field>/{loss,accuracy}`` with several fields, and
     ``val/batch_mean_{loss,accuracy}`` (see :class:`~midigenre.evaluation.tokens.TokenMetrics`).
-    The loss is nats per step.
-
-    Args:
-        model: The generator.
-        optim: Optimizer and schedule.
-        describe: Plain data that rebuilds the model; it goes into every checkpoint.
-        seed: Seed of the dropout, that of the conditions too.
+    The loss is nats per step. Arguments as of :class:`~midigenre.tasks.base.Task`.
     """
 
     kind = "generator"
@@ -58,7 +87,7 @@ class GenerateTask(Task):
         return tuple(task["conditions"])
 
     @classmethod
-    def make_model(cls, task: Mapping[str, Any], parts: Parts) -> PhraseGenerator:
+    def make_model(cls, task: Mapping[str, Any], parts: ModelParts) -> PhraseGenerator:
         """See :meth:`Task.make_model`."""
         width = parts.embedding.d_model
         classes = {label: len(parts.labels.classes[label]) for label in task["conditions"]}
@@ -88,7 +117,7 @@ class GenerateTask(Task):
     @torch.no_grad()
     def test(
         cls, model: nn.Module, data: PhraseDataModule, folder: Path | None, task: Mapping[str, Any]
-    ) -> Outcome:
+    ) -> FinalScores:
         """See :meth:`Task.test`: under the songs' own labels, and with all of them hidden."""
         assert isinstance(model, PhraseGenerator)
         model.eval()
@@ -100,9 +129,9 @@ class GenerateTask(Task):
             batch = loaded.to(device)
             nats_NF, hits_NF = model.loss(batch)
             metrics.update(nats_NF, hits_NF, batch.ids_NF)
-            of_N = torch.repeat_interleave(
-                torch.arange(batch.n_phrases), torch.tensor(batch.lengths)
-            )
+            unknown = {k: torch.full_like(v, UNKNOWN) for k, v in batch.labels.items()}
+            hidden.update(*model.loss(replace(batch, labels=unknown)), batch.ids_NF)
+            of_N = np.repeat(np.arange(batch.n_phrases), batch.lengths)
             is_note_N = metrics.notes_N(batch.ids_NF).cpu().numpy()
             nats_N = nats_NF.sum(1).double().cpu().numpy()
             nats.append(np.bincount(of_N, nats_N, batch.n_phrases))
@@ -110,7 +139,6 @@ class GenerateTask(Task):
             song.append(loaded.song_B.numpy())
             for label, values in loaded.labels.items():
                 truth[label].append(values.numpy())
-            hidden.update(*model.loss(unlabelled(batch)), batch.ids_NF)
         nats_B, notes_B, song_B = map(np.concatenate, (nats, notes, song))
         found = {k: float(v) for k, v in metrics.compute().items()}
         without = {k: float(v) for k, v in hidden.compute().items()}
@@ -129,7 +157,7 @@ class GenerateTask(Task):
             }
         }  # fmt: skip
         scores = {f"test/{name}": value for name, value in found.items()}
-        return Outcome(evaluation, scores, {f"test_{name}": found[name] for name in SHOWN})
+        return FinalScores(evaluation, scores, {f"test_{name}": found[name] for name in SHOWN})
 
     @staticmethod
     def show(evaluation: Mapping[str, Any], console: Console) -> None:
@@ -155,6 +183,132 @@ class GenerateTask(Task):
         return f"write music with: midigenre generate run={folder}"
 
 
-def unlabelled(batch: Batch) -> Batch:
-    """The batch with every label unknown."""
-    return replace(batch, labels={k: torch.full_like(v, UNKNOWN) for k, v in batch.labels.items()})
+class GeneratedSamples(Callback):
+    """Writes a piece for each class of each condition and shows it in TensorBoard.
+
+    Each piece has one class as its condition and nothing else. It stands as ``piano_roll``
+    and as ``audio`` under ``val/samples/<label>/<class>``, or ``val/samples/unconditioned``
+    (TensorBoard shows nothing of a tag that holds both), and is drawn with the same numbers every
+    time, so that only the training makes the difference.
+
+    They are written at the end of a validation, at the first one ``every_steps`` or more after the
+    last. Training is not disturbed: the sampler draws from its own generators and the model is in
+    evaluation mode there. Under FSDP, where no process holds the whole model, and without a
+    TensorBoard logger nothing is written.
+
+    Args:
+        every_steps: Optimizer steps from one set of pieces to the next.
+        n_samples: Most pieces of a set; where there are more classes, those of all conditions in
+            turn.
+        bars: Length of a piece.
+        seconds: A piece ends with the bar in which this is reached, whatever its tempo: half a
+            minute of audio takes 1.4 MB.
+        tokens: Most steps of a piece, which bounds the time that an untrained model takes.
+        seed: Seed of the pieces.
+        audio: Whether they are rendered.
+        soundfont: An SF2 file; None for the one that is installed.
+
+    Raises:
+        ValueError: A number below 1.
+        UserError: The soundfont cannot be played.
+    """
+
+    def __init__(
+        self, every_steps: int = 500, n_samples: int = 12, bars: int = 8, seconds: float = 30.0,
+        tokens: int = 2048, seed: int = 0, audio: bool = True, soundfont: str | None = None,
+    ) -> None:  # fmt: skip
+        if min(every_steps, n_samples) < 1:
+            raise ValueError(f"every_steps={every_steps}, n_samples={n_samples}: must be 1 or more")
+        self.settings = SamplingSettings(seed=seed, bars=bars, seconds=seconds, tokens=tokens)
+        if audio:
+            check_soundfont(soundfont)
+        self.every_steps, self.n_samples = every_steps, n_samples
+        self.audio, self.soundfont = audio, soundfont
+        self._written = 0  # step of the last set
+
+    def state_dict(self) -> dict[str, Any]:
+        """When the last pieces were written, for a run that resumes."""
+        return {"written": self._written}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues after them."""
+        self._written = state_dict["written"]
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Says where there will be no pieces."""
+        if stage == "fit" and isinstance(trainer.strategy, FSDPStrategy):
+            rank_zero_warn("no samples in TensorBoard: under FSDP no process has the whole model")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes them when they are due."""
+        step = trainer.global_step
+        if trainer.sanity_checking or step - self._written < self.every_steps:
+            return
+        self._written = step  # by every process, since each has its own state
+        if not trainer.is_global_zero or isinstance(trainer.strategy, FSDPStrategy):
+            return
+        if (writer := tensorboard_of(trainer)) is None:
+            return
+        assert isinstance(pl_module, GenerateTask)
+        model = pl_module.model
+        shards: ShardSet = trainer.datamodule.shards  # type: ignore[attr-defined]
+        tokenizer = from_spec(shards.tokens)
+        # Label, class and its index of each piece.
+        wanted: list[tuple[str, str, int]] = [("", "", UNKNOWN)]
+        conditions: Sequence[str] = list(model.conditions.classes) if model.conditions else []
+        if conditions:
+            of_each = [
+                [(label, name, index) for index, name in enumerate(shards.labels.classes[label])]
+                for label in conditions
+            ]
+            in_turn = chain.from_iterable(zip_longest(*of_each))
+            wanted = [one for one in in_turn if one is not None][: self.n_samples]
+        labels = {
+            label: [index if own == label else UNKNOWN for own, _, index in wanted]
+            for label in conditions
+        }
+        context = context_for(pl_module.describe["data"], shards.tokens)
+        sampler = Sampler(model, Grammar(tokenizer), context)
+        try:
+            pieces = sampler.sample(labels, self.settings, n=len(wanted))
+        except UserError as error:  # training continues, or ends with words of its own
+            rank_zero_warn(f"no samples in TensorBoard at step {step}: {error}")
+            return
+        for (label, name, _), piece in zip(wanted, pieces, strict=True):
+            of = f"{label}/{name}" if label else "unconditioned"
+            self._show(writer, of, step, tokenizer, piece)
+
+    def _show(self, writer: Any, of: str, step: int, tokenizer: Tokenizer, piece: Sample) -> None:
+        tag = f"val/samples/{of}"
+        score = tokenizer.decode(piece.ids_TF)
+        if not score.note_num():
+            writer.add_text(tag, f"not a note in {plural(piece.n_bars, 'bar')}", step)
+            return
+        song = tokenizer.clean(score).with_rests(piece.n_bars)
+        title = f"{of.replace('/', ' ')}, step {step}"
+        figure = piano_roll_figure(song.notes, song.bar_ticks, song.tpq, title, widest=CARD_INCHES)
+        writer.add_figure(f"{tag}/piano_roll", figure, step)
+        if not self.audio:
+            return
+        if length_seconds(score) > MAX_SECONDS:
+            writer.add_text(tag, f"no audio: longer than {MAX_SECONDS:,.0f} s", step)
+        elif (played := render(score, self.soundfont)).silent:
+            writer.add_text(tag, "silent: the soundfont lacks its pitches", step)
+        else:
+            sound = summary.audio(f"{tag}/audio", torch.from_numpy(_mono(played)), AUDIO_RATE)  # type: ignore[no-untyped-call]
+            # PyTorch does not say it, and TensorBoard would serve bytes of no type; its fast loader
+            # reads that only beside a data class.
+            kind = metadata.create_summary_metadata("", "", encoding=metadata.Encoding.WAV)
+            kind.data_class = DATA_CLASS_BLOB_SEQUENCE
+            sound.value[0].metadata.CopyFrom(kind)
+            writer.file_writer.add_summary(sound, step)
+
+
+def _mono(audio: Audio) -> NDArray[np.float32]:
+    """Both channels mixed, at :data:`AUDIO_RATE`, shape (frames,)."""
+    # Imported here since it takes long to load.
+    from scipy.signal import resample_poly  # type: ignore[attr-defined]
+
+    mono = resample_poly(audio.samples.mean(1), AUDIO_RATE, audio.rate)
+    # The filter may overshoot where the peak was: quieter, for what is cut off crackles.
+    return np.asarray(mono / max(1.0, np.abs(mono).max()), np.float32)

@@ -55,9 +55,6 @@ class TensorBoardLogger(LightningTensorBoardLogger):
 
     What there is once would be a dot. A final score, which HPARAMS reads from a chart, is a level
     line; the test scores, of which those are the means, and ``epoch`` have none.
-
-    Args:
-        save_dir: The run's folder.
     """
 
     def __init__(self, save_dir: str | Path) -> None:
@@ -66,11 +63,7 @@ class TensorBoardLogger(LightningTensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Writes the metrics under the tags of TensorBoard.
-
-        Raises:
-            OSError: They cannot be written.
-        """
+        """Writes the metrics under the tags of TensorBoard; an OSError where that fails."""
         # Not by Lightning's, which words every error, a full disk too, as an unsupported value.
         for name, value in metrics.items():
             if name.startswith(FINAL):
@@ -87,10 +80,7 @@ class TensorBoardLogger(LightningTensorBoardLogger):
 
 
 def _hide_writers_tracebacks() -> None:
-    """Keeps the thread that writes event files from printing a traceback.
-
-    What it cannot write, on a full disk for instance, the next call of its logger raises.
-    """
+    """Keeps the thread that writes event files from printing what its logger raises next."""
     before = threading.excepthook
     if getattr(before, "__module__", None) == __name__:
         return
@@ -120,17 +110,16 @@ class CSVLogger(LightningCSVLogger):
         """The writer, made at its first use."""
         if self._experiment is None:
             self._experiment = _Writer(self.log_dir)
-        writer = self._experiment
-        assert isinstance(writer, _Writer)
-        return writer
+        assert isinstance(self._experiment, _Writer)
+        return self._experiment
 
 
 class _Writer(lightning_csv.ExperimentWriter):
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
         path = Path(self.metrics_file_path)
-        self._goes_on = path.is_file()
-        if self._goes_on:
+        self._resumes = path.is_file()
+        if self._resumes:
             with path.open(encoding="utf-8", newline="") as file:
                 self.metrics_keys = next(csv.reader(file), [])
 
@@ -140,8 +129,8 @@ class _Writer(lightning_csv.ExperimentWriter):
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         """Notes a row; the first one drops what the interrupted run wrote from that step on."""
         super().log_metrics(metrics_dict, step)
-        if self._goes_on:
-            self._goes_on = False
+        if self._resumes:
+            self._resumes = False
             path, first = Path(self.metrics_file_path), int(self.metrics[0]["step"])
             earlier = [row for row in read_csv(path) if int(row["step"]) < first]
             write_csv(path, earlier, self.metrics_keys)
@@ -166,7 +155,11 @@ def start_hparams(
         swept: What a sweep tries, as the command line has it: HPARAMS has these settings alone as
             columns. Of a run that stands alone it offers all and shows the main five.
     """
-    settings = _settings(config)
+    settings = {  # as HPARAMS can show them: numbers, flags and text
+        key: value if isinstance(value, (bool, int, float, str)) else str(value)
+        for key, value in settings_of(config).items()
+        if value is not None and not key.startswith(_LEFT_OUT)
+    }
     for logger in trainer.loggers if trainer.is_global_zero else ():
         if not isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(settings)
@@ -217,10 +210,7 @@ def _title(folder: Path) -> str:
 
 
 def finish_hparams(
-    trainer: L.Trainer,
-    task: type[Task],
-    final: Mapping[str, float],
-    cost: Mapping[str, Any],
+    trainer: L.Trainer, task: type[Task], final: Mapping[str, float], cost: Mapping[str, Any]
 ) -> None:
     """Logs the final scores under :func:`tags` and marks the run as finished.
 
@@ -230,21 +220,11 @@ def finish_hparams(
         final: Scores by their short name; one that no label has is missing.
         cost: Content of ``cost.json``.
     """
-    found = {f"{FINAL}{name}": value for name, value in final.items()}
-    found |= {f"{FINAL}{name}": float(cost[name]) for name in COSTS}
-    values = {tag: found[tag] for tag in tags(task) if tag in found}
+    found = {**final, **{name: float(cost[name]) for name in COSTS}}
+    values = {tag: found[k] for tag in tags(task) if (k := tag.removeprefix(FINAL)) in found}
     for logger in trainer.loggers if trainer.is_global_zero else ():
         logger.log_metrics(values, step=trainer.global_step)
         if isinstance(logger, TensorBoardLogger):
             *_, end = summary.hparams({}, {})  # type: ignore[no-untyped-call]
             logger.experiment.file_writer.add_summary(end)
         logger.save()
-
-
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as HPARAMS can show them: numbers, flags and text."""
-    return {
-        key: value if isinstance(value, (bool, int, float, str)) else str(value)
-        for key, value in settings_of(config).items()
-        if value is not None and not key.startswith(_LEFT_OUT)
-    }

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from midigenre.arrays import Bools, Floats, Longs
 from midigenre.data.phrases import PhraseReader, Phrases, consecutive, phrase_length
 from midigenre.data.sampler import collate, group_by_budget
 from midigenre.data.shards import MemorySongs, SongSource
-from midigenre.errors import RefusedSongError
+from midigenre.errors import RefusedSongError, UserError
+from midigenre.evaluation.blend import FOLDER, Blends, fingerprint
+from midigenre.evaluation.exported_baselines import exported_log_probs
 from midigenre.evaluation.predictions import song_log_probs
 from midigenre.midi.song import Song
 from midigenre.models import PhraseClassifier
 from midigenre.spec import UNKNOWN, Batch, TokenSpec
 from midigenre.tokenizers.base import Encoded, Tokenizer
+
+KINDS = ("mean", "blend")
+"""Choices of ``task.song``: the mean log-probability over the phrases, of which nothing is fitted,
+or :mod:`~midigenre.evaluation.blend`."""
+
+SONGS_AT_ONCE = 256  # bounds the memory; phrases of these songs share batches
 
 
 @dataclass(frozen=True)
@@ -36,89 +47,198 @@ class PhraseOutputs:
             (phrases,): low where the model knows its input.
     """
 
-    log_probs: dict[str, NDArray[np.float64]]
-    truth: dict[str, NDArray[np.int64]]
-    song: NDArray[np.int64]
-    start: NDArray[np.int64]
+    log_probs: dict[str, Floats]
+    truth: dict[str, Longs]
+    song: Longs
+    start: Longs
     vectors: NDArray[np.float32] | None = None
-    energy: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    energy: dict[str, Floats] = field(default_factory=dict)
+
+    def select(self, rows: Longs) -> PhraseOutputs:
+        """Some of the phrases, in another order."""
+        return PhraseOutputs(
+            {label: of[rows] for label, of in self.log_probs.items()},
+            {label: of[rows] for label, of in self.truth.items()},
+            self.song[rows],
+            self.start[rows],
+            None if self.vectors is None else self.vectors[rows],
+            {label: of[rows] for label, of in self.energy.items()},
+        )
 
 
 @torch.no_grad()
 def predict_phrases(
-    model: PhraseClassifier,
-    batches: Iterable[Batch],
-    device: torch.device | str = "cpu",
-    autocast: torch.dtype | None = None,
+    model: PhraseClassifier, batches: Iterable[Batch], device: torch.device | str = "cpu",
     vectors: bool = False,
-) -> PhraseOutputs:
+) -> PhraseOutputs:  # fmt: skip
     """Predicts every phrase of ``batches``, in order.
 
     Args:
         model: The classifier; it is put into evaluation mode and on ``device``.
         batches: Packed phrases.
         device: Where to compute.
-        autocast: Half precision to compute in, None for the weights' own.
         vectors: Whether to keep what the heads see of each phrase.
     """
     model.to(device).eval()
-    log_probs: dict[str, list[Any]] = {label: [] for label in model.heads}
-    energy: dict[str, list[Any]] = {label: [] for label in model.heads}
-    truth: dict[str, list[Any]] = {}
+    on_cpu = torch.device(device).type == "cpu"
+    logits: dict[str, list[Tensor]] = {}
+    truth: dict[str, list[Tensor]] = {}
     song, start, encoded = [], [], []
-    kind = torch.device(device).type
     for batch in batches:
-        moved = batch.to(device)
-        with torch.autocast(kind, dtype=autocast, enabled=autocast is not None):
-            h_BD, _ = model.encode(moved)
-            logits = model.logits(h_BD)
+        h_BD, _ = model.encode(batch if on_cpu else batch.to(device))
+        for label, logits_BC in model.logits(h_BD).items():
+            logits.setdefault(label, []).append(logits_BC.float())
+        for label, classes_B in batch.labels.items():
+            truth.setdefault(label, []).append(classes_B)
+        song.append(batch.song_B)
+        start.append(batch.start_B)
         if vectors:
-            encoded.append(h_BD.float().cpu().numpy())
-        for label, values in logits.items():
-            log_probs[label].append(values.float().log_softmax(-1).cpu().numpy())
-            energy[label].append(-values.float().logsumexp(-1).cpu().numpy())
-        for label, values in batch.labels.items():
-            truth.setdefault(label, []).append(values.numpy())
-        song.append(batch.song_B.numpy())
-        start.append(batch.start_B.numpy())
+            encoded.append(h_BD.float().cpu())
+    of_label = {label: torch.cat(values) for label, values in logits.items()}
     return PhraseOutputs(
-        {k: np.concatenate(v).astype(np.float64) for k, v in log_probs.items()},
-        {k: np.concatenate(v) for k, v in truth.items()},
-        np.concatenate(song),
-        np.concatenate(start),
-        np.concatenate(encoded) if vectors else None,
-        {k: np.concatenate(v).astype(np.float64) for k, v in energy.items()},
+        {k: v.log_softmax(-1).cpu().double().numpy() for k, v in of_label.items()},
+        {k: torch.cat(v).numpy() for k, v in truth.items()},
+        torch.cat(song).numpy(),
+        torch.cat(start).numpy(),
+        torch.cat(encoded).numpy() if vectors else None,
+        {k: -v.logsumexp(-1).cpu().double().numpy() for k, v in of_label.items()},
     )
 
 
-def song_phrases(
-    songs: SongSource, tokens: TokenSpec, data: Mapping[str, Any], batch_phrases: int
-) -> tuple[Phrases, Iterator[Batch]]:
-    """All phrases of songs as a classifier is fed them, and their batches without labels.
+class SongPredictions(NamedTuple):
+    """What a classifier says of all phrases of songs.
+
+    Attributes:
+        reader: Reads the songs.
+        phrases: All their phrases, in order.
+        found: What the classifier says of them, in the same order.
+        cut: Which of them had more steps than the model takes, shape (phrases,).
+    """
+
+    reader: PhraseReader
+    phrases: Phrases
+    found: PhraseOutputs
+    cut: Bools
+
+
+def predict_songs(
+    model: PhraseClassifier, songs: SongSource, tokens: TokenSpec, data: Mapping[str, Any],
+    device: torch.device | str = "cpu", *, batch_phrases: int = 64, batch_tokens: int | None = None,
+    by_length: bool = False, vectors: bool = False,
+) -> SongPredictions:  # fmt: skip
+    """Predicts all phrases of songs as a classifier was fed them.
 
     Args:
+        model: The classifier.
         songs: The songs, encoded with its tokenizer.
         tokens: Its vocabulary.
         data: Its ``phrase_bars`` or ``phrase_seconds``, ``max_tokens`` and ``marks``.
+        device: Where to compute.
         batch_phrases: Most phrases in a batch.
+        batch_tokens: Most steps in a batch, but for a longer phrase, which makes one alone.
+        by_length: Whether phrases of one length stand together, which share attention calls.
+        vectors: Whether to keep what the heads see of each phrase.
     """
     phrases = consecutive(songs, np.arange(len(songs)), phrase_length(data, tokens))
-    # Checkpoints from before there were marks do not name them.
-    reader = PhraseReader(songs, tokens, data["max_tokens"], data.get("marks", False))
-    groups = group_by_budget(reader.lengths(phrases), batch_phrases, None)
+    reader = PhraseReader(songs, tokens, data["max_tokens"], data["marks"])
+    lengths, cut = reader.lengths(phrases), np.zeros(len(phrases), bool)
+    order = np.argsort(lengths, kind="stable") if by_length else np.arange(len(phrases))
 
     def batches() -> Iterator[Batch]:
-        for group in groups:
-            chosen = phrases.select(group)
-            columns = zip(
-                chosen.song.tolist(), chosen.first.tolist(), chosen.end.tolist(), strict=True
-            )
-            yield collate([reader(*column)[0] for column in columns], {}, chosen)
+        for group in group_by_budget(lengths[order], batch_phrases, batch_tokens):
+            chosen = phrases.select(order[group])
+            columns = (chosen.song.tolist(), chosen.first.tolist(), chosen.end.tolist())
+            read = [reader(*phrase) for phrase in zip(*columns, strict=True)]
+            cut[order[group]] = [
+                stop < end or len(ids) == reader.max_tokens  # within its only bar
+                for (ids, stop), end in zip(read, columns[2], strict=True)
+            ]
+            yield collate([ids for ids, _ in read], {}, chosen)
 
-    return phrases, batches()
+    found = predict_phrases(model, batches(), device, vectors)
+    return SongPredictions(
+        reader, phrases, found.select(np.argsort(order)) if by_length else found, cut
+    )
 
 
-SONGS_AT_ONCE = 256  # bounds the memory; phrases of these songs share batches
+# --- songs ----------------------------------------------------------------------------------------
+
+
+def song_kind(task: Mapping[str, Any]) -> str:
+    """``task.song`` of a task's settings.
+
+    Raises:
+        UserError: There is no such song model.
+    """
+    kind = str(task.get("song", "mean"))
+    if kind not in KINDS:
+        raise UserError(f"task.song={kind}; choose {', '.join(KINDS)}")
+    return kind
+
+
+def load_song_models(
+    checkpoint: Path, model: PhraseClassifier, task: Mapping[str, Any]
+) -> tuple[Blends | None, str | None]:
+    """The blends that lie beside a checkpoint, ``RUN/song`` of ``RUN/checkpoints/best.ckpt``.
+
+    Args:
+        checkpoint: Where the classifier was read from.
+        model: The classifier.
+        task: Its task's settings.
+
+    Returns:
+        The blends, None for the mean; and, where the run has other ones than it will be scored
+        with, a line that says so.
+
+    Raises:
+        UserError: They are damaged.
+    """
+    if song_kind(task) == "mean":
+        return None, None
+    folder = checkpoint.absolute().parent.parent / FOLDER
+    why = f"{folder} is not there"
+    if (folder / "model.json").is_file():
+        blends = Blends.load(folder)
+        if blends.weights_of == fingerprint(model):
+            return blends, None
+        why = f"{folder} belongs to its best checkpoint, not to {checkpoint.name}"
+    return None, (
+        "songs are scored by the mean of their phrases: the run was trained with task.song=blend, "
+        f"and {why}"
+    )
+
+
+def song_components(
+    blends: Blends, found: PhraseOutputs, reader: PhraseReader, phrases: Phrases
+) -> dict[str, dict[str, Floats]]:
+    """For each label and component of the blends the songs' log-probabilities, shape (S, C).
+
+    Args:
+        blends: Of the run.
+        found: What the model says of the phrases.
+        reader: Reads the songs.
+        phrases: All their phrases, in order.
+    """
+    theirs = exported_log_probs(blends.experts, reader, phrases)
+    return {
+        label: blends.blends[label].components(
+            song_log_probs(log_probs, found.song)[1], theirs[label]
+        )
+        for label, log_probs in found.log_probs.items()
+    }
+
+
+def song_scores(
+    blends: Blends | None, found: PhraseOutputs, reader: PhraseReader, phrases: Phrases
+) -> dict[str, Floats]:
+    """For each label the songs' log-probabilities, shape (S, C), songs in ascending order.
+
+    The mean over the phrases without blends; arguments as of :func:`song_components`.
+    """
+    if blends is None:
+        return {k: song_log_probs(of, found.song)[1] for k, of in found.log_probs.items()}
+    components = song_components(blends, found, reader, phrases)
+    return {label: blends.blends[label].pool.log_probs(of) for label, of in components.items()}
 
 
 @dataclass(frozen=True)
@@ -132,23 +252,22 @@ class SongScores:
         known_S: Whether there was anything to classify.
     """
 
-    log_probs: dict[str, NDArray[np.float64]]
-    vectors_SD: NDArray[np.float64]
-    known_S: NDArray[np.bool_]
+    log_probs: dict[str, Floats]
+    vectors_SD: Floats
+    known_S: Bools
 
-    def classes(self, label: str) -> NDArray[np.int64]:
+    def classes(self, label: str) -> Longs:
         """Class of each song, shape (S,); ``UNKNOWN`` where there was nothing to classify."""
         filled = np.where(self.known_S[:, None], self.log_probs[label], 0.0)
         return np.where(self.known_S, filled.argmax(1), UNKNOWN)
 
 
-def score_songs(
+def classify_songs(
     model: PhraseClassifier,
     songs: Sequence[Song | None],
     tokenizer: Tokenizer,
     data: Mapping[str, Any],
     device: torch.device | str = "cpu",
-    batch_phrases: int = 64,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SongScores:
     """Classifies songs, from whatever grid they come.
@@ -157,18 +276,18 @@ def score_songs(
         model: The classifier.
         songs: The songs; None stands for silence.
         tokenizer: The classifier's own tokenizer.
-        data: The classifier's ``phrase_bars`` or ``phrase_seconds`` and ``max_tokens``.
+        data: As of :func:`predict_songs`.
         device: Where to compute.
-        batch_phrases: Most phrases in a batch.
         progress: Called with the songs that are done.
     """
-    heads = model.label_heads()
     width: int = model.backbone.d_model  # type: ignore[assignment]
-    log_probs = {k: np.full((len(songs), len(h.classes)), np.nan) for k, h in heads.items()}
+    log_probs = {
+        label: np.full((len(songs), len(head.classes)), np.nan)
+        for label, head in model.label_heads().items()
+    }
     vectors = np.full((len(songs), width), np.nan)
     for begin in range(0, len(songs), SONGS_AT_ONCE):
-        read: list[tuple[Song, Encoded]] = []
-        index: list[int] = []
+        read: dict[int, tuple[Song, Encoded]] = {}
         for i, song in enumerate(songs[begin : begin + SONGS_AT_ONCE], begin):
             if song is None:
                 continue
@@ -176,20 +295,16 @@ def score_songs(
                 own = tokenizer.clean(song.to_score())
             except RefusedSongError:  # nothing that this vocabulary can say
                 continue
-            read.append((own, tokenizer.encode(own)))
-            index.append(i)
+            read[i] = own, tokenizer.encode(own)
         if read:
-            memory = MemorySongs(read)
-            _, batches = song_phrases(memory, tokenizer.spec, data, batch_phrases)
-            found = predict_phrases(model, batches, device, vectors=True)
-            assert found.vectors is not None
-            at = np.array(index)
+            memory, at = MemorySongs(list(read.values())), np.array(list(read))
+            found = predict_songs(model, memory, tokenizer.spec, data, device, vectors=True).found
             for label, values in found.log_probs.items():
                 of, means = song_log_probs(values, found.song)
                 log_probs[label][at[of]] = means
+            assert found.vectors is not None
             sums = np.zeros((len(read), width))
             np.add.at(sums, found.song, found.vectors)
-            counts = np.bincount(found.song, minlength=len(read))
-            vectors[at] = sums / counts[:, None]
+            vectors[at] = sums / np.bincount(found.song, minlength=len(read))[:, None]
         progress(min(begin + SONGS_AT_ONCE, len(songs)), len(songs))
     return SongScores(log_probs, vectors, np.isfinite(vectors).all(1))

@@ -16,7 +16,7 @@ from midigenre.evaluation.tokens import MaskedMetrics, evaluate_masked, phrase_k
 from midigenre.models import MaskedHead, MaskedModel, Masking
 from midigenre.models.masking import check_share
 from midigenre.spec import Batch
-from midigenre.tasks.base import Outcome, Parts, Task
+from midigenre.tasks.base import FinalScores, ModelParts, Task
 from midigenre.tasks.optim import OptimSettings
 from midigenre.wording import plural
 
@@ -33,12 +33,7 @@ class PretrainTask(Task):
     :class:`~midigenre.evaluation.tokens.MaskedMetrics`). The loss is nats per hidden token: its
     mean over a batch in training, over the split in validation. What validation hides depends on
     the song and the bar alone, so that the scores of epochs, seeds and batch sizes compare.
-
-    Args:
-        model: The model.
-        optim: Optimizer and schedule.
-        describe: Plain data that rebuilds the model; it goes into every checkpoint.
-        seed: Seed of the dropout and of what is hidden in training.
+    Arguments as of :class:`~midigenre.tasks.base.Task`.
     """
 
     kind = "masked model"
@@ -58,13 +53,8 @@ class PretrainTask(Task):
         return ()
 
     @classmethod
-    def make_model(cls, task: Mapping[str, Any], parts: Parts) -> MaskedModel:
-        """See :meth:`Task.make_model`.
-
-        Raises:
-            UserError: The vocabulary has no MASK.
-            ValueError: A setting is out of range.
-        """
+    def make_model(cls, task: Mapping[str, Any], parts: ModelParts) -> MaskedModel:
+        """See :meth:`Task.make_model`."""
         check_share("eval_share", task["eval_share"])
         masking = Masking(
             parts.tokens, task["strategy"], task["share"], task["replace"], task["structure"]
@@ -90,22 +80,21 @@ class PretrainTask(Task):
     @torch.no_grad()
     def test(
         cls, model: nn.Module, data: PhraseDataModule, folder: Path | None, task: Mapping[str, Any]
-    ) -> Outcome:
+    ) -> FinalScores:
         """See :meth:`Task.test`."""
         assert isinstance(model, MaskedModel)
         found = evaluate_masked(model, data, "test", task["eval_share"])
-        scores = {name: found[name] for name in ("nats_per_note", *SHOWN)}
-        # Where notes cannot be found in the tokens.
-        scores = {name: value for name, value in scores.items() if value is not None}
+        scores = {  # without the nats per note where notes cannot be found in the tokens
+            name: found[name] for name in ("nats_per_note", *SHOWN) if found[name] is not None
+        }
         of_each = {
             f"test/{field}/{name}": values[name]
             for field, values in found["fields"].items()
             for name in ("perplexity", "accuracy")
         }
         tests = {f"test/{name}": value for name, value in scores.items()} | of_each
-        return Outcome(
-            {"masked": found}, tests, {f"test_{name}": value for name, value in scores.items()}
-        )
+        final = {f"test_{name}": value for name, value in scores.items()}
+        return FinalScores({"masked": found}, tests, final)
 
     @staticmethod
     def show(evaluation: Mapping[str, Any], console: Console) -> None:
@@ -114,9 +103,8 @@ class PretrainTask(Task):
         table = Table(
             title=f"hidden tokens, test songs ({found['share']:.0%} of them)", title_justify="left"
         )
-        table.add_column("", justify="left")
-        for name in ("hidden", "nats", "perplexity", "accuracy"):
-            table.add_column(name, justify="right")
+        for name in ("", "hidden", "nats", "perplexity", "accuracy"):
+            table.add_column(name, justify="right" if name else "left")
         whole = dict(found) | {"n": sum(row["n"] for row in found["fields"].values())}
         for name, row in (*found["fields"].items(), ("all", whole)):
             table.add_row(
@@ -128,12 +116,12 @@ class PretrainTask(Task):
             console.print(f"no nats per note: {found['why']}", highlight=False, soft_wrap=True)
             return
         low, high = found["ci95"]["nats_per_note"]
-        parts = ", ".join(
+        attributes = ", ".join(
             f"{name} {row['nats_per_note']:.3f}" for name, row in found["attributes"].items()
         )
         console.print(
             f"{found['nats_per_note']:.3f} nats per note (95 % {low:.3f}–{high:.3f}) over "
-            f"{plural(found['n_notes'], 'hidden note')}: {parts}",
+            f"{plural(found['n_notes'], 'hidden note')}: {attributes}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
 
