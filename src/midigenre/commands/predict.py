@@ -45,7 +45,6 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     files = list(_files(paths))
     if not files:
         raise UserError(f"{', '.join(paths)}: no MIDI file in there (a name ends in {ENDINGS})")
-    device_of(cfg.device)
     _check(cfg)
     failed: list[tuple[Path, RefusedSongError]] = []
     limits = FileLimits(float(cfg.max_file_mb), float(cfg.max_seconds))
@@ -79,6 +78,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
 
 def _check(cfg: DictConfig) -> None:
     """Rejects wrong settings before the work."""
+    device_of(cfg.device)
     for name in ("batch_phrases", "batch_tokens"):
         if cfg[name] < 1:
             raise UserError(f"{name} must be 1 or more, got {cfg[name]}")
@@ -116,7 +116,7 @@ def thresholds_of(
     Args:
         calibration: The run's, None without one.
         labels: The model's labels.
-        threshold: Least probability of an answer, for all labels; None for none.
+        threshold: One for all labels; None for none.
         coverage: Share of songs to answer, which says the thresholds instead.
 
     Raises:
@@ -148,12 +148,12 @@ class Answerer:
 
     def __init__(self, cfg: DictConfig, trained: Run) -> None:
         self._trained, self._device = trained, device_of(cfg.device)
+        self._model = model = trained.classifier
         self._bounds: dict[str, Any] = {
             key: int(cfg[key]) for key in ("batch_phrases", "batch_tokens")
         }
-        heads = trained.classifier.label_heads()
-        self._classes = {label: head.classes for label, head in heads.items()}
-        self._blends, note = load_song_models(trained.checkpoint, trained.classifier, trained.task)
+        self._classes = {label: head.classes for label, head in model.label_heads().items()}
+        self._blends, note = load_song_models(trained.checkpoint, model, trained.task)
         if note is not None:
             _note(note)
         self._calibration = (
@@ -167,9 +167,8 @@ class Answerer:
         self._explainer = None
         if cfg.explain:
             self._explainer = Explainer(
-                trained.classifier, trained.tokens, trained.data, device=self._device,
-                **self._bounds,
-            )  # fmt: skip
+                model, trained.tokens, trained.data, device=self._device, **self._bounds
+            )
         self._figures = None if cfg.out is None else Path(cfg.out)
         self._figure_names: set[str] = set()
 
@@ -177,7 +176,7 @@ class Answerer:
         """The answer for each file."""
         songs, trained = MemorySongs(list(read.values())), self._trained
         predicted = predict_songs(
-            trained.classifier, songs, trained.tokens, trained.data, self._device, by_length=True,
+            self._model, songs, trained.tokens, trained.data, self._device, by_length=True,
             **self._bounds,
         )  # fmt: skip
         scores = song_scores(self._blends, predicted.found, predicted.reader, predicted.phrases)

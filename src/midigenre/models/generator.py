@@ -165,9 +165,6 @@ class PhraseGenerator(PhraseModel):
         conditions: What the music is conditioned on; None for nothing.
         head: Predicts a token from the vector before it.
         condition_by: ``prefix`` or ``add``.
-
-    Raises:
-        ValueError: An unknown ``condition_by``.
     """
 
     def __init__(
@@ -205,6 +202,8 @@ class PhraseGenerator(PhraseModel):
     ) -> tuple[Tensor, Decoding]:
         """Begins B rows that are then written token by token with :meth:`advance`.
 
+        A ValueError where a row comes to more tokens than its capacity, here and later.
+
         Args:
             labels: Class index of each row for each condition, int64 (B,).
             primes: Tokens that each row begins with, int64 (T, F); T may be 0.
@@ -212,9 +211,6 @@ class PhraseGenerator(PhraseModel):
 
         Returns:
             The vector that predicts the next token of each row, shape (B, D), and the rows.
-
-        Raises:
-            ValueError: A prime passes the capacity.
         """
         condition_BLD = None if self.conditions is None else self.conditions(labels)
         state: State = self.backbone.new_state(  # type: ignore[operator]
@@ -224,14 +220,11 @@ class PhraseGenerator(PhraseModel):
         return self.restart(range(len(primes)), primes, rows), rows
 
     def advance(self, ids_BF: Tensor, rows: Decoding) -> Tensor:
-        """Gives every row its next token, int64 (B, F).
+        """Gives every row its next token, int64 (B, F); a full one must :meth:`restart` before.
 
         Returns:
             The vector that predicts the token after it, shape (B, D): what :meth:`forward` gives
             for the whole row.
-
-        Raises:
-            ValueError: A row is full; :meth:`restart` it with its last bars.
         """
         h_BD = self.embedding(ids_BF)
         if rows.condition_BLD is not None and self.condition_by == "add":
@@ -248,9 +241,6 @@ class PhraseGenerator(PhraseModel):
 
         Returns:
             The vector that predicts the next token of each of ``which``, in their order.
-
-        Raises:
-            ValueError: A window passes the capacity.
         """
         sizes, device = [len(window) for window in windows], self.start_D.device
         cu_seqlens = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device)

@@ -64,24 +64,22 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Shape (N, I) to shape (N, O)."""
-        if not self._onednn_is_faster(input):
-            return super().forward(input)
-        if input.shape[0] < _MANY_ROWS:
-            return _times_transposed(input.contiguous(), self.weight, self.bias)
-        return cast(Tensor, _OneDnnLinear.apply(input, self.weight, self.bias))  # type: ignore[no-untyped-call]
-
-    def _onednn_is_faster(self, x_NI: Tensor) -> bool:
-        """Rows of float32 on a CPU with AVX-512; few rows only where nothing must flow back."""
-        few_but_large = x_NI.shape[0] > 0 and self.weight.numel() >= _LARGE
-        return bool(
-            x_NI.device.type == "cpu"
-            and x_NI.dtype == self.weight.dtype == torch.float32
-            and x_NI.ndim == 2
-            and (x_NI.shape[0] >= _MANY_ROWS or (few_but_large and not torch.is_grad_enabled()))
+        rows, flows_back = input.shape[0], torch.is_grad_enabled()
+        few_but_large = rows > 0 and self.weight.numel() >= _LARGE and not flows_back
+        if not (
+            input.device.type == "cpu"
+            and input.dtype == self.weight.dtype == torch.float32
+            and input.ndim == 2
+            and (rows >= _MANY_ROWS or few_but_large)
             and _has_onednn()
             and not torch.is_autocast_enabled("cpu")  # it knows nn.Linear and makes it bfloat16
             and not torch.compiler.is_compiling()  # True for torch.export as well.
-        )
+        ):
+            return super().forward(input)
+        if flows_back:
+            return cast(Tensor, _OneDnnLinear.apply(input, self.weight, self.bias))  # type: ignore[no-untyped-call]
+        x_NI = input.contiguous() if rows < _MANY_ROWS else _even_rows(input)
+        return _times_transposed(x_NI, self.weight, self.bias)[:rows]
 
 
 def _has_onednn() -> bool:
@@ -152,9 +150,10 @@ class FastDropAdd(DropAdd):
 
     def forward(self, h: Tensor, change: Tensor) -> Tensor:
         """Two tensors of one shape to a third; the seed of PyTorch's default generator decides."""
+        if not self.training:
+            return h + change
         dropped = round(self.p * _LEVELS)
-        off = not self.training or self.p == 0.0
-        if off or change.device.type != "cpu" or not 0 < dropped < _LEVELS:
+        if change.device.type != "cpu" or self.p == 0.0 or not 0 < dropped < _LEVELS:
             return super().forward(h, change)
         # 64 bits a draw, cut into four; `random_()` without bounds would leave the sign bit at 0.
         words = torch.empty(-(-change.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
@@ -258,8 +257,7 @@ class Int8Linear(Frozen):
     """A float32 layer in eight bits, by FBGEMM's operators.
 
     Weights have one scale for each output (symmetric, -127 to 127), activations one for each row,
-    taken when they come: a row does not change with those beside it, so a piece stays what its seed
-    says whatever is drawn with it. ``torch.ao.quantization`` has no scale for each row.
+    taken when they come: a piece stays what its seed says, whatever is drawn with it.
     """
 
     SMALLEST = 1e-12  # A row of zeros stays one.

@@ -67,8 +67,7 @@ class Masking(nn.Module):
         replace: Shares of the hidden tokens that are seen as MASK, as another token of their type,
             and as they are.
         structure: Whether tokens that are no attributes of notes (``Bar``, ``Position``, ``Tempo``,
-            time shifts ...) may be hidden too, as in MusicBERT. Most of them can be copied from a
-            neighbour where each step repeats them.
+            time shifts ...) may be hidden too, as in MusicBERT.
 
     Attributes:
         attributes: Names of what may be hidden, A of them: token types, those of drums counted with
@@ -80,15 +79,6 @@ class Masking(nn.Module):
         ValueError: A setting is out of range, ``bar`` with a vocabulary that has no bars, or a
             vocabulary in which there is nothing to hide.
     """
-
-    base_F: Tensor  # what is added to an id to make it one of all fields
-    mask_F: Tensor
-    attribute_V: Tensor  # -1 for what is never hidden
-    first_V: Tensor  # of the ids of its type in member_V, and how many they are
-    count_V: Tensor
-    member_V: Tensor
-    kind_V: Tensor
-    bar_V: Tensor
 
     def __init__(
         self, spec: TokenSpec, strategy: str = "compound", share: float = 0.3,
@@ -128,20 +118,18 @@ class Masking(nn.Module):
         numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
         type_V = torch.tensor([numbers[name] for name in names])
         count, id_V = type_V.bincount(), torch.cat([torch.arange(n) for n in spec.sizes])
-        tables = {
-            "base_F": torch.tensor([0, *spec.sizes]).cumsum(0)[:-1],
-            "mask_F": torch.tensor(mask),
-            "attribute_V": torch.tensor(
-                [number[_SAME.get(t, t)] if hidden[t] else -1 for t in types_V]
-            ),
-            "first_V": (count.cumsum(0) - count)[type_V],
-            "count_V": count[type_V],
-            "member_V": id_V[type_V.argsort(stable=True)],
-            "kind_V": torch.tensor([_KIND.get(t, _OTHER) for t in types_V]),
-            "bar_V": torch.tensor([t == "Bar" for t in types_V]),
-        }
-        for name, table in tables.items():
-            self.register_buffer(name, table, persistent=False)
+
+        def table(values: Sequence[int] | Tensor) -> nn.Buffer:
+            return nn.Buffer(torch.as_tensor(values), persistent=False)
+
+        self.base_F = table(torch.tensor([0, *spec.sizes]).cumsum(0)[:-1])  # an id's of all fields
+        self.mask_F = table(mask)
+        self.attribute_V = table([number[_SAME.get(t, t)] if hidden[t] else -1 for t in types_V])
+        self.first_V = table((count.cumsum(0) - count)[type_V])  # of its type in member_V
+        self.count_V = table(count[type_V])
+        self.member_V = table(id_V[type_V.argsort(stable=True)])
+        self.kind_V = table([_KIND.get(t, _OTHER) for t in types_V])
+        self.bar_V = table([t == "Bar" for t in types_V])
 
     def forward(
         self, ids_NF: Tensor, cu_seqlens: Tensor, *, share: float | None = None,

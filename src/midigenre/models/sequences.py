@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import gelu, pad, scaled_dot_product_attention
 
 if TYPE_CHECKING:  # it stands above this file
     from midigenre.models.transformer import Attend, Encoder
@@ -308,7 +308,7 @@ class KeyValueState(State):
         self.grow()
         if (local := self.encoder.local) is not None:
             seen_KBD = torch.cat([local.norm(h_BD)[None], self.tensors["before"]])
-            h_BD = local.mix(h_BD, seen_KBD.transpose(0, 1).flatten(1))
+            h_BD = local.add(h_BD, gelu(local.project(seen_KBD.transpose(0, 1).flatten(1))))
             self.tensors["before"] = seen_KBD[: local.width - 1]
         h_BD, rotary = self.encoder.place(h_BD, self.lengths_B - 1, max(self.lengths))
         return self.encoder.run_layers(h_BD, rotary, self._attends())

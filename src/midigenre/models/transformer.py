@@ -192,11 +192,7 @@ class LocalConvolution(nn.Module):
         for step in range(1, self.width):
             earlier_ND = fn.pad(x_ND, (0, 0, step, 0))[: len(x_ND)]
             back.append(earlier_ND * (positions_N >= step)[:, None])
-        return self.mix(h_ND, torch.cat(back, dim=-1))
-
-    def mix(self, h_ND: Tensor, seen: Tensor) -> Tensor:
-        """Adds what the convolution makes of the last K normed tokens, side by side in ``seen``."""
-        return cast(Tensor, self.add(h_ND, fn.gelu(self.project(seen))))
+        return cast(Tensor, self.add(h_ND, fn.gelu(self.project(torch.cat(back, dim=-1)))))
 
 
 class SelfAttention(nn.Module):
@@ -434,8 +430,6 @@ class LabelHead(nn.Module):
         ValueError: Smoothing outside 0 to 1.
     """
 
-    weight_C: Tensor
-
     def __init__(
         self, label: str, classes: Sequence[str], d_model: int,
         class_weights: Sequence[float] | Tensor | None = None, label_smoothing: float = 0.0,
@@ -447,7 +441,7 @@ class LabelHead(nn.Module):
         weights = torch.ones(len(classes)) if class_weights is None else class_weights
         self.label, self.classes = label, tuple(classes)
         self.label_smoothing, self.loss_weight = label_smoothing, loss_weight
-        self.register_buffer("weight_C", torch.as_tensor(weights, dtype=torch.float32).clone())
+        self.weight_C = nn.Buffer(torch.as_tensor(weights, dtype=torch.float32).clone())
         self.hidden = None if linear else nn.Linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(d_model, len(classes))

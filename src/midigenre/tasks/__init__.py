@@ -1,7 +1,7 @@
 """What is learned: LightningModules, the optimizer and its schedule, callbacks.
 
-``classify`` labels phrases; ``optim`` builds AdamW and the learning-rate schedule; ``callbacks``
-keeps checkpoints and writes what a person looks at in TensorBoard; ``loggers`` writes the event
-files and the CSV log; ``predict`` runs a trained model over phrases and ``evaluate`` scores it on a
-split.
+``base`` has what all tasks share and ``fit``; ``classify``, ``pretrain`` and ``generate`` are the
+tasks, each with what it shows in TensorBoard; ``optim`` the optimizers and schedules; ``callbacks``
+keeps checkpoints; ``loggers`` writes event files and the CSV log; ``predict`` runs a trained
+classifier over phrases and songs, ``evaluate`` scores it on a split, ``explain`` says why.
 """

@@ -87,17 +87,11 @@ def freeze(model: nn.Module, freeze_layers: int | str) -> tuple[nn.Module, ...]:
     Returns:
         The modules that are frozen as a whole and belong into evaluation mode: a probe sees what
         the backbone says without dropout. Where some layers train, dropout stays on.
-
-    Raises:
-        UserError: See :func:`check_frozen`.
     """
-    names = [name for name, _ in model.named_parameters()]
-    layers = n_layers(names)
+    layers = n_layers([name for name, _ in model.named_parameters()])
     check_frozen(freeze_layers, layers)
-    if freeze_layers == 0:
-        return ()
     whole = freeze_layers == "all"
-    for name, p in model.named_parameters():
+    for name, p in model.named_parameters() if freeze_layers != 0 else ():
         inside = name.startswith(("embedding.", "backbone."))
         # The last norm stands behind the whole backbone, not in a layer that may be frozen.
         below = not name.startswith("backbone.final_norm.")
