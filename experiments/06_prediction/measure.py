@@ -170,8 +170,8 @@ def batches_of(trained: Run, files: Sequence[str]) -> list[Batch]:
         labels = {
             label: draw.integers(0, len(head.classes), len(chosen)) for label, head in heads.items()
         }
-        places = zip(chosen.song.tolist(), chosen.first.tolist(), chosen.end.tolist(), strict=True)
-        batches.append(collate([reader(*place)[0] for place in places], labels, chosen))
+        ids = [reader(*place)[0] for place in chosen.places()]
+        batches.append(collate(ids, labels, chosen))
     return batches
 
 

@@ -458,6 +458,5 @@ def _out_of_memory(task: Task, data: PhraseDataModule) -> str:
     return (
         f"out of memory in step {task.trainer.global_step} with data.batch_phrases="
         f"{settings.batch_phrases} and up to {settings.max_tokens} tokens each; {fewer}"
-        "data.batch_tokens= bounds the longest batches, precision=bf16, a smaller data.max_tokens "
-        "or model need less"
+        "precision=bf16, a smaller data.max_tokens or model need less"
     )

@@ -96,10 +96,7 @@ class Explainer:
         """
         reader = PhraseReader(songs, self._tokens, self._data["max_tokens"], self._data["marks"])
         # The bar at which the tokens of each phrase end: ``max_tokens`` may cut it.
-        columns = phrases.song.tolist(), phrases.first.tolist(), phrases.end.tolist()
-        seen = replace(
-            phrases, end=np.array([reader(*place)[1] for place in zip(*columns, strict=True)])
-        )
+        seen = replace(phrases, end=np.array([reader(*place)[1] for place in phrases.places()]))
         noted: list[tuple[int, int, int, int]] = []
         found = predict_phrases(
             self._model, self._batches(songs, seen, reader, noted), self._device

@@ -147,11 +147,10 @@ def predict_songs(
     def batches() -> Iterator[Batch]:
         for group in group_by_budget(lengths[order], batch_phrases, batch_tokens):
             chosen = phrases.select(order[group])
-            columns = (chosen.song.tolist(), chosen.first.tolist(), chosen.end.tolist())
-            read = [reader(*phrase) for phrase in zip(*columns, strict=True)]
+            read = [reader(*place) for place in chosen.places()]
             cut[order[group]] = [
                 stop < end or len(ids) == reader.max_tokens  # within its only bar
-                for (ids, stop), end in zip(read, columns[2], strict=True)
+                for (ids, stop), end in zip(read, chosen.end.tolist(), strict=True)
             ]
             yield collate([ids for ids, _ in read], {}, chosen)
 
