@@ -61,7 +61,7 @@ def test_steps_from_nothing_equal_the_full_pass(backbone: Encoder) -> None:
 
 
 @torch.no_grad()
-def test_ragged_rows_go_on_from_where_they_are(backbone: Encoder) -> None:
+def test_ragged_rows_continue_from_where_they_are(backbone: Encoder) -> None:
     rows = rows_of(9, 12, 7, 8)
     heads = [3, 6, 1, 2]
     state = empty(backbone, 4, 12)
@@ -80,7 +80,7 @@ def test_ragged_rows_go_on_from_where_they_are(backbone: Encoder) -> None:
 
 
 @torch.no_grad()
-def test_rows_leave_and_begin_anew_beside_others(backbone: Encoder) -> None:
+def test_rows_leave_and_begin_again_beside_others(backbone: Encoder) -> None:
     rows = rows_of(20, 20, 20)
     state = empty(backbone, 3)
     prefill([r[:4] for r in rows], state, [0, 1, 2])
@@ -141,7 +141,7 @@ def test_room_beyond_learned_positions_is_refused() -> None:
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("sizes", [(11,), (11, 7, 5)], ids=["one field", "three fields"])
 @torch.no_grad()
-def test_a_generator_tells_the_same_step_by_step(
+def test_a_generator_says_the_same_step_by_step(
     sizes: tuple[int, ...], backbone: str, by: str
 ) -> None:
     model = generator(sizes, backbone, by)

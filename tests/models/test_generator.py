@@ -66,7 +66,7 @@ def test_a_step_depends_on_those_before_it_alone(
         after = model(replace(batch, ids_NF=changed))
         moved = ((after - before).abs().amax(1) > 1e-9).tolist()
         last = 5 if at < 6 else 14
-        # Row t foretells step t: those up to the changed step know nothing of it.
+        # Row t predicts step t: those up to the changed step know nothing of it.
         assert moved == [at < row <= last for row in range(15)]
 
 

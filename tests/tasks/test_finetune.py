@@ -88,7 +88,7 @@ def test_the_rate_falls_towards_the_tokens(kind: str) -> None:
 
 
 def test_one_rate_makes_the_groups_of_before() -> None:
-    """Or no older run could go on."""
+    """Or no older run could resume."""
     model = classifier()
     optimizer = AdamWSettings(lr=0.1, weight_decay=0.3).optimizer(model)
     matrix = matrices(model)

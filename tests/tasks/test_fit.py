@@ -1,4 +1,4 @@
-"""What may happen to ``trainer.fit`` ends in one line that says how to go on."""
+"""What may happen to ``trainer.fit`` ends in one line that says how to continue."""
 
 from types import SimpleNamespace
 

@@ -54,7 +54,7 @@ def test_what_is_compared_leads_and_nothing_is_a_dot(tmp_path):
     assert set(scalars.values()) == {2}
 
 
-def test_a_resumed_run_goes_on_in_its_charts(tmp_path):
+def test_a_resumed_run_continues_in_its_charts(tmp_path):
     log_run(tmp_path / "a")
     log_run(tmp_path / "a", score=0.75, when=20)
     board = Board(tmp_path)

@@ -228,7 +228,7 @@ def test_metrics_are_those_of_the_tokens(shards):
         assert metrics.fields()[name]["n"] == int(of.sum())
 
 
-def test_training_hides_anew_and_validation_does_not(shards):
+def test_training_hides_other_tokens_and_validation_does_not(shards):
     data = data_of(shards, "octuple")
     model = made(data)
     about = {"task": {"eval_share": 0.15}}
@@ -251,7 +251,7 @@ def test_training_hides_anew_and_validation_does_not(shards):
     assert torch.equal(*sums)
 
 
-def test_the_songs_tell_the_notes_and_not_their_number(shards, monkeypatch):
+def test_the_songs_choose_the_notes_and_not_their_number(shards, monkeypatch):
     """A key is that of the song's id, whatever its row."""
     data = data_of(shards, "octuple")
     ids = data.shards.manifest.column("song_id")

@@ -1,4 +1,4 @@
-"""Pieces in TensorBoard during training: they are there, and training goes on as without them."""
+"""Pieces in TensorBoard during training: they are there, and training continues as without them."""
 
 import io
 from types import SimpleNamespace

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from midigenre.arrays import Bools, Floats, Longs
 from midigenre.data.datamodule import PhraseDataModule
+from midigenre.data.phrases import Phrases
 from midigenre.evaluation.baselines import (
     BASELINES,
     GONE,
@@ -89,23 +90,11 @@ def evaluate_split(
     usable = {k: of for k in heads if not isinstance(of := fitted[k], str)}
     baselines = predict_baselines(usable, data.reader, phrases) if usable else {}
     parts = {} if blends is None else song_components(blends, found, data.reader, phrases)
-    # Where a row comes from.
     song_N = {"phrase": found.song, "song": np.unique(found.song)}
-    manifest = data.shards.manifest
-    about = {
-        name: np.array(manifest.column(name), object)
-        for name in ("song_id", "source")
-        if name in manifest.columns
-    }
-    where: dict[str, dict[str, NDArray[Any]]] = {
-        level: {name: column[songs] for name, column in about.items()}
-        for level, songs in song_N.items()
-    }
-    where["phrase"] |= {"first_bar": phrases.first, "end_bar": phrases.end}
+    where = _where(data, phrases, song_N)
     tables: dict[str, dict[str, Predictions]] = {}
     for label, head in heads.items():
-        n_classes, components = len(head.classes), parts.get(label, {})
-        truth_N = found.truth[label]
+        truth_N, components = found.truth[label], parts.get(label, {})
         if class_maps is not None:
             truth_N = np.where(truth_N == UNKNOWN, UNKNOWN, class_maps[label][truth_N])
         truth = {"phrase": truth_N, "song": song_truth(truth_N, found.song)[1]}
@@ -125,18 +114,12 @@ def evaluate_split(
                 {**baselines[label][level]} if label in usable
                 else dict.fromkeys(BASELINES, str(fitted[label]))
             )  # fmt: skip
-            source_N, allowed_NC = where[level].get("source"), None
-            if source_N is not None:
-                allowed_NC = np.zeros((len(source_N), n_classes), bool)
-                if known is not None:
-                    allowed_NC = source_classes(source_N, *known, n_classes)
-                    guesses = source_majority(source_N, *known, n_classes)
-                    if guesses is not None:
-                        theirs[SOURCE_MAJORITY] = guesses
-            if level == "song":
-                for name, log_probs_SC in components.items():  # its experts are baselines already
-                    if isinstance(theirs.get(name, ""), str):
-                        theirs[name] = log_probs_SC.argmax(1)
+            allowed_NC, guesses = _by_source(where[level].get("source"), known, len(head.classes))
+            if guesses is not None:
+                theirs[SOURCE_MAJORITY] = guesses
+            for name, log_probs_SC in components.items() if level == "song" else ():
+                if isinstance(theirs.get(name, ""), str):  # its experts are baselines already
+                    theirs[name] = log_probs_SC.argmax(1)
             fit, flags = fits.get(level), dict[str, Bools]()
             if fit is not None and fit.max_energy is not None:
                 flags["energy"] = fit.out_of_domain(energy[level])
@@ -160,6 +143,35 @@ def evaluate_split(
         write_predictions(predictions, tables)
         write_tables(predictions.with_suffix(".npz"), tables)
     return result
+
+
+def _where(
+    data: PhraseDataModule, phrases: Phrases, song_N: Mapping[str, Longs]
+) -> dict[str, dict[str, NDArray[Any]]]:
+    """For each level the columns that say where a row comes from."""
+    manifest = data.shards.manifest
+    about = {
+        name: np.array(manifest.column(name), object)
+        for name in ("song_id", "source")
+        if name in manifest.columns
+    }
+    where = {
+        level: {name: column[songs] for name, column in about.items()}
+        for level, songs in song_N.items()
+    }
+    where["phrase"] |= {"first_bar": phrases.first, "end_bar": phrases.end}
+    return where
+
+
+def _by_source(
+    source_N: NDArray[Any] | None, known: tuple[NDArray[Any], Longs] | None, n_classes: int
+) -> tuple[Bools | None, Longs | None]:
+    """Which classes each row's source has in training, and its commonest; None where unknown."""
+    if source_N is None:
+        return None, None
+    if known is None:
+        return np.zeros((len(source_N), n_classes), bool), None
+    return source_classes(source_N, *known, n_classes), source_majority(source_N, *known, n_classes)
 
 
 def _training_sources(train: PhraseDataModule, label: str) -> tuple[NDArray[Any], Longs] | None:
