@@ -155,7 +155,7 @@ def _where(
         for name in ("song_id", "source")
         if name in manifest.columns
     }
-    where = {
+    where: dict[str, dict[str, NDArray[Any]]] = {
         level: {name: column[songs] for name, column in about.items()}
         for level, songs in song_N.items()
     }
