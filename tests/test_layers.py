@@ -42,7 +42,7 @@ def part(module: str) -> str:
 
 
 def packages_above(module: str) -> set[str]:
-    """``evaluation`` and ``evaluation.music`` of ``evaluation.music.bars``."""
+    """``evaluation`` and ``evaluation.music`` of ``evaluation.music.control``."""
     names = module.split(".")
     return {".".join(names[:i]) for i in range(1, len(names))}
 

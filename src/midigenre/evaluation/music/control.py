@@ -36,9 +36,7 @@ def main_label(classes: Mapping[str, int]) -> str:
 
 
 def plan(
-    classes: Mapping[str, int],
-    n: int,
-    songs: Mapping[str, ArrayLike] | None = None,
+    classes: Mapping[str, int], n: int, songs: Mapping[str, ArrayLike] | None = None
 ) -> dict[str, Longs]:
     """Which classes to ask for: n pieces of each class of the label that has most classes.
 

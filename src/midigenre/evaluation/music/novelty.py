@@ -29,12 +29,7 @@ import numpy as np
 
 from midigenre.arrays import Ints, Keys, Longs, splitmix64
 from midigenre.errors import UserError
-from midigenre.evaluation.music.descriptors import (
-    bar_keys,
-    bar_of_notes,
-    common_ticks,
-    is_melodic,
-)
+from midigenre.evaluation.music.descriptors import bar_keys, bar_of_notes, common_ticks, is_melodic
 from midigenre.midi.song import Song
 
 COPIED_ABOVE = 8

@@ -19,15 +19,19 @@ _WHOLE = ("shift", "meter", "tempo", "event")
 
 
 class BarRules(Rules):
-    """What REMI, CP and Octuple share, whatever their steps look like."""
+    """What REMI, CP and Octuple share, whatever their steps look like.
+
+    Attributes:
+        fields: Types of the columns of compound steps in the order in which they are chosen.
+    """
+
+    fields: tuple[str, ...] = ()
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
         self.position_ids, self.bar_ids = self.ids("Position"), self.ids("Bar")
-
-    def in_order(self, *kinds: str) -> tuple[int, ...]:
-        """The columns of these types, as far as there are any."""
-        return tuple(self.columns[kind] for kind in kinds if kind in self.columns)
+        if self.fields:
+            self.order = tuple(self.columns[k] for k in self.fields if k in self.columns)
 
     def rank(self, step: Sequence[int], kind: str) -> int:
         """Rank of what a step says of a type; 0 where the vocabulary has none."""
@@ -171,11 +175,10 @@ class CPRules(BarRules):
     drums have pitches of their own. A position is followed by a note unless its tempo is new.
     """
 
+    fields = ("Family", "Position", "TimeSig", "Tempo", "Program", "Pitch", "Velocity", "Duration")
+
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
-        self.order = self.in_order(
-            "Family", "Position", "TimeSig", "Tempo", "Program", "Pitch", "Velocity", "Duration"
-        )
         index = tokenizer.spec.fields[self.order[0]].index
         self._note, self._metric = index["Family_Note"], index["Family_Metric"]
         self._bar = int(self.bar_ids[0])
@@ -250,12 +253,8 @@ class OctupleRules(BarRules):
     :mod:`midigenre.tokenizers.miditok` reads.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__(tokenizer)
-        # Time before the note, the program before its pitch.
-        self.order = self.in_order(
-            "Bar", "TimeSig", "Position", "Tempo", "Program", "Pitch", "Velocity", "Duration"
-        )
+    # Time before the note, the program before its pitch.
+    fields = ("Bar", "TimeSig", "Position", "Tempo", "Program", "Pitch", "Velocity", "Duration")
 
     def one_voice(self, s: State) -> bool:
         """Not in given music: where it has empty bars, notes lie elsewhere than in the song."""
