@@ -146,6 +146,9 @@ class RunFolder:
         check_writable(self.path, "resume a copy of the run that is yours: cp -r RUN COPY")
         root = os.path.realpath(self.path)
         for path in self.path.rglob("*"):
+            # Weights & Biases links its own log, which nothing is written through.
+            if path.match("wandb/*/logs/debug-core.log"):
+                continue
             target = Path(os.path.realpath(path))  # `Path.resolve` raises on a loop of links
             if not target.is_relative_to(root):
                 why = f"a link to {target}, out of the run"
