@@ -44,11 +44,6 @@ def bar_steps(meter: Meter) -> int:
     return 16 * meter[0] // meter[1]
 
 
-def beat_steps(meter: Meter) -> int:
-    """Length of the felt beat in sixteenths: a dotted quarter in 6/8, a half in 2/2."""
-    return 6 if meter[1] == 8 else 16 // meter[1]
-
-
 @dataclass(frozen=True)
 class Plan:
     """What a song is made from besides its style.
@@ -75,8 +70,8 @@ class Plan:
 
     @property
     def beat(self) -> int:
-        """Length of the felt beat in sixteenths."""
-        return beat_steps(self.meter)
+        """Length of the felt beat in sixteenths: a dotted quarter in 6/8, a half in 2/2."""
+        return 6 if self.meter[1] == 8 else 16 // self.meter[1]
 
     def bars(self) -> Iterator[tuple[int, str, int, bool]]:
         """First step, section letter, bar in the section, whether it is the section's last."""
@@ -160,7 +155,7 @@ class Canvas:
 
 
 def degree(root: int, scale: Sequence[int], index: int) -> int:
-    """Pitch of a scale degree counted from 0 at ``root``; it goes on over octaves both ways."""
+    """Pitch of a scale degree counted from 0 at ``root``, in all octaves."""
     octave, step = divmod(index, len(scale))
     return root + 12 * octave + scale[step]
 

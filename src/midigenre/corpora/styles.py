@@ -33,8 +33,6 @@ from midigenre.corpora.sequencer import (
     triad,
 )
 
-Style = Callable[[np.random.Generator], ScoreTick]
-
 # Degrees of the major scale, from 0.
 ROCK_PROGRESSIONS = (
     (0, 3, 4, 4), (0, 3, 0, 4), (0, 3, 4, 3), (0, 0, 3, 4), (0, 4, 5, 3), (0, 3, 4, 0),
@@ -317,7 +315,7 @@ def _rap_bass(rng: np.random.Generator, song: Plan) -> list[list[tuple[int, int,
     return bars
 
 
-STYLES: Mapping[str, Style] = {
+STYLES: Mapping[str, Callable[[np.random.Generator], ScoreTick]] = {
     "atonal": atonal,
     "metal": metal,
     "rock": rock,
