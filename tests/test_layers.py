@@ -145,6 +145,43 @@ def test_no_cycles() -> None:
         visit(module, ())
 
 
+def test_no_small_module_serves_one_importer_alone() -> None:
+    """A file holds one idea: what only one other needs, and is short, stands there."""
+    importers = {module: {m for m in MODULES if module in imports(m)} for module in MODULES}
+    small = {
+        module for module, path in MODULES.items()
+        if path.name != "__init__.py" and len(importers[module]) <= 1
+        and len(path.read_text(encoding="utf-8").splitlines()) < 120
+    }  # fmt: skip
+    # `python -m midigenre`, commands (the dispatcher imports them by name), and a backbone, which
+    # is a file of its own because configs name it.
+    own = {"__main__", "models.lstm", *(m for m in MODULES if m.startswith("commands."))}
+    assert small <= own, sorted(small - own)
+
+
+def test_a_public_name_has_one_meaning() -> None:
+    """No two modules define the same function, class or constant."""
+    where: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                names = [node.name]
+            elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = [target.id for target in targets if isinstance(target, ast.Name)]
+            else:
+                continue
+            for name in names:
+                where.setdefault(name, []).append(module)
+    same = {
+        "run",  # what a command does
+        "log",  # a module's logger
+        "FORMAT_VERSION",  # of the files that a corpus makes
+    }
+    twice = {n: m for n, m in where.items() if len(m) > 1 and n[0] != "_" and n not in same}
+    assert not twice
+
+
 def test_every_package_says_what_it_holds() -> None:
     for folder in {path.parent for path in MODULES.values()}:
         init = folder / "__init__.py"

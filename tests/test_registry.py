@@ -49,7 +49,7 @@ def test_all_that_the_config_tree_names_can_be_found() -> None:
     assert len(named) > 25
     for group, name in named:
         if "Wandb" not in name:  # an extra
-            assert callable(registry.find(group, name)), name
+            assert callable(registry.find_class(group, name)), name
 
 
 def test_the_config_tree_names_nothing_that_imports_or_calls_by_name() -> None:
@@ -65,12 +65,12 @@ def test_the_config_tree_names_nothing_that_imports_or_calls_by_name() -> None:
 def test_other_names_are_unknown(name: object) -> None:
     assert not registry.is_known("tokenizer", name)
     with pytest.raises(UserError, match="no tokenizer of midigenre"):
-        registry.find("tokenizer", name)
+        registry.find_class("tokenizer", name)
 
 
 def test_nothing_is_imported_before_it_is_known(own: Path) -> None:
     with pytest.raises(UserError):
-        registry.find("tokenizer", "my_words.Mine")
+        registry.find_class("tokenizer", "my_words.Mine")
     with pytest.raises(UserError):
         make({"_target_": "my_words.Mine"}, "tokenizer", object)
     with pytest.raises(UserError):
@@ -80,7 +80,7 @@ def test_nothing_is_imported_before_it_is_known(own: Path) -> None:
 
 def test_a_config_dir_and_the_command_line_make_classes_known(own: Path) -> None:
     registry.trust({"model": {"_target_": "my_words.Mine", "deep": [{"_target_": "a.B"}]}}, [own])
-    assert registry.find("tokenizer", "my_words.Mine").__name__ == "Mine"
+    assert registry.find_class("tokenizer", "my_words.Mine").__name__ == "Mine"
     assert registry.is_known("callbacks", "my_words.Call")  # from the recipe
     assert registry.is_known("model", "a.B")
     assert not registry.is_known("corpus", "my_words.Mine")

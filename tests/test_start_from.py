@@ -4,7 +4,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from midigenre.build import describe, make_model, make_tokenizer, plain
+from midigenre.build import describe_run, make_model, make_tokenizer, plain
 from midigenre.errors import UserError
 from midigenre.models import MaskedHead
 from midigenre.registry import conf_dir
@@ -27,7 +27,9 @@ class Made:
         self.model = make_model(self.settings, self.task, self.tokens, LABELS)
 
     def save(self, path, **changed):
-        about = describe(self.settings, self.task, self.data, None, self.tokens, LABELS) | changed
+        about = (
+            describe_run(self.settings, self.task, self.data, None, self.tokens, LABELS) | changed
+        )
         weights = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({CHECKPOINT_KEY: about, "state_dict": weights}, path)

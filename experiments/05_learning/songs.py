@@ -26,7 +26,7 @@ from midigenre.data.datamodule import PhraseDataModule
 from midigenre.evaluation.blend import WITHOUT_ENCODER
 from midigenre.evaluation.compare import markdown_table
 from midigenre.files import read_json, write_json
-from midigenre.tasks.predict import KINDS
+from midigenre.tasks.predict import SONG_KINDS
 from midigenre.trained import load_run, own_shards
 
 RESULTS = Path(__file__).parent / "results"
@@ -80,7 +80,7 @@ def scored(run: str, home: str, folder: Path) -> dict[str, dict[str, float | Non
     data = PhraseDataModule(own_shards(trained, home, None, no_progress).folder, **trained.data)
     task = plain(trained.config.task)
     found = {}
-    for kind in KINDS:
+    for kind in SONG_KINDS:
         there = folder if kind == "blend" else None
         outcome = class_of(task).test(trained.model, data, there, task | {"song": kind})
         (levels,) = outcome.evaluation.values()

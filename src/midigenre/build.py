@@ -102,7 +102,7 @@ def _made(node: Any, group: str) -> Any:
     settings = {key: _made(value, group) for key, value in node.items()}
     if registry.TARGET not in settings:
         return settings
-    return registry.find(group, settings.pop(registry.TARGET))(**settings)
+    return registry.find_class(group, settings.pop(registry.TARGET))(**settings)
 
 
 def make_corpus(cfg: DictConfig) -> Corpus:
@@ -214,7 +214,7 @@ def tokens_of(cfg: DictConfig) -> TokenSpec:
 
 def class_of(task: Mapping[str, Any]) -> type[Task]:
     """The class of ``cfg.task``."""
-    found = registry.find("task", task["_target_"])
+    found = registry.find_class("task", task["_target_"])
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise UserError(f"task._target_={task['_target_']} is no midigenre.tasks.base.Task")
     return found
@@ -297,7 +297,7 @@ def make_augment(cfg: DictConfig) -> AugmentSettings:
 
 def protocol_settings(cfg: DictConfig) -> dict[str, Any] | None:
     """What a part of a protocol depends on besides the songs; None for the prepared split."""
-    return splits.settings_of(plain(cfg.protocol), plain(cfg.split), labels_of(cfg))
+    return splits.split_settings(plain(cfg.protocol), plain(cfg.split), labels_of(cfg))
 
 
 def make_data(cfg: DictConfig, shards: ShardSet) -> PhraseDataModule:
@@ -317,11 +317,11 @@ def make_task(cfg: DictConfig, shards: ShardSet, data: PhraseDataModule) -> Task
     """The LightningModule of a training run."""
     model, task, specs = plain(cfg.model), plain(cfg.task), (shards.tokens, shards.labels)
     made = make_model(model, task, *specs, data.class_counts())
-    about = describe(model, task, plain(cfg.data), cfg.fold, *specs, data.protocol_settings)
+    about = describe_run(model, task, plain(cfg.data), cfg.fold, *specs, data.protocol_settings)
     return class_of(task)(made, make_optim(cfg), about, cfg.seed)
 
 
-def describe(
+def describe_run(
     model: Mapping[str, Any],
     task: Mapping[str, Any],
     data: Mapping[str, Any],

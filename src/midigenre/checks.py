@@ -100,7 +100,7 @@ def check_compile(cfg: DictConfig) -> None:
         return
     model, trainer, precision = cfg.model, cfg.trainer, cfg.precision.precision
     on_gpu = trainer.accelerator in ("gpu", "cuda", "auto")
-    if not issubclass(registry.find("model", model._target_), Encoder):
+    if not issubclass(registry.find_class("model", model._target_), Encoder):
         why = f": model={model.name} has no layers to compile; leave it out"
     elif not on_gpu or str(precision).startswith("32"):
         why = (

@@ -78,7 +78,7 @@ def check(node: Any, group: str) -> None:
             )
 
 
-def find(group: str, name: Any) -> Any:
+def find_class(group: str, name: Any) -> Any:
     """The class that a file names in a config group.
 
     Raises:

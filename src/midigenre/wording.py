@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+NAMED = 5
+"""How many things of a kind a message names."""
+
 
 def plural(n: int, one: str, many: str = "") -> str:
     """``1 song``, ``2,000 songs``.
@@ -12,6 +17,12 @@ def plural(n: int, one: str, many: str = "") -> str:
         many: The word for any other number; by default with an ``s``.
     """
     return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def first_few(names: Sequence[str], separator: str = ", ") -> str:
+    """The first :data:`NAMED` of them, and how many more there are."""
+    more = len(names) - NAMED
+    return separator.join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def program_name(program: int) -> str:

@@ -10,7 +10,7 @@ from mido import MidiFile
 from symusic import Score
 
 from midi import loudness_db, make_score, melody, note
-from midigenre.commands.generate import warnings, write_piece
+from midigenre.commands.generate import piece_warnings, write_piece
 from midigenre.evaluation.figures.piano_roll import piano_roll_figure
 from midigenre.files import write_bytes
 from midigenre.midi.clean import clean
@@ -127,7 +127,7 @@ def test_silent_pieces_are_named(tmp_path):
     assert listed[1]["loudness_db"] is None
     assert listed[2]["audio"] is None
     assert sorted(p.name for p in tmp_path.glob("*.wav")) == ["above.wav", "heard.wav"]
-    lines = warnings(listed)
+    lines = piece_warnings(listed)
     assert len(lines) == 3
     assert [line.rpartition(": ")[2] for line in lines] == ["above", "long", "empty"]
 
@@ -149,7 +149,7 @@ def test_bars_of_rest_at_the_end_are_bars(tmp_path):
         assert about["seconds"] == round(n_bars * 4 * 60 / 90, 2)
         length = MidiFile(tmp_path / f"{name}.mid").length
         assert length == pytest.approx(about["seconds"], abs=0.09)  # a tick
-    assert warnings(listed) == [
+    assert piece_warnings(listed) == [
         "1 with rests at the end: rests (3 bars)",
         "1 with nothing but rests after the primer: primer",
         "1 shorter than asked, ended at the most tokens (tokens=9): cut (2 of 4 bars)",

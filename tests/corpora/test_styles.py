@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from symusic.core import ScoreTick
 
-from midigenre.corpora.sequencer import METERS, plan
+from midigenre.corpora.sequencer import METERS, plan_song
 from midigenre.corpora.styles import STYLES
 
 N_SONGS = 12
@@ -75,7 +75,7 @@ def test_a_song_is_not_one_loop(songs: dict[str, list[ScoreTick]]) -> None:
 
 
 def test_plans_share_meters_and_lengths() -> None:
-    plans = [plan(np.random.default_rng(i)) for i in range(300)]
+    plans = [plan_song(np.random.default_rng(i)) for i in range(300)]
     assert all(16 <= p.n_bars <= 48 for p in plans)
     meters = Counter(p.meter for p in plans)
     assert set(meters) == set(METERS)

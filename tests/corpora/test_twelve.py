@@ -23,7 +23,7 @@ from midigenre.corpora.works import (
     corpus_root,
     notation,
     parse,
-    read,
+    read_work,
     sections,
 )
 from midigenre.errors import RefusedSongError
@@ -153,7 +153,7 @@ def test_notes_equal_music21s(catalogues: dict[str, list[Work]], path: str) -> N
             if n.quarterLength > 0
             for p in n.pitches
         ]
-    found = read(work)
+    found = read_work(work)
     rows = np.concatenate([rows for _, rows in found.parts])
     shift = rows[:, 0].min() - min(onset for onset, _, _ in theirs)
     ours = [(round(a - shift, 3), round(b - a, 3), int(p)) for a, b, p in rows]
@@ -171,7 +171,7 @@ def test_notes_equal_music21s_midi(
     for measure in score.recurse().getElementsByClass("Measure"):
         measure.leftBarline = measure.rightBarline = None  # no repeats
     score.write("midi", tmp_path / "theirs.mid")
-    (ours, _), *_ = sections(read(work), max_bars=1000)
+    (ours, _), *_ = sections(read_work(work), max_bars=1000)
     lists = []
     for midi in (ScoreTick.from_file(tmp_path / "theirs.mid"), ours):
         start = first_onset(midi)
@@ -187,7 +187,7 @@ def test_notes_equal_music21s_midi(
 
 @pytest.mark.parametrize("path", SAMPLES)
 def test_sections_partition_the_notes(catalogues: dict[str, list[Work]], path: str) -> None:
-    found = read(named(catalogues, path))
+    found = read_work(named(catalogues, path))
     (whole, _), *_ = sections(found, max_bars=10_000)
     parts = list(sections(found, max_bars=8))
     assert all(1 <= n_bars <= 8 for _, n_bars in parts)
@@ -216,20 +216,20 @@ def test_pickup_is_padded_at_its_beginning() -> None:
 
 def test_bars_have_the_length_of_their_meter(catalogues: dict[str, list[Work]]) -> None:
     for path in SAMPLES:
-        found = read(named(catalogues, path))
+        found = read_work(named(catalogues, path))
         lengths = [4 * n / d for n, d in found.meters]
         assert np.allclose(np.diff(found.starts), lengths)
 
 
 def test_no_meter_is_refused(catalogues: dict[str, list[Work]]) -> None:
     with pytest.raises(RefusedSongError, match="no meter"):
-        read(named(catalogues, "essenFolksong/lot.abc#66"))
+        read_work(named(catalogues, "essenFolksong/lot.abc#66"))
 
 
 def test_too_large_a_file_is_refused(
     catalogues: dict[str, list[Work]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(works.MAX_BYTES, ".mxl", 10)
+    monkeypatch.setitem(works.MAX_NOTATION_BYTES, ".mxl", 10)
     with pytest.raises(RefusedSongError, match="bytes"):
         parse(named(catalogues, "bach/bwv293.mxl"))
 
@@ -308,7 +308,7 @@ def two_genres(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("two_genres")
 def test_resumes_after_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read_before: list[str] = []
-    original = works.read
+    original = works.read_work
 
     def counted(work: Work) -> Notation:
         read_before.append(work.work_id)
@@ -341,7 +341,7 @@ def test_resumes_after_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_failing_works_are_reported_and_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = works.read
+    original = works.read_work
     failed: list[str] = []
 
     def failing(work: Work) -> Notation:

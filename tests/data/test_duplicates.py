@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from toysongs import Listed, midi, prepared, write
 
 from midigenre.corpora.base import SongRef
-from midigenre.data.duplicates import NAMED, without_conflicts, without_leaks
+from midigenre.data.duplicates import NAMED_EACH, without_conflicts, without_leaks
 from midigenre.files import read_csv, read_json
 from midigenre.spec import SPLITS
 
@@ -53,14 +53,16 @@ def test_only_the_label_that_differs_is_named() -> None:
 def test_many_copies_and_pairs_are_cut_short() -> None:
     songs, digests = songs_of(*[("x", f"g{i}") for i in range(1000)])
     refused = without_conflicts(songs, digests, ("genre",))[2]
-    assert all(u.detail.count(";") == NAMED - 1 for u in refused)
-    assert all(u.detail.endswith(f" and {999 - NAMED} more") for u in refused)
+    assert all(u.detail.count(";") == NAMED_EACH - 1 for u in refused)
+    assert all(u.detail.endswith(f" and {999 - NAMED_EACH} more") for u in refused)
     assert all(f"{u.path} (" not in u.detail for u in refused)
     assert refused[1].detail.startswith("the same bytes as s0 (g0); s2 (g2); s3 (g3)")
     songs, digests = songs_of(*[(f"x{i}", g) for i in range(9) for g in (f"a{i}", f"b{i}")])
     remarks = without_conflicts(songs, digests, ("genre",))[3]
-    assert len(remarks) == NAMED + 1
-    assert remarks[-1] == f"{9 - NAMED} more stand under {9 - NAMED} other pairs of classes"
+    assert len(remarks) == NAMED_EACH + 1
+    assert (
+        remarks[-1] == f"{9 - NAMED_EACH} more stand under {9 - NAMED_EACH} other pairs of classes"
+    )
 
 
 def given_splits(*splits: str | None) -> list[SongRef]:

@@ -13,7 +13,7 @@ from toysongs import TPQ, Listed, midi, prepared, songs_in, write
 
 from midigenre.corpora.base import SongRef, no_progress
 from midigenre.data import duplicates as groups
-from midigenre.data.duplicates import KINDS, find, kept_apart, leaked
+from midigenre.data.duplicates import DUPLICATE_KINDS, find_duplicates, kept_apart, leaked
 from midigenre.data.labels import LabelSettings
 from midigenre.data.splits import Subset
 from midigenre.errors import UserError
@@ -153,7 +153,7 @@ def test_components_against_a_plain_search(
     near = [(a, b) for a, b in pairs if a < b < n]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(groups, "near_pairs", lambda *_: np.array(near, np.int64).reshape(-1, 2))
-        found = find(
+        found = find_duplicates(
             [bytes([f]) if f else b"" for f in files],  # 0: not read, equals nothing
             np.array(notes[:n], np.uint8)[:, None],
             np.zeros((n, 1), np.uint32),
@@ -181,7 +181,7 @@ def test_components_against_a_plain_search(
                 else "notes" if notes[:n].count(notes[i]) > 1
                 else "near"
             )  # fmt: skip
-            assert KINDS[found.kind[i]] == strictest
+            assert DUPLICATE_KINDS[found.kind[i]] == strictest
     members = found.members()
     assert (
         sorted(i for of in members.values() for i in of) == np.flatnonzero(found.grouped).tolist()

@@ -187,11 +187,11 @@ def test_in_use_while_somebody_reads_them(
     command.show(root, console)
     assert states(root) == {folder.name: "in use", "toy-remi-00000001": "finished"}
     assert "in use: a process reads it" in text(console)
-    removed = command.clean(root, "toy-*", console, yes)
+    removed = command.remove_matching(root, "toy-*", console, yes)
     assert [entry.name for entry in removed] == ["toy-remi-00000001"]
     assert f"{folder.name} stays: a process reads it" in text(console)
     with pytest.raises(UserError, match="all of them are in use"):
-        command.clean(root, folder.name, console, yes)
+        command.remove_matching(root, folder.name, console, yes)
     # Opened after the listing, while the person was asked.
     assert (
         command.remove(replace(command.prepared_folders(root)[0], state="finished"))
@@ -311,7 +311,7 @@ def test_names_may_look_like_markup(root: Path, capsys: pytest.CaptureFixture[st
     console = said()
     command.show(root, console)
     assert "[red]x-remi-00000000" in text(console)
-    command.clean(root, "unfinished", console, yes)
+    command.remove_matching(root, "unfinished", console, yes)
     assert not (root / "[red]x-remi-00000000").exists()
 
 
@@ -353,7 +353,9 @@ def test_what_a_pattern_removes(
     asked: list[str] = []
     console = said()
     size = sum(entry.bytes for entry in command.prepared_folders(root) if entry.name in gone)
-    removed = command.clean(root, pattern, console, lambda q: bool(asked.append(q)) or True)
+    removed = command.remove_matching(
+        root, pattern, console, lambda q: bool(asked.append(q)) or True
+    )
     assert {entry.name for entry in removed} == gone
     assert set(os.listdir(root)) == before - gone - {f"{name}.lock" for name in gone}
     assert len(asked) == 1
@@ -366,7 +368,7 @@ def test_what_a_pattern_removes(
 def test_no_is_no(root: Path, put: Callable[[str], Path]) -> None:
     folder = put("toy-remi-00000000")
     console = said()
-    assert command.clean(root, "toy-*", console, lambda _: False) == []
+    assert command.remove_matching(root, "toy-*", console, lambda _: False) == []
     assert ShardSet(folder).verify() is None
     assert "nothing was removed" in text(console)
 
@@ -375,7 +377,7 @@ def test_no_is_no(root: Path, put: Callable[[str], Path]) -> None:
 def test_no_match_names_what_is_near(root: Path, put: Callable[[str], Path], pattern: str) -> None:
     folder = put("toy-remi-00000000")
     with pytest.raises(UserError, match=r"there is toy-remi-00000000$"):
-        command.clean(root, pattern, said(), yes)
+        command.remove_matching(root, pattern, said(), yes)
     assert folder.is_dir()
 
 
@@ -384,15 +386,15 @@ def test_a_pattern_that_matches_nothing_removes_nothing(
 ) -> None:
     folder = put("toy-remi-00000000")
     with pytest.raises(UserError, match=r"clean=toi-\*: no such shards"):
-        command.clean(root, "toi-*", said(), yes)
+        command.remove_matching(root, "toi-*", said(), yes)
     with pytest.raises(UserError, match="'other format'"):
-        command.clean(root, "old", said(), yes)
+        command.remove_matching(root, "old", said(), yes)
     assert folder.is_dir()
 
 
 def test_an_empty_folder_has_no_match(root: Path) -> None:
     with pytest.raises(UserError, match="holds no shards"):
-        command.clean(root, "*", said(), yes)
+        command.remove_matching(root, "*", said(), yes)
 
 
 def test_what_is_in_work_stays(root: Path, put: Callable[[str], Path]) -> None:
@@ -400,10 +402,10 @@ def test_what_is_in_work_stays(root: Path, put: Callable[[str], Path]) -> None:
     put("toy-remi-00000001")
     console = said()
     with held(root / f"{folder.name}.lock"):
-        removed = command.clean(root, "toy-*", console, yes)
+        removed = command.remove_matching(root, "toy-*", console, yes)
         assert [entry.name for entry in removed] == ["toy-remi-00000001"]
         with pytest.raises(UserError, match="all of them are in use"):
-            command.clean(root, "toy-*", console, yes)
+            command.remove_matching(root, "toy-*", console, yes)
         # It began after the listing, while the person was asked.
         entry = replace(command.prepared_folders(root)[0], state="finished")
         assert command.remove(entry) == "a process prepares or removes it"
@@ -421,7 +423,7 @@ def test_what_was_finished_meanwhile_stays(root: Path, put: Callable[[str], Path
         (folder / "report.json").write_bytes(report)
         return True
 
-    assert command.clean(root, "unfinished", console, finish) == []
+    assert command.remove_matching(root, "unfinished", console, finish) == []
     assert ShardSet(folder).verify() is None
     assert "it was unfinished and is finished now" in text(console)
 
@@ -438,7 +440,7 @@ def test_a_kill_leaves_what_nobody_takes_for_whole(root: Path, put: Callable[[st
     assert (Path(entry.path) / "report.json").is_file()  # Else this would test nothing.
     put(folder.name)  # The same shards are prepared again.
     assert states(root) == {f".removing-{folder.name}": "unfinished", folder.name: "finished"}
-    command.clean(root, "unfinished", said(), yes)
+    command.remove_matching(root, "unfinished", said(), yes)
     assert states(root) == {folder.name: "finished"}
     assert (root / f"{folder.name}.lock").exists()
 
@@ -448,7 +450,7 @@ def test_a_stopped_removal_is_not_in_the_way_of_the_next(
 ) -> None:
     put("toy-remi-00000000")
     made(root, ".removing-toy-remi-00000000", "report.json", lock=False)
-    command.clean(root, "toy-*", said(), yes)
+    command.remove_matching(root, "toy-*", said(), yes)
     assert os.listdir(root) == []
 
 
@@ -456,7 +458,7 @@ def test_a_link_is_rejected_and_its_target_stays(root: Path, tmp_path: Path, toy
     target = shutil.copytree(toy.folder, tmp_path / "elsewhere")
     (root / "toy-remi-00000000").symlink_to(target)
     with pytest.raises(UserError, match="is a link to"):
-        command.clean(root, "toy-*", said(), yes)
+        command.remove_matching(root, "toy-*", said(), yes)
     assert ShardSet(Path(target)).verify() is None
 
 
@@ -466,7 +468,7 @@ def test_what_cannot_be_removed_is_one_clear_line(root: Path, put: Callable[[str
     root.chmod(0o500)
     try:
         with pytest.raises(UserError, match="cannot remove"):
-            command.clean(root, "toy-*", said(), yes)
+            command.remove_matching(root, "toy-*", said(), yes)
     finally:
         root.chmod(0o700)
     assert folder.is_dir()
@@ -482,7 +484,7 @@ def test_an_error_while_removing_is_a_user_error(
 
     monkeypatch.setattr(os, "rename", refuse)
     with pytest.raises(UserError, match=r"cannot remove .*Permission denied.*list=true"):
-        command.clean(root, "toy-*", said(), yes)
+        command.remove_matching(root, "toy-*", said(), yes)
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -493,7 +495,7 @@ def test_no_pattern_reaches_beyond_the_listed(root: Path, pattern: str) -> None:
             made(root, folder.name, "part-00000.arrow", lock=lock)
     (root.parent / "corpora").mkdir(exist_ok=True)
     try:
-        removed = command.clean(root, pattern, said(), yes)
+        removed = command.remove_matching(root, pattern, said(), yes)
     except UserError:
         removed = []
     assert {entry.name for entry in removed} <= {"toy-remi-00000000"}

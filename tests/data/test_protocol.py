@@ -23,8 +23,8 @@ from midigenre.data.splits import (
     Fold,
     Protocol,
     assign_folds,
-    settings_of,
     song_groups,
+    split_settings,
 )
 from midigenre.errors import UserError
 from midigenre.spec import UNKNOWN, LabelSpec
@@ -82,7 +82,7 @@ def song(i: int, genre: str, source: str = "", group: str = "", same: str = "") 
 def parts(shards: Any, labels: Sequence[str] = ("genre",), **chosen: Any) -> list[Fold]:
     given = {"name": CROSSVAL, "folds": 5, "part": None} | chosen
     protocol = Protocol.from_config(
-        settings_of(given, SPLIT | {"seed": chosen.get("seed", 0)}, labels)
+        split_settings(given, SPLIT | {"seed": chosen.get("seed", 0)}, labels)
     )
     assert protocol is not None
     return [protocol.split(shards, k) for k in range(1, len(protocol.names(shards)) + 1)]
@@ -226,7 +226,7 @@ def test_without_labels_a_source_is_tested_as_a_whole() -> None:
 def test_some_sources_in_their_order() -> None:
     shards, _ = by_source()
     given = {"name": BY_SOURCE, "sources": ["synth"], "part": None}
-    protocol = Protocol.from_config(settings_of(given, SPLIT))
+    protocol = Protocol.from_config(split_settings(given, SPLIT))
     assert protocol is not None
     assert protocol.names(shards) == ["source-synth"]  # type: ignore[arg-type]
 
@@ -239,7 +239,7 @@ def test_names_of_sources_stay_apart_as_folders() -> None:
 
 def one_part(shards: Any, **chosen: Any) -> Fold:
     protocol = Protocol.from_config(
-        settings_of({"name": CROSSVAL, "folds": 5, "part": None} | chosen, SPLIT)
+        split_settings({"name": CROSSVAL, "folds": 5, "part": None} | chosen, SPLIT)
     )
     assert protocol is not None
     return protocol.split(shards, protocol.part or 1)
@@ -273,7 +273,7 @@ def test_mistakes_are_one_clear_line(what: str) -> None:
 def test_an_unknown_source_is_named_with_those_there_are() -> None:
     shards, _ = by_source()
     given = {"name": BY_SOURCE, "sources": ["lakh"], "part": 1}
-    protocol = Protocol.from_config(settings_of(given, SPLIT))
+    protocol = Protocol.from_config(split_settings(given, SPLIT))
     assert protocol is not None
     with pytest.raises(UserError, match="'lakh'; there is groove, synth"):
         protocol.split(shards)  # type: ignore[arg-type]
@@ -283,7 +283,7 @@ def test_the_data_module_reads_the_songs_of_its_part(toy: ShardSet) -> None:
     given = {"name": CROSSVAL, "folds": 4}
     tested: Counter[int] = Counter()
     for k in range(1, 5):
-        about = settings_of(given | {"part": k}, SPLIT, ("genre",))
+        about = split_settings(given | {"part": k}, SPLIT, ("genre",))
         data = PhraseDataModule(toy.folder, protocol=about)
         rows = {split: data.rows(split).tolist() for split in ("train", "val", "test")}
         tested.update(rows["test"])
@@ -299,7 +299,7 @@ def test_the_data_module_reads_the_songs_of_its_part(toy: ShardSet) -> None:
 
 
 def test_a_fold_takes_its_share_of_a_part(toy: ShardSet) -> None:
-    about = settings_of({"name": CROSSVAL, "folds": 4, "part": 2}, SPLIT)
+    about = split_settings({"name": CROSSVAL, "folds": 4, "part": 2}, SPLIT)
     whole = PhraseDataModule(toy.folder, protocol=about)
     halves = [PhraseDataModule(toy.folder, protocol=about, fold=f"{i}/2") for i in (1, 2)]
     both = [set(half.rows("train").tolist()) for half in halves]
@@ -310,8 +310,8 @@ def test_a_fold_takes_its_share_of_a_part(toy: ShardSet) -> None:
 
 
 def test_the_prepared_split_is_the_default(toy: ShardSet) -> None:
-    assert settings_of({"name": HOLDOUT, "part": None}, SPLIT) is None
-    assert settings_of(None, SPLIT) is None
+    assert split_settings({"name": HOLDOUT, "part": None}, SPLIT) is None
+    assert split_settings(None, SPLIT) is None
     data = PhraseDataModule(toy.folder, protocol=None)
     for split in ("train", "val", "test", None):
         assert np.array_equal(data.rows(split), toy.rows(split))

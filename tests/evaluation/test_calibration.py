@@ -202,6 +202,6 @@ def refuse(folder, key, value):
     else:
         level[key] = "HERE"
     path.write_text(json.dumps(data).replace('"HERE"', value))
-    with pytest.raises(UserError, match=r"json is damaged .*go on without calibration") as error:
+    with pytest.raises(UserError, match=r"json is damaged .*continue without calibration") as error:
         Calibration.of_run(folder, folder / "best.ckpt")
     assert "\n" not in str(error.value)

@@ -9,7 +9,7 @@ from phrasebook import book
 from midigenre.evaluation import baselines as module
 from midigenre.evaluation.baselines import (
     BASELINES,
-    FOLDER,
+    BASELINES_FOLDER,
     LEVELS,
     ONE_CLASS,
     fit_baselines,
@@ -48,7 +48,7 @@ def kept(folder, truth=TRUTH, seed=0, songs=None, **settings):
 
 
 def files(folder):
-    return sorted((folder / FOLDER).glob("*"))
+    return sorted((folder / BASELINES_FOLDER).glob("*"))
 
 
 def test_what_was_kept_predicts_what_was_fitted(shards, fits):
@@ -139,7 +139,7 @@ def test_shards_that_are_not_ours_to_touch_are_read(shards, fits, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_costs_a_line(shards, fits, caplog):
-    (shards / FOLDER).write_text("a file where the folder should be")
+    (shards / BASELINES_FOLDER).write_text("a file where the folder should be")
     kept(shards)
     assert "not kept" in caplog.text
     assert len(fits) == 1

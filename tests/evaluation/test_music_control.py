@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midigenre.evaluation.music.control import Verdicts, control, equal_mix, plan, shuffled
+from midigenre.evaluation.music.control import (
+    Verdicts,
+    control,
+    equal_mix,
+    plan_conditions,
+    shuffled,
+)
 
 
 def verdicts(truth, predicted, groups=None):
@@ -18,7 +24,7 @@ def verdicts(truth, predicted, groups=None):
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 9))
 @settings(max_examples=40, deadline=None)
 def test_a_plan_asks_for_n_of_each_class_and_goes_round_the_others(a, b, n):
-    asked = plan({"genre": a, "emotion": b}, n)
+    asked = plan_conditions({"genre": a, "emotion": b}, n)
     main, other, size = ("genre", "emotion", b) if a >= b else ("emotion", "genre", a)
     assert np.bincount(asked[main]).tolist() == [n] * max(a, b)
     for c in range(max(a, b)):
@@ -29,10 +35,10 @@ def test_a_plan_asks_for_n_of_each_class_and_goes_round_the_others(a, b, n):
 
 def test_a_plan_asks_only_for_what_occurs_together():
     songs = {"genre": np.array([0, 0, 1, 2]), "emotion": np.array([0, 1, 1, -1])}
-    asked = plan({"genre": 3, "emotion": 2}, 4, songs)
+    asked = plan_conditions({"genre": 3, "emotion": 2}, 4, songs)
     assert asked["emotion"].tolist() == [0, 1, 0, 1, 1, 1, 1, 1, 0, 1, 0, 1]
     with pytest.raises(ValueError, match="nothing to plan"):
-        plan({}, 4)
+        plan_conditions({}, 4)
 
 
 def test_shuffling_keeps_the_conditions_of_a_piece_together():

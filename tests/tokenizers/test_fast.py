@@ -22,7 +22,7 @@ from midi import DRUMS, make_score, melody, note, scores
 from midigenre.errors import RefusedSongError
 from midigenre.midi.song import NoteTable, Song
 from midigenre.tokenizers import Encoded, PhraseCutter
-from midigenre.tokenizers.fast import MISSING, NotCoveredError, fast_encoder
+from midigenre.tokenizers.fast import MISSING_ID, NotCoveredError, fast_encoder
 from midigenre.tokenizers.miditok import MidiTokTokenizer
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -378,4 +378,4 @@ def test_several_programs_without_program_tokens_are_left_to_miditok():
 def test_missing_is_no_id():
     for cls in FAST:
         vocabulary = tokenizer(cls=cls).spec.sizes
-        assert max(vocabulary) < MISSING
+        assert max(vocabulary) < MISSING_ID

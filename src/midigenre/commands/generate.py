@@ -98,7 +98,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     }
     with _writing(out):
         write_json(out / "samples.json", about_all)
-    for line in warnings(listed):
+    for line in piece_warnings(listed):
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     notes = sum(about["notes"] for about in listed)
     what = "MIDI, piano rolls" + (", audio" if cfg.audio else "")
@@ -355,7 +355,7 @@ def write_piece(
     }
 
 
-def warnings(pieces: Iterable[Mapping[str, Any]]) -> list[str]:
+def piece_warnings(pieces: Iterable[Mapping[str, Any]]) -> list[str]:
     """A line for each thing that is wrong with some of the pieces, which it names.
 
     Args:

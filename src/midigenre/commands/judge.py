@@ -173,7 +173,7 @@ def _judgement(
     owned = {label: values[real.song] for label, values in indices.items()}
     sizes = {label: len(generator.labels.classes[label]) for label in conditions_of(generator)}
     learnt = {label: values[training] for label, values in indices.items()}
-    asked = control.plan(sizes, cfg.n, learnt)
+    asked = control.plan_conditions(sizes, cfg.n, learnt)
     n, main = len(next(iter(asked.values()))), control.main_label(sizes)
 
     wanted = {"conditioned": asked} | (

@@ -30,7 +30,7 @@ from midigenre.tokenizers.base import Encoded
 from midigenre.trained import Run, device_of, load_run
 from midigenre.wording import plural, program_name
 
-FORMATS = ("json", "csv")
+OUTPUT_FORMATS = ("json", "csv")
 FILES_AT_ONCE = 64  # bounds the memory; phrases of these files share batches
 
 
@@ -85,8 +85,8 @@ def _check(cfg: DictConfig) -> None:
     for name in ("max_file_mb", "max_seconds"):
         if not cfg[name] > 0:
             raise UserError(f"{name} must be above 0, got {cfg[name]}")
-    if cfg.format not in FORMATS:
-        raise UserError(f"format={cfg.format}; choose {', '.join(FORMATS)}")
+    if cfg.format not in OUTPUT_FORMATS:
+        raise UserError(f"format={cfg.format}; choose {', '.join(OUTPUT_FORMATS)}")
     if cfg.out is not None and not cfg.explain:
         raise UserError(f"out={cfg.out}: figures are of explanations; set explain=true, too")
 

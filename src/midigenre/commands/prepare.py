@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from midigenre.build import make_corpus, make_tokenizer, prepare_settings, prepared
 from midigenre.commands.console import console, progress_bars
-from midigenre.commands.prepared import answer, clean, show
+from midigenre.commands.prepared import answer, remove_matching, show
 from midigenre.data.phrases import phrase_length
 from midigenre.data.prepare import estimate, refresh_report
 from midigenre.data.report import label_file, print_report
@@ -36,7 +36,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
                 f"prepare.folder={root}: list=true and clean=... look at folders here only"
             )
         if cfg.clean is not None:
-            clean(
+            remove_matching(
                 root, str(cfg.clean), console, lambda question: answer(question, console, cfg.yes)
             )
         if cfg.list:

@@ -86,7 +86,9 @@ def show(root: Path, console: Console) -> None:
         one.print_json()
 
 
-def clean(root: Path, pattern: str, console: Console, ask: Callable[[str], bool]) -> list[Prepared]:
+def remove_matching(
+    root: Path, pattern: str, console: Console, ask: Callable[[str], bool]
+) -> list[Prepared]:
     """Removes shards after a yes; gives them, and prints a JSON object for each on stdout.
 
     ``pattern`` is a name, a glob, or a word of :data:`STATES`; ``ask`` as :func:`answer`.

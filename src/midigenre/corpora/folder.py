@@ -21,11 +21,10 @@ from midigenre.corpora.base import (
 )
 from midigenre.errors import UserError
 from midigenre.storage import MIDI_SUFFIXES, Entry, Location, entries, location
+from midigenre.wording import NAMED, first_few
 
 ENDINGS = ", ".join(s for s in MIDI_SUFFIXES if not s.endswith(".gz")) + " or one of these and .gz"
 """What a message says of the names of MIDI files."""
-
-NAMED = 5  # endings that a line names
 
 
 class LeftOut:
@@ -226,8 +225,6 @@ class Folder(Corpus):
         ]
         if not named:
             return left_out.remarks()
-        more = f" and {len(named) - NAMED:,} more" if len(named) > NAMED else ""
         what = "folder" if len(named) == 1 else "folders"
-        shown = ", ".join(named[:NAMED])
-        vanished = f"{what} {shown}{more} gave no song: a genre's files end in {ENDINGS}"
+        vanished = f"{what} {first_few(named)} gave no song: a genre's files end in {ENDINGS}"
         return [*left_out.remarks(), vanished]

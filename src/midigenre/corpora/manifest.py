@@ -26,13 +26,13 @@ from midigenre.files import check_regular, csv_value, read_bytes
 from midigenre.storage import Location, entries, is_remote, location, naming, stamp, unopened
 from midigenre.wording import plural
 
-MAX_BYTES = 2**30
+MAX_MANIFEST_BYTES = 2**30
 """Largest table: a row has some 100 bytes."""
 
 LABELS = ("genre", "emotion")
 """Columns that are labels where ``corpus.labels`` names none."""
 
-SPLITS = {
+SPLIT_NAMES = {
     "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
 }  # fmt: skip
 """What may stand in ``split``, in any case, and what it means."""
@@ -96,9 +96,11 @@ class Manifest(Corpus):
         if isinstance(self.root, Path) and not os.path.isdir(self.root):
             raise UserError(f"corpus.root={self.root} is no folder; paths are relative to it")
         with naming(self.path):
-            self._data = read_bytes(self.path, MAX_BYTES + 1)
-        if len(self._data) > MAX_BYTES:
-            raise UserError(f"{self.path} is larger than {MAX_BYTES:,} bytes; is it a table?")
+            self._data = read_bytes(self.path, MAX_MANIFEST_BYTES + 1)
+        if len(self._data) > MAX_MANIFEST_BYTES:
+            raise UserError(
+                f"{self.path} is larger than {MAX_MANIFEST_BYTES:,} bytes; is it a table?"
+            )
         wanted = list(dict.fromkeys([labels] if isinstance(labels, str) else labels or LABELS))
         _, header = next(self._records(), (0, None))
         if header is None:
@@ -275,9 +277,9 @@ class Manifest(Corpus):
         for line, text in given:
             if not text:
                 raise self._error(line, "has no split, but others have; give all or none")
-            if text.lower() not in SPLITS:
+            if text.lower() not in SPLIT_NAMES:
                 raise self._error(line, f"has split {text!r}; write train, val or test")
-        return [SPLITS[text.lower()] for _, text in given]
+        return [SPLIT_NAMES[text.lower()] for _, text in given]
 
     def _groups(self, rows: _Rows, versions: dict[str, list[int]]) -> list[str | None]:
         """The group of each row; versions of one song, which name one group or none, are one."""

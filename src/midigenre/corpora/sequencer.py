@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from symusic.core import NoteTick, ScoreTick, TempoTick, TimeSignatureTick, TrackTick
 
+from midigenre.midi.song import Meter
+
 TICKS_PER_QUARTER = 480
 STEP_TICKS = TICKS_PER_QUARTER // 4
 
-Meter = tuple[int, int]
 Pattern = list[tuple[int, int]]
 
 # General MIDI percussion key map
@@ -82,7 +83,7 @@ class Plan:
                 step += self.bar
 
 
-def plan(rng: np.random.Generator) -> Plan:
+def plan_song(rng: np.random.Generator) -> Plan:
     """Key, meter and a form of 16 to 48 bars."""
     meter = METERS[rng.choice(len(METERS), p=METER_SHARES)]
     lengths = {

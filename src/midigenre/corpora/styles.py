@@ -1,9 +1,10 @@
 """Five synthesised styles: atonal, metal, rock, pop, rap.
 
 Each is a function of a random generator alone, so that a song follows from its seed. All five draw
-meter, key and form from one distribution (:func:`midigenre.corpora.sequencer.plan`); what tells
-them apart is pitch, harmony, register and rhythm, which survive when all tracks are merged into one
-piano track. Drums are the mark of rap, but other bands have them too in about half of their songs.
+meter, key and form from one distribution (:func:`midigenre.corpora.sequencer.plan_song`); what
+tells them apart is pitch, harmony, register and rhythm, which survive when all tracks are merged
+into one piano track. Drums are the mark of rap, but other bands have them too in about half of
+their songs.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from midigenre.corpora.sequencer import (
     drum_bar,
     drum_fill,
     in_register,
-    plan,
+    plan_song,
     rhythm,
     triad,
 )
@@ -77,7 +78,7 @@ def atonal(rng: np.random.Generator) -> ScoreTick:
     Forms are the row, its inversion, retrograde and retrograde inversion in all transpositions.
     Songs differ in number of voices, spread of registers, rests, and tones struck together.
     """
-    song = plan(rng)
+    song = plan_song(rng)
     canvas = _canvas(song, rng.uniform(50, 140))
     row = rng.permutation(12)
     n_voices = int(rng.integers(1, 5))
@@ -131,7 +132,7 @@ def _metal_rhythm(rng: np.random.Generator, song: Plan, kind: str) -> Pattern:
 
 def metal(rng: np.random.Generator) -> ScoreTick:
     """Riffs of power chords over a palm-muted low string, in minor, Phrygian or harmonic minor."""
-    song = plan(rng)
+    song = plan_song(rng)
     canvas = _canvas(song, rng.uniform(110, 210))
     scale = SCALES[str(rng.choice(["minor", "phrygian", "harmonic minor"]))]
     root = in_register(song.root, int(rng.choice([28, 30, 31, 33])))  # of the lowest string
@@ -184,7 +185,7 @@ def _riff(
 
 def rock(rng: np.random.Generator) -> ScoreTick:
     """I-IV-V and I-V-vi-IV in strummed triads, a driving bass, a melody off the beat."""
-    song = plan(rng)
+    song = plan_song(rng)
     canvas = _canvas(song, rng.uniform(95, 165))
     scale = SCALES[str(rng.choice(["major", "major", "mixolydian"]))]
     pentatonic = SCALES[str(rng.choice(["major pentatonic", "minor pentatonic"]))]
@@ -219,7 +220,7 @@ def rock(rng: np.random.Generator) -> ScoreTick:
 
 def pop(rng: np.random.Generator) -> ScoreTick:
     """I-V-vi-IV and its rotations under a high melody in even eighths."""
-    song = plan(rng)
+    song = plan_song(rng)
     canvas = _canvas(song, rng.uniform(85, 130))
     scale = SCALES["major"]
     canvas.part("keys", int(rng.choice([0, 4, 88, 48])))
@@ -259,7 +260,7 @@ def pop(rng: np.random.Generator) -> ScoreTick:
 
 def rap(rng: np.random.Generator) -> ScoreTick:
     """A drum loop (kick 36, snare 38, hat 42) with a sparse bass, at times a short sample."""
-    song = plan(rng)
+    song = plan_song(rng)
     canvas = _canvas(song, rng.uniform(70, 105))
     scale = SCALES["minor pentatonic"]
     canvas.part("drums", -1)

@@ -30,13 +30,13 @@ from midigenre.corpora.sequencer import (
     SCALES,
     SNARE,
     Canvas,
-    Meter,
     bar_steps,
     degree,
     in_register,
     triad,
 )
 from midigenre.files import write_bytes
+from midigenre.midi.song import Meter
 
 FORMAT_VERSION = 1
 """To be raised whenever a rule changes, so that caches are made again."""

@@ -30,7 +30,14 @@ from midigenre.corpora.base import (
     stratified,
 )
 from midigenre.corpora.styles import STYLES
-from midigenre.corpora.works import MAX_SECTION_BARS, Work, catalogue, corpus_root, read, sections
+from midigenre.corpora.works import (
+    MAX_SECTION_BARS,
+    Work,
+    catalogue,
+    corpus_root,
+    read_work,
+    sections,
+)
 from midigenre.errors import RefusedSongError
 from midigenre.files import read_json, write_bytes, write_json
 
@@ -238,7 +245,7 @@ def _convert(work: Work, folder: Path, max_songs: int) -> tuple[str, str, dict[s
     record: dict[str, Any] = {"sections": [], "reason": "", "detail": ""}
     parts: list[tuple[ScoreTick, int]] = []
     try:
-        parts = list(sections(read(work)))
+        parts = list(sections(read_work(work)))
     except RefusedSongError as error:
         record |= {"reason": error.reason, "detail": error.detail}
     except Exception as error:  # whatever music21 meets in a file; the rest goes on

@@ -27,14 +27,15 @@ import numpy as np
 from symusic.core import NoteTickList, ScoreTick, TempoTick, TimeSignatureTick, TrackTick
 
 from midigenre.arrays import Floats, components
+from midigenre.corpora.sequencer import TICKS_PER_QUARTER
 from midigenre.errors import RefusedSongError, UserError
 from midigenre.midi.song import Meter
 
-MAX_BYTES = {".mxl": 500_000, ".xml": 4_000_000, ".krn": 200_000, ".abc": 20_000}
+MAX_NOTATION_BYTES = {".mxl": 500_000, ".xml": 4_000_000, ".krn": 200_000, ".abc": 20_000}
 """Size of file (of one song in Essen) above which a work is rejected: music21 parses some 50 kB
 of .mxl a second, so that no single work can hold up the rest for more than some 15 s."""
 
-FORMATS = (".mxl", ".xml", ".krn", ".abc")  # in order of preference; .rntxt holds analyses
+NOTATION_FORMATS = (".mxl", ".xml", ".krn", ".abc")  # in order of preference; .rntxt holds analyses
 
 DANCES = "Reel|Hornpipe|SlipJig|Slipjig|Jig|Strathspey|LancashireClog|Clog|HighlandFling|Fling"
 
@@ -47,7 +48,6 @@ MONTEVERDI_CYCLES = (
     ("5.4", "5.5", "5.6", "5.7", "5.8"),
 )
 
-TICKS_PER_QUARTER = 480
 VELOCITY = 80  # scores carry few dynamics, and cleaning makes the velocity constant
 MAX_SECTION_BARS = 32
 """Longest song cut from a work, in bars: longer works give several songs of a tune's length."""
@@ -106,7 +106,7 @@ def catalogue(genre: str) -> list[Work]:
         return _essen(folder)
     by_work: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.rglob("*")):
-        if path.suffix in FORMATS and path.is_file():
+        if path.suffix in NOTATION_FORMATS and path.is_file():
             name = path.relative_to(folder).with_suffix("").as_posix()
             # Without the mark of an edition: bwv112.5 and bwv112.5-sc are two editions, but
             # bwv69.6-a belongs to BWV 69a, another cantata.
@@ -115,7 +115,7 @@ def catalogue(genre: str) -> list[Work]:
     names = sorted(by_work)
     # The preferred format; among editions of one work the shortest name (no "_old", no "-sc").
     paths = [
-        min(by_work[name], key=lambda p: (FORMATS.index(p.suffix), len(p.name), p.name))
+        min(by_work[name], key=lambda p: (NOTATION_FORMATS.index(p.suffix), len(p.name), p.name))
         for name in names
     ]
     groups = _components([_keys(genre, n, p) for n, p in zip(names, paths, strict=True)])
@@ -215,7 +215,7 @@ class Notation:
     meters: list[Meter]
 
 
-def read(work: Work) -> Notation:
+def read_work(work: Work) -> Notation:
     """Notes and bars of a work.
 
     Raises:
@@ -245,12 +245,12 @@ def parse(work: Work) -> Any:
     """The work as a music21 score, at sounding pitch.
 
     Raises:
-        RefusedSongError: Too long to parse in reasonable time (:data:`MAX_BYTES`).
+        RefusedSongError: Too long to parse in reasonable time (:data:`MAX_NOTATION_BYTES`).
         Exception: Whatever music21 raises on a file that it cannot read.
     """
     text = _text(work)
     size = work.path.stat().st_size if text is None else len(text)
-    if size > MAX_BYTES[work.path.suffix]:
+    if size > MAX_NOTATION_BYTES[work.path.suffix]:
         raise RefusedSongError("not_written", f"{size} bytes in a {work.path.suffix} file")
 
     from music21 import converter  # half a second, and only the first call converts

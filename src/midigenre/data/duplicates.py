@@ -48,16 +48,16 @@ from midigenre.spec import SPLITS
 from midigenre.wording import plural
 
 GROUPINGS = ("none", "exact", "near")
-KINDS = ("bytes", "notes", "near")
+DUPLICATE_KINDS = ("bytes", "notes", "near")
 """What links a song to its group, the strictest that holds."""
 
-SHOWN = 10  # groups and conflicts that the report names; duplicates.csv has all
-NAMED = 3  # copies of a song, or pairs of classes, that a message names
+MAX_REPORTED = 10  # groups and conflicts that the report names; duplicates.csv has all
+NAMED_EACH = 3  # copies of a song, or pairs of classes, that a message names
 
 # Patterns
 INTERVALS = 7  # of a pattern, so one note more
-PITCH_CLASSES = 4  # fewest of a pattern
-STEPS = 2  # fewest seconds (or sevenths, ninths) in a pattern: figures of chord tones have none
+MIN_PITCH_CLASSES = 4  # fewest of a pattern
+MIN_STEPS = 2  # fewest seconds (or sevenths, ninths) in a pattern: figures of chord tones have none
 REPEATS = 8  # a pattern that comes more often in its voices is an accompaniment or a beat
 # Notes within 1 / CHORDS of a quarter note are one onset, in one reading and in the other. The
 # finer one keeps fast runs of a song played faster, the coarser one joins chords that a player
@@ -84,7 +84,7 @@ NEIGHBOURS = 4  # songs of a bucket are compared with so many next ones and the 
 _CHUNK = 1 << 15  # pairs compared at once: 2 x 17 MB
 _EMPTY = MinHash(SKETCH, seed=1, scheme="affine32", hashfunc=int)
 
-Rows = NDArray[np.intp]
+RowIndices = NDArray[np.intp]
 
 
 def without_conflicts(
@@ -118,9 +118,9 @@ def without_conflicts(
             continue
         for label, names in differing.items():
             classes[label, tuple(sorted(repr(name) if name else "none" for name in names))] += 1
-        more = f" and {len(same) - 1 - NAMED} more" if len(same) - 1 > NAMED else ""
+        more = f" and {len(same) - 1 - NAMED_EACH} more" if len(same) - 1 > NAMED_EACH else ""
         for i, song in enumerate(same):
-            others = [o for j, o in enumerate(same[: NAMED + 1]) if j != i][:NAMED]
+            others = [o for j, o in enumerate(same[: NAMED_EACH + 1]) if j != i][:NAMED_EACH]
             named = "; ".join(
                 f"{o.path} ({', '.join(str(v) for v in o.labels.values())})" for o in others
             )
@@ -129,15 +129,17 @@ def without_conflicts(
                 Unusable(song.song_id, song.path, "label_conflict", detail, song.labels)
             )
     bad = {song.song_id for song in rejected}
-    shown = classes.most_common(NAMED)
+    shown = classes.most_common(NAMED_EACH)
     remarks = [
         f"{plural(n, 'song stands', 'songs stand')} under {label} {' and '.join(names)}: "
         "every copy is rejected (label_conflict in refused.csv)"
         for (label, names), n in shown
     ]
-    if len(classes) > NAMED:
+    if len(classes) > NAMED_EACH:
         rest = classes.total() - sum(n for _, n in shown)
-        remarks.append(f"{rest:,} more stand under {len(classes) - NAMED} other pairs of classes")
+        remarks.append(
+            f"{rest:,} more stand under {len(classes) - NAMED_EACH} other pairs of classes"
+        )
     return [s for s in songs if s.song_id not in bad], duplicate_of, rejected, remarks
 
 
@@ -185,7 +187,7 @@ def linked_groups(
     """
     parent: dict[str, str] = {}
 
-    def find(x: str) -> str:
+    def root(x: str) -> str:
         while parent.setdefault(x, x) != x:
             parent[x] = parent[parent[x]]
             x = parent[x]
@@ -193,10 +195,10 @@ def linked_groups(
 
     for song_id, group, first in zip(ids, groups, first_copies, strict=True):
         if group:
-            parent[find(f"song:{song_id}")] = find(f"group:{group}")
+            parent[root(f"song:{song_id}")] = root(f"group:{group}")
         if first:
-            parent[find(f"song:{song_id}")] = find(f"bytes:{first}")
-    return [find(f"song:{song_id}") for song_id in ids]
+            parent[root(f"song:{song_id}")] = root(f"bytes:{first}")
+    return [root(f"song:{song_id}") for song_id in ids]
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ class Duplicates:
     Attributes:
         first: Place of the first song of each song's group, int64 (songs,); where it stands alone,
             its own.
-        kind: Index into :data:`KINDS`, int8 (songs,); -1 where it stands alone.
+        kind: Index into :data:`DUPLICATE_KINDS`, int8 (songs,); -1 where it stands alone.
     """
 
     first: Longs
@@ -225,7 +227,7 @@ class Duplicates:
         return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
-def find(
+def find_duplicates(
     file_digests: Sequence[bytes],
     note_digests: NDArray[np.uint8],
     sketches: NDArray[np.uint32],
@@ -260,7 +262,7 @@ def find(
     _, first, inverse, sizes = np.unique(
         component, return_index=True, return_inverse=True, return_counts=True
     )
-    kind = np.where(sizes[inverse] > 1, KINDS.index("near"), -1).astype(np.int8)
+    kind = np.where(sizes[inverse] > 1, DUPLICATE_KINDS.index("near"), -1).astype(np.int8)
     for i, code in ((1, codes[1]), (0, codes[0])):  # the strictest last
         kind[np.bincount(code)[code] > 1] = i
     return Duplicates(first[inverse].astype(np.int64), kind)
@@ -306,14 +308,14 @@ def report(
         "groups": len(members),
         "songs": int(found.grouped.sum()),
         "share": round(float(found.grouped.mean()), 4) if len(songs) else None,
-        "by_kind": {kind: int((found.kind == i).sum()) for i, kind in enumerate(KINDS)},
+        "by_kind": {kind: int((found.kind == i).sum()) for i, kind in enumerate(DUPLICATE_KINDS)},
         "largest": [
             {"group": songs[first].song_id, "songs": len(of),
-             "named": [songs[i].song_id for i in of[:SHOWN]]}
-            for first, of in list(members.items())[:SHOWN]
+             "named": [songs[i].song_id for i in of[:MAX_REPORTED]]}
+            for first, of in list(members.items())[:MAX_REPORTED]
         ],
         "label_conflicts": {"groups": len({c["group"] for c in conflicts}),
-                            "named": conflicts[:SHOWN]},
+                            "named": conflicts[:MAX_REPORTED]},
     }  # fmt: skip
 
 
@@ -322,7 +324,8 @@ def rows(
 ) -> list[dict[str, Any]]:
     """Rows of ``duplicates.csv``: every song that is in a group, group by group."""
     return [
-        {"group": songs[first].song_id, "kind": KINDS[found.kind[i]], "song_id": songs[i].song_id,
+        {"group": songs[first].song_id, "kind": DUPLICATE_KINDS[found.kind[i]],
+         "song_id": songs[i].song_id,
          "path": str(songs[i].path), "split": splits[i],
          **{k: v or "" for k, v in songs[i].labels.items()}}
         for first, of in found.members().items()
@@ -420,7 +423,7 @@ def near_pairs(sketches: NDArray[np.uint32], progress: Progress = no_progress) -
     return np.unique(np.sort(np.concatenate(found), axis=1), axis=0).astype(np.int64)
 
 
-def _distinct(half_NS: NDArray[np.uint32]) -> tuple[Rows, NDArray[np.intp]]:
+def _distinct(half_NS: NDArray[np.uint32]) -> tuple[RowIndices, NDArray[np.intp]]:
     """One row of each set that says something, and pairs of it and each row that equals it.
 
     In an order that follows from the content, on which the neighbours within a bucket depend.
@@ -435,7 +438,7 @@ def _distinct(half_NS: NDArray[np.uint32]) -> tuple[Rows, NDArray[np.intp]]:
     return distinct, np.stack([distinct[np.cumsum(new) - 1], rows], axis=1)[~new]
 
 
-def _common(half_NS: NDArray[np.uint32], rows: Rows) -> Bools:
+def _common(half_NS: NDArray[np.uint32], rows: RowIndices) -> Bools:
     """Which values of the rows more than RARE of them hold, shape (rows, SKETCH)."""
     common = np.zeros((len(rows), SKETCH), bool)
     for column in range(SKETCH):
@@ -447,7 +450,7 @@ def _common(half_NS: NDArray[np.uint32], rows: Rows) -> Bools:
     return common
 
 
-def _candidates(key: Keys) -> Iterator[tuple[Rows, Rows]]:
+def _candidates(key: Keys) -> Iterator[tuple[RowIndices, RowIndices]]:
     """Pairs of rows of one bucket, those with the same key: both rows, each of shape (pairs,)."""
     order = np.argsort(key, kind="stable")
     new = _is_new(key[order])
@@ -505,11 +508,13 @@ def _intervals(program: Ints, pitch: Ints) -> Keys:
         classes |= np.left_shift(np.uint16(1), pitch[i : i + n].astype(np.uint16))
     for i in range(INTERVALS):
         code = code * np.uint64(12) + intervals[i : i + n].astype(np.uint64)
-    telling = (program[:n] == program[INTERVALS:]) & (np.bitwise_count(classes) >= PITCH_CLASSES)
+    telling = (program[:n] == program[INTERVALS:]) & (
+        np.bitwise_count(classes) >= MIN_PITCH_CLASSES
+    )
     telling &= ~_periodic(intervals, INTERVALS, INTERVALS // 2)
     up, down = (intervals == 1) | (intervals == 2), (intervals == 10) | (intervals == 11)
     telling &= (_sums(up, INTERVALS) < INTERVALS) & (_sums(down, INTERVALS) < INTERVALS)
-    telling &= _sums(up | down, INTERVALS) >= STEPS
+    telling &= _sums(up | down, INTERVALS) >= MIN_STEPS
     held, times = np.unique(code[telling], return_counts=True)
     return held[times <= REPEATS]
 

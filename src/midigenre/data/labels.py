@@ -13,9 +13,7 @@ from typing import Any
 from midigenre.corpora.base import Corpus, Listing, SongRef, Unusable
 from midigenre.errors import UserError
 from midigenre.spec import LabelSpec
-from midigenre.wording import plural
-
-NAMED = 5  # classes that warnings name
+from midigenre.wording import NAMED, plural
 
 
 @dataclass(frozen=True)

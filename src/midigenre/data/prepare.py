@@ -28,7 +28,13 @@ from midigenre.data import duplicates
 from midigenre.data.chunks import Chunk, Workers, file_digests
 from midigenre.data.labels import LabelSettings, label_spec, mapped, without_rare
 from midigenre.data.phrases import PhraseLength, length_settings
-from midigenre.data.report import REPORTED, named, phrase_report, warnings, write_label_tables
+from midigenre.data.report import (
+    REPORTED,
+    named,
+    phrase_report,
+    report_warnings,
+    write_label_tables,
+)
 from midigenre.data.sandbox import DIGEST_BYTES, Limits, shared_sandbox, song_bytes
 from midigenre.data.shards import FORMAT, ShardSet, lock_file, open_shards, remedy, write_spec
 from midigenre.data.splits import assign_splits
@@ -306,7 +312,7 @@ def _prepare(
             f"corpus {corpus.name!r}: none of the {len(songs) or len(unusable)} files can be used; "
             f"the first: {first.path}: {first.reason} ({first.detail})"
         )
-    found = duplicates.find(
+    found = duplicates.find_duplicates(
         results.digests, results.notes, results.sketches, settings.grouping, progress
     )
     about = duplicates.report(found, results.kept, corpus.labels, settings.grouping)
@@ -330,7 +336,7 @@ def _prepare(
             f"{plural(left_out, 'song')} with a duplicate in a later one of the given splits left "
             "out of every split (duplicates.csv)"
         )
-    report["warnings"] = [*remarks, *warnings(report)]
+    report["warnings"] = [*remarks, *report_warnings(report)]
     write_json(folder / "report.json", report)
     for chunk in chunks:
         chunk.forget()
@@ -480,7 +486,7 @@ def _write_tables(
                 "source": ref.source or corpus.name,
                 "group": ref.group or "",
                 "duplicate_group": kept[found.first[i]].song_id if grouped else "",
-                "duplicate_kind": duplicates.KINDS[found.kind[i]] if grouped else "",
+                "duplicate_kind": duplicates.DUPLICATE_KINDS[found.kind[i]] if grouped else "",
                 "split": splits[i],
                 **{name: row[name] for name in ("bars", "notes", "tokens")},
                 "repairs": json.dumps(row["repairs"]) if row["repairs"] else "",

@@ -18,7 +18,7 @@ from midigenre.data.shards import ShardSet
 from midigenre.files import write_csv
 from midigenre.spec import SPLITS, UNKNOWN
 from midigenre.storage import Location
-from midigenre.wording import plural
+from midigenre.wording import first_few, plural
 
 PERCENTILES = (1, 25, 50, 75, 90, 99, 100)
 NONE = "(none)"
@@ -28,8 +28,6 @@ REPORTED = ("splits", "classes", "label_tables", "phrase_tokens", "cut_by_max_to
 """What :func:`phrase_report` gives besides the settings."""
 
 _BLOCK = 4096  # songs whose phrases are in memory at once
-
-NAMED = 5  # classes that a warning names
 
 
 def phrase_report(shards: ShardSet, length: PhraseLength, max_tokens: int) -> dict[str, Any]:
@@ -133,7 +131,7 @@ def write_label_tables(report: Mapping[str, Any], folder: Location) -> None:
         write_csv(folder / f"{label_file(table, first=i == 0)}.csv", lines, list(lines[0]))
 
 
-def warnings(report: Mapping[str, Any]) -> list[str]:
+def report_warnings(report: Mapping[str, Any]) -> list[str]:
     """Splits without a song, and classes that some split lacks."""
     empty = [split for split, n in report["splits"].items() if n["songs"] == 0]
     found = [f"no song is in {' or '.join(empty)}"] if empty else []
@@ -155,8 +153,7 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
 
 def named(names: Sequence[str]) -> str:
     """The first few of some classes, and how many more there are."""
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return ", ".join(repr(name) for name in names[:NAMED]) + more
+    return first_few([repr(name) for name in names])
 
 
 def print_report(report: dict[str, Any], console: Console, tables: bool = True) -> None:

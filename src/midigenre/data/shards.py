@@ -38,6 +38,7 @@ from midigenre.registry import reading
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.storage import Location, exists, local_copy, naming, read_object
 from midigenre.tokenizers.base import Encoded
+from midigenre.wording import first_few
 
 FORMAT = 5
 """Version of what is written, the only one that is read."""
@@ -47,7 +48,6 @@ _SUM = "sha256"  # of the rest of spec.json, in it
 _CHANGED = "it has changed since it was written: its checksum differs"
 _PATIENCE = 20  # tenths of a second
 _ROWS = 4096  # of a manifest that are read at a time
-NAMED = 5  # damaged files that a message names
 
 _LISTS: Mapping[str, pa.DataType] = {
     "ids": pa.uint16(),  # T * F, step by step
@@ -442,8 +442,7 @@ class ShardSet:
             elif sha256(path) != expected:
                 bad.append(f"{path} is damaged (checksum differs)")
         if bad:
-            more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-            raise UserError(f"{'; '.join(bad[:NAMED])}{more}; {remedy(self.folder)}")
+            raise UserError(f"{first_few(bad, '; ')}; {remedy(self.folder)}")
 
 
 class MemorySongs:

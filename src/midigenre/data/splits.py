@@ -246,7 +246,7 @@ class Protocol:
 
     @classmethod
     def from_config(cls, settings: Mapping[str, Any] | None) -> Protocol | None:
-        """From what :func:`settings_of` gives; None for the prepared split.
+        """From what :func:`split_settings` gives; None for the prepared split.
 
         Raises:
             UserError: A setting is out of range.
@@ -356,7 +356,7 @@ class Protocol:
         return Fold(name, rows, hidden, untestable, left_out)
 
 
-def settings_of(
+def split_settings(
     protocol: Mapping[str, Any] | None, split: Mapping[str, Any], labels: Sequence[str] = ()
 ) -> dict[str, Any] | None:
     """What a part depends on besides the songs, as plain data for checkpoints; None for holdout.

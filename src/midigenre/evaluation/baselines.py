@@ -42,8 +42,8 @@ from midigenre.arrays import Longs
 from midigenre.data.phrases import PhraseReader, Phrases
 from midigenre.evaluation.exported_baselines import (
     FEATURES,
-    Counts,
     ExportedBaseline,
+    PhraseCounts,
     apply_baselines,
     count_songs,
     export,
@@ -58,7 +58,7 @@ log = getLogger(__name__)
 MAX_TRAIN = {"phrase": 20_000, "song": 10_000}
 """Most phrases and songs that are fitted on, a stratified draw: bounds time and memory."""
 
-FOLDER = "baselines"
+BASELINES_FOLDER = "baselines"
 """Where they lie in the folder of the shards."""
 
 KEPT = 24
@@ -182,13 +182,15 @@ def _training_rows(
     phrases: Phrases,
     chosen_N: Longs,
     chosen_songs: Longs,
-) -> dict[tuple[str, str], list[Counts]]:
+) -> dict[tuple[str, str], list[PhraseCounts]]:
     """Counts of the chosen phrases and songs for each baseline and level; each is read once."""
     is_chosen, of_song = np.zeros(len(phrases), bool), np.isin(phrases.song, chosen_songs)
     is_chosen[chosen_N] = True
     needed = is_chosen | of_song
     is_chosen, of_song = is_chosen[needed], of_song[needed]
-    rows: dict[tuple[str, str], list[Counts]] = {(n, level): [] for n in names for level in LEVELS}
+    rows: dict[tuple[str, str], list[PhraseCounts]] = {
+        (n, level): [] for n in names for level in LEVELS
+    }
     begin = 0
     for piece, of_names in count_songs(reader, phrases.select(needed), names):
         here = slice(begin, begin + len(piece))
@@ -200,7 +202,7 @@ def _training_rows(
     return rows
 
 
-def _stack(rows: list[Counts]) -> Counts:
+def _stack(rows: list[PhraseCounts]) -> PhraseCounts:
     if isinstance(rows[0], np.ndarray):
         return np.concatenate(rows)
     return sparse.vstack(rows, "csr")  # type: ignore[no-untyped-call]
@@ -253,7 +255,7 @@ def kept_baselines(
     A file that is damaged, or a folder that cannot be written, costs the time of a fit and a line
     in the log.
     """
-    path = folder / FOLDER / f"{_key(folder, reader, phrases, class_of_song, seed)}.npz"
+    path = folder / BASELINES_FOLDER / f"{_key(folder, reader, phrases, class_of_song, seed)}.npz"
     if path.is_file():
         try:
             found = _from_arrays(read_arrays(path))

@@ -34,7 +34,7 @@ from midigenre.files import make_folder, read_json, write_json
 from midigenre.models import PhraseClassifier
 from midigenre.spec import UNKNOWN
 
-FOLDER = "song"
+SONG_MODELS_FOLDER = "song"
 """Where a run keeps its blends."""
 ENCODER = "encoder"
 """Name of the encoder's mean log-probability among the experts."""

@@ -17,7 +17,7 @@ from scipy.sparse import csr_array
 from scipy.special import stdtrit
 
 from midigenre.arrays import Floats, Longs
-from midigenre.evaluation.metrics import METRICS, Counts, plain, ratio
+from midigenre.evaluation.metrics import METRICS, Counts, plain_number, ratio
 
 N_BOOTSTRAP = 1000
 _COUNTS_AT_ONCE = 2_000_000  # bounds the memory of the resamples
@@ -39,7 +39,9 @@ class Scores:
 
     def summary(self, p: int) -> dict[str, Any]:
         """Every metric of a classifier, and ``ci95``."""
-        scores: dict[str, Any] = {name: plain(exact_P[p]) for name, exact_P in self.exact.items()}
+        scores: dict[str, Any] = {
+            name: plain_number(exact_P[p]) for name, exact_P in self.exact.items()
+        }
         finite = {name: of[p][np.isfinite(of[p])] for name, of in self.resampled.items()}
         return scores | {"ci95": {name: interval(scores_R) for name, scores_R in finite.items()}}
 
@@ -62,7 +64,7 @@ class Scores:
         difference_R = difference_R[np.isfinite(difference_R)]
         n, k = len(difference_R), min((difference_R <= 0).sum(), (difference_R >= 0).sum())
         return {
-            "difference": plain(exact_P[first].mean() - exact_P[second].mean()),
+            "difference": plain_number(exact_P[first].mean() - exact_P[second].mean()),
             "ci95": interval(difference_R),
             "p": float(min(1.0, 2 * (k + 1) / (n + 1))) if n else None,
         }
@@ -183,7 +185,7 @@ def interval(scores_R: Floats) -> list[float | None]:
     """95 % percentile interval (Efron and Tibshirani 1993, chapter 13); Nones without resamples."""
     if not len(scores_R):
         return [None, None]
-    return [plain(end) for end in np.percentile(scores_R, (2.5, 97.5))]
+    return [plain_number(end) for end in np.percentile(scores_R, (2.5, 97.5))]
 
 
 def t_interval(values: Sequence[float], most: float = np.inf) -> list[float | None]:
@@ -236,7 +238,7 @@ def paired_bootstrap(
     rows = slice(None) if classes is None else np.isin(columns[0], np.asarray(classes))
     found = score_names(np.stack(columns)[:, rows], songs_N[rows], seed, n_bootstrap)
     return {
-        metric: {"first": plain(exact_P[0]), "second": plain(exact_P[1])}
+        metric: {"first": plain_number(exact_P[0]), "second": plain_number(exact_P[1])}
         | found.lead(metric, [0], [1])
         for metric, exact_P in found.exact.items()
     }

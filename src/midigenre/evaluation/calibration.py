@@ -30,7 +30,7 @@ from midigenre.errors import UserError
 from midigenre.files import read_json, write_json
 from midigenre.spec import UNKNOWN
 
-FILE = "calibration.json"
+CALIBRATION_FILE = "calibration.json"
 CHECKPOINT = "best.ckpt"
 """The checkpoint that a run's calibration was fitted with; it says nothing of another one."""
 
@@ -162,7 +162,7 @@ class Calibration:
             for label, of_label in self.levels.items()
         }
         content = {"format": _FORMAT, "checkpoint": CHECKPOINT, **about, "labels": labels}
-        write_json(folder / FILE, content)
+        write_json(folder / CALIBRATION_FILE, content)
 
     @classmethod
     def of_run(
@@ -178,10 +178,14 @@ class Calibration:
         Raises:
             UserError: The file is damaged.
         """
-        if folder is None or checkpoint.name != CHECKPOINT or not (folder / FILE).is_file():
+        if (
+            folder is None
+            or checkpoint.name != CHECKPOINT
+            or not (folder / CALIBRATION_FILE).is_file()
+        ):
             return None
         try:
-            data = read_json(folder / FILE)
+            data = read_json(folder / CALIBRATION_FILE)
             if data["format"] != _FORMAT:
                 raise ValueError(f"format {data['format']}, expected {_FORMAT}")
             levels = {
@@ -195,7 +199,8 @@ class Calibration:
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{folder / FILE} is damaged ({error}); remove it to go on without calibration"
+                f"{folder / CALIBRATION_FILE} is damaged ({error}); "
+                "remove it to continue without calibration"
             ) from error
         fitted = data.get("song_models")
         same = None in (song_models, fitted) or song_models == fitted

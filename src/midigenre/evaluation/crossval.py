@@ -17,10 +17,10 @@ import numpy as np
 
 from midigenre.data.splits import Fold
 from midigenre.evaluation.bootstrap import t_interval
-from midigenre.evaluation.metrics import METRICS, Counts, plain, scores_of
+from midigenre.evaluation.metrics import METRICS, Counts, plain_number, scores_of
 from midigenre.evaluation.predictions import (
-    FILE,
     LEVELS,
+    PREDICTIONS_FILE,
     TABLES_FILE,
     Predictions,
     concat,
@@ -105,7 +105,7 @@ def pool(runs: Sequence[PartRun], folder: Path, skipped: Sequence[Fold] = ()) ->
                 "note": next((about["note"] for about in models if about.get("note")), None),
                 "parts": models,
             }
-    write_predictions(folder / FILE, tables)
+    write_predictions(folder / PREDICTIONS_FILE, tables)
     return result
 
 
@@ -115,7 +115,7 @@ def by_part(table: Predictions) -> dict[str, dict[str, Any]]:
     for name in np.unique(table.where["part"]).tolist():
         part = table.select((table.where["part"] == name) & (table.truth_N != UNKNOWN))
         scores = scores_of(Counts.of_rows(part.truth_N, part.predicted_N, len(table.classes)))
-        found[str(name)] = {"n": len(part)} | {k: plain(v) for k, v in scores.items()}
+        found[str(name)] = {"n": len(part)} | {k: plain_number(v) for k, v in scores.items()}
     return found
 
 

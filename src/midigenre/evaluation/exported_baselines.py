@@ -31,7 +31,7 @@ from midigenre.data.phrases import PhraseReader, Phrases
 from midigenre.midi.song import Song
 from midigenre.spec import TokenSpec
 
-Counts = Any
+PhraseCounts = Any
 """Rows that may be added: a float array, or a scipy matrix compressed by row."""
 
 NGRAM_MAX = 3
@@ -69,12 +69,12 @@ def read_phrases(reader: PhraseReader, phrases: Phrases) -> Iterator[ReadPhrase]
         yield ReadPhrase(ids_TF, music.bars(first, stop))
 
 
-def no_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> Counts:
+def no_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> PhraseCounts:
     """Nothing: one column of zeros."""
     return np.zeros((len(phrases), 1), np.float32)
 
 
-def token_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> Counts:
+def token_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> PhraseCounts:
     """Histogram of the tokens of every field, and how many phrases it counts.
 
     Returns:
@@ -88,12 +88,12 @@ def token_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> Counts:
     return counts
 
 
-def token_shares(counts: Counts) -> Counts:
+def token_shares(counts: PhraseCounts) -> PhraseCounts:
     """Tokens a phrase: :func:`token_counts` of a phrase or a song on the same scale."""
     return counts[:, :-1] / counts[:, -1:]
 
 
-def ngram_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> Counts:
+def ngram_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> PhraseCounts:
     """Counts of the 1-, 2- and 3-grams of tokens.
 
     Where a step has several fields (CP, Octuple), n-grams run along each field by itself: a whole
@@ -143,7 +143,7 @@ _EDGES = np.cumsum([0, *_WIDTHS.values()])
 _COLUMNS = {name: slice(*ends) for name, ends in zip(_WIDTHS, pairwise(_EDGES), strict=True)}
 
 
-def metadata_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> Counts:
+def metadata_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> PhraseCounts:
     """Programs, velocities, tempo, meter and number of notes; neither pitch nor rhythm.
 
     They are those of the cleaned song, also where the tokenizer does not write them.
@@ -172,7 +172,7 @@ def metadata_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> Counts:
     return counts
 
 
-def metadata_features(counts: Counts) -> Floats:
+def metadata_features(counts: PhraseCounts) -> Floats:
     """Shares, means and densities of :func:`metadata_counts`, the same for phrases and songs.
 
     Returns:
@@ -207,7 +207,7 @@ def metadata_features(counts: Counts) -> Floats:
     return np.round(np.concatenate(features, 1), 4)
 
 
-COUNTS: dict[str, Callable[[Sequence[ReadPhrase], TokenSpec], Counts]] = {
+COUNTS: dict[str, Callable[[Sequence[ReadPhrase], TokenSpec], PhraseCounts]] = {
     "majority": no_counts,
     "metadata": metadata_counts,
     "ngram_lr": ngram_counts,
@@ -215,7 +215,7 @@ COUNTS: dict[str, Callable[[Sequence[ReadPhrase], TokenSpec], Counts]] = {
 }
 """What each baseline counts in a phrase."""
 
-FEATURES: dict[str, Callable[[Counts], Any]] = {
+FEATURES: dict[str, Callable[[PhraseCounts], Any]] = {
     "metadata": metadata_features,
     "hist_gb": token_shares,
 }
@@ -224,7 +224,7 @@ FEATURES: dict[str, Callable[[Counts], Any]] = {
 
 def count_songs(
     reader: PhraseReader, phrases: Phrases, names: Sequence[str]
-) -> Iterator[tuple[Phrases, dict[str, Counts]]]:
+) -> Iterator[tuple[Phrases, dict[str, PhraseCounts]]]:
     """Pieces of about :data:`PHRASES_AT_ONCE` phrases that end where a song ends.
 
     The phrases of a song lie one after the other; no phrases are one empty piece.
@@ -242,7 +242,7 @@ def count_songs(
         yield piece, {name: COUNTS[name](read, reader.spec) for name in names}
 
 
-def songs_of(counts: Counts, phrases: Phrases) -> Counts:
+def songs_of(counts: PhraseCounts, phrases: Phrases) -> PhraseCounts:
     """Sums over the phrases of each song, in ascending order of the songs."""
     songs, song_N = np.unique(phrases.song, return_inverse=True)
     where = (np.ones(len(song_N), np.float32), (song_N, np.arange(len(song_N))))
@@ -264,7 +264,7 @@ class ExportedBaseline:
     n_classes: int
     arrays: Mapping[str, NDArray[Any]]
 
-    def log_probs(self, counts: Counts) -> Floats:
+    def log_probs(self, counts: PhraseCounts) -> Floats:
         """Log-probabilities of the classes, shape (S, C), from the counts of phrases or songs.
 
         Those of classes that it has not seen are :data:`~midigenre.arrays.LOG_ZERO`.
@@ -280,12 +280,12 @@ class ExportedBaseline:
         found_SC[:, classes] = log_softmax(raw_SK, axis=1)
         return found_SC
 
-    def predict(self, counts: Counts) -> Longs:
+    def predict(self, counts: PhraseCounts) -> Longs:
         """The most likely class of each row, shape (S,)."""
         found: Longs = self.log_probs(counts).argmax(1)
         return found
 
-    def _linear(self, counts: Counts) -> NDArray[Any]:
+    def _linear(self, counts: PhraseCounts) -> NDArray[Any]:
         x = sparse.csr_matrix(counts, copy=True)  # type: ignore[no-untyped-call]
         x.data = (np.log(x.data) + 1) * self.arrays["idf"][x.indices]
         row = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
@@ -293,7 +293,7 @@ class ExportedBaseline:
         raw = x @ self.arrays["coef"].T / np.where(norm_S > 0, norm_S, 1)[:, None]
         return np.asarray(raw + self.arrays["intercept"])
 
-    def _trees(self, counts: Counts) -> NDArray[Any]:
+    def _trees(self, counts: PhraseCounts) -> NDArray[Any]:
         a = self.arrays
         x = np.asarray(FEATURES[self.name](counts)[:, a["columns"]], np.float64)
         step = max(1, _CELLS_AT_ONCE // max(1, a["roots"].size))
@@ -353,7 +353,7 @@ def apply_baselines(
     models: Mapping[Key, ExportedBaseline],
     reader: PhraseReader,
     phrases: Phrases,
-    function: Callable[[ExportedBaseline, Counts], NDArray[Any]],
+    function: Callable[[ExportedBaseline, PhraseCounts], NDArray[Any]],
 ) -> dict[Key, NDArray[Any]]:
     """What fitted baselines say; each phrase is read once.
 

@@ -28,7 +28,7 @@ def ratio(part: NDArray[Any], whole: NDArray[Any]) -> Floats:
     return out
 
 
-def plain(value: float | np.floating[Any]) -> float | None:
+def plain_number(value: float | np.floating[Any]) -> float | None:
     """A Python number, None where it is not finite."""
     return float(value) if np.isfinite(value) else None
 

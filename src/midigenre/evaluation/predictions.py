@@ -28,7 +28,7 @@ from midigenre.files import write_bytes, write_csv
 from midigenre.spec import UNKNOWN
 
 LEVELS = ("phrase", "song")
-FILE = "predictions.csv"
+PREDICTIONS_FILE = "predictions.csv"
 SONGS_FILE = "predictions_songs.csv"
 TABLES_FILE = "predictions.npz"
 

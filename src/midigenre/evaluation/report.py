@@ -16,14 +16,14 @@ from midigenre.evaluation.predictions import LEVELS
 from midigenre.evaluation.scores import SOURCE_MAJORITY
 from midigenre.wording import plural
 
-Scores = Mapping[str, Any]
+LevelScores = Mapping[str, Any]
 """The scores of a label at one level."""
 
 LEGEND = "[95 % interval over songs]; * the interval of the difference excludes 0"
 
 
 def print_scores(
-    evaluation: Mapping[str, Mapping[str, Scores]],
+    evaluation: Mapping[str, Mapping[str, LevelScores]],
     console: Console | None = None,
     details: bool = False,
 ) -> None:
@@ -69,7 +69,7 @@ def _print(
 
 
 def _score_table(
-    levels: Mapping[str, Scores], level: str, metrics: Iterable[str]
+    levels: Mapping[str, LevelScores], level: str, metrics: Iterable[str]
 ) -> list[list[str]]:
     """The model and its rivals at one level, each metric and the model's lead in it."""
     scores = levels[level]
@@ -106,7 +106,7 @@ def _is_clear(lead: Mapping[str, Any]) -> bool:
     return low is not None and (low > 0 or high < 0)
 
 
-def _source_table(scores: Scores) -> list[list[str]]:
+def _source_table(scores: LevelScores) -> list[list[str]]:
     """Each source with several classes, then all of them."""
     table = [["source", "songs", *(metric.title for metric in METRICS.values()),
               "macro-F1, restricted", "majority", "best baseline"]]  # fmt: skip
@@ -128,7 +128,7 @@ def _source_table(scores: Scores) -> list[list[str]]:
     return table
 
 
-def _class_table(scores: Scores) -> list[list[str]]:
+def _class_table(scores: LevelScores) -> list[list[str]]:
     left_out, keys = _left_out(scores), ("precision", "recall", "f1")
     return [
         ["class", "support", "precision", "recall", "F1"],
@@ -140,14 +140,14 @@ def _class_table(scores: Scores) -> list[list[str]]:
     ]
 
 
-def _left_out(scores: Scores) -> list[str]:
+def _left_out(scores: LevelScores) -> list[str]:
     """Classes that no row has and none is taken for."""
     seen = np.asarray(scores["confusion"], np.int64)
     rows = seen.sum(0) + seen.sum(1)
     return [name for name, n in zip(scores["labels"], rows, strict=True) if not n]
 
 
-def _lines(levels: Mapping[str, Scores]) -> Iterator[str]:
+def _lines(levels: Mapping[str, LevelScores]) -> Iterator[str]:
     """What stands below the table: calibration, sources, the weights of a blend."""
     song = levels["song"]
     ece = f"ECE {_number(song['ece'])}"
@@ -167,7 +167,7 @@ def _lines(levels: Mapping[str, Scores]) -> Iterator[str]:
         yield f"songs: the model is a blend of {shares}; {how}"
 
 
-def _warnings(levels: Mapping[str, Scores]) -> Iterator[str]:
+def _warnings(levels: Mapping[str, LevelScores]) -> Iterator[str]:
     """What a reader must not miss: baselines that beat the model, or that are missing."""
     if names := _left_out(levels["phrase"]):
         yield f"no song here has {named(names)}: left out of tables and figures"

@@ -26,7 +26,7 @@ from midigenre.arrays import Bools, Floats, Longs
 from midigenre.evaluation.blend import ENCODER
 from midigenre.evaluation.bootstrap import N_BOOTSTRAP, interval, score, song_weights
 from midigenre.evaluation.calibration import mean_nll, tempered
-from midigenre.evaluation.metrics import Counts, confusion_matrix, plain, ratio, scores_of
+from midigenre.evaluation.metrics import Counts, confusion_matrix, plain_number, ratio, scores_of
 from midigenre.evaluation.predictions import Predictions
 from midigenre.spec import UNKNOWN
 
@@ -96,7 +96,7 @@ def evaluate(table: Predictions, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP) 
         "roc_auc": auc,
         "ci95": ci95,
         "per_class": {
-            name: {key: plain(values_C[c]) for key, values_C in ratios.items()}
+            name: {key: plain_number(values_C[c]) for key, values_C in ratios.items()}
             | {"roc_auc": auc_C[c], "support": int(counts.truth[c])}
             for c, name in enumerate(names)
         },
@@ -171,7 +171,7 @@ def by_source(table: Predictions, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP)
     rivals = list(enumerate(inside.given, 2))
 
     def of_source(p: int, k: int) -> dict[str, float | None]:
-        return {metric: plain(of_PK[p, k]) for metric, of_PK in scores.by_group.items()}
+        return {metric: plain_number(of_PK[p, k]) for metric, of_PK in scores.by_group.items()}
 
     def restricted(values: Mapping[str, Any], known: bool) -> dict[str, Any]:
         return {f"{metric}_restricted": v if known else None for metric, v in values.items()}
@@ -273,7 +273,11 @@ def roc_auc_scores(
                 means.append(_mean(weighted_roc_auc(log_probs_NC, truth_N, weights_RN)))
     resampled_R = np.concatenate(means) if means else np.zeros(0)
     resampled_R = resampled_R[np.isfinite(resampled_R)]  # a resample with one class has none
-    return [plain(auc) for auc in auc_C], plain(_mean(auc_C[None])[0]), interval(resampled_R)
+    return (
+        [plain_number(auc) for auc in auc_C],
+        plain_number(_mean(auc_C[None])[0]),
+        interval(resampled_R),
+    )
 
 
 def weighted_roc_auc(scores_NC: Floats, truth_N: NDArray[Any], weights_RN: Floats) -> Floats:
@@ -323,9 +327,9 @@ def calibration_scores(log_probs_NC: ArrayLike, truth_N: ArrayLike) -> dict[str,
     residual_NC = np.exp(log_probs_NC)
     residual_NC[np.arange(len(truth_N)), truth_N] -= 1
     return {
-        "ece": plain(np.sum(gaps) / len(truth_N)),
-        "nll": plain(mean_nll(log_probs_NC, truth_N)),
-        "brier": plain((residual_NC**2).sum(1).mean()),
+        "ece": plain_number(np.sum(gaps) / len(truth_N)),
+        "nll": plain_number(mean_nll(log_probs_NC, truth_N)),
+        "brier": plain_number((residual_NC**2).sum(1).mean()),
     }
 
 
@@ -383,7 +387,7 @@ def coverage_curve(
                 "coverage": float(kept_N.mean()),
                 "n": int(kept_N.sum()),
                 "threshold": float(threshold),
-                **{name: plain(value) for name, value in scores.items()},
+                **{name: plain_number(value) for name, value in scores.items()},
             }
         )
     return rows
@@ -424,7 +428,7 @@ def confidence_scores(
         # The mean of equal numbers may be another one.
         same = len(temperature_N) and (temperature_N == temperature_N[0]).all()
         mean = temperature_N[0] if same else temperature_N.mean() if len(temperature_N) else np.nan
-        after = {"temperature": plain(mean), **calibration_scores(calibrated_NC, truth_N)}
+        after = {"temperature": plain_number(mean), **calibration_scores(calibrated_NC, truth_N)}
         bins = reliability_bins(calibrated_NC, truth_N)
     confidence_N = np.exp(calibrated_NC.max(1, initial=-np.inf))
     predicted_N = log_probs_NC.argmax(1)

@@ -22,12 +22,12 @@ from torchmetrics import Metric
 from midigenre.arrays import Bools, Floats, Longs
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.evaluation.bootstrap import N_BOOTSTRAP, interval
-from midigenre.evaluation.metrics import plain
-from midigenre.models.masking import MaskedModel, Masking, splitmix64
+from midigenre.evaluation.metrics import plain_number
+from midigenre.models.masking import MaskedModel, Masking, splitmix64_torch
 from midigenre.spec import Batch, TokenSpec
 from midigenre.tokenizers.notes import ATTRIBUTES, FoundNotes, NoteFinder
 
-NOTE_TYPES = ("Pitch", "PitchDrum", "NoteOn", "DrumOn")
+NOTE_ON_TYPES = ("Pitch", "PitchDrum", "NoteOn", "DrumOn")
 """Token types that stand for one note each, in any vocabulary."""
 
 EVAL_SHARE = 0.15
@@ -63,7 +63,7 @@ class TokenMetrics(Metric):
         super().__init__()
         self.names = tuple(field.name for field in spec.fields)
         for i, field in enumerate(spec.fields):
-            for what, is_it_V in (("note", field.is_type(*NOTE_TYPES)),
+            for what, is_it_V in (("note", field.is_type(*NOTE_ON_TYPES)),
                                   ("said", ~field.is_type("Ignore"))):  # fmt: skip
                 self.register_buffer(f"{what}_{i}", torch.from_numpy(is_it_V), persistent=False)
         F = len(self.names)
@@ -140,7 +140,7 @@ def by_class(
             mine_N = truth[label] == i
             if mine_N.any():
                 n_notes = int(notes_N[mine_N].sum())
-                nats = plain(nats_N[mine_N].sum() / max(1, n_notes))
+                nats = plain_number(nats_N[mine_N].sum() / max(1, n_notes))
                 found[label][name] = {
                     "n": int(mine_N.sum()), "n_notes": n_notes, "nats_per_note": nats
                 }  # fmt: skip
@@ -213,7 +213,7 @@ def phrase_keys(batch: Batch) -> Tensor:
     What is hidden of it is then the same in every epoch, in batches of any size, and for every seed
     of a run.
     """
-    return splitmix64(batch.song_B) + batch.start_B
+    return splitmix64_torch(batch.song_B) + batch.start_B
 
 
 def song_keys(song_ids: Iterable[str]) -> Longs:
@@ -236,9 +236,9 @@ def chosen_notes(
     its song and by its first bar there.
     """
     bar = found.bar + start_B[found.phrase]
-    key = splitmix64(torch.from_numpy(song_keys_B[found.phrase]) + _SALT)
+    key = splitmix64_torch(torch.from_numpy(song_keys_B[found.phrase]) + _SALT)
     for column in (bar, found.position, found.pitch, found.program):
-        key = splitmix64(key + torch.from_numpy(column))
+        key = splitmix64_torch(key + torch.from_numpy(column))
     hidden: Bools = (key & ((1 << _BITS) - 1)).numpy() < share * (1 << _BITS)
     return hidden
 
@@ -307,7 +307,7 @@ def evaluate_masked(
     return {
         "n": len(song_B),
         "n_notes": n_notes,
-        "nats_per_note": plain(nats_B.sum() / n_notes) if n_notes else None,
+        "nats_per_note": plain_number(nats_B.sum() / n_notes) if n_notes else None,
         "ci95": {
             "nats_per_note": nats_per_note_interval(nats_B, notes_B, song_B)
             if n_notes else [None, None]

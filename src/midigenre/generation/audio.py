@@ -21,7 +21,7 @@ from midigenre.midi.song import DEFAULT_TEMPO, note_columns, seconds_at
 
 Samples = NDArray[np.float32]
 
-FORMATS = {"wav": ("WAV", "PCM_16"), "mp3": ("MP3", "MPEG_LAYER_III")}
+AUDIO_FORMATS = {"wav": ("WAV", "PCM_16"), "mp3": ("MP3", "MPEG_LAYER_III")}
 """Format and subtype of libsndfile for each suffix."""
 
 SOUNDFONT = "TimGM6mb.sf2"  # General MIDI, six megabytes, in the package pretty_midi
@@ -91,8 +91,8 @@ def check_audio(audio: str | None, soundfont: str | None) -> None:
     Raises:
         UserError: There is no such format, or the soundfont cannot be played.
     """
-    if audio is not None and audio not in FORMATS:
-        raise UserError(f"audio={audio}: choose {', '.join(FORMATS)} or null for no audio")
+    if audio is not None and audio not in AUDIO_FORMATS:
+        raise UserError(f"audio={audio}: choose {', '.join(AUDIO_FORMATS)} or null for no audio")
     if audio is not None:
         check_soundfont(soundfont)
 
@@ -185,7 +185,7 @@ def write_audio(path: Path, samples: Samples, rate: int) -> None:
     """
     import soundfile  # takes long to load, and only who writes audio needs it
 
-    kind, subtype = FORMATS[path.suffix.removeprefix(".")]
+    kind, subtype = AUDIO_FORMATS[path.suffix.removeprefix(".")]
     # Not to the disk itself: where that is full, libsndfile says only "system error".
     sound = io.BytesIO()
     soundfile.write(sound, samples, rate, format=kind, subtype=subtype)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from midigenre.arrays import Longs
 from midigenre.errors import RefusedSongError, UserError
-from midigenre.generation.grammar import Grammar, Ids, Rows
+from midigenre.generation.grammar import Grammar, Rows
 from midigenre.models import PhraseGenerator
 from midigenre.models.kernels import packed
 from midigenre.spec import UNKNOWN
@@ -152,7 +153,7 @@ class Sample:
             (``tokens``, ``context``) has begun another one.
     """
 
-    ids_TF: Ids
+    ids_TF: Longs
     stop: str
     n_drawn: int
     n_bars: int
@@ -200,7 +201,7 @@ class Sampler:
         *,
         n: int,
         first: int = 0,
-        primer: Ids | None = None,
+        primer: Longs | None = None,
         primer_bars: int = 0,
         report: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Sample]:
@@ -249,7 +250,7 @@ class _Draw:
         labels: Mapping[str, Sequence[int]],
         settings: SamplingSettings,
         pieces: Sequence[_Piece],
-        opening: Ids,
+        opening: Longs,
         primer_bars: int,
     ) -> None:
         # Guidance runs every row a second time, without its condition.
@@ -346,7 +347,7 @@ class _Draw:
 
     def advance(self, chosen_BF: Tensor) -> None:
         """Gives the step to the model; windows that have become too long begin again."""
-        restart: dict[int, Ids] = {}
+        restart: dict[int, Longs] = {}
         lengths = self.decoding.state.lengths
         longest = self.windows.max_tokens + self.model.n_prefix
         for row, piece in enumerate(self.live):
@@ -384,7 +385,7 @@ class _Draw:
     def _copied(self, chosen_BF: Tensor) -> Tensor:
         return chosen_BF if self.copies == 1 else chosen_BF.repeat(self.copies, 1)
 
-    def _window(self, row: int, first: int, full: bool = False) -> Ids | None:
+    def _window(self, row: int, first: int, full: bool = False) -> Longs | None:
         """The row's window from a bar on, from a later one if it is full; None if no bar fits."""
         ids = np.array(self.live[row].ids, np.int64)
         window = None if full else self.windows.cut(ids, self.rows, row, first)
@@ -433,7 +434,7 @@ class Windows:
             return None
         return next((bar for bar in range(first + 1, last) if steps[bar] >= wanted), last)
 
-    def cut(self, ids_TF: Ids, rows: Rows, row: int, first: int) -> Ids:
+    def cut(self, ids_TF: Longs, rows: Rows, row: int, first: int) -> Longs:
         """The window of a row's steps ``ids_TF`` from bar ``first`` on, int64 (T, F)."""
         if first == 0:
             return ids_TF
@@ -463,7 +464,7 @@ class Windows:
                 out[column] += first
         return out
 
-    def _without_orphans(self, ids_TF: Ids) -> Ids:
+    def _without_orphans(self, ids_TF: Longs) -> Longs:
         """Without the ends of notes that began before."""
         f = self.spec.fields[0]
         program, sounding, keep = -1, set(), np.ones(len(ids_TF), bool)

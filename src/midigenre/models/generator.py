@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as fn
 
-from midigenre.models.sequences import Prefixed, State, insert_prefix, segments_N
+from midigenre.models.sequences import DecodingState, Prefixed, insert_prefix, segments_N
 from midigenre.models.transformer import (
     INIT_STD,
     FieldEmbedding,
@@ -139,7 +139,7 @@ class Decoding:
         condition_BLD: Vectors of their conditions; None without.
     """
 
-    def __init__(self, state: State, condition_BLD: Tensor | None) -> None:
+    def __init__(self, state: DecodingState, condition_BLD: Tensor | None) -> None:
         self.state, self.condition_BLD = state, condition_BLD
 
     def __len__(self) -> int:
@@ -213,7 +213,7 @@ class PhraseGenerator(PhraseModel):
             The vector that predicts the next token of each row, shape (B, D), and the rows.
         """
         condition_BLD = None if self.conditions is None else self.conditions(labels)
-        state: State = self.backbone.new_state(  # type: ignore[operator]
+        state: DecodingState = self.backbone.new_state(  # type: ignore[operator]
             len(primes), capacity + self.n_prefix, self.start_D.device, self.start_D.dtype
         )
         rows = Decoding(state, condition_BLD)

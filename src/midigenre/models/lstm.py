@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, pad_sequence, unpack_sequence
 
-from midigenre.models.sequences import State
+from midigenre.models.sequences import DecodingState
 
 
 class LSTM(nn.Module):
@@ -83,7 +83,7 @@ class LSTM(nn.Module):
             )
 
 
-class RecurrentState(State):
+class RecurrentState(DecodingState):
     """Rows of an LSTM of one direction: outputs ``h`` and cells ``c`` of every layer."""
 
     def __init__(

@@ -154,14 +154,16 @@ class Masking(nn.Module):
         place_N = torch.arange(N, device=ids_NF.device) - cu_seqlens[:-1].long()[of_N]
         # Numbers from 0 to 1 for each step, of several streams: drawn, or made from key and place.
         seed_N1 = (
-            None if keys_B is None else splitmix64(splitmix64(keys_B)[of_N] + place_N)[:, None]
+            None
+            if keys_B is None
+            else splitmix64_torch(splitmix64_torch(keys_B)[of_N] + place_N)[:, None]
         )
 
         def noise(width: int, stream: int) -> Tensor:
             if seed_N1 is None:
                 return torch.rand((N, width), device=ids_NF.device, dtype=torch.float32)
             column = torch.arange(width, device=ids_NF.device) + (stream << 32)
-            return (splitmix64(seed_N1 + column) >> 40 & 0xFFFFFF).float() * 2**-24
+            return (splitmix64_torch(seed_N1 + column) >> 40 & 0xFFFFFF).float() * 2**-24
 
         attribute_NF = self.attributes_NF(ids_NF)
         group_NF = self._chances(ids_NF, attribute_NF, place_N == 0, noise)
@@ -224,7 +226,7 @@ def _first_step(begins_N: Tensor) -> Tensor:
     return torch.where(begins_N, place_N, 0).cummax(0).values
 
 
-def splitmix64(x: Tensor) -> Tensor:
+def splitmix64_torch(x: Tensor) -> Tensor:
     """Scrambles int64 numbers: SplitMix64 (Steele et al. 2014), with the sums that wrap around."""
     x = x + (0x9E3779B97F4A7C15 - (1 << 64))
     for bits, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

@@ -190,7 +190,7 @@ def _varlen_runs_on(q_NHd: Tensor) -> bool:
 # --- rows that grow token by token ----------------------------------------------------------------
 
 
-class State(ABC):
+class DecodingState(ABC):
     """What a backbone keeps of B rows, which may differ in length, so that one more token is cheap.
 
     Args:
@@ -249,7 +249,7 @@ class State(ABC):
         """
 
 
-class KeyValueState(State):
+class KeyValueState(DecodingState):
     """Rows of an encoder: keys and values of every layer, written into room made beforehand.
 
     Args:

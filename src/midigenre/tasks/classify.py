@@ -18,10 +18,10 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from midigenre.arrays import Longs
 from midigenre.data.datamodule import PhraseDataModule
-from midigenre.evaluation.blend import FOLDER
+from midigenre.evaluation.blend import SONG_MODELS_FOLDER
 from midigenre.evaluation.figures.charts import confusion_figure, evaluation_figures
 from midigenre.evaluation.metrics import METRICS, Counts, as_array, scores_of
-from midigenre.evaluation.predictions import FILE, LEVELS
+from midigenre.evaluation.predictions import LEVELS, PREDICTIONS_FILE
 from midigenre.evaluation.report import print_scores
 from midigenre.models import (
     LabelHead,
@@ -220,12 +220,12 @@ class ClassifyTask(Task):
         calibration = fit_calibration(model, data, device=device, blends=blends, found=val)
         if folder is not None:
             if blends is not None:
-                blends.save(folder / FOLDER)
+                blends.save(folder / SONG_MODELS_FOLDER)
             if calibration is not None:
                 calibration.save(folder)
         evaluation = evaluate_split(
             model, data, "test", device=device, train=data,
-            predictions=None if folder is None else folder / FILE,
+            predictions=None if folder is None else folder / PREDICTIONS_FILE,
             calibration=calibration, blends=blends, fitted=fitted,
         )  # fmt: skip
         scores: dict[str, float] = {}

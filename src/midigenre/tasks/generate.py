@@ -57,7 +57,7 @@ def context_for(data: Mapping[str, Any], tokens: TokenSpec) -> Context:
     return Context(data["max_tokens"], bars)
 
 
-SHOWN = ("loss", "nats_per_note", "accuracy")
+CAUSAL_SCORES = ("loss", "nats_per_note", "accuracy")
 
 
 class GenerateTask(Task):
@@ -149,7 +149,7 @@ class GenerateTask(Task):
                 "n_notes": int(notes_B.sum()),
                 **found,
                 "ci95": {"nats_per_note": nats_per_note_interval(nats_B, notes_B, song_B)},
-                "without_condition": {name: without[name] for name in SHOWN},
+                "without_condition": {name: without[name] for name in CAUSAL_SCORES},
                 "by_class": by_class(
                     nats_B, notes_B, data.shards.labels.classes,
                     {label: np.concatenate(values) for label, values in truth.items()},
@@ -157,7 +157,9 @@ class GenerateTask(Task):
             }
         }  # fmt: skip
         scores = {f"test/{name}": value for name, value in found.items()}
-        return FinalScores(evaluation, scores, {f"test_{name}": found[name] for name in SHOWN})
+        return FinalScores(
+            evaluation, scores, {f"test_{name}": found[name] for name in CAUSAL_SCORES}
+        )
 
     @staticmethod
     def show(evaluation: Mapping[str, Any], console: Console) -> None:

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import summary
 
+from midigenre.evaluation.compare import COSTS
 from midigenre.files import read_csv, write_csv
 from midigenre.run import settings_of
 from midigenre.tasks.base import Task
@@ -31,8 +32,6 @@ FINAL = "hparam/"
 
 COMPARED = ("val/loss", "val/macro_f1", "val/nats_per_note")
 """What runs are compared by while they train."""
-
-COSTS = ("parameters", "fit_seconds", "train_tokens")
 
 _DATE = re.compile(r"\d{4}-(?=\d\d-\d\d_)")  # the year of %Y-%m-%d_%H-%M-%S
 

@@ -17,7 +17,7 @@ from midigenre.data.phrases import PhraseReader, Phrases, consecutive, phrase_le
 from midigenre.data.sampler import collate, group_by_budget
 from midigenre.data.shards import MemorySongs, SongSource
 from midigenre.errors import RefusedSongError, UserError
-from midigenre.evaluation.blend import FOLDER, Blends, fingerprint
+from midigenre.evaluation.blend import SONG_MODELS_FOLDER, Blends, fingerprint
 from midigenre.evaluation.exported_baselines import exported_log_probs
 from midigenre.evaluation.predictions import song_log_probs
 from midigenre.midi.song import Song
@@ -25,7 +25,7 @@ from midigenre.models import PhraseClassifier
 from midigenre.spec import UNKNOWN, Batch, TokenSpec
 from midigenre.tokenizers.base import Encoded, Tokenizer
 
-KINDS = ("mean", "blend")
+SONG_KINDS = ("mean", "blend")
 """Choices of ``task.song``: the mean log-probability over the phrases, of which nothing is fitted,
 or :mod:`~midigenre.evaluation.blend`."""
 
@@ -170,8 +170,8 @@ def song_kind(task: Mapping[str, Any]) -> str:
         UserError: There is no such song model.
     """
     kind = str(task.get("song", "mean"))
-    if kind not in KINDS:
-        raise UserError(f"task.song={kind}; choose {', '.join(KINDS)}")
+    if kind not in SONG_KINDS:
+        raise UserError(f"task.song={kind}; choose {', '.join(SONG_KINDS)}")
     return kind
 
 
@@ -194,7 +194,7 @@ def load_song_models(
     """
     if song_kind(task) == "mean":
         return None, None
-    folder = checkpoint.absolute().parent.parent / FOLDER
+    folder = checkpoint.absolute().parent.parent / SONG_MODELS_FOLDER
     why = f"{folder} is not there"
     if (folder / "model.json").is_file():
         blends = Blends.load(folder)

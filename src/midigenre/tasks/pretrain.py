@@ -20,7 +20,7 @@ from midigenre.tasks.base import FinalScores, ModelParts, Task
 from midigenre.tasks.optim import OptimSettings
 from midigenre.wording import plural
 
-SHOWN = ("loss", "perplexity", "accuracy")
+MASKED_SCORES = ("loss", "perplexity", "accuracy")
 
 
 class PretrainTask(Task):
@@ -37,7 +37,7 @@ class PretrainTask(Task):
     """
 
     kind = "masked model"
-    final = ("test_nats_per_note", *(f"test_{name}" for name in SHOWN), "val_loss")
+    final = ("test_nats_per_note", *(f"test_{name}" for name in MASKED_SCORES), "val_loss")
     model: MaskedModel
 
     def __init__(
@@ -85,7 +85,9 @@ class PretrainTask(Task):
         assert isinstance(model, MaskedModel)
         found = evaluate_masked(model, data, "test", task["eval_share"])
         scores = {  # without the nats per note where notes cannot be found in the tokens
-            name: found[name] for name in ("nats_per_note", *SHOWN) if found[name] is not None
+            name: found[name]
+            for name in ("nats_per_note", *MASKED_SCORES)
+            if found[name] is not None
         }
         of_each = {
             f"test/{field}/{name}": values[name]

@@ -104,7 +104,7 @@ def from_spec(spec: TokenSpec) -> Tokenizer:
 def _from_settings(settings_json: str) -> Tokenizer:
     settings = json.loads(settings_json)
     name = settings.pop(registry.TARGET, None)
-    found = registry.find("tokenizer", name)
+    found = registry.find_class("tokenizer", name)
     if not (isinstance(found, type) and issubclass(found, Tokenizer)):
         raise UserError(f"tokenizer.{registry.TARGET}={name} is no Tokenizer")
     try:

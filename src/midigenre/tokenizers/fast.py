@@ -35,7 +35,7 @@ _COVERED = frozenset(
 )
 """Settings of ``miditok.TokenizerConfig`` that the encoders read; other switches must be off."""
 
-MISSING = 65535
+MISSING_ID = 65535
 """Stands in a look-up for "no token"; no vocabulary with a fast encoder has so many."""
 
 _METER_ROW = 64  # more than any denominator that a grid may have (32)
@@ -106,14 +106,14 @@ class FastEncoder(ABC):
         self._tempo_ids = self._ids_of("Tempo", [round(qpm, 2) for qpm in stored])
 
         rows = 1 + max(numerator for numerator, _ in tok.time_signatures)
-        self._meter_ids = np.full(rows * _METER_ROW + 1, MISSING, np.uint16)
+        self._meter_ids = np.full(rows * _METER_ROW + 1, MISSING_ID, np.uint16)
         for n, d in tok.time_signatures:
             self._meter_ids[n * _METER_ROW + d] = self._ids_of("TimeSig", [f"{n}/{d}"])[0]
         # One row of ids by ticks for each denominator; the last of a row is MISSING.
         by_beat = tok._tpb_ticks_to_tokens
         denominators = sorted({meter[1] for meter in tok.time_signatures})
         width = 2 + max(max(tokens) for tokens in by_beat.values())
-        durations = np.full((len(denominators), width), MISSING, np.uint16)
+        durations = np.full((len(denominators), width), MISSING_ID, np.uint16)
         self._duration_row = np.zeros(_METER_ROW, np.int64)  # where a denominator's row starts
         for i, denominator in enumerate(denominators):
             tokens = by_beat[self._whole // denominator]
@@ -130,9 +130,9 @@ class FastEncoder(ABC):
         return {} if column is None else self._tok.vocab[column]
 
     def _ids_of(self, type_: str, values: Iterable[object]) -> Ids:
-        """Ids of some values of one type of token, :data:`MISSING` where there is no token."""
+        """Ids of some values of one type of token, :data:`MISSING_ID` where there is no token."""
         vocabulary = self._vocabulary(type_)
-        return np.array([vocabulary.get(f"{type_}_{v}", MISSING) for v in values], np.uint16)
+        return np.array([vocabulary.get(f"{type_}_{v}", MISSING_ID) for v in values], np.uint16)
 
     def encode(self, song: Song) -> Encoded:
         """A song or phrase as tokens.
@@ -146,14 +146,14 @@ class FastEncoder(ABC):
         notes = self._notes(song, moments.bar_of_note)
         at = np.searchsorted(self._tempo_qpm, song.tempo_qpm)
         known = self._tempo_qpm.take(at, mode="clip") == song.tempo_qpm
-        tempo = np.where(known, self._tempo_ids.take(at, mode="clip"), np.uint16(MISSING))
+        tempo = np.where(known, self._tempo_ids.take(at, mode="clip"), np.uint16(MISSING_ID))
         keys = song.meters[:, 0] * _METER_ROW + song.meters[:, 1]
         meter: Ids = self._meter_ids.take(keys, mode="clip")
         ids_TF, bar_at = self._write(song, moments, notes, tempo, meter)
-        if (ids_TF == MISSING).any():
+        if (ids_TF == MISSING_ID).any():
             tempo, meter = tempo[: len(tempo) * self._tempi], meter[: len(meter) * self._meters]
             said = notes | {"Tempo": tempo, "TimeSig": meter, "Position": moments.position}
-            types = [name for name, ids in said.items() if (ids == MISSING).any()]
+            types = [name for name, ids in said.items() if (ids == MISSING_ID).any()]
             raise NotCoveredError(f"no token for a value of {', '.join(types)}")
         bar_steps = np.full(song.n_bars + 1, len(ids_TF), np.int32)
         bar_steps[: len(bar_at)] = bar_at
@@ -366,6 +366,6 @@ def fast_encoder(tok: miditok.MusicTokenizer) -> tuple[FastEncoder | None, str]:
         return None, "no fast encoder with one stream for each program"
     if config.using_note_duration_tokens and not played <= set(config.use_note_duration_programs):
         return None, "no fast encoder with durations for some programs only"
-    if max(len(vocabulary) for vocabulary in vocabularies) >= MISSING:
-        return None, f"no fast encoder for a vocabulary of {MISSING} tokens or more"
+    if max(len(vocabulary) for vocabulary in vocabularies) >= MISSING_ID:
+        return None, f"no fast encoder for a vocabulary of {MISSING_ID} tokens or more"
     return _ENCODERS[type(tok)](tok), ""

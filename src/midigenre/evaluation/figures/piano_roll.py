@@ -23,7 +23,7 @@ from midigenre.wording import plural, program_name
 PRIMER = RED  # the line where a primer ends
 FOR, AGAINST, UNSEEN = BLUE, RED, "#ebebeb"
 
-FAMILIES: tuple[tuple[str, str, bool], ...] = (
+INSTRUMENT_FAMILIES: tuple[tuple[str, str, bool], ...] = (
     ("Piano", "#0072B2", False),
     ("Chromatic percussion", "#0072B2", True),
     ("Organ", "#CC79A7", False),
@@ -48,7 +48,7 @@ can tell apart (Okabe and Ito 2008, the yellow replaced by Paul Tol's wine, whic
 the outline doubles them.
 """
 
-MAX_PROGRAMS = 12
+MAX_NAMED = 12
 """Bars of the chart of programs: those that decided most."""
 
 _SHADE = 0.42  # opacity of the bar that decided most; the notes must stay readable
@@ -123,7 +123,8 @@ def piano_roll_figure(
     keys = [
         Patch(facecolor=colour, edgecolor="black" if outlined else colour, lw=1.1, label=name)
         for name, colour, outlined in (
-            FAMILIES[family] for family in np.unique(notes.program[notes.program != DRUMS] // 8)
+            INSTRUMENT_FAMILIES[family]
+            for family in np.unique(notes.program[notes.program != DRUMS] // 8)
         )
     ]
     if keys:
@@ -184,8 +185,8 @@ def _boxes(
 def _roll_panel(axes: Axes, notes: NoteTable, chosen: Bools, outline_pt: float) -> None:
     onset, duration, pitch = (x[chosen] for x in (notes.onset, notes.duration, notes.pitch))
     family = notes.program[chosen] // 8
-    colours = np.array([to_rgb(colour) for _, colour, _ in FAMILIES])
-    outlined = np.array([outline for _, _, outline in FAMILIES])
+    colours = np.array([to_rgb(colour) for _, colour, _ in INSTRUMENT_FAMILIES])
+    outlined = np.array([outline for _, _, outline in INSTRUMENT_FAMILIES])
     face = np.concatenate([colours[family], _alpha(notes.velocity[chosen])[:, None]], 1)
     edge = np.where(outlined[family][:, None], (0.0, 0.0, 0.0, 1.0), (1.0, 1.0, 1.0, 0.9))
     # Long notes first, so that short ones are not buried.
@@ -346,7 +347,7 @@ def attribution_figure(
 def _program_rows(programs: Mapping[int, float]) -> list[tuple[str, float]]:
     """The programs that decided most, in ascending order: a chart is drawn from below."""
     known = [(p, v) for p, v in programs.items() if not np.isnan(v)]
-    kept = sorted(known, key=lambda row: -abs(row[1]))[:MAX_PROGRAMS]
+    kept = sorted(known, key=lambda row: -abs(row[1]))[:MAX_NAMED]
     # Of the sounds that General MIDI lists for an effect the first.
     return [(program_name(p).split(",")[0], v) for p, v in sorted(kept, key=lambda row: row[1])]
 

@@ -25,7 +25,7 @@ from midigenre.data.chunks import file_digests
 from midigenre.data.sandbox import Limits
 from midigenre.data.shards import ShardSet
 from midigenre.evaluation.bootstrap import N_BOOTSTRAP, interval, resampled_counts
-from midigenre.evaluation.metrics import confusion_matrix, plain, ratio
+from midigenre.evaluation.metrics import confusion_matrix, plain_number, ratio
 from midigenre.spec import UNKNOWN
 from midigenre.storage import place
 
@@ -35,7 +35,7 @@ def main_label(classes: Mapping[str, int]) -> str:
     return max(classes, key=lambda label: classes[label])
 
 
-def plan(
+def plan_conditions(
     classes: Mapping[str, int], n: int, songs: Mapping[str, ArrayLike] | None = None
 ) -> dict[str, Longs]:
     """Which classes to ask for: n pieces of each class of the label that has most classes.
@@ -200,10 +200,10 @@ def _score(
     draws = drawn.hits[0], drawn.truth[0]
     return {
         "n": len(truth_N),
-        "accuracy": plain(_balanced(hits, asked)),
+        "accuracy": plain_number(_balanced(hits, asked)),
         "ci95": interval(_balanced(*draws)),
         "recall": {
-            name: plain(value) for name, value in zip(names, ratio(hits, asked), strict=True)
+            name: plain_number(value) for name, value in zip(names, ratio(hits, asked), strict=True)
         },
         "confusion": matrix.tolist(),
     }, draws

@@ -45,7 +45,7 @@ from midigenre.arrays import Floats, Longs
 from midigenre.errors import UserError
 from midigenre.evaluation.bootstrap import N_BOOTSTRAP, interval
 from midigenre.evaluation.figures import BLUE, FAINT, GRID, INK, RED, new_figure, small_axes
-from midigenre.evaluation.metrics import plain, ratio
+from midigenre.evaluation.metrics import plain_number, ratio
 from midigenre.evaluation.music.descriptors import HISTOGRAMS, SCALARS, DescriptorTable
 from midigenre.wording import plural
 
@@ -98,7 +98,7 @@ def split_parts(
 def summary(values: Floats) -> dict[str, float | None]:
     """Mean and central 95 % of repeated splits."""
     low, high = interval(values)
-    return {"mean": plain(values.mean()) if len(values) else None, "low": low, "high": high}
+    return {"mean": plain_number(values.mean()) if len(values) else None, "low": low, "high": high}
 
 
 def bandwidth(values: Floats) -> float:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from midigenre.arrays import Floats
 from midigenre.evaluation.figures import BLUE, FAINT, GRID, INK, RED, new_figure, small_axes
-from midigenre.evaluation.metrics import plain, ratio
+from midigenre.evaluation.metrics import plain_number, ratio
 from midigenre.evaluation.music.descriptors import (
     bar_keys,
     bar_of_notes,
@@ -22,7 +22,7 @@ from midigenre.evaluation.music.descriptors import (
 )
 from midigenre.midi.song import Song
 
-STEPS = 4  # of a quarter note in a bar's picture: sixteenths
+STEPS_PER_QUARTER = 4  # of a quarter note in a bar's picture: sixteenths
 MAX_LAG = 16
 PARTS = 10
 PITCH_CLASSES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
@@ -44,7 +44,7 @@ def bar_pictures(song: Song) -> Floats:
     notes, bar = song.notes, bar_of_notes(song)
     melodic = is_melodic(song)
     lengths = np.diff(song.bar_ticks)
-    step = song.tpq / STEPS
+    step = song.tpq / STEPS_PER_QUARTER
     n_steps = int(np.ceil(lengths.max(initial=0) / step))
     drums, drum_row = np.unique(notes.pitch[~melodic], return_inverse=True)
     pictures = np.zeros((song.n_bars, 12 + len(drums), n_steps))
@@ -112,8 +112,8 @@ def course(song: Song, parts: int = PARTS) -> dict[str, list[float | None]]:
     count = np.bincount(part, minlength=parts)
     loudness = np.bincount(part, song.notes.velocity, minlength=parts)
     return {
-        "notes_per_beat": [plain(x) for x in ratio(count, np.diff(cuts))],
-        "velocity": [plain(x) for x in ratio(loudness, count)],
+        "notes_per_beat": [plain_number(x) for x in ratio(count, np.diff(cuts))],
+        "velocity": [plain_number(x) for x in ratio(loudness, count)],
     }
 
 

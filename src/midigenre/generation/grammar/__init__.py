@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from midigenre.arrays import Longs
 from midigenre.errors import UserError
 from midigenre.generation.grammar.families import CPRules, OctupleRules, RemiRules, ShiftRules
-from midigenre.generation.grammar.rules import SPECIAL, UNBOUNDED, Ids, Rules, State
+from midigenre.generation.grammar.rules import SPECIAL, UNBOUNDED, Rules, State
 from midigenre.tokenizers.base import Tokenizer
 
 FAMILIES: dict[str, type[Rules]] = {
@@ -123,7 +124,7 @@ class Rows:
         """Step at which each bar of a row begins, BOS counts; without bar tokens its first step."""
         return list(self._states[row].bar_steps)
 
-    def opening(self, row: int, bar: int) -> Ids:
+    def opening(self, row: int, bar: int) -> Longs:
         """Shifts from a bar's line to its first step, int64 (T, F), where time moves by shifts."""
         return self._ids(self._rules.opening(self._states[row], bar))
 
@@ -210,7 +211,7 @@ class Rows:
             raise ValueError(f"row {row} is in bar {s.bar}, not past bar {first_bar}")
         self._states[row] = s._replace(first_bar=first_bar)
 
-    def close(self, row: int) -> tuple[int, Ids]:
+    def close(self, row: int) -> tuple[int, Longs]:
         """Ends a row that was cut by a budget of time or tokens, so that it decodes whole.
 
         Returns:
@@ -221,8 +222,8 @@ class Rows:
         self._states[row] = self._states[row]._replace(done=True)
         return keep, self._ids(more)
 
-    def _ids(self, steps: list[list[int]]) -> Ids:
+    def _ids(self, steps: list[list[int]]) -> Longs:
         return np.array(steps, np.int64).reshape(-1, len(self._spec.fields))
 
 
-__all__ = ["FAMILIES", "Grammar", "Ids", "Rows"]
+__all__ = ["FAMILIES", "Grammar", "Rows"]

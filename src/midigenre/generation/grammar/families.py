@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from midigenre.generation.grammar.rules import UNBOUNDED, Ids, Mask, Rules, State
+from midigenre.arrays import Longs
+from midigenre.generation.grammar.rules import UNBOUNDED, Mask, Rules, State
 from midigenre.tokenizers.base import Tokenizer
 
 _WHOLE = ("shift", "meter", "tempo", "event")
@@ -60,9 +61,9 @@ class BarRules(Rules):
     def _may_end(self, s: State) -> bool:
         return s.phase == "note"
 
-    def meters(self, s: State) -> Ids:
+    def meters(self, s: State) -> Longs:
         """Meters that the bar that was opened may have."""
-        meters: Ids = self.meter_ids[self.meters_that_fit(s, s.bar_tick, s.bar)]
+        meters: Longs = self.meter_ids[self.meters_that_fit(s, s.bar_tick, s.bar)]
         return meters
 
     def may_open_bar(self, s: State) -> bool:
@@ -78,11 +79,11 @@ class BarRules(Rules):
         left = s.pitch + 1 < len(self.pitch_ids[s.program])
         return s.program if left else s.program + 1
 
-    def programs(self, s: State) -> Ids:
+    def programs(self, s: State) -> Longs:
         """Ids of the programs that have a pitch left at this onset."""
         return self.program_ids[self.first_program(s) :]
 
-    def pitches(self, s: State, program: int) -> Ids:
+    def pitches(self, s: State, program: int) -> Longs:
         """Ids of the pitches that a program (a rank) has left at this onset."""
         return self.pitch_ids[program][s.pitch + 1 if program == s.program else 0 :]
 
@@ -96,7 +97,7 @@ class BarRules(Rules):
             return s.position + 1
         return max(s.position + 1, -(-(s.latest_end - s.bar_tick) // self.step_ticks[s.meter]))
 
-    def positions(self, s: State) -> Ids:
+    def positions(self, s: State) -> Longs:
         """Ids of the positions that are left in this bar."""
         # Where a melody still sounds, the tempo may change.
         first = s.position + 1 if len(self.tempo_ids) > 1 else self.free_position(s)
@@ -290,7 +291,7 @@ class OctupleRules(BarRules):
             else:
                 out[self.durations(there)] = True
 
-    def _bars(self, s: State) -> Ids:
+    def _bars(self, s: State) -> Longs:
         """Ids of the bars in which the next note may lie."""
         first = max(0, s.bar)
         if s.bar >= 0 and not (
@@ -307,7 +308,7 @@ class OctupleRules(BarRules):
             end = min(end, s.max_bars)
         return self.bar_ids[max(0, first - s.first_bar) : max(0, end - s.first_bar)]
 
-    def _meters_of(self, s: State, bar: int) -> Ids:
+    def _meters_of(self, s: State, bar: int) -> Longs:
         """Meters of a further bar: those in which all that sounds finds its end."""
         if s.n_notes == 0:
             return self.meter_ids
@@ -452,7 +453,7 @@ class ShiftRules(Rules):
                 self._allow_pitches(s, 0, out)
             self._allow_shifts(s, out)
 
-    def _meters(self, s: State, tick: int, bar: int) -> Ids:
+    def _meters(self, s: State, tick: int, bar: int) -> Longs:
         """Meters that change something at a barline and leave room for what sounds."""
         if len(self.meter_ids) == 0:
             return self.meter_ids

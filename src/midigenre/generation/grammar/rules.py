@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from midigenre.arrays import Longs
 from midigenre.midi.song import DEFAULT_METER, DRUMS
 from midigenre.tokenizers.base import Tokenizer
 
 Mask = NDArray[np.bool_]
-Ids = NDArray[np.int64]
 Sounding = Mapping[int, Mapping[int, tuple[int, int]]]
 """Notes that wait for their end: by program and pitch, the onset and the latest end, in ticks."""
 
@@ -95,7 +95,7 @@ class Rules(ABC):
         self.kinds = [f.types for f in spec.fields]
         self.ranks = [[0] * len(f) for f in spec.fields]
         self.columns: dict[str, int] = {}
-        self._ids: dict[tuple[int, str], Ids] = {}
+        self._ids: dict[tuple[int, str], Longs] = {}
         self._values: dict[tuple[int, str], list[Any]] = {}
         self.special: list[dict[str, int]] = []
         for column, f in enumerate(spec.fields):
@@ -125,7 +125,7 @@ class Rules(ABC):
         named = ("NoteOn", "DrumOn") if "NoteOn" in self.columns else ("Pitch", "PitchDrum")
         self.pitch_ids = self.by_program(*named)
 
-    def ids(self, kind: str, column: int | None = None) -> Ids:
+    def ids(self, kind: str, column: int | None = None) -> Longs:
         """Ids of a type in the order of their values, by default of its first column."""
         column = self.columns.get(kind, -1) if column is None else column
         return self._ids.get((column, kind), np.zeros(0, np.int64))
@@ -134,7 +134,7 @@ class Rules(ABC):
         """Values of :meth:`ids`; durations and shifts count positions."""
         return self._values.get((self.columns.get(kind, -1), kind), [])
 
-    def by_program(self, melodic: str, drum: str) -> list[Ids]:
+    def by_program(self, melodic: str, drum: str) -> list[Longs]:
         """Ids of a kind of note event for each program; drums may have a type of their own."""
         drum = drum if drum in self.columns else melodic
         programs = self.values("Program") or [0]
@@ -230,12 +230,12 @@ class Rules(ABC):
             return np.ones(len(self.bar_ticks), bool)
         return tick + (s.max_bars - bar) * self.bar_ticks_M >= s.latest_end
 
-    def tempi(self, s: State) -> Ids:
+    def tempi(self, s: State) -> Longs:
         """Tempi that change something."""
-        tempi: Ids = self.tempo_ids[self.tempo_ids != s.tempo]
+        tempi: Longs = self.tempo_ids[self.tempo_ids != s.tempo]
         return tempi
 
-    def durations(self, s: State) -> Ids:
+    def durations(self, s: State) -> Longs:
         """Durations of a note that begins now."""
         if s.max_bars == UNBOUNDED or s.feeding:
             return self.duration_ids
