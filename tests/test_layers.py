@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,8 @@ def packages_above(module: str) -> set[str]:
     return {".".join(names[:i]) for i in range(1, len(names))}
 
 
-def imports(module: str, top_level: bool = False) -> set[str]:
+@cache
+def imports(module: str, top_level: bool = False) -> frozenset[str]:
     """Modules of midigenre that a module imports, anywhere in it or while it is loaded."""
     path = MODULES[module]
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -65,7 +67,7 @@ def imports(module: str, top_level: bool = False) -> set[str]:
         else:
             continue
         found |= {target for name in names if (target := _module(name)) is not None}
-    return found - {module}
+    return frozenset(found - {module})
 
 
 def _loaded(tree: ast.AST) -> list[ast.AST]:
@@ -127,7 +129,7 @@ def test_the_lowest_layer_stands_alone() -> None:
 
 def test_no_cycles() -> None:
     """No module waits for itself while it is loaded."""
-    graph = {module: imports(module, top_level=True) for module in MODULES}
+    graph = {module: set(imports(module, top_level=True)) for module in MODULES}
     for module in MODULES:
         # Loading a module loads the packages above it first; its own are being loaded already.
         for target in list(graph[module]):
