@@ -201,7 +201,7 @@ def test_a_refusal_survives_pickling():
 def test_a_grid_must_hold_4_4_and_fit_its_resolution():
     with pytest.raises(ValueError, match="must hold 4/4"):
         Grid(time_signatures=((3, 4),))
-    with pytest.raises(ValueError, match="5/7 is no time signature"):
+    with pytest.raises(ValueError, match="5/7 is not a time signature"):
         Grid(time_signatures=((4, 4), (5, 7)))
     with pytest.raises(ValueError, match="1 or more"):
         Grid(beat_resolution=0)

@@ -189,7 +189,7 @@ def test_what_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"did you mean .*one\?"):
         made.start(tmp_path / "runs")
     (tmp_path / "text.ckpt").write_text("no weights")
-    with pytest.raises(UserError, match=r"text\.ckpt is no checkpoint of midigenre"):
+    with pytest.raises(UserError, match=r"text\.ckpt is not a checkpoint of midigenre"):
         made.start(tmp_path / "text.ckpt")
     made.save(tmp_path / "new.ckpt", format=99)
     with pytest.raises(UserError, match=r"new\.ckpt has checkpoint format 99"):

@@ -57,7 +57,7 @@ def test_a_path_stays_a_path(text: str) -> None:
 
 
 def test_a_nul_is_in_no_name() -> None:
-    with pytest.raises(UserError, match=r"'a\\x00b' is no path: it holds a NUL"):
+    with pytest.raises(UserError, match=r"'a\\x00b' is not a path: it holds a NUL"):
         location("a\0b")
 
 

@@ -96,7 +96,7 @@ def quality(results: Results) -> str:
     found = next((r["int8_quality"] for r in results.values() if r["int8_quality"]), None)
     if found is None:
         return "Quality of int8: not measured; it needs a trained run (`--run RUN`)."
-    rows = [["weights", "nats a note", "nats a step", "token accuracy"]]
+    rows = [["weights", "nats per note", "nats per step", "token accuracy"]]
     scores = found["scores"]
     for name, one in scores.items():
         rows.append(
@@ -105,7 +105,7 @@ def quality(results: Results) -> str:
     loss = scores["int8"]["nats_per_note"] / scores["float32"]["nats_per_note"] - 1
     return (
         f"Quality of int8: `{found['run']}` (model {found['model']}), {found['n_windows']} test "
-        f"windows of {found['corpus']}, {found['n_steps']:,} steps; nats a note {loss:+.2%}."
+        f"windows of {found['corpus']}, {found['n_steps']:,} steps; nats per note {loss:+.2%}."
         f"\n\n{table(rows)}"
     )
 

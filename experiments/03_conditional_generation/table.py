@@ -89,8 +89,8 @@ def training_tables(runs):
                 ]
             )
         header = [
-            "model", "updates", "weights", "minutes", "steps of music seen", "nats a note",
-            "nats a step", "token accuracy", "batch mean", "condition hidden: nats a note",
+            "model", "updates", "weights", "minutes", "steps of music seen", "nats per note",
+            "nats per step", "token accuracy", "batch mean", "condition hidden: nats per note",
         ]  # fmt: skip
         print(f"\n**{corpus}**, {len(of)} seeds\n\n{table(header, rows)}")
         paired = {}

@@ -3,7 +3,7 @@
     python experiments/05_learning/study.py recipe --minutes 40 --seeds 0 1 2 -- corpus=...
     python experiments/05_learning/study.py recipe --table
 
-A training that has ended is not begun again, one that was stopped goes on. What follows ``--`` goes
+A training that has ended is kept, one that was stopped resumes. What follows ``--`` goes
 to every training. Runs lie in ``runs/05_learning/PART/CONFIGURATION/SEED/STAGE`` of the current
 folder (``--out``); ``results/PART.json`` keeps the scores of all that have ended there, of earlier
 commands too (``--only``, other seeds), without names of songs.
@@ -137,7 +137,7 @@ def _collect(
 
 
 def _run(stages: Sequence[Path]) -> dict[str, Any]:
-    """Scores of the last stage, nats a note of a pretraining before it, and what all cost."""
+    """Scores of the last stage, nats per note of a pretraining before it, and what all cost."""
     evaluation = read_json(stages[-1] / "evaluation.json")
     costs = [read_json(stage / "cost.json") for stage in stages]
     metrics = read_json(stages[-1] / "metrics.json")
@@ -217,7 +217,7 @@ def table(results: Mapping[str, Any]) -> str:
                     ]  # fmt: skip
     header = ["configuration", "label", "seeds", "song macro-F1", "minus best baseline",
               "song accuracy", "within source F1", "minus best baseline within", "song NLL",
-              "phrase macro-F1", "encoder alone", "encoder minus best baseline", "nats a note",
+              "phrase macro-F1", "encoder alone", "encoder minus best baseline", "nats per note",
               "tokens a phrase", "phrases seen", "minutes in all"]  # fmt: skip
     return markdown_table(header, [*rows, *baselines.values()], n_left=2)
 

@@ -216,7 +216,7 @@ def class_of(task: Mapping[str, Any]) -> type[Task]:
     """The class of ``cfg.task``."""
     found = registry.find_class("task", task["_target_"])
     if not (isinstance(found, type) and issubclass(found, Task)):
-        raise UserError(f"task._target_={task['_target_']} is no midigenre.tasks.base.Task")
+        raise UserError(f"task._target_={task['_target_']} is not a midigenre.tasks.base.Task")
     return found
 
 

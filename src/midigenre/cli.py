@@ -23,8 +23,8 @@ COMMANDS = {
     "train": "prepare if needed, train, test the best checkpoint",
     "evaluate": "a run on its own test set or on any labelled corpus",
     "predict": "labels of MIDI files, as JSON lines",
-    "generate": "pieces under a genre or emotion, or continuing a file, as MIDI and piano rolls",
-    "judge": "control, distance, structure and novelty of generated music, with a page to listen",
+    "generate": "pieces of a genre or emotion, or continuations of a file, as MIDI and piano rolls",
+    "judge": "control, distance, structure and novelty of generated music, and a page to listen",
     "compare": "the table of runs: settings that differ, scores, cost",
 }
 
@@ -95,11 +95,11 @@ def _fail(message: str, status: int = 2) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; midigenre --help says what there is")
+        raise UserError(f"{message}; midigenre --help lists the commands")
 
 
 def _command_line(command: str, arguments: Sequence[str]) -> argparse.Namespace:
-    """Settings, options and paths, with those in ``unknown`` that are no options."""
+    """Settings, options and paths, with those in ``unknown`` that are not options."""
     from midigenre.commands.hydra_job import quoted
 
     cut = arguments.index("--") if "--" in arguments else len(arguments)

@@ -167,7 +167,7 @@ def check_regular(mode: int, path: str | os.PathLike[str]) -> None:
         path: For the error.
 
     Raises:
-        NotRegularError: It is no regular file.
+        NotRegularError: It is not a regular file.
     """
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
@@ -263,7 +263,7 @@ def parse_json(data: bytes) -> Any:
     """Content of JSON.
 
     Raises:
-        ValueError: It is no JSON; ``NaN``, ``Infinity`` and ``1e999``, which Python would read,
+        ValueError: It is not JSON; ``NaN``, ``Infinity`` and ``1e999``, which Python would read,
             are none.
     """
     try:
@@ -275,7 +275,7 @@ def parse_json(data: bytes) -> Any:
 
 def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text} is no number")
+        raise ValueError(f"{text} is not a number")
     return number
 
 

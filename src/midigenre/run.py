@@ -123,7 +123,7 @@ class RunFolder:
                 what = f"cut or no config of a run: it has no {group}" if data else "empty"
                 raise UserError(f"{path} is {what}; {remedy}")
             if not isinstance(node.get("name", ""), str):
-                raise UserError(f"{path}: {group}.name={node['name']} is no name; {remedy}")
+                raise UserError(f"{path}: {group}.name={node['name']} is not a name; {remedy}")
         return config
 
     def as_config(self) -> DictConfig:
@@ -192,7 +192,7 @@ class RunFolder:
             else:
                 continue
             raise UserError(
-                f"{self.config_path}: {name}.{key}={value} {why}; mend it there if the run is yours"
+                f"{self.config_path}: {name}.{key}={value} {why}; edit it there if the run is yours"
             )
 
     @property

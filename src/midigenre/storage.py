@@ -93,14 +93,14 @@ def location(text: str | os.PathLike[str] | UPath) -> Location:
         return text
     text = os.fspath(text)
     if "\0" in text:
-        raise UserError(f"{text!r} is no path: it holds a NUL character")
+        raise UserError(f"{text!r} is not a path: it holds a NUL character")
     if "::" in text and "://" in text:
         raise UserError(f"{text}: one protocol only; unpack the archive first")
     found = _URL.match(text)
     if found is None:
         slip = _ONE_SLASH.match(text)
         if slip and slip[1].lower() in fsspec.available_protocols() and not os.path.lexists(text):
-            raise UserError(f"{text} is no URL and no path here; write {slip[1]}://{slip[2]}")
+            raise UserError(f"{text} is neither a URL nor a path here; write {slip[1]}://{slip[2]}")
         return Path(text).expanduser()
     protocol, rest = found[1].lower(), text[found.end() :]
     if protocol in ("file", "local"):
@@ -283,7 +283,8 @@ def read(path: Location, at_most: int | None = None, max_seconds: float | None =
     """Content of a file, see :func:`midigenre.files.read_bytes`.
 
     Raises:
-        OSError: It is not there, is no regular file or takes too long; or, here, it cannot be read.
+        OSError: It is not there, is not a regular file or takes too long; or, here, it cannot be
+            read.
         UserError: The store is out of reach, or refuses: no fault of the file.
     """
     try:

@@ -137,7 +137,7 @@ def load_run(
         key: The setting that names the run.
 
     Raises:
-        UserError: There is no such run, the file is no checkpoint of midigenre, or the model is
+        UserError: There is no such run, the file is not a checkpoint of midigenre, or the model is
             of another kind.
     """
     folder, path = checkpoint_path(run, ckpt, key)
@@ -210,7 +210,7 @@ def _content(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         about = content[CHECKPOINT_KEY]
     except Exception as error:
         raise UserError(
-            f"{path} is no checkpoint of midigenre, or is damaged ({type(error).__name__}); "
+            f"{path} is not a checkpoint of midigenre, or is damaged ({type(error).__name__}); "
             f"{_OTHER}"
         ) from error
     with reading(path, _OTHER):
@@ -238,7 +238,7 @@ def _content(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check_last(path: Path, cfg: DictConfig, run: RunFolder) -> None:
-    """Rejects what is no whole checkpoint of a run that is to be resumed.
+    """Rejects an incomplete or foreign checkpoint of a run that is to be resumed.
 
     Args:
         path: Its ``last.ckpt``.
@@ -327,7 +327,7 @@ def start_from(
         tokens: Its vocabulary.
 
     Raises:
-        UserError: There is no such run, the file is no checkpoint of midigenre, or its weights
+        UserError: There is no such run, the file is not a checkpoint of midigenre, or its weights
             mean something else: another vocabulary, another backbone, an LSTM of the other
             direction.
     """

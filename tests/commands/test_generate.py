@@ -82,7 +82,7 @@ def test_a_file_is_continued(midigenre, toy_generator, home, tmp_path):
         (["genre=walz"], ["genre=walz", "did you mean waltz?"]),
         (["genre=R&B (slow), 'live'"], ["genre=R&B (slow), 'live'", "this generator knows"]),
         (["genre=007"], ["genre=007", "this generator knows"]),
-        (["seconds=soon"], ["seconds=soon is no number"]),
+        (["seconds=soon"], ["seconds=soon is not a number"]),
         (["emotion=angri"], ["emotion=angri", "this generator knows"]),
         (["+conditions.mood=x"], ["mood=x", "genre, emotion"]),
         (["top_p=0"], ["top_p=0", "more than 0"]),
@@ -138,7 +138,7 @@ def test_bars_of_rest_at_the_end_are_bars(tmp_path):
     listed = []
     for name, n_bars, more in (
         ("full", 2, {}), ("rests", 5, {}), ("primer", 3, {"drawn_steps": 0}),
-        ("cut", 2, {"short": "ended at the most tokens (tokens=9)", "bars_asked": 4}),
+        ("cut", 2, {"short": "ended at the token limit (tokens=9)", "bars_asked": 4}),
         ("soon", 2, {"short": "ended by the end token before seconds=60", "bars_asked": None}),
     ):  # fmt: skip
         score = clean(make_score(melody(2), tempi=[(0, 90)]), grid).to_score()
@@ -152,7 +152,7 @@ def test_bars_of_rest_at_the_end_are_bars(tmp_path):
     assert piece_warnings(listed) == [
         "1 with rests at the end: rests (3 bars)",
         "1 with nothing but rests after the primer: primer",
-        "1 shorter than asked, ended at the most tokens (tokens=9): cut (2 of 4 bars)",
+        "1 shorter than asked, ended at the token limit (tokens=9): cut (2 of 4 bars)",
         "1 shorter than asked, ended by the end token before seconds=60: soon (5.33 s)",
     ]
     song = clean(make_score(melody(4)), grid)
@@ -172,7 +172,7 @@ def test_a_piece_that_is_cut_is_told(midigenre, toy_generator, home):
     assert status == 0, err
     (piece,) = json.loads((home / out.strip() / "samples.json").read_text())["pieces"]
     assert piece["bars"] < piece["bars_asked"] == 4
-    assert piece["short"] == "ended at the most tokens (tokens=100)"
+    assert piece["short"] == "ended at the token limit (tokens=100)"
     assert f"{piece['short']}: piece-seed0-000 ({piece['bars']} of 4 bars)" in err
     assert "1 piece," in err
     status, out, err = midigenre(*args, "bars=null", "tokens=100")  # that was asked for

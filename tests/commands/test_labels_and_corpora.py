@@ -288,7 +288,7 @@ def test_groups_by_a_pattern(midigenre, home, folders):
     assert set.union(*splits.values()) == {"train", "val", "test"}
     assert any("does not match 2 of 47 files" in w for w in report["warnings"])
     assert {r["reason"] for r in refused} == {"label_conflict"}
-    assert "1 song stands under genre 'Hip Hop' and 'R&B'" in " ".join(err.split())
+    assert "1 song is listed under genre 'Hip Hop' and 'R&B'" in " ".join(err.split())
 
 
 def test_any_class_can_be_mapped(midigenre, home, folders):
@@ -314,7 +314,7 @@ MISTAKES = {
     "no table": (["corpus=manifest"], ["corpus.path=FILE.csv"]),
     "a table that is not there": (["corpus=manifest", "corpus.path=a b.csv"], ["a b.csv", "exist"]),
     "no expression": (["corpus=folder", "corpus.root=.", "corpus.group_pattern=(["],
-                      ["group_pattern=([", "no regular expression"]),
+                      ["group_pattern=([", "not a regular expression"]),
     "no such other": (["corpus=xmidi", "corpus.root=.", "corpus.other=song"],
                       ["corpus.other=song", "choose", "drop"]),
 }  # fmt: skip

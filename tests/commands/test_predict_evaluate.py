@@ -177,7 +177,7 @@ def test_a_damaged_checkpoint_is_refused(midigenre, toy_run, home, tmp_path):
     (tmp_path / "x.ckpt").write_bytes(b"nothing of the sort")
     status, _, err = midigenre("predict", f"ckpt={tmp_path / 'x.ckpt'}", "--", ".")
     assert status == 2
-    assert "x.ckpt is no checkpoint" in err or "no MIDI file" in err
+    assert "x.ckpt is not a checkpoint" in err or "no MIDI file" in err
 
 
 def test_evaluate_repeats_the_test_of_training(midigenre, toy_run, home):

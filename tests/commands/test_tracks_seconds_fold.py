@@ -202,9 +202,9 @@ def test_prepare_reports_seconds(midigenre):
     assert status == 0, err
     report = json.loads((Path(out.strip()) / "report.json").read_text())
     assert (report["phrase_bars"], report["phrase_seconds"]) == (None, 6)
-    assert "steps a phrase of about 6 seconds" in err
+    assert "steps per phrase of about 6 seconds" in err
     status, _, err = midigenre("prepare", "corpus=toy", "corpus.n_songs=16")
-    assert "steps a phrase of 4 bars" in err
+    assert "steps per phrase of 4 bars" in err
 
 
 def test_a_class_without_a_training_song_is_named(midigenre, home):

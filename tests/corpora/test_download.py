@@ -169,7 +169,7 @@ def test_a_transfer_that_breaks(tmp_path: Path, server: Server, ranges: bool, le
 def test_a_download_goes_on_in_the_next_run(tmp_path: Path, server: Server) -> None:
     root = tmp_path / "x"
     server.broken = 10**6
-    with pytest.raises(UserError, match=r"broke off at [\d,]+ of [\d,]+ bytes; run .* goes on"):
+    with pytest.raises(UserError, match=r"broke off at [\d,]+ of [\d,]+ bytes; run .* continues"):
         fetched(server.url, root, 3)
     server.broken = 0
     # Stopped after some blocks.
@@ -303,7 +303,7 @@ def test_what_cannot_be_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(zipfile.ZipFile, "extract", full)
-        with pytest.raises(UserError, match=r"No space left on device; free .* it goes on"):
+        with pytest.raises(UserError, match=r"No space left on device; free .* it continues"):
             fetched(server.url, tmp_path / "x", 3)
     fetched(server.url, tmp_path / "x", 3)
     assert held(tmp_path / "x") == FILES

@@ -78,7 +78,7 @@ def test_no_remark_where_all_match(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [
-        ("([", ["group_pattern=([", "no regular expression"]),
+        ("([", ["group_pattern=([", "not a regular expression"]),
         ("[^/]+ - ", ["has no group", "parentheses"]),
         ("(?:a)", ["has no group"]),
         ("(zzz)", ["(zzz) matches none of 4 files", "blues/Miles - Up.mid"]),

@@ -280,7 +280,7 @@ def test_labels_that_cannot_be(tmp_path: Path, labels: list[str], words: list[st
         ("x" * 300, None, ["xxx: file name too long", "CSV"]),
         ("none.csv", None, ["none.csv does not exist"]),
         (".", None, [": a folder, not a regular file"]),
-        ("songs.csv", "none", ["corpus.root=", "none is no folder"]),
+        ("songs.csv", "none", ["corpus.root=", "none is not a folder"]),
     ],
 )
 def test_what_path_should_be_is_said(

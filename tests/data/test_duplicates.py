@@ -36,17 +36,17 @@ def test_pairs_of_classes_are_named_with_their_counts() -> None:
     assert duplicate_of == {"s26": "s26", "s27": "s26"}
     assert len(refused) == 26
     assert remarks == [
-        "12 songs stand under genre 'blues' and 'jazz': every copy is rejected (label_conflict in "
-        "refused.csv)",
-        "1 song stands under genre 'pop' and 'rock': every copy is rejected (label_conflict in "
-        "refused.csv)",
+        "12 songs are listed under genre 'blues' and 'jazz': every copy is rejected "
+        "(label_conflict in refused.csv)",
+        "1 song is listed under genre 'pop' and 'rock': every copy is rejected "
+        "(label_conflict in refused.csv)",
     ]
 
 
 def test_only_the_label_that_differs_is_named() -> None:
     songs, digests = songs_of(("x", "pop/sad"), ("x", "pop/happy"), labels="genre emotion")
     (remark,) = without_conflicts(songs, digests, ("genre", "emotion"))[3]
-    assert "1 song stands under emotion 'happy' and 'sad'" in remark
+    assert "1 song is listed under emotion 'happy' and 'sad'" in remark
     assert "genre" not in remark
 
 
@@ -60,9 +60,7 @@ def test_many_copies_and_pairs_are_cut_short() -> None:
     songs, digests = songs_of(*[(f"x{i}", g) for i in range(9) for g in (f"a{i}", f"b{i}")])
     remarks = without_conflicts(songs, digests, ("genre",))[3]
     assert len(remarks) == NAMED_EACH + 1
-    assert (
-        remarks[-1] == f"{9 - NAMED_EACH} more stand under {9 - NAMED_EACH} other pairs of classes"
-    )
+    assert remarks[-1] == f"{9 - NAMED_EACH} more have {9 - NAMED_EACH} other pairs of classes"
 
 
 def given_splits(*splits: str | None) -> list[SongRef]:

@@ -71,5 +71,5 @@ def test_tables_take_ratios_within_a_repeat() -> None:
     )
     assert "| Hugging Face | 16 | default | 2 (1–3) |" in done.stdout
     assert "| ours | 800 (400–1,600) |" in done.stdout
-    assert "nats a note +0.50%" in done.stdout
+    assert "nats per note +0.50%" in done.stdout
     assert "| int8 | 2.0100 | 1.0000 | 0.5000 |" in done.stdout

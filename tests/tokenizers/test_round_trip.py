@@ -505,7 +505,7 @@ def test_the_default_grid_does_not_hold_triplets():
         (["+tokenizer.wrong=1"], "tokenizer.*wrong"),
         (["tokenizer.time_signatures=[4/4,three]"], "'three' is not written as '3/4'"),
         (["tokenizer.time_signatures=[4/4,3/4/4]"], "'3/4/4' is not written as '3/4'"),
-        (["tokenizer.time_signatures=[4/4,5/7]"], "5/7 is no time signature"),
+        (["tokenizer.time_signatures=[4/4,5/7]"], "5/7 is not a time signature"),
         (["tokenizer.time_signatures=[3/4]"], "must hold 4/4"),
         (["tokenizer.beat_resolution=0"], "1 or more"),
         (["tokenizer.tracks=drums"], r"tokenizer\.tracks=drums: choose all, melody, merged"),

@@ -70,7 +70,7 @@ def progress_bars() -> Iterator[Report]:
 
 
 class _Lines:
-    """Progress for logs: a line a kind of work every :attr:`every` seconds, with time left."""
+    """Progress for logs: one line per kind of work every :attr:`every` seconds, with time left."""
 
     every = 30.0
 

@@ -131,7 +131,7 @@ def class_maps(shards: ShardSet, trained: Run) -> dict[str, Longs]:
         maps[label] = np.array([known.index(n) if n in known else UNKNOWN for n in names], np.int64)
     if remedies:
         raise UserError(
-            f"{shards.folder}: classes that this run does not know. Name each as one that it does "
+            f"{shards.folder}: classes that this run does not know. Map each to one that it does "
             f"({'; '.join(knows)}), or leave it out with =null: {' '.join(remedies)}"
         )
     return maps

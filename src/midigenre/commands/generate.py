@@ -56,8 +56,8 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     """Writes the pieces and ``samples.json`` and prints the folder on stdout.
 
     Raises:
-        UserError: The run is no generator, a class or the primer is unknown, or a setting makes no
-            sense.
+        UserError: The run is not a generator, a class or the primer is unknown, or a setting makes
+            no sense.
     """
     if paths:
         raise UserError(f"{' '.join(paths)}: generate takes no file; a primer is prime=FILE")
@@ -202,7 +202,7 @@ def _writing(out: Path) -> Iterator[None]:
 def _short(cfg: DictConfig, piece: Sample, seconds: float) -> str | None:
     """Why a piece is shorter than was asked, None for one that is not."""
     if piece.stop == "tokens" and (cfg.bars or cfg.seconds):
-        return f"ended at the most tokens (tokens={cfg.tokens})"
+        return f"ended at the token limit (tokens={cfg.tokens})"
     if piece.stop == "context":
         return "ended where a bar passed the model's context"
     if piece.stop == "end" and cfg.bars is None and (cfg.seconds or 0) > seconds:
@@ -251,7 +251,7 @@ def sampling_settings(cfg: DictConfig) -> SamplingSettings:
     """
     for key in ("guidance", "seed", "bars", "seconds", "tokens", *Choice.__dataclass_fields__):
         if isinstance(cfg[key], (bool, str)):
-            raise UserError(f"{key}={cfg[key]} is no number")
+            raise UserError(f"{key}={cfg[key]} is not a number")
     try:
         choice = Choice(cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p)
         return SamplingSettings(choice, cfg.guidance, cfg.seed, cfg.bars, cfg.seconds, cfg.tokens)

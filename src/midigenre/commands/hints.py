@@ -62,7 +62,7 @@ def _options(group: str, overrides: Sequence[str], kind: Any = ObjectType.CONFIG
 def _composed(command: str, overrides: Sequence[str] = ()) -> tuple[Any, set[str]]:
     """What a command can be given: its settings, with the chosen groups, and its groups."""
     known = ["hydra.searchpath"]
-    with contextlib.suppress(HydraException):  # an override that is none
+    with contextlib.suppress(HydraException):  # an invalid override
         known += _options("", overrides, ObjectType.GROUP)
     choices = [o for o in overrides if o.partition("=")[0] in known]
     # A group that does not exist, or one that is swept: the defaults will do.
@@ -125,7 +125,7 @@ def _instead(key: str, line: argparse.Namespace, commands: Sequence[str]) -> str
 
 
 def option(line: argparse.Namespace) -> str:
-    """The message for ``--model tiny``, which is no option."""
+    """The message for ``--model tiny``, which is not an option."""
     unknown: str = line.unknown[0]
     name, equals, value = unknown.lstrip("-").partition("=")
     key = name.replace("-", "_")
@@ -146,7 +146,7 @@ def worded(error: Exception, line: argparse.Namespace, commands: Sequence[str]) 
         commands: All commands, to say which one has a setting.
     """
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} is no setting; write key=value, and paths after --"
+        return f"{error.override!r} is not a setting; write key=value, and paths after --"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         if plugin := PLUGINS.get(error.missing_cfg_file):
             return (

@@ -58,7 +58,7 @@ def folder_name(overrides: str) -> str:
 
 
 def shortened(text: str, n_bytes: int) -> str:
-    """A text of at most so many bytes in UTF-8; a hash stands for what is cut off."""
+    """A text of at most this many bytes in UTF-8; a hash stands for what is cut off."""
     data = text.encode("utf-8", "surrogateescape")
     if len(data) <= n_bytes:
         return text

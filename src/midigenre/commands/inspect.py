@@ -22,7 +22,7 @@ from midigenre.wording import plural
 
 
 def run(cfg: DictConfig, paths: Sequence[str]) -> None:
-    """Prints the tokens of a phrase on stdout, one step a line, and what it knows on stderr.
+    """Prints the tokens of a phrase on stdout, one step per line, and what it knows on stderr.
 
     Raises:
         UserError: Neither shards nor a file is given, or there is no such song or phrase.
@@ -62,7 +62,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     say(
         f"{plural(song.n_bars, 'bar')}, {plural(len(song.notes), 'note')}, {at[-1]:.2f} s, "
         f"{plural(len(songs.encoded(index).ids_TF), f'{spec.name} step')} of "
-        f"{plural(len(spec.fields), 'field')}, {song.tpq} ticks a quarter"
+        f"{plural(len(spec.fields), 'field')}, {song.tpq} ticks per quarter"
     )
     say(f"meter {meters}")
     say(f"tempo {', '.join(tempi[:8])}{' ...' if len(tempi) > 8 else ''}")

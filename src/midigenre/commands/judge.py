@@ -1,4 +1,4 @@
-"""``midigenre judge``: does the condition do anything, is the music any good, was it copied?"""
+"""``midigenre judge``: does the condition have an effect, is the music any good, was it copied?"""
 
 from __future__ import annotations
 
@@ -305,15 +305,15 @@ def _show(report: Mapping[str, Any]) -> None:
             console.print(
                 "no real music has this label, so there is no ceiling"
                 if found["real"]["accuracy"] is None
-                else f"the ceiling is no clear step above chance: too little {label} is recognized",
+                else f"the ceiling is not clearly above chance: too little {label} is recognized",
                 style="yellow", highlight=False,
             )  # fmt: skip
     copied = report["novelty"]["generated"]["copied"]
     console.print(
         f"{copied['n']} of {plural(report['novelty']['generated']['n'], 'piece')} share more than "
         f"{report['novelty']['settings']['copied_above_bars']} bars in a row with a training song; "
-        f"{report['silent']} are silent, {report['cut_short']} were cut short of their bars, "
-        f"{report['end_early']['generated']} have no note in their last one (of "
+        f"{report['silent']} are silent, {report['cut_short']} end before their last bar, "
+        f"{report['end_early']['generated']} have no note in it (of "
         f"{plural(report['n_real'], 'real excerpt')} {report['end_early']['real']})",
         highlight=False,
     )
@@ -522,7 +522,7 @@ def _figures(report: Mapping[str, Any]) -> dict[str, Figure]:
     found["repetition"] = structure.repetition_figure(
         report["structure"]["generated"]["repetition"],
         report["structure"]["real"]["repetition"],
-        "What comes back after so many bars",
+        "What repeats after this many bars",
     )
     return found
 

@@ -35,7 +35,7 @@ FILES_AT_ONCE = 64  # bounds the memory; phrases of these files share batches
 
 
 def run(cfg: DictConfig, paths: Sequence[str]) -> None:
-    """Prints one JSON object, or row of a CSV table, a file on stdout; a bad file's has ``error``.
+    """Prints a JSON object or CSV row per file on stdout; that of a bad file has ``error``.
 
     Raises:
         UserError: No path is given, no file could be read, or a setting is wrong.
@@ -44,7 +44,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         raise UserError("no file: midigenre predict run=RUN -- FILE_OR_DIR ...")
     files = list(_files(paths))
     if not files:
-        raise UserError(f"{', '.join(paths)}: no MIDI file in there (a name ends in {ENDINGS})")
+        raise UserError(f"{', '.join(paths)}: no MIDI file there (a name ends in {ENDINGS})")
     _check(cfg)
     failed: list[tuple[Path, RefusedSongError]] = []
     limits = FileLimits(float(cfg.max_file_mb), float(cfg.max_seconds))

@@ -248,7 +248,7 @@ def _resumed(cfg: DictConfig) -> DictConfig:
             f"resume=JOB one of its jobs ({', '.join(jobs) or 'none has begun'})"
         )
     if not run.has_config:
-        raise UserError(f"resume={cfg.resume} is no run (no config.yaml); give runs/<name>/<when>")
+        raise UserError(f"resume={cfg.resume}: no run (no config.yaml); give runs/<name>/<when>")
     # A sweep resumes its own jobs, by the command line that started them.
     given = [] if HydraConfig.get().mode == RunMode.MULTIRUN else HydraConfig.get().overrides.task
     bounds = []

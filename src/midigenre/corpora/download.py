@@ -64,7 +64,7 @@ def fetched(
     except OSError as error:
         raise UserError(
             f"cannot write {root}: {error.strerror or error}; free some space or give another "
-            "corpus.root, then run the command again: it goes on where it stopped"
+            "corpus.root, then run the command again: it continues where it stopped"
         ) from error
 
 
@@ -143,7 +143,7 @@ def _archive(url: str, target: Path, about: Path, progress: Progress) -> Path:
             if failed == ATTEMPTS:
                 raise UserError(
                     f"{error} (the download broke off at {done:,} of {size or 0:,} bytes; run the "
-                    "command again: it goes on there)"
+                    "command again: it continues there)"
                 ) from error
             time.sleep(WAIT * 2 ** (failed - 1))
             continue
@@ -182,8 +182,8 @@ def _from_drive(url: str, target: Path, progress: Progress) -> None:
         if type(error).__module__.split(".")[0] not in ("gdown", "requests", "urllib3"):
             raise
         raise UserError(
-            f"Google Drive does not give {url}: {' '.join(str(error).split())}; run the command "
-            "again (it goes on), or download it in a browser and give corpus.url=FILE"
+            f"Google Drive did not deliver {url}: {' '.join(str(error).split())}; run the command "
+            "again (it continues), or download it in a browser and give corpus.url=FILE"
         ) from error
 
 
@@ -207,9 +207,9 @@ def unpack(archive: Path, root: Path, progress: Progress = no_progress) -> int:
         The number of files.
 
     Raises:
-        UserError: The file is no archive, is damaged or encrypted, a name leads out of ``root``,
-            it would unpack to more than ``MAX_RATIO`` times its size, or there is no room.
-            Nothing is written then, except before damage in the middle.
+        UserError: The file is not an archive, is damaged or encrypted, a name leads out of
+            ``root``, it would unpack to more than ``MAX_RATIO`` times its size, or there is no
+            room. Nothing is written then, except before damage in the middle.
     """
     try:
         with _opened(archive) as packed:
@@ -234,7 +234,7 @@ def _opened(archive: Path) -> zipfile.ZipFile | tarfile.TarFile:
     try:
         return tarfile.open(archive, tarinfo=_Info)
     except _DAMAGE as error:
-        page = "is no zip or tar archive (a server's page, perhaps)"
+        page = "is not a zip or tar archive (a server's page, perhaps)"
         raise _DamagedError(f"{archive} {page}") from error
 
 
@@ -253,7 +253,7 @@ def _unpack(
         if total > max(MAX_RATIO * size, SMALL):
             raise UserError(
                 f"{archive} has {size:,} bytes and would unpack to more than {total:,}: a bomb, "
-                "no collection of music; if it is one, unpack it and give corpus.root"
+                "not a music collection; if it is one, unpack it and give corpus.root"
             )
         hidden = any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
         if is_file and not hidden:

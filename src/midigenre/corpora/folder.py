@@ -95,14 +95,14 @@ class Folder(Corpus):
 
     Args:
         root: The folder ``DIR``, or its URL in a store.
-        limit: At most so many songs, stratified.
+        limit: At most this many songs, stratified.
         group_pattern: A regular expression of Python, looked for anywhere in a song's path below
             ``DIR``, written with ``/``. Its group named ``group``, else its first one, is the
             song's group. None groups nothing.
         tracks: See :class:`~midigenre.corpora.base.Corpus`.
 
     Raises:
-        UserError: The folder is not there, or the pattern is no regular expression with a group.
+        UserError: The folder is not there, or the pattern is not a regular expression with a group.
     """
 
     name = "folder"
@@ -124,7 +124,7 @@ class Folder(Corpus):
             try:
                 self._pattern = re.compile(group_pattern)
             except re.error as error:
-                raise UserError(f"{what} is no regular expression: {error}") from error
+                raise UserError(f"{what} is not a regular expression: {error}") from error
             if self._pattern.groups == 0:
                 raise UserError(
                     f"{what} has no group; put what names the artist or album in parentheses, for "

@@ -61,7 +61,7 @@ class Manifest(Corpus):
             may also have a URL of its own.
         labels: Columns that are labels, the main one first; ``genre`` and ``emotion``, as far as
             they are there, if None. An empty cell is an unknown label.
-        limit: At most so many songs, stratified.
+        limit: At most this many songs, stratified.
         tracks: See :class:`~midigenre.corpora.base.Corpus`.
 
     Raises:
@@ -94,7 +94,7 @@ class Manifest(Corpus):
                 raise UserError(f"corpus.path={self.path}{what}; give a CSV file") from error
         self.root = self.path.parent if root is None else location(root)
         if isinstance(self.root, Path) and not os.path.isdir(self.root):
-            raise UserError(f"corpus.root={self.root} is no folder; paths are relative to it")
+            raise UserError(f"corpus.root={self.root} is not a folder; paths are relative to it")
         with naming(self.path):
             self._data = read_bytes(self.path, MAX_MANIFEST_BYTES + 1)
         if len(self._data) > MAX_MANIFEST_BYTES:

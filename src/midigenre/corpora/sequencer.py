@@ -108,7 +108,7 @@ class Canvas:
 
     Attributes:
         meters: Step and meter of each change, the first at step 0.
-        qpm: Tempo, quarter notes a minute.
+        qpm: Tempo, quarter notes per minute.
         end: Last step; notes are cut there.
     """
 
@@ -135,7 +135,7 @@ class Canvas:
             self.add(part, step, steps, pitch, vel)
 
     def score(self) -> ScoreTick:
-        """The song as a symusic score, 480 ticks a quarter; parts without notes are left out."""
+        """The song as a symusic score, 480 ticks per quarter; parts without notes are left out."""
         score = ScoreTick(TICKS_PER_QUARTER)
         score.tempos.append(TempoTick(0, qpm=self.qpm))
         for step, meter in self.meters:

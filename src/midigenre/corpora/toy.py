@@ -48,7 +48,7 @@ class Mood:
 
     Attributes:
         mode: Name of the scale.
-        qpm: Range of the tempo, quarter notes a minute.
+        qpm: Range of the tempo, quarter notes per minute.
         velocity: Mean loudness, MIDI velocity.
         lengths: Durations of the melody in sixteenths, drawn with equal chance.
         register: Lowest note of the melody's octave, MIDI pitch.
@@ -186,7 +186,7 @@ class Toy(Corpus):
     """The toy corpus; it is made in a second or two on the first call.
 
     Args:
-        limit: At most so many songs, stratified.
+        limit: At most this many songs, stratified.
         n_songs: Spread evenly over the combinations of genre and emotion.
         seed: Makes the songs.
         tracks: See :class:`~midigenre.corpora.base.Corpus`.

@@ -60,7 +60,7 @@ FORMAT_VERSION = 1
 
 GROUP_SONGS = 4  # songs of one mass, madrigal or folk song, as long as there are groups enough
 SMALL_CLASS = 24  # songs; below that short works are taken first, to be fast
-BATCH_WORKS = 16  # synthesised songs a task: one alone is too short for a process
+BATCH_WORKS = 16  # synthesised songs per task: one alone is too short for a process
 
 # Songs that a work gives on average; decides only how many works are converted at a time.
 SONGS_PER_WORK = {"palestrina": 1.3, "trecento": 2.5, "monteverdi": 2.8, "beethoven": 5.0}
@@ -70,8 +70,8 @@ class Twelve(Corpus):
     """The twelve-class corpus; it needs no download (music21 carries the scores).
 
     Args:
-        limit: At most so many songs, stratified; only as many are converted.
-        songs_per_class: At most so many songs of each class.
+        limit: At most this many songs, stratified; only as many are converted.
+        songs_per_class: At most this many songs of each class.
         seed: Chooses the works and makes the synthesised songs.
         tracks: See :class:`~midigenre.corpora.base.Corpus`.
 
@@ -101,7 +101,7 @@ class Twelve(Corpus):
         return {"genre": REAL + SYNTHESISED}
 
     def songs(self, cache: Path, n_workers: int = 1, progress: Progress = no_progress) -> Listing:
-        """The songs; the first call converts them, at about ten a second and process.
+        """The songs; the first call converts them, at about ten songs per second and process.
 
         Raises:
             midigenre.errors.UserError: music21 or its corpus is missing.

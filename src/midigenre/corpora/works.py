@@ -96,7 +96,7 @@ def corpus_root() -> Path:
 
 
 def catalogue(genre: str) -> list[Work]:
-    """All works of a corpus, one file a work, in a stable order.
+    """All works of a corpus, one file per work, in a stable order.
 
     Raises:
         UserError: music21 or its corpus is missing.

@@ -34,7 +34,7 @@ class XMIDI(Folder):
 
     Args:
         root: The unpacked archive, or its URL in a store.
-        limit: At most so many songs, stratified over genre and emotion.
+        limit: At most this many songs, stratified over genre and emotion.
         genres: The genres, in the order of the model's outputs.
         emotions: The emotions, likewise.
         aliases: Other names of genres (``{"classic": "classical"}``).
@@ -49,8 +49,8 @@ class XMIDI(Folder):
             rejected; of a folder that has another number a remark says so.
 
     Raises:
-        UserError: The folder is not there, or the pattern is none.
-        ValueError: ``other`` is no genre.
+        UserError: The folder is not there, or the pattern is not valid.
+        ValueError: ``other`` is not a genre.
     """
 
     name = "xmidi"

@@ -30,7 +30,7 @@ from midigenre.storage import Location
 BACKENDS = ("loky", "dask")
 
 CONNECT_SECONDS = 30
-_ATTEMPTS = 3  # how often workers may be killed before it is no accident
+_ATTEMPTS = 3  # how often workers may be killed before it is not an accident
 _BATCH = 64  # files that a thread hashes at a time
 
 

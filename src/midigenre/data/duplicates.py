@@ -131,15 +131,13 @@ def without_conflicts(
     bad = {song.song_id for song in rejected}
     shown = classes.most_common(NAMED_EACH)
     remarks = [
-        f"{plural(n, 'song stands', 'songs stand')} under {label} {' and '.join(names)}: "
+        f"{plural(n, 'song is listed', 'songs are listed')} under {label} {' and '.join(names)}: "
         "every copy is rejected (label_conflict in refused.csv)"
         for (label, names), n in shown
     ]
     if len(classes) > NAMED_EACH:
         rest = classes.total() - sum(n for _, n in shown)
-        remarks.append(
-            f"{rest:,} more stand under {len(classes) - NAMED_EACH} other pairs of classes"
-        )
+        remarks.append(f"{rest:,} more have {len(classes) - NAMED_EACH} other pairs of classes")
     return [s for s in songs if s.song_id not in bad], duplicate_of, rejected, remarks
 
 
@@ -502,7 +500,7 @@ def _intervals(program: Ints, pitch: Ints) -> Keys:
     if n < 1:
         return np.zeros(0, np.uint64)
     intervals = np.diff(pitch) % 12
-    classes = np.zeros(n, np.uint16)  # one bit a pitch class
+    classes = np.zeros(n, np.uint16)  # one bit per pitch class
     code = np.zeros(n, np.uint64)
     for i in range(INTERVALS + 1):
         classes |= np.left_shift(np.uint16(1), pitch[i : i + n].astype(np.uint16))
@@ -524,7 +522,7 @@ def _rhythmic(onset: Ints, pitch: Ints, slack: int) -> Keys:
     if len(pitch) == 0:
         return np.zeros(0, np.uint64)
     starts = np.flatnonzero(np.diff(onset, prepend=onset[0] - slack - 1) > slack)
-    drums = np.zeros((len(starts), 2), np.uint64)  # one bit a drum
+    drums = np.zeros((len(starts), 2), np.uint64)  # one bit per drum
     which = np.searchsorted(starts, np.arange(len(onset)), side="right") - 1
     bits = np.left_shift(np.uint64(1), (pitch % 64).astype(np.uint64))
     np.bitwise_or.at(drums, (which, pitch // 64), bits)

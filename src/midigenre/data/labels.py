@@ -184,7 +184,7 @@ def without_rare(
     if rare and not left:
         raise UserError(
             f"labels.min_songs={settings.min_songs} leaves no song: no class of "
-            f"{' and '.join(bounds)} has so many; give a smaller number"
+            f"{' and '.join(bounds)} has that many; give a smaller number"
         )
     return left, rare
 

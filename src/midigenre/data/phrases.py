@@ -55,7 +55,7 @@ class Phrases:
 class Seconds:
     """A phrase's length in seconds of the song's own tempi, as its tokenizer keeps them.
 
-    Neutral songs and vocabularies without tempi have one tempo, 120 quarter notes a minute.
+    Neutral songs and vocabularies without tempi have one tempo, 120 quarter notes per minute.
 
     Attributes:
         seconds: A phrase has the whole bars, at least one, that come nearest to it (of two equally
@@ -149,7 +149,7 @@ def consecutive(songs: SongSource, rows: Longs, length: PhraseLength) -> Phrases
 
 
 def at_most(phrases: Phrases, per_song: int) -> Phrases:
-    """At most so many phrases of each song, evenly spaced over it; songs stand in one piece."""
+    """At most this many phrases of each song, evenly spaced over it; songs stand in one piece."""
     _, begin, counts = np.unique(phrases.song, return_index=True, return_counts=True)
     order = np.argsort(begin)
     n = np.repeat(counts[order], counts[order])

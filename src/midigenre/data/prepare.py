@@ -47,7 +47,7 @@ from midigenre.tokenizers.base import Tokenizer
 from midigenre.wording import plural
 
 SONGS_PER_FILE = (64, 512)
-"""Least and most songs of a shard file: a stop costs one a worker, each costs opening it."""
+"""Least and most songs of a shard file: a stop costs one per worker, each costs opening it."""
 
 _FILES = 128  # of a corpus between those bounds
 

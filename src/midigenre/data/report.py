@@ -167,7 +167,7 @@ def print_report(report: dict[str, Any], console: Console, tables: bool = True) 
     length = f"about {seconds:g} seconds" if seconds is not None else plural(bars, "bar")
     percentiles = "  ".join(f"p{p} {n}" for p, n in tokens["percentiles"].items())
     console.print(
-        f"{tokens['tokenizer']}: {'' if tokens['exact'] else 'about '}{tokens['mean']} steps a "
+        f"{tokens['tokenizer']}: {'' if tokens['exact'] else 'about '}{tokens['mean']} steps per "
         f"phrase of {length} ({percentiles})"
     )
     cut = report["cut_by_max_tokens"]

@@ -81,7 +81,7 @@ def assign_splits(
 
 
 def check_fractions(fractions: Sequence[float]) -> None:
-    """Rejects what are no shares of three splits.
+    """Rejects what are not shares of three splits.
 
     Raises:
         ValueError: The fractions are negative or do not sum to 1.

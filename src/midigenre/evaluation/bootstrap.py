@@ -182,7 +182,7 @@ def song_weights(n_songs: int, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP) ->
 
 
 def interval(scores_R: Floats) -> list[float | None]:
-    """95 % percentile interval (Efron and Tibshirani 1993, chapter 13); Nones without resamples."""
+    """95 % percentile interval (Efron and Tibshirani 1993, chapter 13), or None twice."""
     if not len(scores_R):
         return [None, None]
     return [plain_number(end) for end in np.percentile(scores_R, (2.5, 97.5))]
@@ -192,7 +192,7 @@ def t_interval(values: Sequence[float], most: float = np.inf) -> list[float | No
     """Student's 95 % t interval of a mean, ``mean ± t(0.975, n - 1) s / sqrt(n)``.
 
     It is cut to the range of the score, 0 to ``most``, which takes nothing from its coverage: the
-    true mean cannot lie outside. Nones of fewer than two values.
+    true mean cannot lie outside. None twice for fewer than two values.
     """
     if len(values) < 2:
         return [None, None]

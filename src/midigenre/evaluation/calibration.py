@@ -65,7 +65,7 @@ class LevelCalibration:
         known = [x for x in (self.max_energy, self.min_confidence) if x is not None]
         for number in (self.n, self.temperature, *known, *self.confidence_quantiles):
             if isinstance(number, bool) or not math.isfinite(number):  # TypeError for a text
-                raise ValueError(f"{number} is no number")
+                raise ValueError(f"{number} is not a number")
         if self.temperature <= 0:
             raise ValueError(f"temperature {self.temperature} is not above 0")
         if len(self.confidence_quantiles) not in (0, len(_SHARES)):
@@ -211,8 +211,8 @@ def tempered(log_probs_NC: ArrayLike, temperature: ArrayLike) -> Floats:
     """Log-probabilities at a temperature: ``log_softmax(log_probs / T)``.
 
     The same as dividing the logits by T (Guo et al. 2017, section 4.2), for log-probabilities are
-    logits but for a constant a row. The order of a row's classes stays. There is one temperature
-    for all rows, or one for each.
+    logits but for one constant per row. The order of a row's classes stays. There is one
+    temperature for all rows, or one for each.
     """
     log_probs_NC = np.asarray(log_probs_NC, np.float64)
     if not len(log_probs_NC):
@@ -248,7 +248,7 @@ def fit_temperature(log_probs_NC: ArrayLike, truth_N: ArrayLike) -> float:
 
 
 def mean_nll(log_probs_NC: Floats, truth_N: NDArray[Any]) -> float:
-    """Mean negative log-likelihood of the true classes, nats a row."""
+    """Mean negative log-likelihood of the true classes, nats per row."""
     return float(-log_probs_NC[np.arange(len(truth_N)), truth_N].mean())
 
 

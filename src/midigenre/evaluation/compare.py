@@ -86,7 +86,7 @@ def find_runs(paths: Iterable[Path | str]) -> tuple[list[RunRecord], list[Unfini
     """The runs at or below some folders, each once, in the order of their paths.
 
     Raises:
-        UserError: A path is no folder, or there is no run in it.
+        UserError: A path is not a folder, or there is no run in it.
     """
     found: dict[Path, RunRecord | Unfinished] = {}
     for path in map(Path, paths):
@@ -282,7 +282,7 @@ class Comparison:
     Attributes:
         settings: The settings that differ between the rows.
         columns: The scores, ``test/<label>/<level>/<metric>``.
-        rows: One a configuration.
+        rows: One per configuration.
         paired: The labels that rows are compared by, song by song, with the folder of the reference
             of each.
         metric: The score that is compared.
@@ -375,7 +375,7 @@ def compare(
     shipped: Shipped = lambda group, choice: {},
     versus: Path | None = None,
 ) -> Comparison:
-    """Folds the runs into one row a configuration, in the order of the runs.
+    """Folds the runs into one row per configuration, in the order of the runs.
 
     Three seeds or more give a mean and Student's t interval within 0 to 1, which says how far
     training's chance moves the score on this test set; two say too little: that of 0.88 and 0.86 is
@@ -513,7 +513,7 @@ def pair_up(
     Where both have runs of the same seeds, only those count, so that a seed more does not tell.
 
     Args:
-        groups: The runs of each configuration, one a seed.
+        groups: The runs of each configuration, one per seed.
         label: The label.
         metric: One of :data:`~midigenre.evaluation.metrics.METRICS`, of songs.
         versus: Place of the reference; None for the one with the best score.

@@ -133,8 +133,8 @@ def averaged(evaluations: Sequence[Mapping[str, Any]], names: Sequence[str]) -> 
 
     Counts (``n`` and ``n_...``) are summed. Intervals in ``ci95`` become those over the parts
     (:func:`~midigenre.evaluation.bootstrap.t_interval`): rough, since they share training songs.
-    What a part lacks, or what is no number, is left out. Each top-level entry gets ``parts``, the
-    parts' own numbers.
+    What a part lacks, or what is not a number, is left out. Each top-level entry gets ``parts``,
+    the parts' own numbers.
     """
     found = _mean(evaluations)
     for key, value in found.items():

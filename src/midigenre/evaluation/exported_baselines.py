@@ -89,7 +89,7 @@ def token_counts(phrases: Sequence[ReadPhrase], spec: TokenSpec) -> PhraseCounts
 
 
 def token_shares(counts: PhraseCounts) -> PhraseCounts:
-    """Tokens a phrase: :func:`token_counts` of a phrase or a song on the same scale."""
+    """Tokens per phrase: :func:`token_counts` of a phrase or a song on the same scale."""
     return counts[:, :-1] / counts[:, -1:]
 
 
@@ -178,9 +178,9 @@ def metadata_features(counts: PhraseCounts) -> Floats:
     Returns:
         Shares of the programs (129), of 16 ranges of velocity, of the meters' numerators (17) and
         denominators (6); mean and standard deviation of the velocity and number of different ones;
-        mean and standard deviation of the tempo in quarters a minute, its changes a bar; notes a
-        bar, a quarter and a second. float64, shape (rows, 177), rounded to four decimals: a tree
-        would else split constants on their rounding errors.
+        mean and standard deviation of the tempo in quarters per minute, its changes per bar; notes
+        per bar, per quarter and per second. float64, shape (rows, 177), rounded to four decimals: a
+        tree would else split constants on their rounding errors.
     """
     of = {name: np.asarray(counts[:, where], np.float64) for name, where in _COLUMNS.items()}
     notes, bars, quarters = of["programs"].sum(1, keepdims=True), of["bars"], of["quarters"]

@@ -163,7 +163,7 @@ def _lines(levels: Mapping[str, LevelScores]) -> Iterator[str]:
         yield f"songs within a source ({plural(len(within['sources']), 'source')}): {scores}"
     if weights := (pool := song.get("song_model", {})).get("weights"):
         shares = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
-        how = pool["note"] or f"weighed on {plural(pool['n_validation'], 'validation song')}"
+        how = pool["note"] or f"weights fitted on {plural(pool['n_validation'], 'validation song')}"
         yield f"songs: the model is a blend of {shares}; {how}"
 
 

@@ -25,7 +25,7 @@ AUDIO_FORMATS = {"wav": ("WAV", "PCM_16"), "mp3": ("MP3", "MPEG_LAYER_III")}
 """Format and subtype of libsndfile for each suffix."""
 
 SOUNDFONT = "TimGM6mb.sf2"  # General MIDI, six megabytes, in the package pretty_midi
-SAMPLE_RATE = 48_000  # frames a second, the synthesizer's
+SAMPLE_RATE = 48_000  # frames per second, the synthesizer's
 FULL_SCALE = 32768
 SILENT_DB = -70.0  # ten steps of the synthesizer's 16 bits are below: too few for music
 PEAK_DB = -1.0  # of a rendered piece: what an MP3 adds to it must not clip
@@ -46,7 +46,7 @@ class Audio:
 
     Attributes:
         samples: Stereo, float32 of shape (frames, 2), full scale is 1.
-        rate: Frames a second.
+        rate: Frames per second.
         raw_peak_db: Loudest sample before normalising, dB of full scale; minus infinity for none.
     """
 
@@ -101,7 +101,7 @@ def check_soundfont(soundfont: Path | str | None) -> None:
     """Plays a note with a soundfont.
 
     Raises:
-        UserError: There is no such file, or it is no soundfont.
+        UserError: There is no such file, or it is not a soundfont.
     """
     score = ScoreTick(480)
     score.tracks.append(TrackTick("", 0, False))
@@ -181,7 +181,7 @@ def write_audio(path: Path, samples: Samples, rate: int) -> None:
     Args:
         path: The file; its suffix, ``.wav`` (16 bits) or ``.mp3``, says what it becomes.
         samples: Shape (frames, 2), at most 1 in size.
-        rate: Frames a second.
+        rate: Frames per second.
     """
     import soundfile  # takes long to load, and only who writes audio needs it
 

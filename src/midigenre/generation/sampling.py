@@ -56,14 +56,14 @@ class Choice:
 
         Args:
             logits_BV: Logits.
-            allowed_BV: What may be drawn, at least one token a row.
+            allowed_BV: What may be drawn, at least one token per row.
             uniform_B: Numbers in [0, 1), float64: the same number draws the same token.
 
         Returns:
             Ids, int64 (B,).
 
         Raises:
-            UserError: The logits of a row are no numbers.
+            UserError: The logits of a row are not numbers.
         """
         x_BV = logits_BV.double().masked_fill(~allowed_BV, -torch.inf)
         best_B1 = x_BV.amax(-1, keepdim=True)

@@ -91,7 +91,7 @@ def clean(score: ScoreTick, grid: Grid, *, tracks: str = "all", neutral: bool = 
         tracks: ``all`` keeps every note in its track; ``merged`` puts all of them, drums too, into
             one piano track; ``melody`` keeps the highest line alone, in a piano track
             (:func:`skyline`).
-        neutral: Put everything at 120 quarter notes a minute and one velocity. Together with
+        neutral: Put everything at 120 quarter notes per minute and one velocity. Together with
             ``tracks="merged"`` only pitch, rhythm and meter are left.
 
     Raises:
@@ -137,7 +137,7 @@ def clean(score: ScoreTick, grid: Grid, *, tracks: str = "all", neutral: bool = 
     if neutral:
         tempo_ticks, qpm = np.zeros(1, np.int64), np.array([DEFAULT_TEMPO])
     else:
-        # One tempo a tick (the last), each other than the one before.
+        # one tempo per tick (the last), each other than the one before.
         tempo_ticks, _ = _snap(raw_ticks * scale, section_ticks, section_steps)
         last = np.append(tempo_ticks[1:] != tempo_ticks[:-1], True) & (tempo_ticks <= last_onset)
         tempo_ticks, qpm = tempo_ticks[last], raw_qpm[last]

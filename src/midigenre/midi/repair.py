@@ -32,7 +32,7 @@ MAX_LAYERS = 3  # of packing and wrapping
 MAX_LEADING = 8192  # bytes before the MIDI header: mail and HTTP headers, MacBinary, AppleDouble
 
 FRAME_RATES = {24: 24.0, 25: 25.0, 29: 30000 / 1001, 30: 30.0}
-"""SMPTE frames a second by the number in the division (SMF 1.0; 29 is 30 drop-frame)."""
+"""SMPTE frames per second by the number in the division (SMF 1.0; 29 is 30 drop-frame)."""
 
 MAX_TICK = 2**31 - 1  # symusic counts ticks in 32 bits, with a sign
 FAR = 2**27  # so far behind a track's end nothing is played: see `midigenre.midi.channels`
@@ -70,7 +70,7 @@ def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> WellFormed:
 
     * Unpacked: gzip and zlib, also where they are cut off; RIFF, MacBinary and any other up to
       8,192 bytes before the header.
-    * Skipped: chunks that are no tracks, bytes outside of chunks, undefined status bytes.
+    * Skipped: chunks that are not tracks, bytes outside of chunks, undefined status bytes.
     * Mended: a false length of the header or of a track, a false number of tracks, an unknown
       format, a missing end of track. A track that breaks off, or in which a byte cannot be
       understood, keeps its events up to there and ends there.
@@ -78,7 +78,7 @@ def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> WellFormed:
       and the bytes are counted.
     * Data bytes over 127: velocities, controls and pitch bends become 127; a note of such a pitch
       and such a program (mostly 255, "none") are left out rather than invented.
-    * SMPTE time is read at 120 quarter notes a minute: it has no beats, and 120 is what a file
+    * SMPTE time is read at 120 quarter notes per minute: it has no beats, and 120 is what a file
       without a tempo means. Its tempo events are left out: ticks are parts of a second there.
 
     Args:
@@ -111,8 +111,8 @@ def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> WellFormed:
         what = f"its header counts time in SMPTE frames, {what} (24, 25, 29 or 30)"
         raise RefusedSongError("unreadable", what)
     # No track is too long for symusic: a delta of up to three bytes (the grammar takes no longer
-    # ones) adds less than 2**14 ticks a unit of a byte over 127 that has another one behind it, and
-    # 2**7 of any other one. First by the number of such bytes, which costs next to nothing.
+    # ones) adds less than 2**14 ticks per unit of a byte over 127 that has another one behind it,
+    # and 2**7 of any other one. First by the number of such bytes, which costs next to nothing.
     high = values > 127
     followed = high[:-1] & high[1:]
     longest = 2**21 * int(np.count_nonzero(followed)) + 2**14 * int(np.count_nonzero(high))

@@ -24,7 +24,7 @@ TRACKS = ("all", "melody", "merged")
 """Which notes of a song are kept, and in which tracks (see :func:`midigenre.midi.clean.clean`)."""
 
 DEFAULT_METER = (4, 4)
-DEFAULT_TEMPO = 120.0  # Standard MIDI Files 1.0: quarter notes a minute where none is given
+DEFAULT_TEMPO = 120.0  # Standard MIDI Files 1.0: quarter notes per minute where none is given
 
 Meter = tuple[int, int]
 
@@ -58,7 +58,7 @@ class Grid:
             raise ValueError("tokenizer.time_signatures must hold 4/4, the meter of last resort")
         for numerator, denominator in self.time_signatures:
             if numerator < 1 or denominator not in (1, 2, 4, 8, 16, 32):
-                raise ValueError(f"{numerator}/{denominator} is no time signature")
+                raise ValueError(f"{numerator}/{denominator} is not a time signature")
         for numerator, denominator in self.time_signatures:
             if numerator * self.tpq * 4 % denominator or (
                 self.per_beat and self.tpq * 4 % (denominator * self.beat_resolution)
@@ -72,7 +72,7 @@ class Grid:
     def tpq(self) -> int:
         """Ticks per quarter note of every cleaned song.
 
-        One constant for all songs: the finest beat of ``time_signatures`` gets one tick a
+        One constant for all songs: the finest beat of ``time_signatures`` gets one tick per
         position, as MidiTok's ``time_division`` has it.
         """
         finest = max(denominator for _, denominator in self.time_signatures)
@@ -162,7 +162,7 @@ def seconds_at(
     Args:
         ticks: Ticks of a song, 0 or more.
         tempo_ticks: Where its tempo changes; the first is 0.
-        tempo_qpm: Tempo from there on, quarter notes a minute.
+        tempo_qpm: Tempo from there on, quarter notes per minute.
         tpq: Ticks per quarter note.
     """
     tick_seconds = 60 / (tempo_qpm * tpq)
@@ -185,7 +185,7 @@ class Song:
             bar is that of the last onset.
         meters: Numerator and denominator of each bar, shape (bars, 2).
         tempo_ticks: Where the tempo changes; the first is 0.
-        tempo_qpm: Tempo from there on, quarter notes a minute.
+        tempo_qpm: Tempo from there on, quarter notes per minute.
         repairs: How often each repair was made (for the report).
         file_seconds: As :meth:`bar_seconds`, but by the tempo map of the file, before its tempi
             were neutralised, rounded to the vocabulary or moved to the grid; empty for music that
@@ -262,7 +262,7 @@ class Song:
         ]
 
     def to_score(self) -> ScoreTick:
-        """As a symusic score, one track a program in ascending order (drums first)."""
+        """As a symusic score, one track per program in ascending order (drums first)."""
         score = ScoreTick(self.tpq)
         for tick, numerator, denominator in self.time_signatures():
             score.time_signatures.append(TimeSignatureTick(tick, numerator, denominator))

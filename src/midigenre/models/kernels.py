@@ -142,7 +142,7 @@ def _weight_gradient(x_NI: Tensor, grad_NO: Tensor) -> Tensor:
 
 
 class FastDropAdd(DropAdd):
-    """:class:`DropAdd` from 16 random bits a value: PyTorch draws a number of a generator for each.
+    """:class:`DropAdd` from 16 random bits per value, where PyTorch draws a whole number for each.
 
     ``p`` is rounded to a multiple of 1/65536; what is kept is scaled by the rounded rate, so that
     the mean stays exact.
@@ -155,7 +155,7 @@ class FastDropAdd(DropAdd):
         dropped = round(self.p * _LEVELS)
         if change.device.type != "cpu" or self.p == 0.0 or not 0 < dropped < _LEVELS:
             return super().forward(h, change)
-        # 64 bits a draw, cut into four; `random_()` without bounds would leave the sign bit at 0.
+        # 64 bits per draw, cut into four; `random_()` without bounds would leave the sign bit at 0.
         words = torch.empty(-(-change.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         bits = words.view(torch.int16)[: change.numel()].view(change.shape)
         # The comparison writes 0 and 1 in the type of `change`, which saves a pass over memory.
@@ -343,11 +343,11 @@ def quantize_int8(model: PhraseGenerator) -> PhraseGenerator:
     if any(isinstance(module, nn.RNNBase) for module in model.backbone.modules()):
         raise ValueError("int8 is for the encoder; this generator's backbone is an LSTM")
     if any(isinstance(module, Frozen) for module in model.modules()):
-        raise ValueError("int8 is made of a model as it was trained; this one is packed already")
+        raise ValueError("int8 needs the model as it was trained; this one is packed already")
     weight = next(model.backbone.parameters())
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         name = str(weight.dtype).removeprefix("torch.")
-        raise ValueError(f"int8 is made of float32 on the cpu; this is {name} on {weight.device}")
+        raise ValueError(f"int8 needs float32 on the cpu; this is {name} on {weight.device}")
     engine = torch.backends.quantized.engine
     if engine not in ("x86", "fbgemm"):  # FBGEMM both, where linear layers are concerned
         raise ValueError(f"int8 needs FBGEMM (x86); PyTorch's engine here is {engine}")

@@ -66,8 +66,8 @@ class Masking(nn.Module):
         share: Expected share of the tokens that may be hidden which are hidden.
         replace: Shares of the hidden tokens that are seen as MASK, as another token of their type,
             and as they are.
-        structure: Whether tokens that are no attributes of notes (``Bar``, ``Position``, ``Tempo``,
-            time shifts ...) may be hidden too, as in MusicBERT.
+        structure: Whether tokens that are not attributes of notes (``Bar``, ``Position``,
+            ``Tempo``, time shifts ...) may be hidden too, as in MusicBERT.
 
     Attributes:
         attributes: Names of what may be hidden, A of them: token types, those of drums counted with

@@ -72,7 +72,7 @@ class Cost:
         self.phrases += phrases
 
     def rate(self) -> float:
-        """Tokens a second since the last call."""
+        """Tokens per second since the last call."""
         now = time.perf_counter()
         rate = (self.tokens - self._tokens_since) / (now - self._since)
         self._tokens_since, self._since = self.tokens, now

@@ -39,7 +39,7 @@ from midigenre.tokenizers.base import Tokenizer, from_spec
 from midigenre.wording import plural
 
 AUDIO_RATE = 24_000
-"""Frames a second in the event files, mono: a quarter of the bytes, and enough to judge by ear."""
+"""Frames per second in the event files, mono: a quarter of the bytes, enough to judge by ear."""
 
 CARD_INCHES = 5.0
 """Width of a picture: TensorBoard's cards are narrow, and a wider one would be shrunk to them."""

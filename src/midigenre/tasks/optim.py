@@ -134,7 +134,7 @@ def time_share(trainer: L.Trainer) -> TimeShare | None:
 
 
 class FactorLR(LRScheduler):
-    """The rate of each group times one factor of the step, asked for once a step.
+    """The rate of each group times one factor of the step, asked for once per step.
 
     What is saved is the step alone: a run that is resumed with another end follows the new one.
     """

@@ -50,7 +50,7 @@ class Tokenizer(ABC):
     Attributes:
         spec: Vocabulary and settings, which travel with shards and runs.
         grid: How time is quantised before encoding.
-        tempi: Those of clean songs, ascending, in quarter notes a minute; none if all have one.
+        tempi: Those of clean songs, ascending, in quarter notes per minute; none if all have one.
     """
 
     spec: TokenSpec
@@ -71,7 +71,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode(self, ids_TF: AnyIds) -> ScoreTick:
-        """The music of a phrase's tokens, starting at tick 0, in ``grid.tpq`` ticks a quarter."""
+        """The music of a phrase's tokens, starting at tick 0, in ``grid.tpq`` ticks per quarter."""
 
     def read(self, data: bytes) -> Song:
         """Bytes of a MIDI file to a clean song; its repairs hold those of the file, too.

@@ -314,7 +314,7 @@ class FastCPWord(FastEncoder):
 
 
 class FastOctuple(FastEncoder):
-    """One step a note, with its bar's number and meter and the tempo in force.
+    """One step per note, with its bar's number and meter and the tempo in force.
 
     The order is that of the notes; see ``miditok.Octuple._add_time_events``.
     """

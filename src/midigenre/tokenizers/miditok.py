@@ -125,7 +125,7 @@ class MidiTokTokenizer(Tokenizer):
             )
         if self._tok.time_division != self.grid.tpq:
             raise RuntimeError(
-                f"MidiTok counts {self._tok.time_division} ticks a quarter, not {self.grid.tpq}"
+                f"MidiTok counts {self._tok.time_division} ticks per quarter, not {self.grid.tpq}"
             )
         if config.use_tempos:
             self.tempi = np.sort(self._tok.tempos)
@@ -210,7 +210,7 @@ class MidiTokTokenizer(Tokenizer):
         if self.grid.cut_overlaps and song.n_bars:
             song = _with_tails_on_grid(song, self.grid)
         sequence = self._tok.encode(song.to_score(), no_preprocess_score=True)
-        if isinstance(sequence, list):  # one sequence a track; the tracks are merged
+        if isinstance(sequence, list):  # one sequence per track; the tracks are merged
             (sequence,) = sequence
         ids = sequence.ids
         if self._ragged:

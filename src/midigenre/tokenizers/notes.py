@@ -1,8 +1,8 @@
 """Finds the notes in the tokens of a phrase, for every tokenizer in which bars can be found.
 
 What a step means differs between vocabularies: in Octuple it is a note, in CP a bar, a position or
-a note, in REMI a single attribute. Here every one of them is read as the same table: a row a note,
-with the steps that say it.
+a note, in REMI a single attribute. Here every one of them is read as the same table: one row per
+note, with the steps that say it.
 """
 
 from __future__ import annotations

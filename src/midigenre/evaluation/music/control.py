@@ -1,4 +1,4 @@
-"""Did the condition do anything? How a judge classifies music that had one.
+"""Did the condition have an effect? How a judge classifies music that had one.
 
 A *judge* is a classifier that never saw the generator's training songs. Its accuracy on generated
 pieces means nothing alone: the *ceiling* is its accuracy on real held-out music of the same length,
@@ -45,7 +45,7 @@ def plan_conditions(
 
     Args:
         classes: Number of classes of each label.
-        n: Pieces a class.
+        n: Pieces per class.
         songs: Class index of every training song for each label; None or a combination that never
             occurs: all classes take turns.
 

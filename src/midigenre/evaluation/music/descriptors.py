@@ -1,4 +1,4 @@
-"""What a song's bars hold, and one number or one histogram a song to compare music by.
+"""What a song's bars hold, and one number or one histogram per song to compare music by.
 
 Descriptors follow muspy 0.5 (Dong et al. 2020, "MusPy: A Toolkit for Symbolic Music Generation",
 section 3.5), with which the tests compare them; it takes them from Mogren 2016 ("C-RNN-GAN"), Dong
@@ -9,7 +9,7 @@ et al. 2018 ("MuseGAN") and Wu and Yang 2020 ("The Jazz Transformer on the Front
   bar) where that is just on a line; it also lets a note that ends on a line fill the beat after it.
 * A beat is the meter's denominator; muspy's is always a quarter note. In x/4 they are the same.
 * Groove is read on a fixed grid, so that it does not depend on a song's ticks, and only between
-  bars of the same meter; muspy knows one meter a song.
+  bars of the same meter; muspy knows one meter per song.
 * What is not defined (entropy without a pitched note, say) is None; muspy returns NaN, or 0 or -127
   for the pitch range.
 """
@@ -43,7 +43,7 @@ SCALARS: dict[str, str] = {
     "n_programs": "programs",
     "drum_share": "share of notes",
 }
-"""Descriptors that are one number a song, and their units."""
+"""Descriptors that are one number per song, and their units."""
 
 DURATION_BINS: dict[str, float] = {
     "1/8": 3 / 16, "1/4": 3 / 8, "1/2": 5 / 8, "3/4": 7 / 8, "1": 1.25, "1 1/2": 1.75, "2": 2.5,
@@ -58,12 +58,12 @@ HISTOGRAMS: dict[str, tuple[str, ...]] = {
     "duration": tuple(DURATION_BINS),
     "interval": tuple(f"{i:+d}" if i else "0" for i in range(-MAX_INTERVAL, MAX_INTERVAL + 1)),
 }
-"""Descriptors that are a histogram a song, and the names of their bins."""
+"""Descriptors that are one histogram per song, and the names of their bins."""
 
 GROOVE_POSITIONS = 16  # of a quarter note: 64 in a bar of 4/4, as in Wu and Yang 2020
 POLYPHONIC_ABOVE = 2  # pitches, above which time counts in the polyphony rate (MuseGAN, 5.2)
 COMMON_TPQ = 40_320
-"""Ticks a quarter note in which songs of different grids are compared: 2^7 · 3^2 · 5 · 7."""
+"""Ticks per quarter note in which songs of different grids are compared: 2^7 · 3^2 · 5 · 7."""
 
 _MAJOR = np.array([1, 0, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1], np.int64)
 
@@ -112,7 +112,7 @@ def bar_keys(song: Song) -> tuple[Keys, Bools]:
 
     Equal contents give equal numbers in any song: the meter and, of each note that starts in the
     bar, position, duration, program and pitch. Velocity and tempo do not count. Other contents
-    give other numbers but for a chance of 2^-64 a pair (BLAKE2b).
+    give other numbers but for a chance of 2^-64 per pair (BLAKE2b).
     """
     notes, bar = song.notes, bar_of_notes(song)
     since = notes.onset - song.bar_ticks[bar]
@@ -210,7 +210,7 @@ def describe(song: Song) -> Descriptors:
 
 
 def describe_all(songs: Iterable[Song]) -> DescriptorTable:
-    """Descriptors of songs, one row a song."""
+    """Descriptors of songs, one row per song."""
     found = [describe(song) for song in songs]
     # float64 turns None into NaN.
     scalars = {name: np.array([one.scalars[name] for one in found], np.float64) for name in SCALARS}

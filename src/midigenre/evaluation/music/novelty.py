@@ -8,13 +8,13 @@ the times between successive onsets are the same; durations, velocities, program
 count.
 
 **Bars.** Consecutive bars with equal contents, :func:`.descriptors.bar_keys`. An empty bar is never
-like another: silence is no copy.
+like another: silence is not a copy.
 
 A longest shared run is found by bisection over its length: all stretches of one length are hashed
-at once, and those of the training set looked up among the samples'. A training set costs 12 bytes a
-note and one pass for each length that is tried, whatever it repeats. (A suffix array of it would
-take several times the memory and sorting; a search by seeds would stall on repeated notes.) Hashes
-have 64 bits: among 10^6 stretches of samples and 10^8 of training songs one false match is
+at once, and those of the training set looked up among the samples'. A training set costs 12 bytes
+per note and one pass for each length that is tried, whatever it repeats. (A suffix array of it
+would take several times the memory and sorting; a search by seeds would stall on repeated notes.)
+Hashes have 64 bits: among 10^6 stretches of samples and 10^8 of training songs one false match is
 expected in 10^5 judgements.
 """
 
@@ -52,7 +52,7 @@ class Shared:
         song: Name of a training song that has it (the first); None where there is none.
         song_bar: Bar of that song in which it starts.
         different: How many different bars, or steps from note to note, the run has; 1 is one bar
-            (or one repeated note) over and over, which is no surprise to share.
+            (or one repeated note) over and over, which is not surprising to share.
     """
 
     length: int

@@ -219,7 +219,7 @@ def similarity_figure(similarity_BB: ArrayLike, title: str) -> Figure:
     bar = figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02, aspect=24)
     bar.set_ticks([0, 0.5, 1])
     bar.ax.tick_params(length=0, colors=FAINT, labelsize=8.5)
-    bar.set_label("Cosine of what two bars hold", color=FAINT, fontsize=8.5)
+    bar.set_label("Cosine similarity of two bars", color=FAINT, fontsize=8.5)
     bar.outline.set_visible(False)
     small_axes(axes, title)
     return figure

@@ -148,7 +148,7 @@ class Rows:
         if not (alive := mask.any(axis=1)).all():
             at = int(np.flatnonzero(~alive)[0])
             raise ValueError(
-                f"row {at} cannot go on after bar {self._states[at].bar}: {self._spec.name} "
+                f"row {at} cannot continue after bar {self._states[at].bar}: {self._spec.name} "
                 f"numbers {self._spec.max_bars} bars; slide the row's window first"
             )
         return torch.from_numpy(mask).to(chosen_BF.device)

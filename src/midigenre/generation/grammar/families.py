@@ -604,7 +604,7 @@ class ShiftRules(Rules):
         return s._replace(program=program, pitch=-1, last_off=(-1, -1))
 
     def _note_on(self, s: State, steps: int) -> State:
-        """Behind a note of at most so many positions (of exactly so many without note-offs)."""
+        """Behind a note of at most this many positions (of exactly so many without note-offs)."""
         program, pitch = s.note
         s = self._turn(s, program)
         end = s.tick + steps * self.step_ticks[s.meter]
