@@ -440,6 +440,14 @@ def test_a_lost_record_costs_no_download(
     local_copy(shards, tmp_path, parts)
 
 
+def test_what_a_killed_copy_left_goes(shards: UPath, tmp_path: Path) -> None:
+    copy = local_copy(shards, tmp_path, wanted(shards))
+    left = copy / "sub" / f".part-1.arrow.{2**22 + 1}.part"  # no process has such a number
+    left.write_bytes(b"gigabytes")
+    local_copy(shards, tmp_path, wanted(shards))
+    assert not left.exists()
+
+
 def test_a_copy_that_is_not_what_it_should_be(shards: UPath, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"part-0.arrow is not the file .* upload"):
         local_copy(shards, tmp_path, {"part-0.arrow": "0" * 64})

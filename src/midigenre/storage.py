@@ -32,6 +32,7 @@ from midigenre.files import (
     parse_json,
     read_bytes,
     read_json,
+    remove_parts,
     sha256,
     whole,
     write_json,
@@ -354,6 +355,7 @@ def local_copy(
     copy = cache / f"{readable}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
     copy.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{copy}.copying.lock"):  # not that of its readers
+        remove_parts(copy)  # of a copy that was killed: a part may have gigabytes
         there = {entry.name: entry for entry in entries(folder)}
         record = copy / _RECORD
         known: dict[str, dict[str, str]] = read_json(record) if record.is_file() else {}

@@ -166,6 +166,29 @@ def test_a_transfer_that_breaks(tmp_path: Path, server: Server, ranges: bool, le
     assert held(tmp_path / "x") == FILES
 
 
+def test_a_file_that_comes_whole_is_streamed_to_the_disk(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_BLOCK", 100_000)
+    server.ranges, server.data = False, zipped(FILES, noise=10_000_000)
+    seen: list[tuple[str, int, int]] = []
+    most = 0
+
+    def progress(*what: Any) -> None:
+        nonlocal most
+        seen.append(what)
+        if what[0] == "downloading (MB)":
+            most = max(most, tracemalloc.get_traced_memory()[0] - before)
+
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    fetched(server.url, tmp_path / "x", 3, progress)
+    tracemalloc.stop()
+    assert held(tmp_path / "x") == FILES
+    assert ("downloading (MB)", 10, 10) in seen
+    assert most < 8_000_000, "fsspec streams by 5 MB"
+
+
 def test_a_download_goes_on_in_the_next_run(tmp_path: Path, server: Server) -> None:
     root = tmp_path / "x"
     server.broken = 10**6

@@ -16,6 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock
+from fsspec.callbacks import Callback  # type: ignore[import-untyped]
+from upath import UPath
 
 from midigenre.corpora.base import Progress, no_progress
 from midigenre.corpora.folder import midi_files
@@ -129,32 +131,52 @@ def _archive(url: str, target: Path, about: Path, progress: Progress) -> Path:
         write_json(about, {"url": url, "version": version})
     part.touch()
     room(target.parent, (size or 0) - part.stat().st_size, f"the download of {source}")
-    failed, whole = 0, False
-    while not whole and (size is None or part.stat().st_size < size):
-        done = part.stat().st_size
-        limits = {} if size is None else {"start": done, "end": min(done + _BLOCK, size)}
+
+    def show(_: int | None, done: int, **__: object) -> None:
+        progress("downloading (MB)", done // 10**6, (size or 0) // 10**6)
+
+    shown = Callback(hooks={"progress": show})
+    failed, in_blocks = 0, size is not None
+    while True:
+        before = part.stat().st_size
         try:
             with naming(source):
-                block = source.fs.cat_file(source.path, **limits)
-                if not block:
-                    raise ConnectionError(f"the server sent {done:,} of {size or 0:,} bytes")
+                if in_blocks:
+                    in_blocks = _append_blocks(source, part, size, progress)
+                if not in_blocks:  # streamed to the disk, from its beginning
+                    source.fs.get_file(source.path, str(part), callback=shown)
+                if size not in (None, done := part.stat().st_size):
+                    raise ConnectionError(f"the server sent {done:,} of {size:,} bytes")
+            break
         except UserError as error:
-            failed += 1
+            done = part.stat().st_size
+            failed = 1 if in_blocks and done > before else failed + 1
             if failed == ATTEMPTS:
                 raise UserError(
                     f"{error} (the download broke off at {done:,} of {size or 0:,} bytes; run the "
                     "command again: it continues there)"
                 ) from error
             time.sleep(WAIT * 2 ** (failed - 1))
-            continue
-        failed = 0
-        # A web server that does not know ranges sends the whole file.
-        whole = size is None or len(block) > limits["end"] - done
-        with part.open("wb" if whole else "ab") as out:
-            out.write(block)
-            progress("downloading (MB)", out.tell() // 10**6, (size or 0) // 10**6)
     os.replace(part, target)
     return target
+
+
+def _append_blocks(source: UPath, part: Path, size: int, progress: Progress) -> bool:
+    """Adds the blocks that are missing; False where the server gives whole files alone."""
+    options = {"block_size": _BLOCK, "cache_type": "none"}
+    with source.fs.open(source.path, "rb", **options) as file, part.open("ab") as out:
+        while (done := out.tell()) < size:
+            try:
+                file.seek(done)
+                block = file.read(min(_BLOCK, size - done))
+            except ValueError:  # so fsspec says that a web server does not know ranges
+                return False
+            if not block:
+                break
+            out.write(block)
+            out.flush()
+            progress("downloading (MB)", out.tell() // 10**6, size // 10**6)
+    return True
 
 
 def _from_drive(url: str, target: Path, progress: Progress) -> None:
