@@ -155,6 +155,7 @@ def _run(line: argparse.Namespace) -> int:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
 
     from midigenre.commands.hints import help_of, option, worded
@@ -169,12 +170,16 @@ def _run(line: argparse.Namespace) -> int:
             elif line.cfg is not None:
                 hydra: Any = GlobalHydra.instance().hydra
                 hydra.show_cfg(line.command, line.overrides, line.cfg, line.package, line.resolve)
-            elif line.multirun or any(o.startswith("sweep=") for o in line.overrides):
+            elif line.multirun or any(
+                o.startswith(("sweep=", "hydra.mode=MULTIRUN")) for o in line.overrides
+            ):
                 from midigenre.commands.sweep import run_sweep
 
                 return run_sweep(line)
             else:
                 cfg = compose(line.command, line.overrides, return_hydra_config=True)
+                if cfg.hydra.mode == RunMode.MULTIRUN:
+                    raise UserError("these settings make a sweep: run it with -m")
                 run_once(cfg, line.command, line.paths)
             return 0
         except (HydraException, OmegaConfBaseException) as error:

@@ -147,7 +147,7 @@ class RunFolder:
         root = os.path.realpath(self.path)
         for path in self.path.rglob("*"):
             # Weights & Biases links its own log, which nothing is written through.
-            if path.match("wandb/*/logs/debug-core.log"):
+            if path.is_symlink() and path.match("wandb/*/logs/debug-core.log"):
                 continue
             target = Path(os.path.realpath(path))  # `Path.resolve` raises on a loop of links
             if not target.is_relative_to(root):

@@ -326,6 +326,17 @@ def test_a_resumed_run_writes_through_no_link(entry, copy, command, midigenre, t
     assert victim.read_bytes() == before
 
 
+def test_the_link_of_weights_and_biases_to_its_log_is_none_of_ours(copy, tmp_path):
+    log = copy / "wandb" / "run-1" / "logs" / "debug-core.log"
+    log.parent.mkdir(parents=True)
+    log.symlink_to(tmp_path / "core-debug.log")
+    RunFolder(copy).check_entries()
+    log.unlink()
+    os.mkfifo(log)
+    with pytest.raises(UserError, match="regular file"):
+        RunFolder(copy).check_entries()
+
+
 def test_a_resumed_run_waits_for_no_pipe(copy, command, midigenre):
     (copy / "train.log").unlink(missing_ok=True)
     os.mkfifo(copy / "train.log")

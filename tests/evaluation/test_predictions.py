@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from tables import levels_of
 
+from midigenre.data.splits import Fold
 from midigenre.errors import UserError
 from midigenre.evaluation.bootstrap import paired_bootstrap
-from midigenre.evaluation.crossval import by_part
+from midigenre.evaluation.crossval import PartRun, by_part, pool
 from midigenre.evaluation.predictions import (
+    TABLES_FILE,
     concat,
     read_tables,
     songs_path,
@@ -17,7 +19,7 @@ from midigenre.evaluation.predictions import (
     write_tables,
 )
 from midigenre.evaluation.scores import evaluate
-from midigenre.files import read_csv
+from midigenre.files import read_csv, write_json
 
 CLASSES = ("jazz, swing", 'the "blues"', "rock")
 
@@ -122,3 +124,19 @@ def test_joined_tables_score_as_one():
     found = concat([later, alone], ["a", "b"])
     assert found.missing == {"hist_gb": "not fitted in b", "metadata": "one class only"}
     assert found.temperature_N is None
+
+
+def test_a_part_of_another_split_is_noticed(tmp_path):
+    """Of a folder that a person has put there, whose songs another part may test, too."""
+    runs = []
+    for number, first in ((1, 0), (2, 30)):
+        rows = {"test": np.arange(30) + first}
+        run = PartRun(number, Fold(f"fold-{number}-of-2", rows), tmp_path / str(number))
+        run.folder.mkdir()
+        write_json(run.folder / "evaluation.json", {"genre": {"phrase": {}, "song": {}}})
+        write_tables(run.folder / TABLES_FILE, {"genre": made(number, first=first)})
+        runs.append(run)
+    assert pool(runs, tmp_path)["genre"]["song"]["parts"][1]["part"] == 2
+    write_tables(runs[1].folder / TABLES_FILE, {"genre": made(2, first=29)})
+    with pytest.raises(UserError, match=r"2 has tested songs that fold-2-of-2 does not test"):
+        pool(runs, tmp_path)

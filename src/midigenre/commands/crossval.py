@@ -120,8 +120,8 @@ def train_parts(
         )
     if protocol.name == CROSSVAL:
         say(
-            f"{len(parts)} folds of {plural(len(shards), 'song')} by split.seed={cfg.split.seed}; "
-            "the prepared split is not used"
+            f"{len(parts) + len(skipped)} folds of {plural(len(shards), 'song')} by "
+            f"split.seed={cfg.split.seed}; the prepared split is not used"
         )
     for part in skipped:
         _warn_of_untestable(part)

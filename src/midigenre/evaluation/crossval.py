@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from midigenre.data.splits import Fold
+from midigenre.errors import UserError
 from midigenre.evaluation.bootstrap import t_interval
 from midigenre.evaluation.metrics import METRICS, Counts, plain_number, scores_of
 from midigenre.evaluation.predictions import (
@@ -66,13 +67,19 @@ def pool(runs: Sequence[PartRun], folder: Path, skipped: Sequence[Fold] = ()) ->
         there is, and what each part had as ``parts``.
 
     Raises:
-        UserError: The predictions of a part cannot be read.
+        UserError: The predictions of a part cannot be read, or are of songs that it does not test.
     """
     evaluations = [read_json(run.folder / "evaluation.json") for run in runs]
     names = [run.part.name for run in runs]
     if not all(set(LEVELS) <= set(levels) for of in evaluations for levels in of.values()):
         return averaged(evaluations, names)
     of_runs = [read_tables(run.folder / TABLES_FILE, list(evaluations[0])) for run in runs]
+    for run, of in zip(runs, of_runs, strict=True):
+        if any(not np.isin(of[k]["song"].song_N, run.part.rows["test"]).all() for k in of):
+            raise UserError(
+                f"{run.folder} has tested songs that {run.part.name} does not test: it is of "
+                "another run; delete it and resume this one"
+            )
     tables = {
         label: {level: concat([of[label][level] for of in of_runs], names) for level in LEVELS}
         for label in evaluations[0]
