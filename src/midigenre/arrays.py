@@ -17,7 +17,7 @@ LOG_ZERO = -1e4
 """Stands for log 0, which would turn a mean of log-probabilities into NaN."""
 
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
-"""What SplitMix64 adds from one number to the next."""
+"""The increment of SplitMix64's state."""
 
 
 def scramble(x: NDArray[np.integer[Any]]) -> Keys:

@@ -1,7 +1,7 @@
 """The only place that turns configuration into objects.
 
-What is out of range, contradicts or is not there raises :class:`~midigenre.errors.UserError`, also
-where a docstring does not say so.
+A setting that is out of range, contradictory or missing raises
+:class:`~midigenre.errors.UserError`, also where a docstring does not say so.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ T = TypeVar("T")
 CHECKPOINT_FORMAT = 2
 
 DATA_KEYS = ("phrase_bars", "phrase_seconds", "max_tokens", "marks", "fold")
-"""What a checkpoint says of its phrases, besides a protocol."""
+"""What a checkpoint stores about its phrases, besides a protocol."""
 
 # Keys of conf/model that do not belong to the backbone's own constructor.
 _MODEL_KEYS = ("name", "lr", "combine", "d_field", "pooling")
@@ -57,13 +57,13 @@ def plain(cfg: Any) -> Any:
 
 
 def make(cfg: DictConfig | Mapping[str, Any], what: str, kind: type[T], **arguments: Any) -> T:
-    """Instantiates a node, which may come from anybody's file: what it names is looked up first.
+    """Instantiates a node, possibly from an untrusted file: what it names is looked up first.
 
     Args:
         cfg: The node.
         what: Its place in a config, which begins with its group: ``callbacks.checkpoint``.
         kind: The class that it must be of.
-        arguments: Given to its class beside its settings.
+        arguments: Passed to its class besides its settings.
 
     Raises:
         UserError: It names no class of its group, or the class rejects a value or a setting.
@@ -91,7 +91,7 @@ def make(cfg: DictConfig | Mapping[str, Any], what: str, kind: type[T], **argume
 
 
 def _made(node: Any, group: str) -> Any:
-    """A node with objects in place of all that names a class.
+    """A node with an object in place of every node that names a class.
 
     Hydra's ``instantiate`` would take text of the form ``${...}`` for an interpolation.
     """
@@ -133,14 +133,14 @@ def prepared(
     any_tokenizer: bool = False,
     check: Callable[[Listing], None] = lambda listing: None,
 ) -> ShardSet:
-    """The shards that the settings ask for, prepared if need be.
+    """The shards that the settings ask for, prepared if necessary.
 
     Args:
         cfg: A composed config; ``cfg.shards`` names a folder to use as it is.
         progress: Called as songs are listed and encoded.
         tokenizer: A run's own, instead of ``cfg.tokenizer``.
         data: A run's own phrase settings, instead of ``cfg.data``.
-        any_tokenizer: Take the folder of ``cfg.shards`` whatever its tokenizer.
+        any_tokenizer: Accept the folder of ``cfg.shards`` whatever its tokenizer.
         check: Called with what the corpus lists, to reject it before anything is encoded.
 
     Raises:
@@ -181,7 +181,7 @@ def prepare_settings(cfg: DictConfig, length: PhraseLength = 4, max_tokens: int 
 def _check_same_tokens(shards: ShardSet, wanted: TokenSpec, *, exact: bool) -> None:
     """Rejects shards of another tokenizer.
 
-    Unless ``exact``, their corpus decides on ``tracks`` and ``neutral`` where nothing is asked for.
+    Unless ``exact``, their corpus decides ``tracks`` and ``neutral`` where the settings do not.
     """
     ignored = {"name"}
     for key, default in (("tracks", "all"), ("neutral", False)):
@@ -237,7 +237,7 @@ def check_labels(task: Mapping[str, Any], labels: Iterable[str]) -> None:
 
 
 def backbone_settings(model: Mapping[str, Any], causal: bool) -> dict[str, Any]:
-    """Those of ``cfg.model`` that make the backbone; it looks both ways where the task lets it."""
+    """The settings of ``cfg.model`` for the backbone; bidirectional unless the task is causal."""
     settings = {k: v for k, v in model.items() if k not in _MODEL_KEYS}
     if settings.get("bidirectional", ...) is None:
         settings["bidirectional"] = not causal
@@ -263,7 +263,7 @@ def make_model(
         task: ``cfg.task`` as plain data.
         tokens: From the shards or a checkpoint.
         labels: Likewise.
-        counts: Training phrases of each class; None where a checkpoint has what follows from them.
+        counts: Training phrases of each class; None where a checkpoint has the class weights.
 
     Raises:
         UserError: The data does not have the task's label, or a setting is out of range.
@@ -291,7 +291,7 @@ def make_optim(cfg: DictConfig) -> OptimSettings:
 
 
 def make_augment(cfg: DictConfig) -> AugmentSettings:
-    """What is done to training phrases."""
+    """The augmentation of training phrases."""
     return make(cfg.augment, "augment", AugmentSettings)
 
 
@@ -370,6 +370,6 @@ def make_trainer(cfg: DictConfig, folder: Path) -> L.Trainer:
         default_root_dir=str(folder),
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        # The batch sampler shares out the batches itself.
+        # The batch sampler distributes the batches itself.
         use_distributed_sampler=False,
     )

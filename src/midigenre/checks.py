@@ -42,7 +42,7 @@ from midigenre.run import HOLDOUT, RunFolder, differing, protocol_name
 from midigenre.spec import UNKNOWN, LabelSpec
 
 Say = Callable[[str], None]
-"""Shows a line to the person."""
+"""Shows a line to the user."""
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -81,9 +81,9 @@ def protocol_of(cfg: DictConfig) -> Protocol | None:
 
 
 def check_one_device(cfg: DictConfig, why: str) -> None:
-    """Rejects several devices, or an open number, where runs follow each other in one process.
+    """Rejects several devices, or an unset number, where one process trains several runs.
 
-    ``why`` says what has one device, and what else to do.
+    ``why`` says what needs one device, and what to do instead.
     """
     devices = cfg.trainer.devices
     if not (len(devices) == 1 if OmegaConf.is_list(devices) else str(devices) == "1"):
@@ -134,7 +134,7 @@ def check_compile(cfg: DictConfig) -> None:
 def check_clock(cfg: DictConfig, n_processes: int) -> None:
     """Rejects validation by the clock with several processes: each has a clock of its own.
 
-    Where they cross the moment apart, one would validate while another waits for its gradients.
+    If they pass the moment at different steps, one validates while another waits for gradients.
     """
     interval = cfg.trainer.get("val_check_interval")
     if n_processes > 1 and interval is not None and not isinstance(interval, (int, float)):
@@ -192,7 +192,7 @@ def _song_ids(manifest: ManifestTable, splits: tuple[str, ...]) -> set[str]:
 
 
 def source_of(cfg: DictConfig, name: str, warn: Say) -> str | None:
-    """What a part starts from: the same part of ``init_from`` where its songs were split likewise.
+    """What a part starts from: the same part of ``init_from`` if its songs were split the same way.
 
     Args:
         cfg: Config of the part.
@@ -257,7 +257,7 @@ def _differently_split(saved: Mapping[str, Any], cfg: DictConfig) -> list[str]:
 
 
 def check_listing(cfg: DictConfig, listing: Listing) -> None:
-    """Rejects songs of one class before they are encoded; see :func:`check_songs`."""
+    """Rejects songs of a single class before they are encoded; see :func:`check_songs`."""
     for label in labels_of(cfg) if _is_classifier(cfg) else ():
         names = {song.labels.get(label) for song in listing.songs} - {None, ""}
         if len(names) == 1:
@@ -276,10 +276,10 @@ def _one_class(label: str, name: str | None) -> UserError:
 
 
 def check_songs(cfg: DictConfig, data: PhraseDataModule) -> list[str]:
-    """Rejects songs of one class, and labels of which no validation song can choose an epoch.
+    """Rejects songs of a single class, and a task none of whose labels a validation song has.
 
     Returns:
-        Labels of the task that no validation song has, which have no say in the best epoch.
+        Labels of the task that no validation song has; they do not influence the best epoch.
     """
     for label in data.task_labels if _is_classifier(cfg) else ():
         known = np.unique(data.labels[label][data.labels[label] != UNKNOWN])

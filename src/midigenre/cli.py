@@ -42,7 +42,7 @@ TEXT_KEYS = (
     "path", "song", "out", "home", "csv", "prime", "init_from", "soundfont", "judge", "clean",
     "prepare.folder", "prepare.scheduler", "genre", "emotion",
 )  # fmt: skip
-"""Paths and names of classes: any text a shell can pass, which Hydra's grammar is kept away from.
+"""Paths and names of classes: any text a shell can pass; Hydra's grammar must not parse it.
 
 ``conditions.LABEL`` of ``generate`` names a class too.
 """
@@ -99,7 +99,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _command_line(command: str, arguments: Sequence[str]) -> argparse.Namespace:
-    """Settings, options and paths, with those in ``unknown`` that are not options."""
+    """Settings, options and paths; what is not a known option goes into ``unknown``."""
     from midigenre.commands.hydra_job import quoted
 
     cut = arguments.index("--") if "--" in arguments else len(arguments)

@@ -1,4 +1,4 @@
-"""People's output: everything here goes to stderr, so that stdout stays machine-readable."""
+"""Output for people: everything here goes to stderr, so that stdout stays machine-readable."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class _Lines:
 
 
 def quiet_lightning() -> None:
-    """Keeps Lightning's advertisements and notes about its own internals off the console."""
+    """Keeps Lightning's advertisements and internal notes off the console."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated.*")

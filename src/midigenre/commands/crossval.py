@@ -92,9 +92,9 @@ def train_parts(
         The mean of the parts' best validation scores, for sweeps.
 
     Raises:
-        UserError: A part cannot be trained, or a finished one has other bounds of the trainer.
+        UserError: A part cannot be trained, or a finished one has other trainer limits.
     """
-    # The processes of several devices start with the command, once.
+    # With several devices the processes start once, with the command.
     check_one_device(
         cfg,
         f"protocol={cfg.protocol.name} trains one part after the other on one device; set "
@@ -158,7 +158,7 @@ def _config(cfg: DictConfig, number: int, name: str) -> DictConfig:
 
 
 def _check_bounds(own: DictConfig, folder: Path) -> None:
-    """A finished part stays as it is: the others must train as long."""
+    """A finished part is kept, so the others must have the same trainer limits."""
     saved = RunFolder(folder).config.get("trainer") or {}
     for key, value in plain(own.trainer).items():
         if key.startswith("max_") and value != saved.get(key):

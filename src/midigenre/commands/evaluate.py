@@ -73,7 +73,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     blends, note = load_song_models(trained.checkpoint, trained.classifier, trained.task)
     if note is not None:
         warn(note)
-    # That of the run is of its best checkpoint.
+    # The run's own calibration belongs to its best checkpoint.
     calibration = Calibration.of_run(trained.folder, trained.checkpoint, blends is not None)
     if calibration is None and own is not None:
         say("fitting the calibration on the run's validation songs")
@@ -112,7 +112,7 @@ def class_maps(shards: ShardSet, trained: Run) -> dict[str, Longs]:
     """
     maps, remedies, knows = {}, [], []
     indices = shards.label_indices()
-    # They come back when the class of their copies is left out.
+    # These songs are usable again once the class of their copies is left out.
     conflicts = [
         row for row in read_csv(shards.folder / "refused.csv") if row["reason"] == "label_conflict"
     ]

@@ -73,7 +73,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     primer, primer_bars = _primer(cfg, tokenizer)
     sampler = make_sampler(trained, device, cfg.quantize)
     out = Path(cfg.out).expanduser() if cfg.out else _new_folder(trained)
-    with _writing(out):  # before the work, as far as one can know
+    with _writing(out):  # before the work, as far as possible
         out.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=out):
             pass
@@ -188,7 +188,7 @@ def _new_folder(trained: Run) -> Path:
 
 @contextmanager
 def _writing(out: Path) -> Iterator[None]:
-    """Says of a folder that cannot be written, or is full, what to do."""
+    """Says what to do about a folder that cannot be written or is full."""
     try:
         yield
     except OSError as error:
@@ -200,7 +200,7 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 def _short(cfg: DictConfig, piece: Sample, seconds: float) -> str | None:
-    """Why a piece is shorter than was asked, None for one that is not."""
+    """Why a piece is shorter than requested; None if it is not."""
     if piece.stop == "tokens" and (cfg.bars or cfg.seconds):
         return f"ended at the token limit (tokens={cfg.tokens})"
     if piece.stop == "context":
@@ -247,7 +247,7 @@ def sampling_settings(cfg: DictConfig) -> SamplingSettings:
     """How pieces are drawn, from ``conf/sampling``.
 
     Raises:
-        UserError: A value that makes no sense.
+        UserError: An invalid value.
     """
     for key in ("guidance", "seed", "bars", "seconds", "tokens", *Choice.__dataclass_fields__):
         if isinstance(cfg[key], (bool, str)):
@@ -301,11 +301,11 @@ def write_piece(
         folder: Where to.
         name: The files' name without suffix.
         score: The music; a marker is added where its last bar ends.
-        song: It, cleaned, for the piano roll; None for a piece without notes.
+        song: The cleaned music, for the piano roll; None for a piece without notes.
         title: Title of the piano roll.
         audio: ``wav``, ``mp3`` or None for no audio.
         soundfont: An SF2 file; None for the one that is installed.
-        n_bars: Bars of the piece, of which those behind its last note are empty.
+        n_bars: Bars of the piece, of which those after its last note are empty.
         primer_bars: Bars of it that were given.
 
     Returns:
@@ -321,7 +321,7 @@ def write_piece(
     n_sounding = 0 if song is None else song.n_bars
     if song is not None and n_bars > n_sounding:
         song = song.with_rests(n_bars)
-        # A file ends with its last event (symusic writes the end one tick behind it): without one
+        # A file ends with its last event (symusic writes the end one tick later): without one
         # in its last bar it would lose the rests.
         score.markers.append(TextMetaTick(int(song.bar_ticks[-1]) - 1, "end"))
     write_bytes(folder / f"{name}.mid", score.dumps_midi())
@@ -356,7 +356,7 @@ def write_piece(
 
 
 def piece_warnings(pieces: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line for each thing that is wrong with some of the pieces, which it names.
+    """One line for each kind of problem, naming the pieces that have it.
 
     Args:
         pieces: What :func:`write_piece` returned.

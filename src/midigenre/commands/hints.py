@@ -1,4 +1,4 @@
-"""What Hydra shows of a command, and its errors in words: one line that names the choices.
+"""Help for a command, and Hydra's errors in one line that names the choices.
 
 Hydra must be initialised with the config tree.
 """
@@ -30,7 +30,7 @@ _SYNONYMS = {
     "learning_rate": "lr", "hidden_size": "d_model", "max_length": "max_tokens", "gpus": "devices",
     "wd": "weight_decay", "experimental_rerun": "resume",
 }  # fmt: skip
-"""Settings of other programs whose names have no word in common with ours."""
+"""Settings of other programs whose names share no word with ours."""
 
 
 def help_of(line: argparse.Namespace) -> str:

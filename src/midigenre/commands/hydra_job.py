@@ -45,7 +45,7 @@ def run_name() -> str:
 
 
 def run_title(name: str) -> str:
-    """Name of a run where all runs stand in one list: that of the sweep with the job's own."""
+    """Name of a run in a list of all runs: that of the sweep with the job's own."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return name
     job = HydraConfig.get().job
@@ -140,10 +140,10 @@ def _run_folder(cfg: DictConfig) -> Iterator[Path]:
 
 
 def execute(command: str, paths: Sequence[str], cfg: DictConfig) -> Any:
-    """Runs a command with its config; Hydra's own is where it can be asked for.
+    """Runs a command with its config; Hydra's own config must be set globally.
 
     Raises:
-        UserError: An override of the wrong type, or what the command rejects.
+        UserError: An override has the wrong type, or the command rejects it.
     """
     folders = [Path(s.path) for s in HydraConfig.get().runtime.config_sources if s.schema == "file"]
     registry.trust(OmegaConf.to_container(cfg, resolve=True), folders)  # type: ignore[arg-type]
@@ -162,10 +162,10 @@ def execute(command: str, paths: Sequence[str], cfg: DictConfig) -> Any:
 
 
 def check_types(cfg: DictConfig, command: str) -> None:
-    """Rejects an override of another type than the default it replaces.
+    """Rejects an override whose type differs from that of the default it replaces.
 
     Raises:
-        UserError: For instance text where a number stands in the config.
+        UserError: For instance text where the config has a number.
     """
     hydra = HydraConfig.get()
     given = [o.lstrip("+~") for o in hydra.overrides.task]
@@ -174,7 +174,7 @@ def check_types(cfg: DictConfig, command: str) -> None:
     keys = [key for key in sorted(set_) if "@" not in key and "/" not in key]
     if not keys:
         return
-    # The person's own choices may lie there.
+    # The user's own choices may be there.
     chosen += [o for o in hydra.overrides.hydra if o.startswith("hydra.searchpath=")]
     default = compose(command, chosen)
     kinds = {bool: "true or false", int: "a whole number", float: "a number"}

@@ -22,7 +22,7 @@ from midigenre.wording import plural
 
 
 def run(cfg: DictConfig, paths: Sequence[str]) -> None:
-    """Prints the tokens of a phrase on stdout, one step per line, and what it knows on stderr.
+    """Prints the tokens of a phrase on stdout, one step per line, and the song's data on stderr.
 
     Raises:
         UserError: Neither shards nor a file is given, or there is no such song or phrase.

@@ -55,9 +55,9 @@ class MusicSet:
 
     Attributes:
         songs: The music; None where there is not a note.
-        classes: For each label the class that was asked for or that the song has, as the generator
+        classes: For each label the requested or the song's class, as the generator
             numbers them, shape (S,); ``UNKNOWN`` where none is known.
-        groups: What belongs together (the excerpts of one song), shape (S,).
+        groups: Number of the song that an excerpt belongs to, shape (S,).
         scores: The judge's answers.
     """
 
@@ -100,7 +100,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
 
 
 def _labels(cfg: DictConfig, generator: Run, judge: Run) -> list[str]:
-    """The labels that one is conditioned on and the other classifies; checks ``over`` too."""
+    """The labels that the generator is conditioned on and the judge classifies; checks ``over``."""
     conditions, heads = conditions_of(generator), judge.classifier.heads
     shared = [label for label in conditions if label in heads]
     if not shared:
@@ -140,7 +140,7 @@ def _folder(cfg: DictConfig, generator: Run, judge: Run, settings: SamplingSetti
 
 
 def _mark(run: Run) -> list[Any]:
-    """What tells a checkpoint from another, and from itself after more training."""
+    """What distinguishes a checkpoint from others, and from itself after more training."""
     return [str(run.checkpoint.resolve()), run.checkpoint.stat().st_mtime_ns]
 
 
@@ -182,7 +182,7 @@ def _judgement(
     drawn, cut_short = draw_pieces(cfg, generator, settings, folder / "pieces", wanted, progress)
     tokenizer = from_spec(generator.tokens)
     music = {"generated": drawn.pop("conditioned"), **drawn}
-    # On the same way as a piece: bars behind an excerpt's last onset do not count.
+    # As for a piece: bars after an excerpt's last onset do not count.
     music["real"] = [
         _cleaned(tokenizer, songs.song(int(s)).bars(int(first), int(end)).to_score())
         for s, first, end in zip(real.song, real.first, real.end, strict=True)
@@ -193,7 +193,7 @@ def _judgement(
             judge.classifier, of, from_spec(judge.tokens), judge.data, device_of(cfg.device),
             progress=partial(progress, f"judging ({what})"),
         )  # fmt: skip
-        # Shuffled pieces are held against the plan too: the judge should not find it in them.
+        # Shuffled pieces are compared with the plan too: the judge should not find it in them.
         known = (owned, real.song) if what == "real" else (asked, np.arange(n))
         sets[what] = MusicSet(of, *known, scores)
     left_out = ("debug", "batch", "out", "home", "n_workers")
@@ -263,7 +263,7 @@ def _control(
 
 
 def _or_reason(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A measure, or why there is none: the others do without it."""
+    """A measure, or why there is none; the report goes without it."""
     try:
         return measure()
     except UserError as error:
@@ -326,7 +326,7 @@ def _show(report: Mapping[str, Any]) -> None:
 
 
 def real_excerpts(songs: ShardSet, test: Longs, met: Longs, bars: int, most: int) -> Phrases:
-    """Excerpts of the held-out songs that the judge has not met, as long as the pieces.
+    """Excerpts, as long as the pieces, of held-out songs that the judge was not trained on.
 
     Raises:
         UserError: There is none.
@@ -352,7 +352,7 @@ def draw_pieces(
     wanted: Mapping[str, Mapping[str, Longs]],
     progress: Progress,
 ) -> tuple[dict[str, list[Song | None]], dict[str, int]]:
-    """Draws sets of pieces in batches; those that an earlier call has finished are read instead.
+    """Samples sets of pieces in batches; pieces that an earlier call finished are read instead.
 
     Args:
         cfg: The command's config, of which ``batch``, ``device`` and ``quantize`` are read.
@@ -367,7 +367,7 @@ def draw_pieces(
         last bar, at the most tokens or because a bar had become longer than the model's context.
 
     Raises:
-        UserError: The folder holds pieces that were drawn otherwise.
+        UserError: The folder holds pieces drawn with other settings.
     """
     tokenizer = from_spec(generator.tokens)
     sampler = make_sampler(generator, device_of(cfg.device), cfg.quantize)
@@ -377,7 +377,7 @@ def draw_pieces(
     first = 0  # number of the set's first piece under the seed
     for name, conditions in wanted.items():
         n = len(next(iter(conditions.values())))
-        # What the pieces follow from: others are never taken for these.
+        # What determines the pieces: others are never mistaken for these.
         about = [str(settings), _mark(generator), str(context), cfg.quantize, first]
         mark = json.dumps([*about, {k: v.tolist() for k, v in conditions.items()}])
         stored, ends = folder / name / "settings.json", folder / name / "stops.json"
@@ -391,7 +391,7 @@ def draw_pieces(
             if not all(path.is_file() for path in batch):
                 labels = {k: v[begin : begin + cfg.batch].tolist() for k, v in conditions.items()}
                 samples = sampler.sample(labels, settings, n=len(batch), first=first + begin)
-                # Before the pieces: one that is there is never drawn again to learn how it ended.
+                # Before the pieces: an existing one is never drawn again to learn how it ended.
                 stops |= {path.stem: s.stop for path, s in zip(batch, samples, strict=True)}
                 write_json(ends, stops)
                 for path, sample in zip(batch, samples, strict=True):
@@ -404,7 +404,7 @@ def draw_pieces(
 
 
 def _cleaned(tokenizer: Tokenizer, score: ScoreTick) -> Song | None:
-    """The music in the generator's own words; None where there is not a note."""
+    """The music as the generator's tokenizer cleans it; None without a note."""
     try:
         return tokenizer.clean(score)
     except RefusedSongError as error:
@@ -427,7 +427,7 @@ def write_page(
 ) -> Path:
     """Writes ``judgement.html``, and figures and examples as files beside it.
 
-    The page holds pictures and sound itself, so that it can be sent as one file.
+    The page embeds pictures and sound, so that it can be sent as one file.
 
     Args:
         cfg: The command's config, of which ``audio``, ``soundfont`` and ``shown`` are read.
@@ -479,7 +479,7 @@ def write_page(
 def _examples(
     cfg: DictConfig, generator: Run, judge: Run, sets: Mapping[str, MusicSet]
 ) -> Iterator[tuple[Song, dict[str, Any]]]:
-    """The first pieces and excerpts of each class that have a note, and what is said of them."""
+    """The first pieces and excerpts of each class that have a note, with their captions."""
     conditions, classes = conditions_of(generator), generator.labels.classes
     main = control.main_label({label: len(classes[label]) for label in conditions})
     for c in range(len(classes[main])):

@@ -196,12 +196,12 @@ class Answerer:
     def _describe(
         self, song: Song, index: int, predicted: SongPredictions, scores: Mapping[str, Floats]
     ) -> dict[str, Any]:
-        """One file's answer but for its path: labels, probabilities, and those of each phrase.
+        """One file's answer without its path: labels, probabilities, and those of each phrase.
 
         Args:
             song: The song.
             index: Its number among those of ``predicted``.
-            predicted: What the model says of all phrases.
+            predicted: The model's output for all phrases.
             scores: For each label the song's log-probabilities before any temperature, (C,).
         """
         found, first, end = predicted.found, predicted.phrases.first, predicted.phrases.end
@@ -220,7 +220,7 @@ class Answerer:
         for label, names in self._classes.items():
             raw_1C, phrase_NC = scores[label][None], found.log_probs[label][mine]
             energy_1 = song_energy(found.energy[label][mine], found.song[mine])
-            # How well the model knows the song, before the temperature; None without a limit.
+            # How familiar the song is to the model, before the temperature; None without a limit.
             doubts[label] = {
                 "energy": round(float(energy_1[0]), 4),
                 "max_softmax": round(float(np.exp(raw_1C.max())), 4),
@@ -259,7 +259,7 @@ class Answerer:
         }
 
     def _explanation(self, attributions: Mapping[str, Attribution]) -> dict[str, Any]:
-        """Attributions for JSON: nats of the song's log-odds, null where nothing can be said."""
+        """Attributions for JSON: nats of the song's log-odds, null where undefined."""
         return {
             label: {
                 "class": self._classes[label][found.target],
@@ -272,7 +272,7 @@ class Answerer:
         }
 
     def _figure(self, path: Path, song: Song, attributions: Mapping[str, Attribution]) -> Path:
-        """Draws a file's explanation, named like it; of one name the later ones get a number."""
+        """Draws a file's explanation under its name; later files of the same name get a number."""
         # Matplotlib takes half a second to import.
         from midigenre.evaluation.figures import save
         from midigenre.evaluation.figures.piano_roll import LabelAttribution, attribution_figure
@@ -280,7 +280,7 @@ class Answerer:
         assert self._figures is not None
         stem = name = safe_name(path.stem)
         number = 1
-        # Some file systems do not tell cases apart.
+        # Some file systems ignore case.
         while name.casefold() in self._figure_names:
             number += 1
             name = f"{stem}-{number}"
@@ -298,7 +298,7 @@ class Answerer:
         return save(figure, self._figures / f"{name}.png")
 
     def table(self) -> Callable[[Mapping[str, Any]], None]:
-        """Prints the head of a CSV table; what it returns prints a row for an answer."""
+        """Prints the header of a CSV table; returns a function that prints the row of an answer."""
         columns = [
             "path",
             *(column for label in self._classes for column in (label, f"{label}_probability")),
@@ -318,7 +318,7 @@ class Answerer:
 
 
 def _table_row(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """A file's answer as cells; of its phrases only their number and the seconds that they span."""
+    """A file's answer as cells; of its phrases only their number and the span in seconds."""
     if "error" in answer:
         return dict(answer)
     phrases = answer["phrases"]
@@ -342,7 +342,7 @@ def _named(log_probs_C: Floats, names: Sequence[str]) -> dict[str, float]:
 
 
 def _say_json(answer: Mapping[str, Any]) -> None:
-    # Paths may hold bytes that are no UTF-8; JSON escapes the surrogates that stand for them.
+    # Paths may hold bytes that are not UTF-8; JSON escapes the surrogates that stand for them.
     sys.stdout.write(json.dumps(answer, ensure_ascii=True) + "\n")
     sys.stdout.flush()
 
@@ -350,7 +350,7 @@ def _say_json(answer: Mapping[str, Any]) -> None:
 def _print_csv(cells: Sequence[Any]) -> None:
     line = io.StringIO()
     csv.writer(line).writerow([csv_cell(cell) for cell in cells])
-    # A path may hold bytes that are no UTF-8: they stay what they are.
+    # A path may hold bytes that are not UTF-8: they stay as they are.
     sys.stdout.flush()
     sys.stdout.buffer.write(line.getvalue().encode("utf-8", "surrogateescape"))
     sys.stdout.buffer.flush()

@@ -34,7 +34,7 @@ from midigenre.files import share_lock
 from midigenre.storage import read_object
 
 STATES = {"unfinished": "unfinished", "old": "other format", "damaged": "damaged"}
-"""Words that stand for all shards of a state, where else a name or a glob is given."""
+"""Words that select all shards of a state, in place of a name or a glob."""
 
 BUSY = {"in work": "a process prepares or removes it", "in use": "a process reads it"}
 """States of shards that are left alone, and why."""
@@ -70,7 +70,7 @@ class Prepared:
 
 
 def prepared_folders(root: Path) -> list[Prepared]:
-    """The shards below ``shards/`` of a home, by name; what is something else is left out."""
+    """The shards below ``shards/`` of a home, by name; anything else is left out."""
     folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     return [_looked_at(folder, _busy(folder)) for folder in folders if _is_ours(folder)]
 
@@ -94,7 +94,7 @@ def remove_matching(
     ``pattern`` is a name, a glob, or a word of :data:`STATES`; ``ask`` as :func:`answer`.
 
     Raises:
-        UserError: The pattern stands for nothing or all that it stands for is in use; or one cannot
+        UserError: The pattern matches nothing, or all that it matches is in use; or one cannot
             be removed.
     """
 
@@ -127,7 +127,7 @@ def remove_matching(
 
 
 def answer(question: str, console: Console, yes: bool = False) -> bool:
-    """Asks at the terminal: ``y`` or ``yes`` is yes, all else no; ``yes=true`` asks nobody.
+    """Asks at the terminal: ``y`` or ``yes`` is yes, all else no; ``yes=true`` skips the question.
 
     Raises:
         UserError: There is no terminal to ask at.
@@ -143,7 +143,7 @@ def answer(question: str, console: Console, yes: bool = False) -> bool:
 
 
 def remove(one: Prepared) -> str:
-    """Removes shards and their lock file; gives "", or why they were left as they are.
+    """Removes shards and their lock file; gives "", or why they were kept.
 
     The folder is renamed first, under its lock: whenever the process dies, what is left is whole
     under its own name, or unfinished under another one, and never half of a preparation.
@@ -168,7 +168,8 @@ def remove(one: Prepared) -> str:
                         shutil.rmtree(aside)
                     os.rename(folder, aside)
                 shutil.rmtree(aside)
-            # Still under the lock: whoever waits for it sees that the file is gone and makes it.
+            # Still under the lock: a process waiting for it sees that the file is gone and makes
+            # it.
             if not own.exists():
                 lock.unlink(missing_ok=True)
     except Timeout:
@@ -182,7 +183,7 @@ def remove(one: Prepared) -> str:
 
 
 def _matching(found: Sequence[Prepared], pattern: str, root: Path) -> list[Prepared]:
-    """Those that a name, a glob or a word of :data:`STATES` stands for."""
+    """The shards that a name, a glob or a word of :data:`STATES` selects."""
     if not found:
         raise UserError(f"clean={pattern}: {root} holds no shards")
     if state := STATES.get(pattern):
@@ -259,7 +260,7 @@ def _state(folder: Path) -> tuple[str, str, dict[str, Any]]:
         ShardSet(folder, locked=True)
         read_object(folder / "report.json", "")
     except (UserError, OSError) as error:
-        # What whoever opens it is told, without the folder and the remedy.
+        # The error that opening it gives, without the folder and the remedy.
         return "damaged", str(error).partition(";")[0].replace(f"{folder}{os.sep}", ""), spec
     return "finished", "", spec
 

@@ -44,9 +44,9 @@ from midigenre.run import FAILED, SWEEP, RunFolder, claimed, locked
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 20
-"""How long a job may take to keep its last step when the process of its sweep has ended."""
+"""How long a job may take to save its last step after the process of its sweep has ended."""
 
-# Launchers would start the processes of several wrongly.
+# Launchers would start the processes of several devices wrongly.
 ONE_DEVICE = "a sweep gives each run one device; set trainer.devices=1, or train without a sweep"
 
 RESUMES = "the same command line resumes the sweep"
@@ -79,7 +79,7 @@ def run_sweep(line: argparse.Namespace) -> int:
     if cfg.resume is not None:
         raise UserError("resume= continues one run; start it without a sweep")
     check_one_device(cfg, ONE_DEVICE)
-    # As Hydra has it: the command line's values take the place of a sweep's own.
+    # As in Hydra, the command line's values replace a sweep's own.
     own = [f"{k}={v}" for k, v in (cfg.hydra.sweeper.get("params") or {}).items()]
     by_key = {o.get_key_element(): o for o in [*parser.parse_overrides(own), *given]}
     jobs = list(itertools.product(*map(_values, by_key.values())))
@@ -169,14 +169,14 @@ def _at_a_time(cfg: DictConfig, n_jobs: int) -> list[str]:
 
 @dataclass(frozen=True)
 class SweepJob:
-    """A training run of a sweep: when it fails it says why in its folder, and the others run.
+    """A training run of a sweep: if it fails, its folder says why, and the others run.
 
     Where an earlier start of the same sweep left the run finished, its score is read; where it left
     it interrupted or failed, it is resumed.
 
     Attributes:
         paths: What follows ``--``.
-        sweep_pid: The process of the sweep, which its jobs on the same machine do not outlive.
+        sweep_pid: The sweep's process; jobs on the same machine end with it.
     """
 
     paths: tuple[str, ...] = ()
@@ -240,13 +240,13 @@ class SweepJob:
 
 @functools.cache
 def end_with(pid: int) -> threading.Event:
-    """Lets this process end soon after another one, on this machine, has ended.
+    """Ends this process soon after another one on this machine has ended.
 
-    A run that trains gets a SIGTERM, by which it ends its step and keeps it in ``last.ckpt``; what
-    is not done with that in :data:`GRACE_SECONDS` is killed.
+    A run that trains gets a SIGTERM, upon which it finishes its step and saves it to ``last.ckpt``;
+    what is not done with that in :data:`GRACE_SECONDS` is killed.
 
     Returns:
-        What is set when the other has ended.
+        An event that is set when the other has ended.
     """
     ended = threading.Event()
 

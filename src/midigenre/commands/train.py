@@ -48,7 +48,7 @@ from midigenre.wording import plural
 
 
 def run(cfg: DictConfig, paths: Sequence[str]) -> float:
-    """Trains, tests and leaves a run folder.
+    """Trains, tests and writes a run folder.
 
     Returns:
         The best validation score (macro-F1 of a classifier, loss of a generator), for sweeps.
@@ -60,7 +60,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
         raise UserError(f"train takes no paths after --, got {paths[0]!r}; set corpus.root=DIR")
     folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
     quiet_lightning()
-    resumed = cfg.resume is not None  # the saved config knows nothing of it
+    resumed = cfg.resume is not None  # the saved config does not have it
     cfg = _resumed(cfg) if resumed else finetuned(cfg, HydraConfig.get().overrides.task)
     # Further processes of a distributed run have the same command line; the first speaks for all.
     if not resumed and is_first_process():
@@ -119,7 +119,7 @@ def train(
     if is_part and ckpt is None:
         start = start_of(cfg)
 
-    # All that is random follows from the seed alone.
+    # All randomness follows from the seed alone.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = make_data(cfg, shards)
     no_validation = check_songs(cfg, data)
@@ -132,7 +132,7 @@ def train(
         fit(trainer, task, data, ckpt, lambda: None)
         return _best_score(trainer)
 
-    # Not before: what is rejected leaves no run.
+    # Not earlier: a rejected start leaves no run.
     for given, place in ((cfg, folder), whole or (cfg, folder)):
         OmegaConf.save(OmegaConf.create(plain(given)), place / "config.yaml")
         specs = {"tokens": shards.tokens.to_dict(), "labels": shards.labels.to_dict()}
@@ -178,7 +178,7 @@ def _finish(
     data: PhraseDataModule,
     began: float,
 ) -> float:
-    """Tests the best checkpoint and writes what a run leaves; the best validation score."""
+    """Tests the best checkpoint and writes the run's results; returns the best validation score."""
     score = _best_score(trainer)
     cost: dict[str, Any] = {
         "fit_seconds": round(task.cost.seconds, 3),
@@ -209,7 +209,7 @@ def _finish(
         metrics["protocol"] = {"part": cfg.protocol.part} | data.part.to_dict()
     write_json(folder / "evaluation.json", tested.evaluation)
     write_json(folder / "metrics.json", metrics)
-    # Apart from the metrics, which a seed makes the same every time.
+    # Apart from the metrics, which are the same for a given seed.
     write_json(folder / "cost.json", cost)
     finish_hparams(trainer, type(task), {monitor.replace("/", "_"): score} | tested.final, cost)
     for logger in trainer.loggers:
@@ -239,7 +239,7 @@ def start_of(cfg: DictConfig) -> Start | None:
 
 
 def _resumed(cfg: DictConfig) -> DictConfig:
-    """The saved config with the new bounds of the trainer."""
+    """The saved config with the new limits of the trainer."""
     run = RunFolder(Path(cfg.resume))
     if not run.has_config and (run.path / SWEEP).is_file():
         jobs = [str(job) for job in sorted(run.path.glob("[0-9]*")) if RunFolder(job).has_config]
@@ -256,7 +256,8 @@ def _resumed(cfg: DictConfig) -> DictConfig:
         key = override.partition("=")[0].lstrip("+")
         if key.startswith("trainer.max_"):
             bounds.append(key)
-        # A class of one's own is named again: that lets the saved config name it.
+        # A custom class must be named again on the command line, so that the saved config may name
+        # it.
         elif key not in ("resume", "debug", "home") and not key.endswith(registry.TARGET):
             raise UserError(
                 f"{override} cannot change on resume: the saved config wins; only trainer.max_* may"

@@ -1,4 +1,4 @@
-"""What every corpus gives: a list of songs with labels, as MIDI files on disk."""
+"""The interface of every corpus: a list of songs with labels, as MIDI files on disk."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NOTHING: Mapping[str, str] = {}  # one for all songs: an empty dict takes 64 by
 
 
 def _path_as_text(row: type[_Row]) -> type[_Row]:
-    """Keeps the field ``path`` as text and makes the place when it is asked for.
+    """Keeps the field ``path`` as text and makes the path object on access.
 
     A Path takes some 500 bytes and a UPath 3,000, its text 100: a corpus of a hundred thousand
     songs is listed in every process.
@@ -82,7 +82,7 @@ class SongRef:
 @_path_as_text
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """A piece of the source that could not become a MIDI file; it goes to ``refused.csv``.
+    """An item of the source that could not become a MIDI file; it goes to ``refused.csv``.
 
     Attributes:
         song_id: As in :class:`SongRef`.
@@ -123,8 +123,8 @@ class Corpus(ABC):
         name: Name of the corpus in ``conf/corpus``.
         labels: Names of its labels, the main one first (``("genre",)``, ``("genre", "emotion")``).
         tracks: Which notes cleaning keeps, one of :data:`midigenre.midi.song.TRACKS`.
-        neutral: Whether tempo and velocity are made constant then. With ``tracks="merged"`` only
-            pitch, rhythm and meter speak.
+        neutral: Whether cleaning makes tempo and velocity constant. With ``tracks="merged"`` only
+            pitch, rhythm and meter remain.
     """
 
     name: str
@@ -150,11 +150,11 @@ class Corpus(ABC):
             progress: Called as songs are made or found.
 
         Raises:
-            midigenre.errors.UserError: The source is not there; the message says how to get it.
+            midigenre.errors.UserError: The source is missing; the message says how to get it.
         """
 
     def classes(self) -> Mapping[str, tuple[str, ...]] | None:
-        """Class names in a fixed order where the corpus knows them, else None (those found)."""
+        """Class names in a fixed order if the corpus defines them; None for the classes found."""
         return None
 
 
@@ -188,17 +188,17 @@ def stratified(songs: Sequence[SongRef], limit: int | None, seed: int = 0) -> li
 def cached_listing(
     cache: Path, name: str, settings: Mapping[str, Any], build: Callable[[Path], Listing]
 ) -> Listing:
-    """The listing of a corpus that makes its own files, built on the first call only.
+    """The listing of a corpus that generates its files, built on the first call only.
 
     Args:
-        cache: Folder of all made corpora; each combination of settings has a folder in it.
+        cache: Folder of all generated corpora; each combination of settings has a subfolder.
         name: Name of the corpus.
-        settings: All that decides the files, with a format version.
+        settings: Everything that determines the files, with a format version.
         build: Makes the files in the folder it is given. It runs under a lock between processes;
             after an interruption it runs again and may find some of its files in the folder.
 
     Returns:
-        What ``build`` returned. The index is written last, so that it vouches for every file; one
+        What ``build`` returned. The index is written last, so that it guarantees every file; one
         that names a MIDI file which is gone is built again.
     """
     text = json.dumps(dict(settings), sort_keys=True)

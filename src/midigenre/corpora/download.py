@@ -1,4 +1,4 @@
-"""An archive from its address to a folder of files: resumable, checked, unpacked safely."""
+"""An archive from its URL to a folder of files: resumable, checked, unpacked safely."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from midigenre.errors import UserError
 from midigenre.files import inside, read_json, write_json
 from midigenre.storage import location, naming, room, stamp
 
-ATTEMPTS = 5  # broken transfers in turn, none of which brought a byte, after which we stop
+ATTEMPTS = 5  # consecutive broken transfers without a byte after which we stop
 WAIT = 1.0  # seconds before a broken transfer is tried again; each further time twice as long
-MAX_RATIO = 200  # times its size that an archive may unpack to; those of MIDI files are at 3 to 10
+MAX_RATIO = 200  # most that an archive may unpack to, times its size; MIDI archives have 3 to 10
 SMALL = 2**26  # bytes that any archive may unpack to
 MAX_HEADER = 2**20  # bytes of a member's name and attributes in a tar archive
 _BLOCK = 8 * 2**20  # bytes asked for at a time: what a broken transfer costs
@@ -44,7 +44,7 @@ def fetched(
 ) -> None:
     """Downloads an archive and unpacks it, once.
 
-    What was stopped resumes where it stopped. The archive lies beside ``root`` until it is
+    A stopped call resumes where it stopped. The archive lies beside ``root`` until it is
     unpacked; then it is deleted, and a file in ``root`` says that all is there. Parallel jobs
     download once.
 
@@ -52,7 +52,7 @@ def fetched(
         url: Address of a zip or tar archive: of a file on Google Drive, or any URL of fsspec
             (``https://``, ``s3://``, ``hf://``), or a path here.
         root: Folder to unpack into.
-        expected_files: MIDI files that there must be afterwards; None if any number will do.
+        expected_files: Number of MIDI files that there must be afterwards; None for any number.
         progress: Called with megabytes, then with files.
 
     Raises:
@@ -180,7 +180,7 @@ def _append_blocks(source: UPath, part: Path, size: int, progress: Progress) -> 
 
 
 def _from_drive(url: str, target: Path, progress: Progress) -> None:
-    """Downloads a file of Google Drive, whose large files come behind a page that warns."""
+    """Downloads a file of Google Drive, where large files are preceded by a warning page."""
     found = re.search(r"/d/([\w-]+)|[?&]id=([\w-]+)", url)
     if found is None:
         raise UserError(f"corpus.url={url} names no file of Google Drive (.../file/d/ID/view)")

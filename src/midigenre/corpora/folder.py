@@ -24,15 +24,16 @@ from midigenre.storage import MIDI_SUFFIXES, Entry, Location, entries, location
 from midigenre.wording import NAMED, first_few
 
 ENDINGS = ", ".join(s for s in MIDI_SUFFIXES if not s.endswith(".gz")) + " or one of these and .gz"
-"""What a message says of the names of MIDI files."""
+"""The names of MIDI files, for messages."""
 
 
 class LeftOut:
-    """Counts what a listing passes over, so that nothing vanishes without a word.
+    """Counts the files that a listing skips, so that nothing disappears silently.
 
     Attributes:
         endings: Files by their ending, for each folder at the top (``""``: in none).
-        unreadable: What is no MIDI file by its name and cannot be read, folders too, with reasons.
+        unreadable: Entries not named like MIDI files that cannot be read, folders too, with
+            reasons.
     """
 
     def __init__(self) -> None:
@@ -70,7 +71,7 @@ def in_words(endings: Mapping[str, int]) -> str:
 def midi_entries(root: Location, left_out: LeftOut) -> Iterator[Entry]:
     """What lies below a folder and is named like a MIDI file, in a stable order.
 
-    Links to folders are followed once. What cannot be read is among it, with the reason.
+    Links to folders are followed once. Unreadable entries are included, with the reason.
 
     Args:
         root: The folder.
@@ -91,12 +92,12 @@ def midi_files(root: Path, left_out: LeftOut | None = None) -> Iterator[Path]:
 class Folder(Corpus):
     """``DIR/<genre>/**/*.mid``: the first folder below ``DIR`` names the genre.
 
-    Every ending of :data:`midigenre.storage.MIDI_SUFFIXES` will do.
+    Every ending of :data:`midigenre.storage.MIDI_SUFFIXES` is accepted.
 
     Args:
         root: The folder ``DIR``, or its URL in a store.
         limit: At most this many songs, stratified.
-        group_pattern: A regular expression of Python, looked for anywhere in a song's path below
+        group_pattern: A Python regular expression, searched for anywhere in a song's path below
             ``DIR``, written with ``/``. Its group named ``group``, else its first one, is the
             song's group. None groups nothing.
         tracks: See :class:`~midigenre.corpora.base.Corpus`.
@@ -167,7 +168,7 @@ class Folder(Corpus):
         return Listing(songs, unusable, remarks, left_out.total())
 
     def _place(self, root: str | None) -> Location | None:
-        """Where the files are; None for a folder of their own among the made corpora."""
+        """Where the files are; None for a folder among the generated corpora."""
         if root is None:
             raise UserError(f"corpus {self.name!r} needs corpus.root=DIR with {self.layout}")
         path = location(root)  # a store is asked for it no sooner than it is listed

@@ -50,10 +50,10 @@ class Manifest(Corpus):
     """A CSV file with a row for each song.
 
     The columns ``path`` and the labels are needed; ``song_id`` (the path if it is not there),
-    ``group``, ``split`` and ``source`` are used where they are there, in any case and order;
-    further ones are kept in the shards' ``manifest.csv``. Rows with one ``song_id`` are versions of
-    a song and never lie in two splits, like those of a group. The file is UTF-8, with or without a
-    byte order mark, with commas, semicolons, tabs or bars between the cells.
+    ``group``, ``split`` and ``source`` are used where they are there, whatever their case and
+    order; other columns are kept in the shards' ``manifest.csv``. Rows with one ``song_id`` are
+    versions of a song and never lie in two splits, like those of a group. The file is UTF-8, with
+    or without a byte order mark, with commas, semicolons, tabs or bars between the cells.
 
     Args:
         path: The CSV file, here or its URL in a store.
@@ -303,7 +303,7 @@ class Manifest(Corpus):
     def _check_splits(
         self, rows: _Rows, splits: Sequence[str | None], groups: Sequence[str | None]
     ) -> None:
-        """A group in two of the given splits is a contradiction that only its author can mend."""
+        """Rejects a group in two of the given splits: only the table's author can correct that."""
         first: dict[str, tuple[int, str]] = {}
         bad: dict[str, str] = {}
         for (line, _), split, group in zip(rows, splits, groups, strict=True):
@@ -328,7 +328,7 @@ def _stamps_of(
     """Size and version of each file that is there, by its place, and why others cannot be read.
 
     A store is listed once, from the deepest folder that holds all of its files that are named;
-    only of a web server each file is asked for.
+    only a web server is asked for each file.
     """
     found: dict[str, str] = {}
     rejections: dict[str, RefusedSongError] = {}

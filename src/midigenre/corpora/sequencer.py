@@ -32,7 +32,7 @@ SCALES: Mapping[str, tuple[int, ...]] = {
     "minor pentatonic": (0, 3, 5, 7, 10),
 }
 
-# One distribution for all styles, so that the meter alone does not tell the style.
+# One distribution for all styles, so that the meter alone does not reveal the style.
 METERS: tuple[Meter, ...] = ((4, 4), (3, 4), (6, 8), (2, 4), (2, 2))
 METER_SHARES = (0.6, 0.12, 0.12, 0.08, 0.08)
 
@@ -196,7 +196,7 @@ def drum_bar(
         rng: Draws the kicks.
         song: For the meter.
         hat_steps: Steps between hats.
-        kicks: Chance of a kick on each further eighth.
+        kicks: Chance of a kick on each other eighth.
         ride: Whether a ride cymbal replaces the hat.
     """
     hits = [(step, RIDE if ride else HAT) for step in range(0, song.bar, hat_steps)]

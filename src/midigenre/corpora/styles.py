@@ -54,7 +54,7 @@ def _velocity(rng: np.random.Generator, mean: int, accent: bool = False) -> int:
 def _drums(rng: np.random.Generator, song: Plan, canvas: Canvas, low: float, high: float) -> None:
     """Drums in half of the songs: a groove for each kind of section, fills and crashes between.
 
-    Kicks on further eighths have a chance between ``low`` and ``high``.
+    Kicks on other eighths have a chance between ``low`` and ``high``.
     """
     if rng.random() >= DRUM_CHANCE:
         return

@@ -1,4 +1,4 @@
-"""A small made corpus with a genre and an emotion by rule: for tests, examples and first steps.
+"""A small synthetic corpus with genre and emotion by rule: for tests, examples and first steps.
 
 Genre shows in instruments, texture and meter; emotion by mode, register, density, tempo and
 loudness (Russell's two axes: valence by mode, arousal by the rest). A small model learns both.
@@ -183,7 +183,7 @@ def toy_song(rng: np.random.Generator, genre: str, emotion: str) -> ScoreTick:
 
 
 class Toy(Corpus):
-    """The toy corpus; it is made in a second or two on the first call.
+    """The toy corpus, generated in a second or two on the first call.
 
     Args:
         limit: At most this many songs, stratified.

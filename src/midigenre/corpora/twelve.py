@@ -1,8 +1,8 @@
-"""Twelve genres that anybody can make: seven music21 corpora and five synthesised styles.
+"""Twelve genres that anybody can reproduce: seven music21 corpora and five synthesised styles.
 
 Every song is a section of at most :data:`~midigenre.corpora.works.MAX_SECTION_BARS` bars of a
 work, or a synthesised song of 16 to 48 bars. All tracks are merged and tempo and velocity made
-constant in cleaning (``tracks``, ``neutral``), so that only pitch, rhythm and meter speak.
+constant in cleaning (``tracks``, ``neutral``), so that only pitch, rhythm and meter remain.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Twelve(Corpus):
 
 
 def _build(folder: Path, quota: int, seed: int, n_workers: int, progress: Progress) -> Listing:
-    """Makes all songs; works whose record lies in the folder already are not converted again."""
+    """Makes all songs; works with a record in the folder are not converted again."""
     corpus_root()  # a missing corpus is reported before any work is done
     choices = {genre: _Choice(genre, quota, seed) for genre in REAL}
     total = quota * (len(REAL) + len(SYNTHESISED))
@@ -233,7 +233,7 @@ def _size(work: Work) -> int:
 
 
 def _convert(work: Work, folder: Path, max_songs: int) -> tuple[str, str, dict[str, Any]]:
-    """Writes a work's sections and then, to say that they are there, its record.
+    """Writes a work's sections and then its record, which marks them as complete.
 
     Returns:
         Genre, work id, and the record: ``sections`` (song id, place in the work, bars), ``reason``
@@ -248,7 +248,7 @@ def _convert(work: Work, folder: Path, max_songs: int) -> tuple[str, str, dict[s
         parts = list(sections(read_work(work)))
     except RefusedSongError as error:
         record |= {"reason": error.reason, "detail": error.detail}
-    except Exception as error:  # whatever music21 meets in a file; the rest goes on
+    except Exception as error:  # whatever music21 raises on a file; the others continue
         detail = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         record |= {"reason": "not_written", "detail": detail}
     n_songs = min(len(parts), max_songs)

@@ -62,7 +62,7 @@ class Work:
         genre: Name of the corpus.
         path: File in music21's corpus.
         group: Works of one group belong together: movements, parts of a cycle, variants of a song.
-        title: In words, as far as the file name or the file's head tells.
+        title: In words, as far as the file name or the file's header gives it.
         number: Index of the song in an Essen file, from 0; None elsewhere.
     """
 
@@ -382,7 +382,7 @@ def sections(work: Notation, max_bars: int = MAX_SECTION_BARS) -> Iterator[tuple
     """The work in sections of nearly equal length, each a score, with their numbers of bars.
 
     Bars at the beginning of a section in which no note begins are left out, so that no class is
-    known by its rests; so is a section without any onset. A note belongs to the section of its
+    recognised by its rests; so is a section without any onset. A note belongs to the section of its
     onset and ends with it at the latest.
     """
     notes = np.concatenate([rows for _, rows in work.parts])

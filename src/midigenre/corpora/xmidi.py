@@ -43,9 +43,9 @@ class XMIDI(Folder):
         group_pattern: See :class:`~midigenre.corpora.folder.Folder`.
         tracks: See :class:`~midigenre.corpora.base.Corpus`.
         download: Fetch and unpack the archive first, into ``root``, or into ``xmidi`` in the folder
-            of made corpora if there is none; what is there stays.
+            of generated corpora if there is none; existing files stay.
         url: The archive's address, see :func:`~midigenre.corpora.download.fetched`.
-        expected_files: MIDI files of the whole archive. A download that brings another number is
+        expected_files: MIDI files of the whole archive. A download with another number is
             rejected; of a folder that has another number a remark says so.
 
     Raises:
