@@ -1,7 +1,7 @@
-"""Makes the files of a prepared corpus, some hundred songs each: here, in processes, on a cluster.
+"""Makes the shard files of a corpus, some hundred songs each: in processes here or on a cluster.
 
-A chunk is made by one process, which writes it where it belongs; only its size goes back. What is
-in it follows from the songs alone, so that the files are the same whoever makes them.
+A chunk is made by one process, which writes it where it belongs; only its size goes back. Its
+content depends on the songs alone, so that the files are the same whoever makes them.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class ChunkSummary:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Songs that become one shard file; it goes to a worker as it is.
+    """Songs that become one shard file; the object is sent to a worker.
 
     ``digests`` are the SHA-256 of their files as they were listed, empty where one could not be
     read.
@@ -174,16 +174,16 @@ class Chunk:
             self._path("npz").name: hashlib.sha256(arrays).hexdigest(),
         }
         done = {"key": self._key(), "files": files, "part": about, "kept": kept}
-        # Last: it vouches for the others.
+        # Last: it marks the others as complete.
         write_json(self._path("done.json"), done | {"rejected": rejected})
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Where chunks are made; what is in them does not depend on it.
+    """Where chunks are made; their content does not depend on it.
 
     Attributes:
-        n: Processes. With a cluster that runs already it is what the cluster has.
+        n: Processes. For a running cluster, what the cluster has.
         backend: One of :data:`BACKENDS`, joblib's name for it.
         scheduler: Address of a Dask cluster (``tcp://host:8786``); None starts one here.
 
@@ -220,7 +220,7 @@ class Workers:
         for _ in range(_ATTEMPTS):
             try:
                 with self._backend():
-                    # One at a time: joblib would put quick ones together and say nothing meanwhile.
+                    # One at a time: joblib would batch quick ones and report nothing meanwhile.
                     parallel = joblib.Parallel(
                         n_jobs=-1 if self.scheduler else self.n, return_as="generator_unordered",
                         batch_size=1,

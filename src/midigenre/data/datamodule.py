@@ -66,8 +66,8 @@ class PhraseDataModule(L.LightningDataModule):
         shards: The prepared corpus, or its folder.
         seed: Seed of the training phrases and their order.
         fold: ``i/n`` for the training and validation songs of one share
-            (:class:`~midigenre.data.splits.Subset`); None for all. Nobody trains on the test songs:
-            they are the same in every share, so that scores compare.
+            (:class:`~midigenre.data.splits.Subset`); None for all. No share trains on the test
+            songs: they are the same in every share, so that scores compare.
         task_labels: Labels that the task learns, for ``unlabelled``; none keeps all songs.
         augment: How training phrases are changed; None for not at all.
         protocol: The part that is trained and tested here, as
@@ -118,7 +118,7 @@ class PhraseDataModule(L.LightningDataModule):
         return self.part.rows[split]
 
     def rows(self, split: str | None) -> Longs:
-        """Indices of the songs of a split, or of all splits for None, that the fold leaves."""
+        """Indices of the fold's songs of a split, or of all splits for None."""
         rows = self.split_rows(split)
         if self.fold is None:
             return rows
@@ -131,7 +131,7 @@ class PhraseDataModule(L.LightningDataModule):
         return consecutive(self.shards, self.rows(split), self.length)
 
     def classes_lost(self) -> dict[str, list[str]]:
-        """For each label the classes of the training songs of which the fold leaves none."""
+        """For each label the classes that have training songs, but none in the fold."""
         before, after = self.split_rows("train"), self.rows("train")
         return {
             label: [

@@ -9,8 +9,8 @@ whose rows agree become pairs (:func:`near_pairs`).
 
 *Patterns.* Runs of :data:`INTERVALS` melodic intervals modulo 12 along outer voices, the top and
 the bottom note of each onset; a repeated pitch class counts once. Rhythm is left out, because a
-file whose ticks were stretched has another one after quantisation. So is what songs share that have
-nothing to do with each other, see :func:`_intervals`; accompaniments of one style are alike, and a
+file whose ticks were stretched has another one after quantisation. So are patterns that unrelated
+songs share, see :func:`_intervals`; accompaniments of one style are alike, and a
 false pair is worse than a missed one. Interval n-grams as an index of music are those of Downie and
 Nelson, "Evaluation of a Simple and Effective Music Information Retrieval Method" (SIGIR 2000).
 
@@ -49,7 +49,7 @@ from midigenre.wording import plural
 
 GROUPINGS = ("none", "exact", "near")
 DUPLICATE_KINDS = ("bytes", "notes", "near")
-"""What links a song to its group, the strictest that holds."""
+"""What links a song to its group; the strictest kind that applies."""
 
 MAX_REPORTED = 10  # groups and conflicts that the report names; duplicates.csv has all
 NAMED_EACH = 3  # copies of a song, or pairs of classes, that a message names
@@ -66,7 +66,7 @@ CHORDS = (16, 8)
 HITS = 8  # onsets of a drum pattern; each is the set of drums that sound together
 DRUM_SETS = 4  # fewest different sets of drums in a drum pattern
 DRUM_PERIOD = 4  # patterns that repeat after so many onsets or fewer are a beat that many share
-MIN_PATTERNS = 20  # a set with fewer says nothing
+MIN_PATTERNS = 20  # a set with fewer is ignored
 
 # Sketches
 SKETCH = 128  # MinHash values of a set
@@ -146,9 +146,9 @@ def without_leaks(
 ) -> tuple[list[SongRef], list[Unusable], list[str]]:
     """Takes copies out where the source's own splits hold the same bytes twice.
 
-    A given test set stays as it is, so that its scores compare with others': the copies in training
-    go, then those in validation. Gives the songs that are left, the others as ``split_conflict``,
-    and remarks.
+    A given test set stays as it is, so that its scores compare with others': copies in training
+    are removed, then those in validation. Gives the songs that are left, the others as
+    ``split_conflict``, and remarks.
     """
     best: dict[str, SongRef] = {}
     for song in songs:
@@ -178,7 +178,7 @@ def without_leaks(
 def linked_groups(
     ids: Sequence[str], groups: Sequence[str | None], first_copies: Sequence[str | None]
 ) -> list[str]:
-    """One name for all songs that are linked by a group or by being duplicates (union-find).
+    """One name for all songs linked by a group or as duplicates (union-find).
 
     Splits and folds are functions of these names. ``first_copies`` has for each song the first one
     of its group of duplicates, if any.

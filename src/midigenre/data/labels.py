@@ -18,7 +18,7 @@ from midigenre.wording import NAMED, plural
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """What is done to the labels of any corpus before its songs are split.
+    """How the labels of a corpus are changed before its songs are split.
 
     Attributes:
         map: For each label the classes that get another name, all at once (``{"a": "b", "b": "a"}``
@@ -119,7 +119,7 @@ def mapped(listing: Listing, corpus: Corpus, settings: LabelSettings) -> Listing
 
 
 def _look_alikes(songs: Sequence[SongRef], labels: Iterable[str]) -> list[str]:
-    """Classes that are one to a reader: they differ in case, spaces or how a letter is coded."""
+    """Classes that look alike: they differ in case, spaces or how a letter is coded."""
     remarks = []
     for label in labels:
         alike: dict[str, Counter[str]] = {}
@@ -147,8 +147,8 @@ def without_rare(
 ) -> tuple[list[SongRef], list[Unusable]]:
     """Takes out the classes with fewer than ``settings.min_songs`` songs that can be used.
 
-    A song that goes with a rare emotion is also one song less of its genre: this is repeated until
-    every class that is left is large enough. ``content`` names a song's bytes, equal ones count
+    Removing a song for its rare emotion also leaves its genre one song fewer, so this repeats until
+    every remaining class is large enough. ``content`` names a song's bytes, equal ones count
     once; ``usable`` is asked of no more songs than the bound needs.
 
     Returns:

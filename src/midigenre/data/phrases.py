@@ -60,7 +60,7 @@ class Seconds:
     Attributes:
         seconds: A phrase has the whole bars, at least one, that come nearest to it (of two equally
             near numbers of bars the smaller one).
-        max_bars: Most bars of a phrase, which the vocabulary can number.
+        max_bars: Most bars of a phrase that the vocabulary can number.
     """
 
     seconds: float
@@ -106,7 +106,7 @@ def length_settings(length: PhraseLength) -> dict[str, int | float | None]:
 def phrase_ends(songs: SongSource, row: int, length: PhraseLength) -> Longs:
     """For each bar of a song the bar after the phrase that would start there, shape (bars,).
 
-    It may lie behind the song's last bar, as if bars like that one followed: such a phrase is cut
+    It may lie after the song's last bar, as if bars like that one followed: such a phrase is cut
     short by the end of the song.
     """
     if not isinstance(length, Seconds):
@@ -149,7 +149,7 @@ def consecutive(songs: SongSource, rows: Longs, length: PhraseLength) -> Phrases
 
 
 def at_most(phrases: Phrases, per_song: int) -> Phrases:
-    """At most this many phrases of each song, evenly spaced over it; songs stand in one piece."""
+    """At most this many phrases of each song, evenly spaced; phrases of a song are contiguous."""
     _, begin, counts = np.unique(phrases.song, return_index=True, return_counts=True)
     order = np.argsort(begin)
     n = np.repeat(counts[order], counts[order])
@@ -167,7 +167,7 @@ class PhraseReader:
         max_tokens: Longest phrase in steps, marks included; longer ones end at the last whole bar
             that fits.
         marks: Whether a phrase that begins its song has BOS before it, and one that ends its song
-            EOS behind it.
+            EOS after it.
 
     Raises:
         UserError: ``marks`` with a vocabulary that has no BOS or EOS, or with no room for both.
@@ -206,7 +206,7 @@ class PhraseReader:
         room = None if self.max_tokens is None else self.max_tokens - begins - ends
         ids, stop = read(song, first, end, room)
         bos, eos = self._marks
-        # A bar that alone is too long is cut inside: nothing ends there.
+        # A bar that is too long by itself is cut inside: no EOS.
         whole = room is None or len(ids) < room
         parts = [bos] * begins + [ids] + [eos] * (ends and stop == n_bars and whole)
         return np.concatenate(parts), stop
@@ -244,8 +244,8 @@ class PhraseReader:
     def lengths(self, phrases: Phrases) -> Longs:
         """Steps of each phrase, for planning batches.
 
-        Exact but for the two that may restate the tempo; where phrases are not slices, an estimate
-        from the number of notes.
+        Exact but for the two steps that may restate the tempo; where phrases are not slices, an
+        estimate from the number of notes.
         """
         out = np.zeros(len(phrases), np.int64)
         order = np.argsort(phrases.song, kind="stable")

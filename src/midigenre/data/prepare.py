@@ -47,7 +47,7 @@ from midigenre.tokenizers.base import Tokenizer
 from midigenre.wording import plural
 
 SONGS_PER_FILE = (64, 512)
-"""Least and most songs of a shard file: a stop costs one per worker, each costs opening it."""
+"""Least and most songs of a shard file: a stop loses one per worker, and each must be opened."""
 
 _FILES = 128  # of a corpus between those bounds
 
@@ -188,7 +188,7 @@ def _is_finished(folder: Location, lock: Path, stack: ExitStack, progress: Progr
 
 @contextmanager
 def _alone(path: Path, name: str, progress: Progress) -> Iterator[None]:
-    """Has a lock alone; waits for readers, and for another process that prepares."""
+    """Holds a lock exclusively; waits for readers, and for another process that prepares."""
     lock = FileLock(path)
     try:
         held = lock.acquire(timeout=0)
@@ -201,7 +201,7 @@ def _alone(path: Path, name: str, progress: Progress) -> Iterator[None]:
 
 @contextmanager
 def _writing(folder: Location) -> Iterator[None]:
-    """Makes one clear line of a full or unwritable disk, or of a store that refuses."""
+    """Turns a full or unwritable disk, or a failing store, into a one-line error."""
     try:
         yield
     except OSError as error:
@@ -212,7 +212,7 @@ def _writing(folder: Location) -> Iterator[None]:
 
 
 def _note_listing(folder: Location, listing: Listing) -> None:
-    """Says in the report what the shards do not depend on: files beside them, folders of none."""
+    """Adds to the report what the shards do not depend on: files left out, genres without songs."""
     path = folder / "report.json"
     report = read_object(path, remedy(folder))
     noted = {"left_out": dict(listing.left_out), "remarks": listing.remarks}
@@ -349,7 +349,7 @@ def _chosen(
     listing: Listing,
     digests: Mapping[str, bytes],
 ) -> tuple[list[SongRef], list[Unusable], list[str]]:
-    """The songs to encode, those that are rejected before, and remarks."""
+    """The songs to encode, those rejected before encoding, and remarks."""
 
     def content(song: SongRef) -> bytes:
         return digests[song.song_id] or song.song_id.encode(errors="surrogateescape")
@@ -378,7 +378,7 @@ def _vanished(
     labels: LabelSpec,
     label_map: Mapping[str, Mapping[str, str | None]],
 ) -> list[str]:
-    """A warning for each label with classes all of whose songs were rejected, and not by wish."""
+    """A warning for each label with classes whose songs were all rejected unintentionally."""
     wished = {
         (label, name)
         for song in unusable if song.reason in ("dropped_label", "rare_label")
@@ -397,7 +397,7 @@ def _vanished(
 
 
 class _Results:
-    """What became of the songs: those kept, in the shards' order, with hashes and sketches.
+    """The outcome for the songs: those kept, in the shards' order, with hashes and sketches.
 
     ``unusable`` are the others, ``repairs`` and ``fallbacks`` (to MidiTok) counts by their reasons,
     ``parts`` entries of ``spec.json``.

@@ -22,7 +22,7 @@ from midigenre.wording import first_few, plural
 
 PERCENTILES = (1, 25, 50, 75, 90, 99, 100)
 NONE = "(none)"
-"""Stands in tables for songs without a label."""
+"""Name in tables for songs without a label."""
 
 REPORTED = ("splits", "classes", "label_tables", "phrase_tokens", "cut_by_max_tokens")
 """What :func:`phrase_report` gives besides the settings."""

@@ -22,7 +22,7 @@ _ORDER, _KEYS, _BARS, _BALANCE, _CHANGED = range(1, 6)
 
 @dataclass(frozen=True)
 class Balance:
-    """How far the classes of a label are drawn equally often.
+    """How equally often the classes of a label are drawn.
 
     ``class_S`` is the class index of each training song. With ``share`` 0 each class is drawn as
     often as its songs have phrases, with 1 all equally often; between them it is interpolated.
@@ -35,8 +35,8 @@ class Balance:
 class RandomStarts:
     """Training phrases: each song gives as many as it has consecutive ones, at random bars.
 
-    Any bar may be the first, the last ones too: those phrases are shorter, as the last one of a
-    song often is in evaluation. The phrases of an epoch are a function of the seed, the epoch and
+    Any bar may be the first, even the last ones: those phrases are shorter, as a song's last phrase
+    often is in evaluation. The phrases of an epoch are a function of the seed, the epoch and
     their index.
 
     Args:
@@ -130,7 +130,7 @@ class RandomStarts:
         else:
             low, high = self._bars
             bars = np.random.default_rng([seed, epoch, _BARS]).integers(low, high + 1, len(slot))
-            # Silent all through: the next bar with an onset begins the phrase.
+            # Silent throughout: the phrase begins at the next bar with an onset.
             first = np.where((first >= pick) & (first < pick + bars), pick, first)
             first = np.where(bars >= n_starts, 0, first)  # one phrase holds the whole song
             end = np.minimum(first + bars, n_starts)
@@ -187,7 +187,7 @@ def group_by_budget(lengths: Longs, batch_phrases: int, batch_tokens: int | None
     Args:
         lengths: Steps of each phrase, in the order in which they are to be batched.
         batch_phrases: Most phrases in a batch.
-        batch_tokens: Most steps in a batch; a phrase that is longer by itself makes one alone.
+        batch_tokens: Most steps in a batch; a longer phrase is a batch of its own.
     """
     edges, tokens = [0], 0
     for i, length in enumerate(lengths.tolist()):

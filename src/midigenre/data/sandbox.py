@@ -1,8 +1,8 @@
 """Reads each file in a subprocess, so that a crash rejects that file only.
 
-A parser in C++ may die on a file, or never come back. The sandbox gives each file's bytes to a
+A parser in C++ may crash on a file, or never return. The sandbox gives each file's bytes to a
 child process: when that dies, or takes so long that the kernel's timer ends it, the file is
-rejected with the reason and another child is started. It ends by itself when nothing is asked of it
+rejected with the reason and another child is started. It ends by itself when it is idle
 for a while, or when its parent is gone.
 """
 
@@ -38,10 +38,10 @@ from midigenre.storage import Location, is_remote, read, unopened
 from midigenre.tokenizers.base import Encoded, Tokenizer, from_spec
 
 IDLE_SECONDS = 20.0
-"""A child without work ends after so long: training should not pay for its memory."""
+"""Seconds after which an idle child ends: training should not pay for its memory."""
 
 START_SECONDS = 120.0
-"""A child that says nothing for so long never will; importing takes two seconds on a free core."""
+"""Seconds without an answer after which a child has failed; importing takes two on a free core."""
 
 MEMORY_BYTES = 4 << 30
 """Address space that one file may take beyond what the child has when it starts."""
@@ -60,7 +60,7 @@ _GONE = (EOFError, OSError, pickle.UnpicklingError)  # what a pipe says of a chi
 
 @dataclass(frozen=True)
 class Limits:
-    """What one file may cost: megabytes (10^6 bytes), and seconds to read and encode it."""
+    """Limits for one file: megabytes (10^6 bytes), and seconds to read and encode it."""
 
     max_file_mb: float = 16.0
     max_seconds: float = 60.0
@@ -73,16 +73,17 @@ class Limits:
 
 
 class FileLimits(Limits):
-    """Those of a command whose settings lie in no group."""
+    """The limits of a command whose settings are in no group."""
 
     group = ""
 
 
 def file_bytes(path: Location, limits: Limits, listed: int | None = None) -> bytes:
-    """Bytes of a person's file: the one way to them for whatever reads music.
+    """Bytes of a user's file; everything that reads music reads them through this function.
 
-    The limits hold while it is read, so that a file that grows, or whose size is a lie, ends there.
-    ``listed`` is its size where a listing told it: a request for each file of a bucket is slow.
+    The limits hold while it is read, so that a file that grows, or whose reported size is false,
+    ends there. ``listed`` is its size where a listing told it: a request for each file of a bucket
+    is slow.
 
     Raises:
         RefusedSongError: ``missing``, ``not_regular``, ``too_large`` or ``timed_out``.
@@ -154,12 +155,12 @@ def read_song(data: bytes, tokenizer: Tokenizer) -> tuple[Song, Encoded]:
 class Sandbox:
     """A child process that reads songs for this one; it is started when first needed.
 
-    A file on which the child dies is tried a second time in a fresh one: it may have been somebody
-    else's fault (the machine was short of memory, say). One that takes too long is not.
+    A file on which the child dies is tried a second time in a fresh one: the cause may have
+    been elsewhere (the machine was short of memory, say). One that takes too long is not.
 
     Args:
         main: Module that the child runs; the tests put parsers there that die.
-        idle_seconds: A child that nothing is asked of ends after so long.
+        idle_seconds: An idle child ends after this time.
     """
 
     def __init__(
@@ -171,7 +172,7 @@ class Sandbox:
         self._knows: TokenSpec | None = None
 
     def read(self, how: str, data: bytes, spec: TokenSpec, limits: Limits) -> Any:
-        """What :func:`encoded_song` (``encode``), :func:`read_song` (``song``) or so gives.
+        """The result of :func:`encoded_song` (``encode``), :func:`read_song` (``song``), ...
 
         Raises:
             RefusedSongError: What the function raises; or ``crashed`` or ``timed_out``.
@@ -181,7 +182,7 @@ class Sandbox:
             pipe = self.ready(spec)
             try:
                 pipe.send((how, data, limits.max_seconds))
-                # The timer in the child comes first; this is for one that cannot even die.
+                # The timer in the child comes first; this is for a child that does not end.
                 if not pipe.poll(limits.max_seconds + START_SECONDS):
                     self.close()
                     raise limits.too_slow()
@@ -274,7 +275,7 @@ _shared = threading.local()
 
 
 def shared_sandbox() -> Sandbox:
-    """The sandbox of this thread, whoever asks for it; a worker of a cluster may have several."""
+    """The sandbox of this thread; a cluster worker may have several threads."""
     if not hasattr(_shared, "sandbox"):
         _shared.sandbox = Sandbox()
         atexit.register(_shared.sandbox.close)
@@ -283,7 +284,7 @@ def shared_sandbox() -> Sandbox:
 
 
 class FileReader(AbstractContextManager["FileReader"]):
-    """Reads the few files that a person names; a context, at whose end its child ends.
+    """Reads the few files that a user names; a context manager, whose child ends with it.
 
     ``guarded=False`` reads in this process, where a file that kills the parser kills it, too, and
     none is stopped after ``max_seconds``.
@@ -291,7 +292,7 @@ class FileReader(AbstractContextManager["FileReader"]):
 
     def __init__(self, limits: FileLimits | None = None, guarded: bool = True) -> None:
         self._limits = limits or FileLimits()
-        # Its child ends with the command, which may compute for long before it reads on.
+        # Its child ends with the command, which may compute for long between reads.
         self._sandbox = Sandbox(idle_seconds=3600.0) if guarded else None
 
     def __enter__(self) -> FileReader:
@@ -306,7 +307,7 @@ class FileReader(AbstractContextManager["FileReader"]):
             self._sandbox.close()
 
     def wait(self, spec: TokenSpec) -> None:
-        """Comes back when the child is there and knows the vocabulary."""
+        """Returns when the child runs and has the vocabulary."""
         if self._sandbox is not None:
             self._sandbox.ready(spec)
 
@@ -324,7 +325,7 @@ class FileReader(AbstractContextManager["FileReader"]):
 
 
 def run_child(functions: Mapping[str, Callable[[bytes, Tokenizer], Any]]) -> None:
-    """The child: answers until the other side is gone, or silent for so long.
+    """The child: answers until the other side is gone, or idle for too long.
 
     Its arguments are the number of its end of the pipe, and how many seconds it waits for a
     question: the name of one of the functions, what it is given, and how long it may take. An
@@ -332,7 +333,7 @@ def run_child(functions: Mapping[str, Callable[[bytes, Tokenizer], Any]]) -> Non
     """
     import midigenre.tokenizers.miditok  # noqa: F401 (before the first question)
 
-    # Ctrl-C is the parent's: it decides what becomes of the files.
+    # Ctrl-C is for the parent to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     _limit_memory()

@@ -68,7 +68,7 @@ _LISTS: Mapping[str, pa.DataType] = {
 
 
 def remedy(folder: Location) -> str:
-    """What to do about shards that are damaged."""
+    """The remedy for damaged shards."""
     return (
         f"remove these shards (`midigenre prepare clean={folder.name}`, or delete {folder}) and "
         "run `midigenre prepare` again"
@@ -179,7 +179,7 @@ def write_part(path: Location, rows: Sequence[Mapping[str, Any]], of: pa.Schema)
     for column in of:
         values = [row[column.name] for row in rows]
         if column.type == pa.string():
-            # File names need not be UTF-8, Arrow's text must; the manifest has them as they are.
+            # File names need not be UTF-8, Arrow's text must; the manifest has them unchanged.
             values = [os.fsencode(v).decode(errors="replace") for v in values]
         columns.append(pa.array(values, column.type))
     with whole(path) as part:
@@ -196,7 +196,7 @@ def write_spec(
     labels: LabelSpec,
     parts: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Writes ``spec.json``, which vouches by checksums for itself, the parts and the tables.
+    """Writes ``spec.json``, with checksums of itself, the parts and the tables.
 
     ``parts`` are what :func:`write_part` returned; the tables lie in ``folder`` already.
     """
@@ -243,7 +243,7 @@ def _spec_of(folder: Location) -> tuple[dict[str, Any], bytes]:
 
 
 def lock_file(folder: Path) -> Path:
-    """The file beside a folder of shards that its readers share, and that others have alone."""
+    """The lock file beside a folder of shards: readers share it, others hold it exclusively."""
     real = Path(os.path.realpath(folder))
     return real.with_name(f"{real.name}.lock")
 
@@ -253,7 +253,7 @@ def open_shards(
 ) -> ShardSet:
     """Opens a prepared corpus; one in a store is copied to ``<home>/cache`` the first time.
 
-    ``finished`` is False while its report is still to be written, by whoever has its lock alone.
+    ``finished`` is False while the exclusive holder of its lock has yet to write the report.
 
     Raises:
         UserError: See :class:`ShardSet`; or the store is out of reach.
@@ -264,13 +264,13 @@ def open_shards(
     files = {part["file"]: part["sha256"] for part in spec["parts"]} | spec["tables"]
     if finished:
         files["report.json"] = None
-    # The very one that was read: a folder that is written again meanwhile is noticed.
+    # Of the bytes that were read, so that a folder rewritten meanwhile is noticed.
     files["spec.json"] = hashlib.sha256(packed).hexdigest()
     return ShardSet(local_copy(folder, home / "cache", files, progress))
 
 
 class ShardSet:
-    """A prepared corpus on disk, found whole and untouched when it is opened.
+    """A prepared corpus on disk, checked for completeness when it is opened.
 
     ``spec.json`` and ``manifest.csv`` must have their checksums, and every part the size, the
     schema and the number of songs that ``spec.json`` names. The songs in the parts are not read
@@ -312,7 +312,7 @@ class ShardSet:
     def _share_lock(self) -> None:
         handle = None
         try:
-            for _ in range(_PATIENCE):  # `prepare list=true` has it alone for a moment
+            for _ in range(_PATIENCE):  # `prepare list=true` locks it for a moment
                 handle = share_lock(lock_file(self.folder))
                 if handle is not None:
                     break

@@ -3,8 +3,8 @@
 :func:`assign_splits` splits once, when a corpus is prepared. A :class:`Protocol` trains one model
 for each of its parts: ``crossval`` tests every song once, by a model that was not trained on it;
 ``leave_one_source_out`` tests each source by a model of the others, for labels often follow the
-source of a file, and a model that knows the source looks better than it is. A :class:`Subset` is a
-hashed share of the songs. The shards stay as they are: all these are choices of their rows.
+source of a file, and a model that recognises the source looks better than it is. A :class:`Subset`
+is a hashed share of the songs. The shards stay as they are: all these are choices of their rows.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def assign_splits(
 
 
 def check_fractions(fractions: Sequence[float]) -> None:
-    """Rejects what are not shares of three splits.
+    """Rejects anything but three shares that sum to 1.
 
     Raises:
         ValueError: The fractions are negative or do not sum to 1.
@@ -138,7 +138,7 @@ def _fill(
 ) -> None:
     """Moves small groups until each class with three groups or more is in every split.
 
-    No class loses its last group in a split for another one's sake.
+    No class loses its last group in a split to another class.
     """
     groups_C: list[list[int]] = [[] for _ in names]
     counts_C3 = np.zeros((len(names), 3), np.int64)
@@ -181,7 +181,7 @@ def assign_folds(
     for songs in sorted((songs_G[g] for g in order), key=lambda songs: -len(songs)):
         at, n_C = np.unique([c for i in songs for c in cells_S[i]], return_counts=True)
         growth_K = ((2 * held_KC[:, at] * n_C + n_C**2) / total_C[at]).sum(1)
-        # Sums of the same fractions in another order must not decide.
+        # The order of summing equal fractions must not decide.
         best = np.flatnonzero(growth_K <= growth_K.min() * (1 + 1e-9))
         fold = int(best[sizes_K[best].argmin()])
         held_KC[fold, at] += n_C
@@ -305,7 +305,7 @@ class Protocol:
         return parts
 
     def split(self, shards: ShardSet, part: int | None = None) -> Fold:
-        """The songs of a part, by its number from 1; their own split is not looked at.
+        """The songs of a part, by its number from 1; their prepared split is ignored.
 
         Raises:
             UserError: There are too few groups or sources, there is no such source or part, or no
@@ -395,7 +395,7 @@ def song_groups(shards: ShardSet) -> list[str]:
 
 
 def song_strata(shards: ShardSet) -> list[tuple[int, ...]]:
-    """Class index of every label of each song; those of no task too, so that tasks share folds."""
+    """Class index of every label of each song; labels of no task too, so that tasks share folds."""
     indices = [values.tolist() for values in shards.label_indices().values()]
     return list(zip(*indices, strict=True)) if indices else [(0,)] * len(shards)
 
@@ -404,8 +404,8 @@ def song_strata(shards: ShardSet) -> list[tuple[int, ...]]:
 class Subset:
     """The ``i``-th of ``n`` shares of the songs, so that two models can learn from different ones.
 
-    A judge that saw the songs of a generator would praise it for repeating them: train the one with
-    ``fold=1/2`` and the other with ``fold=2/2``.
+    A judge trained on the generator's songs would reward copies: train the one with ``fold=1/2``
+    and the other with ``fold=2/2``.
 
     Songs that belong together (a group, duplicates) are always in the same share. It follows from
     the SHA-256 of ``group:NAME``, or of ``song:ID`` where a song stands alone: not from the split,

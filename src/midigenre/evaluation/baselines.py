@@ -6,11 +6,11 @@ is an :class:`~midigenre.evaluation.exported_baselines.ExportedBaseline`, arrays
 For each label there is one classifier of phrases and one of songs, whose counts are the sums over
 their phrases.
 
-They follow from the songs, their split and the tokens alone. What was fitted is kept beside the
-shards as arrays of numbers, so that each further run on the same songs reads in a moment what took
+They depend on the songs, their split and the tokens alone. What was fitted is kept beside the
+shards as arrays of numbers, so that later runs on the same songs read in a moment what took
 minutes to fit.
 
-The settings are frozen: they are scikit-learn's defaults, but for what was chosen once on the
+The settings are frozen: scikit-learn's defaults, except for what was chosen once on the
 validation songs of ``twelve`` and is written beside each.
 """
 
@@ -59,10 +59,10 @@ MAX_TRAIN = {"phrase": 20_000, "song": 10_000}
 """Most phrases and songs that are fitted on, a stratified draw: bounds time and memory."""
 
 BASELINES_FOLDER = "baselines"
-"""Where they lie in the folder of the shards."""
+"""Subfolder of the shards' folder that holds them."""
 
 KEPT = 24
-"""Files of one preparation; of more the one that was read longest ago goes (a few MB each)."""
+"""Most files of one preparation; the least recently read one is deleted (a few MB each)."""
 
 _VERSION = 1  # raise it when a baseline's counts or settings change
 
@@ -74,7 +74,7 @@ ONE_CLASS = "the training split has one class only"
 class DropConstant(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Leaves out columns that are constant in training: no tree splits them, yet they cost time.
 
-    Unlike scikit-learn's ``VarianceThreshold`` it keeps one where all are constant.
+    Unlike scikit-learn's ``VarianceThreshold`` it keeps one column if all are constant.
     """
 
     def fit(self, x: NDArray[Any], y: NDArray[Any]) -> DropConstant:
@@ -138,7 +138,7 @@ class FittedLabel:
 def fit_baselines(
     reader: PhraseReader, phrases: Phrases, class_of_song: Longs, seed: int = 0
 ) -> FittedLabel:
-    """Fits every baseline to one label, on one thread so that any machine gives the same.
+    """Fits every baseline to one label, on one thread so that every machine gives the same result.
 
     Args:
         reader: Reads the training songs.
@@ -262,7 +262,7 @@ def kept_baselines(
         except DAMAGED as error:
             log.warning("%s is not readable (%s): baselines are fitted again", path, error)
         else:
-            with contextlib.suppress(OSError):  # another's shards: they are read all the same
+            with contextlib.suppress(OSError):  # someone else's shards: they are read all the same
                 path.touch()
             log.info("baselines read from %s", path)
             return found
@@ -294,7 +294,7 @@ def _key(
 
 
 def _to_arrays(fitted: FittedLabel) -> dict[str, NDArray[Any]] | None:
-    """What is kept; None where a baseline could not be fitted."""
+    """The kept baselines; None where one could not be fitted."""
     arrays: dict[str, NDArray[Any]] = {}
     for level in LEVELS:
         arrays[f"{level}/n"] = np.array([fitted.n_train[level], fitted.n_available[level]])

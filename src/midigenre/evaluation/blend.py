@@ -1,13 +1,13 @@
-"""``task.song=blend``: a log-linear pool of the encoder and baselines, weighed on validation songs.
+"""``task.song=blend``: a log-linear pool of encoder and baselines, fitted on validation songs.
 
 log p(c) = tau * sum_k w_k log p_k(c) - log Z with w_k >= 0 and sum_k w_k = 1: the logarithmic
 opinion pool (Genest and Zidek 1986, "Combining Probability Distributions", section 3), which Hinton
-(1999) calls a product of experts. A mean of experts that err apart is too unsure, and tau, the
-inverse of a temperature, sharpens it. An expert that knows what another knows already gets less.
+(1999) calls a product of experts. A mean of experts with independent errors is underconfident; tau,
+the inverse of a temperature, sharpens it. An expert redundant with another gets less weight.
 
-Each expert is scaled by a temperature of its own first. Trees are too sure and an encoder trained
-with smoothed labels is not sure enough, so that equal weights of their bare logarithms are not
-equal voices.
+Each expert is scaled by a temperature of its own first. Trees are overconfident and an encoder
+trained with smoothed labels is underconfident, so that equal weights on the raw logarithms would
+not count equally.
 
 A run keeps what was fitted in ``RUN/song/`` as plain data: ``model.json`` and ``arrays.npz``, which
 is read with ``allow_pickle=False``. It belongs to the weights of one checkpoint: another one's
@@ -39,7 +39,7 @@ SONG_MODELS_FOLDER = "song"
 ENCODER = "encoder"
 """Name of the encoder's mean log-probability among the experts."""
 WITHOUT_ENCODER = "without_encoder"
-"""A pool of the baselines alone, fitted on the same songs: what the encoder must add to."""
+"""A pool of the baselines alone, fitted on the same songs: what the encoder must improve on."""
 POOLED = ("hist_gb", "ngram_lr")
 """The baselines of a blend."""
 
@@ -50,7 +50,8 @@ SMOOTHING = 1e-3
 
 WEIGHT_SD, SUM_SD = 0.1, 1.0
 """Spread of the Gaussian priors on beta_k = tau * w_k: of each around their mean, and of their sum
-around 1. Few validation songs keep the weights equal; some hundred move them where it pays."""
+around 1. With few validation songs the weights stay equal; some hundred move them where it
+helps."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _betas(logs_KSC: Floats, truth_S: Longs) -> Floats:
         loss, np.full(k, 1 / k), jac=True, method="L-BFGS-B", bounds=[(0, None)] * k,
         options={"maxiter": 1000, "ftol": 1e-14, "gtol": 1e-9},
     )  # fmt: skip
-    # All zero, where every expert is worse than a guess, would be no pool.
+    # All zero (every expert is worse than a guess) would not be a pool.
     found: Floats = np.maximum(np.asarray(done.x, np.float64), 1e-6)
     return found
 
@@ -161,7 +162,7 @@ class Blend:
     without: Pool | None = None
 
     def components(self, encoder_SC: Floats, experts_SC: Mapping[str, Floats]) -> dict[str, Floats]:
-        """Log-probabilities of the parts that it is made of, by name, each of shape (S, C)."""
+        """Log-probabilities of its components, by name, each of shape (S, C)."""
         theirs = {name: experts_SC[name] for name in self.experts}
         pooled = {} if self.without is None else {WITHOUT_ENCODER: self.without.log_probs(theirs)}
         return {ENCODER: encoder_SC} | theirs | pooled
@@ -192,7 +193,7 @@ class Blends:
         return {label: blend.experts for label, blend in self.blends.items()}
 
     def save(self, folder: Path) -> None:
-        """Writes ``model.json`` and ``arrays.npz``; the JSON last, so that it stands for both."""
+        """Writes ``model.json`` and ``arrays.npz``; the JSON last: it marks both as complete."""
         make_folder(folder)
         arrays = {
             f"{i}/{name}/{key}": value
@@ -245,7 +246,7 @@ class Blends:
 
 
 def fingerprint(model: PhraseClassifier) -> str:
-    """Hash of a classifier's heads, which any training step changes: tells checkpoints apart."""
+    """Hash of a classifier's heads, which any training step changes: distinguishes checkpoints."""
     found = hashlib.sha256()
     for name, value in sorted(model.heads.state_dict().items()):
         found.update(name.encode())

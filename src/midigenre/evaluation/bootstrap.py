@@ -46,7 +46,7 @@ class Scores:
         return scores | {"ci95": {name: interval(scores_R) for name, scores_R in finite.items()}}
 
     def lead(self, metric: str, first: Any, second: Any) -> dict[str, Any]:
-        """How far the first classifiers lead over the second ones, by the mean of their scores.
+        """The lead of the first classifiers over the second ones, by the mean of their scores.
 
         Args:
             metric: The metric.
@@ -85,8 +85,8 @@ def score(
 ) -> Scores:
     """Scores classifiers over the same resamples of songs.
 
-    In each resample the classes with support are those of that resample, so the macro-F1 of one
-    that misses a rare class averages over the others. Equal seeds and songs draw equal resamples.
+    Classes with support are counted per resample, so the macro-F1 of a resample
+    that lacks a rare class averages over the others. Equal seeds and songs draw equal resamples.
 
     Args:
         truth_N: True classes, in ``[0, n_classes)``.
@@ -191,7 +191,7 @@ def interval(scores_R: Floats) -> list[float | None]:
 def t_interval(values: Sequence[float], most: float = np.inf) -> list[float | None]:
     """Student's 95 % t interval of a mean, ``mean ± t(0.975, n - 1) s / sqrt(n)``.
 
-    It is cut to the range of the score, 0 to ``most``, which takes nothing from its coverage: the
+    It is cut to the range of the score, 0 to ``most``, which does not reduce its coverage: the
     true mean cannot lie outside. None twice for fewer than two values.
     """
     if len(values) < 2:
@@ -224,8 +224,8 @@ def paired_bootstrap(
     those that occur, and a prediction of any other class is an error.
 
     Returns:
-        For each metric ``first`` and ``second`` (the scores), and what :meth:`Scores.lead` says of
-        the first minus the second.
+        For each metric ``first`` and ``second`` (the scores), and what :meth:`Scores.lead` gives
+        for the first minus the second.
 
     Raises:
         ValueError: Columns of different lengths.

@@ -1,9 +1,9 @@
-"""What a run's validation songs say of its probabilities: temperature, abstention, known domain.
+"""Calibration on a run's validation songs: temperature, abstention thresholds, known domain.
 
 ``train`` fits a :class:`Calibration` with the best checkpoint and writes ``RUN/calibration.json``;
 ``evaluate`` and ``predict`` read it.
 
-- Temperature scaling (Guo et al. 2017, section 4.2) turns confidences into rates that hold; the
+- Temperature scaling (Guo et al. 2017, section 4.2) makes confidences match accuracies; the
   predicted class never changes.
 - The quantiles of the calibrated confidence give the threshold below which to abstain so that a
   wanted share of songs like the validation songs is answered.
@@ -32,7 +32,7 @@ from midigenre.spec import UNKNOWN
 
 CALIBRATION_FILE = "calibration.json"
 CHECKPOINT = "best.ckpt"
-"""The checkpoint that a run's calibration was fitted with; it says nothing of another one."""
+"""The checkpoint that a run's calibration was fitted to; it does not apply to others."""
 
 IN_DOMAIN = 0.95
 """Share of the validation rows that count as in the domain."""
@@ -109,7 +109,7 @@ class LevelCalibration:
     def threshold_for(self, coverage: float) -> float:
         """The calibrated confidence that at least this share of the validation rows has.
 
-        Who answers only at or above it answers about that share of songs like those.
+        Answering only at or above it answers about that share of similar songs.
 
         Raises:
             UserError: The share is not above 0 and at most 1, or there was no validation row to fit
@@ -226,7 +226,7 @@ def fit_temperature(log_probs_NC: ArrayLike, truth_N: ArrayLike) -> float:
     """The temperature that makes held-out rows most likely (Guo et al. 2017, section 4.2).
 
     Minimises the summed negative log-likelihood plus log(T)^2 / 2, that is, with a standard normal
-    prior on log T. Against a few dozen rows the prior is nothing; where there are three rows, or
+    prior on log T. With a few dozen rows the prior is negligible; with three rows, or if
     all of them are right, the likelihood alone would send T to 0 and every confidence to 1.
 
     Returns:

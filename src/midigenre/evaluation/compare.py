@@ -1,8 +1,8 @@
 """Finished runs side by side: what differs between them, scores with intervals, what they cost.
 
-Two scores on the same test songs differ for two reasons, the models and the choice of the songs.
-The second is the same for both, so their *difference* is much surer than either score: runs are
-compared song by song, from ``predictions_songs.csv`` of each.
+Two scores on the same test songs share the noise from the choice of the songs, so their
+*difference* is much more certain than either score: runs are compared song by song, from
+``predictions_songs.csv`` of each.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PAIR_COLUMNS = ("against", "difference", "low", "high", "p", "mcnemar_p", "songs
 """Columns of a CSV file for each label; see :class:`Paired`."""
 
 MISSING = "–"
-_CHAIN = 8  # no recipe has so many stages; a folder that starts from itself ends here
+_CHAIN = 8  # no recipe has so many stages; a folder that starts from itself stops here
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Unfinished:
     Attributes:
         folder: The run's folder.
         reason: Why, in words.
-        finished: Whether it is another kind of model, trained to its end; the reason is what it
-            reached.
+        finished: Whether it is another kind of model that has finished training; the reason then
+            gives its scores.
     """
 
     folder: Path
@@ -147,7 +147,7 @@ def _read(folder: Path) -> RunRecord | Unfinished:
         )
     except UserError as error:
         return Unfinished(folder, str(error))
-    except Exception as error:  # whatever a damaged file makes of it is said, not hidden
+    except Exception as error:  # any failure on a damaged file is reported, not hidden
         what = " ".join(f"{type(error).__name__}: {error}".split())
         return Unfinished(folder, f"cannot be read ({what})")
 
@@ -159,7 +159,7 @@ def _test_set(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
         chosen["corpus"] = config["corpus"]
     else:  # <corpus>-<tokenizer>-<hash>: other tokenizers have other shards of the same songs
         chosen["shards"] = Path(config["shards"]).name.partition("-")[0]
-    # The same songs, whatever is taken of them.
+    # The same songs, whichever of them are used.
     ignored = ("corpus.tracks", "corpus.neutral")
     flat = {k: v for k, v in flatten(chosen) if k not in ignored and v is not None and v != {}}
     if protocol_name(config) != HOLDOUT:
@@ -217,7 +217,7 @@ class Paired:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves 0 out."""
+        """Whether the interval excludes 0."""
         return self.ci95[0] > 0 or self.ci95[1] < 0
 
 
@@ -324,7 +324,7 @@ class Comparison:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must not miss, one line each."""
+        """Warnings for the reader, one line each."""
         found = []
         if self.n_test_sets > 1:
             found.append(
@@ -377,11 +377,11 @@ def compare(
 ) -> Comparison:
     """Folds the runs into one row per configuration, in the order of the runs.
 
-    Three seeds or more give a mean and Student's t interval within 0 to 1, which says how far
-    training's chance moves the score on this test set; two say too little: that of 0.88 and 0.86 is
-    0.74 to 1. A single run has the bootstrap interval of its ``evaluation.json``, which says how
-    far the choice of the test songs does: the two do not compare. What does is each configuration
-    against the best one song by song (:func:`pair_up`), where there are two or more.
+    Three seeds or more give a mean and Student's t interval within 0 to 1, which measures the
+    variation from training on this test set; two are too few: the interval of 0.88 and 0.86 is
+    0.74 to 1. A single run has the bootstrap interval of its ``evaluation.json``, which measures
+    the variation from the choice of test songs: the two are not comparable. What is: each
+    configuration against the best one, song by song (:func:`pair_up`), where there are two or more.
 
     Args:
         runs: The runs, at least one.
@@ -462,7 +462,7 @@ def _score(runs: Sequence[RunRecord], column: str) -> Score | None:
 
 
 def _differing(rows: Sequence[Row], shipped: Shipped) -> tuple[str, ...]:
-    """The settings that tell the rows apart, those with a name first."""
+    """The settings that distinguish the rows, named ones first."""
     own = {
         (group, choice): shipped(group, choice)
         for group in GROUPS
@@ -502,7 +502,7 @@ def mcnemar(first_right_S: NDArray[Any], second_right_S: NDArray[Any]) -> float:
 
 
 _Songs = Mapping[str, tuple[str, ...]]
-"""Of each song that has a label, by its id: its class, and what each run predicts."""
+"""For each labelled song, by its id: its class and what each run predicts."""
 
 
 def pair_up(
@@ -510,7 +510,7 @@ def pair_up(
 ) -> tuple[int | None, list[Paired | str | None]]:
     """Pairs each configuration with the best one, or with a given one.
 
-    Where both have runs of the same seeds, only those count, so that a seed more does not tell.
+    Where both have runs of the same seeds, only those count, so that an extra seed does not matter.
 
     Args:
         groups: The runs of each configuration, one per seed.

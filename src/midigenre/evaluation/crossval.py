@@ -1,7 +1,7 @@
-"""One evaluation of all parts of a protocol: every song as the model predicts that has not seen it.
+"""One evaluation over all parts: each song predicted by the model that has not seen it.
 
-Pooling predictions, not averaging scores, is what lets a class with a song or two in a fold count
-right: macro-F1 of a fold that has one song of a class is nearly a coin toss (Forman and Scholz
+Predictions are pooled, scores are not averaged, so that a class with a song or two in a fold counts
+correctly: macro-F1 of a fold that has one song of a class is nearly a coin toss (Forman and Scholz
 2010, "Apples-to-Apples in Cross-Validation Studies"). The parts' own scores stand beside it.
 """
 

@@ -2,11 +2,11 @@
 
 Counts give one row a phrase, of numbers that may be added: the row of a song is the sum of its
 phrases' rows. So a baseline sees at both levels exactly the phrases that the model sees, with
-bar numbers that start again in each, and nothing of a song's length that its phrases do not say.
+bar numbers that start again in each, and nothing of a song's length beyond its phrases.
 
 A pickled scikit-learn model executes what its file says. An :class:`ExportedBaseline` is the same
 classifier as arrays of numbers (``numpy`` reads them with ``allow_pickle=False``), with the few
-lines that evaluate it; the tests hold it equal to scikit-learn's ``predict_proba``. There are three
+lines that evaluate it; tests compare it with scikit-learn's ``predict_proba``. There are three
 forms:
 
 ``prior``: the share of each class, whatever the song.
@@ -219,7 +219,7 @@ FEATURES: dict[str, Callable[[PhraseCounts], Any]] = {
     "metadata": metadata_features,
     "hist_gb": token_shares,
 }
-"""What the trees of a baseline see of its counts."""
+"""The features that the trees of a baseline get from its counts."""
 
 
 def count_songs(
@@ -274,7 +274,7 @@ class ExportedBaseline:
         else:
             raw_SK = self._linear(counts) if "coef" in self.arrays else self._trees(counts)
         raw_SK, classes = raw_SK.astype(np.float64), self.arrays["classes"]
-        if raw_SK.shape[1] < len(classes):  # of two there is only the second one's log-odds
+        if raw_SK.shape[1] < len(classes):  # for two classes only the log-odds of the second
             raw_SK = np.concatenate([np.zeros_like(raw_SK), raw_SK], 1)
         found_SC: Floats = np.full((len(raw_SK), self.n_classes), LOG_ZERO)
         found_SC[:, classes] = log_softmax(raw_SK, axis=1)
@@ -355,7 +355,7 @@ def apply_baselines(
     phrases: Phrases,
     function: Callable[[ExportedBaseline, PhraseCounts], NDArray[Any]],
 ) -> dict[Key, NDArray[Any]]:
-    """What fitted baselines say; each phrase is read once.
+    """The output of fitted baselines; each phrase is read once.
 
     Args:
         models: The baselines.

@@ -2,8 +2,8 @@
 
 A metric is computed from how often each class is true, predicted, and both. From these counts one
 matrix product gives a score in every resample of the songs, so that each metric has an interval and
-a paired comparison. Whatever is registered stands in ``evaluation.json`` (of the model and of every
-baseline, within sources and in each fold), in the console's table, in TensorBoard, in
+a paired comparison. Every registered metric appears in ``evaluation.json`` (of the model and of
+every baseline, within sources and in each fold), in the console's table, in TensorBoard, in
 ``metrics.json`` and in ``compare``.
 
 What needs probabilities, such as ROC-AUC, lies in :mod:`midigenre.evaluation.scores`.
@@ -66,7 +66,7 @@ class Metric:
     Attributes:
         function: From :class:`Counts` of shape (..., C) to scores of shape (...); NaN where the
             score is not defined, as without rows.
-        title: What people read.
+        title: Name for people.
         higher_is_better: Whether more is better.
     """
 
@@ -112,7 +112,7 @@ def as_array(values: Any) -> NDArray[Any]:
 def confusion_matrix(truth_N: ArrayLike, predicted_N: ArrayLike, n_classes: int) -> Longs:
     """Counts of (truth, prediction), shape (C, C); rows are the truth.
 
-    scikit-learn's function leaves rows of other classes out without a word.
+    scikit-learn's function silently drops rows of other classes.
 
     Raises:
         ValueError: A class outside ``[0, n_classes)``, or lengths that differ.

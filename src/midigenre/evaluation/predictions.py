@@ -36,7 +36,7 @@ DECIMALS = 5
 _NORMALISED_WITHIN = 0.05  # slack for half precision; logits miss it by far
 
 DAMAGED = (OSError, KeyError, ValueError, TypeError, RuntimeError)
-"""What reading a damaged file, or making something of its arrays, may raise."""
+"""What reading a damaged file, or converting its arrays, may raise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,7 +291,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         return arrays
     except OSError:
         raise
-    # Of zip, zlib, struct, tokenize, ...: what a wrong byte may raise is listed nowhere.
+    # Of zip, zlib, struct, tokenize, ...: what a wrong byte may raise is not documented.
     except Exception as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"damaged ({what})") from error

@@ -1,4 +1,4 @@
-"""Scores as tables for the console; whatever is left out stands in ``evaluation.json``."""
+"""Scores as tables for the console; ``evaluation.json`` has the rest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def print_scores(
             title = f"{label}: scores of {level}s"
             tables = [_score_table(levels, level, METRICS)]
             columns = zip(*tables[0], strict=True)
-            # Around its cells rich puts a space on each side, and lines between.
+            # rich puts a space on each side of a cell, and lines between.
             if 1 + sum(3 + max(map(len, column)) for column in columns) > console.width:
                 tables = [_score_table(levels, level, [metric]) for metric in METRICS]
             for i, table in enumerate(tables, 1):
@@ -71,7 +71,7 @@ def _print(
 def _score_table(
     levels: Mapping[str, LevelScores], level: str, metrics: Iterable[str]
 ) -> list[list[str]]:
-    """The model and its rivals at one level, each metric and the model's lead in it."""
+    """The model and its rivals at one level: each metric and the model's lead."""
     scores = levels[level]
     kind = scores.get("song_model", {}).get("kind")
     rivals = {f"model ({kind})" if kind else "model": scores}
@@ -141,14 +141,14 @@ def _class_table(scores: LevelScores) -> list[list[str]]:
 
 
 def _left_out(scores: LevelScores) -> list[str]:
-    """Classes that no row has and none is taken for."""
+    """Classes that are neither true nor predicted in any row."""
     seen = np.asarray(scores["confusion"], np.int64)
     rows = seen.sum(0) + seen.sum(1)
     return [name for name, n in zip(scores["labels"], rows, strict=True) if not n]
 
 
 def _lines(levels: Mapping[str, LevelScores]) -> Iterator[str]:
-    """What stands below the table: calibration, sources, the weights of a blend."""
+    """The lines below the table: calibration, sources, the weights of a blend."""
     song = levels["song"]
     ece = f"ECE {_number(song['ece'])}"
     if (after := song["calibrated"]) is not None:
@@ -168,7 +168,7 @@ def _lines(levels: Mapping[str, LevelScores]) -> Iterator[str]:
 
 
 def _warnings(levels: Mapping[str, LevelScores]) -> Iterator[str]:
-    """What a reader must not miss: baselines that beat the model, or that are missing."""
+    """Warnings: baselines that beat the model, or that are missing."""
     if names := _left_out(levels["phrase"]):
         yield f"no song here has {named(names)}: left out of tables and figures"
     song = levels["song"]

@@ -3,7 +3,7 @@
 :func:`evaluate` scores all rows, :func:`by_source` those within each source. Both give plain Python
 that ``json.dumps(..., allow_nan=False)`` accepts; a number that is not defined is None.
 
-Beside the metrics of predicted classes stands what probabilities are worth. "Confidence" is the
+Besides the metrics of predicted classes there are scores of the probabilities. "Confidence" is the
 probability of the predicted class.
 
 - *Ranking*: ROC-AUC of each class against the rest. scikit-learn's ``roc_auc_score`` does one set
@@ -39,7 +39,7 @@ ONE_CLASS_EACH = "no source has songs of two classes in the test set"
 ECE_BINS = 15
 
 COVERAGES = tuple(c / 100 for c in range(100, 5, -5))
-"""Wanted shares of answers of a curve."""
+"""Requested shares of answers of a curve."""
 
 MAX_CELLS = 400_000_000
 """Resamples x rows x classes above which ROC-AUC has no interval: it would take seconds."""
@@ -132,7 +132,7 @@ def _flagged(table: Predictions) -> dict[str, Any] | None:
 
 
 def by_source(table: Predictions, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP) -> dict[str, Any]:
-    """Scores within each source: whether a model tells genres apart where the source does not.
+    """Scores within each source: whether a model distinguishes genres where the source does not.
 
     Collections differ in how they were made (arranged, played, transcribed), so a model may learn
     the collection instead of the genre. Predictions are therefore judged once more, source by
@@ -218,8 +218,8 @@ def source_majority(
     """Guesses the most frequent class of a row's source among the training songs, shape (N,).
 
     The first of equally frequent ones; the most frequent of all for a source without training
-    songs. None where it would say nothing: with one source it is the plain majority, and where no
-    source has two classes the source is the label.
+    songs. None where it would be uninformative: with one source it is the plain majority, and where
+    no source has two classes the source is the label.
     """
     names, counts_KC = _class_counts(train_source_S, train_class_S, n_classes)
     if len(names) < 2 or not (np.count_nonzero(counts_KC, axis=1) > 1).any():
@@ -413,7 +413,7 @@ def aurc(confidence_N: ArrayLike, right_N: ArrayLike) -> float | None:
 def confidence_scores(
     log_probs_NC: Floats, truth_N: Longs, temperature_N: Floats | None
 ) -> dict[str, Any]:
-    """What rests on the calibrated confidence; the predicted classes stay those of the model.
+    """The scores based on the calibrated confidence; the predicted classes stay those of the model.
 
     Returns:
         ``calibrated``: the ``temperature`` (the mean of several) and
@@ -425,7 +425,7 @@ def confidence_scores(
     calibrated_NC, after, bins = log_probs_NC, None, None
     if temperature_N is not None:
         calibrated_NC = tempered(log_probs_NC, temperature_N)
-        # The mean of equal numbers may be another one.
+        # The mean of equal numbers may differ from them by rounding.
         same = len(temperature_N) and (temperature_N == temperature_N[0]).all()
         mean = temperature_N[0] if same else temperature_N.mean() if len(temperature_N) else np.nan
         after = {"temperature": plain_number(mean), **calibration_scores(calibrated_NC, truth_N)}

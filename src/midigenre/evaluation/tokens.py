@@ -1,8 +1,8 @@
 """How well generators and masked models predict music: nats and hits of tokens, nats per note.
 
 Losses per token cannot be compared between tokenizers, which need different numbers of tokens for
-the same music; *nats per note* can. All vocabularies write the same notes (:class:`TokenMetrics`),
-and of a masked model the same notes are hidden in every vocabulary, with all that it says of them
+the same music; *nats per note* can. All vocabularies encode the same notes (:class:`TokenMetrics`),
+and for a masked model the same notes are hidden in every vocabulary, with all their attributes
 (:func:`evaluate_masked`).
 
 N packed tokens or steps   F fields   B phrases   A attributes of a note
@@ -44,10 +44,10 @@ class TokenMetrics(Metric):
     """Loss and accuracy of a generator over all tokens; only sums live on the device.
 
     ``compute()`` gives ``loss`` (nats per step, summed over its fields), ``nats_per_note``,
-    ``accuracy`` (share of the tokens predicted; the ``Ignore`` that fills compound steps does not
-    count), ``step_accuracy`` (all fields of a step right), ``batch_mean_loss`` and
-    ``batch_mean_accuracy`` (means over the batches, whatever they hold, as the slides' system has
-    them) and, with several fields, ``<field>/loss`` and ``<field>/accuracy``.
+    ``accuracy`` (share of tokens predicted correctly; the ``Ignore`` that fills compound steps does
+    not count), ``step_accuracy`` (all fields of a step right), ``batch_mean_loss`` and
+    ``batch_mean_accuracy`` (means over the batches, whatever their sizes, as in the slides'
+    system) and, with several fields, ``<field>/loss`` and ``<field>/accuracy``.
 
     Args:
         spec: The vocabulary.
@@ -247,10 +247,10 @@ def chosen_notes(
 def evaluate_masked(
     model: MaskedModel, data: PhraseDataModule, split: str, share: float = EVAL_SHARE
 ) -> dict[str, Any]:
-    """What a masked model makes of hidden tokens and hidden notes.
+    """How well a masked model predicts hidden tokens and hidden notes.
 
     *Nats per note*: :data:`NOTE_SHARE` of the notes (:func:`chosen_notes`) are hidden at once, and
-    of each all that the vocabulary says but its onset: pitch, velocity, duration and program, every
+    of each all attributes but the onset: pitch, velocity, duration and program, every
     one of these tokens seen as MASK. The figure is the nats of these tokens over the number of
     these notes; the tokens of a note are predicted independently of each other. It compares
     vocabularies that say the same attributes (``attributes`` lists them) on the same notes

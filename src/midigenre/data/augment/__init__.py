@@ -1,8 +1,8 @@
-"""Augmentation of training phrases: its settings, and what chance decides about a phrase.
+"""Augmentation of training phrases: its settings, and the random draws for a phrase.
 
 The changes are the same for a phrase's tokens (:mod:`.tokens`) and for its notes (:mod:`.notes`).
-Every number is a hash of the phrase's key, of what it is for, and (for single notes and onsets) of
-where the note stands. So nothing depends on the order in which phrases are read, on the batch they
+Every draw is a hash of the phrase's key, of its purpose, and (for single notes and onsets) of
+where the note is. So nothing depends on the order in which phrases are read, on the batch they
 are in, or on how a tokenizer writes them; and no generator is made for each phrase.
 
 B phrases   n notes   m onsets
@@ -39,8 +39,8 @@ class AugmentSettings:
     """How training phrases are changed, ``conf/augment``, where each setting is explained.
 
     Shifts are uniform over all whole numbers of their range, 0 among them. Those on tempo and
-    velocity count steps of the vocabulary, so that an augmented phrase says nothing that the
-    vocabulary cannot: pitches, and tempi, of a phrase go together, only as far as all fit, so that
+    velocity count steps of the vocabulary, so that an augmented phrase stays within the
+    vocabulary: pitches, and tempi, of a phrase go together, only as far as all fit, so that
     its intervals stay; each velocity ends at the last one. Factors of durations are log-uniform.
 
     All notes of an onset move together; none leaves its bar, meets or passes a neighbour; onsets at
@@ -90,7 +90,7 @@ class AugmentSettings:
         return self.probability > 0 and (any(p is not None for p in shifts) or any(shares))
 
     def check(self, tokens: TokenSpec) -> None:
-        """Rejects what the vocabulary cannot say.
+        """Rejects settings that the vocabulary cannot express.
 
         Raises:
             UserError: ``phrase_bars`` passes the bars that it numbers.
@@ -166,7 +166,7 @@ def integers(u: Floats, low: int, high: int) -> Longs:
 
 @dataclass(frozen=True)
 class PhraseChanges:
-    """What is decided for each phrase, columns of shape (B,); one whose key is 0 stays as it is.
+    """The draws for each phrase, columns of shape (B,); a phrase whose key is 0 is not changed.
 
     ``programs`` is :data:`KEEP`, :data:`DROP` or :data:`SOLO`; ``which``, in [0, 1), chooses one of
     them. ``transpose`` counts semitones, ``tempo`` and ``velocity`` steps of the vocabulary;

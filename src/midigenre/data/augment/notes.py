@@ -1,7 +1,7 @@
 """Augments a phrase's notes, for tokenizers whose phrases are encoded from them.
 
 It does to a :class:`~midigenre.midi.song.Song` what :mod:`.tokens` does to tokens, from
-the same draws: tests hold the two against each other.
+the same draws; tests compare the two.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from midigenre.tokenizers.base import from_spec
 
 
 class NoteAugmenter:
-    """Changes phrases of notes as far as the vocabulary can say; call it with one and its key."""
+    """Changes phrases of notes within the vocabulary; call it with a phrase and its key."""
 
     def __init__(self, spec: TokenSpec, settings: AugmentSettings) -> None:
         self._settings = settings
@@ -35,13 +35,13 @@ class NoteAugmenter:
         self._pitches = (int(pitches.min()), int(pitches.max()))
         self._velocities = np.unique(_numbers(spec, "Velocity")).astype(np.int32)
         self._tempi = tokenizer.tempi
-        # In Octuple a tempo is said by notes only: what changes between them takes effect at the
+        # In Octuple only notes state a tempo: a change between them takes effect at the
         # next one.
         self._at_notes = spec.bars == "field"
         self._longest = self._grid.max_duration_beats * self._grid.beat_resolution
 
     def __call__(self, phrase: Song, key: int) -> Song:
-        """The phrase, as ``Song.bars`` gives it, as it is trained on; key 0 leaves it as it is."""
+        """The phrase, as ``Song.bars`` gives it, as it is trained on; key 0 leaves it unchanged."""
         if key == 0 or len(phrase.notes) == 0:
             return phrase
         draws = PhraseChanges.draw(np.array([key], np.uint64), self._settings)
@@ -98,7 +98,7 @@ class NoteAugmenter:
 
     def _jittered(self, phrase: Song, bar_step: Longs, key: int) -> Ints:
         onset = phrase.notes.onset
-        # Every tick at which something stands; where there are tempi, they stay.
+        # Every tick with an event; onsets at which the tempo changes stay.
         changes = phrase.tempo_ticks if len(self._tempi) else onset[:0]
         if self._at_notes:
             changes = np.intersect1d(changes, onset)
@@ -118,7 +118,7 @@ class NoteAugmenter:
 
 
 def _tempi_at_notes(phrase: Song) -> Song:
-    """The phrase with the tempi that its notes say, each from the first note that says it."""
+    """The phrase with the tempi that its notes state, each from the first note that states it."""
     onset = np.unique(phrase.notes.onset)
     qpm = phrase.tempo_qpm[np.searchsorted(phrase.tempo_ticks, onset, side="right") - 1]
     changed = np.r_[True, np.diff(qpm) != 0]
@@ -139,6 +139,6 @@ def _without_overlaps(notes: NoteTable) -> NoteTable:
 
 
 def _numbers(spec: TokenSpec, *types: str) -> Floats:
-    """All numbers that tokens of these types say."""
+    """All numbers that tokens of these types have."""
     tokens = (token for f in spec.fields for token in zip(f.types, f.values, strict=True))
     return np.array([float(value) for type_, value in tokens if type_ in types])

@@ -1,7 +1,7 @@
 """Augments phrases as tokens: all phrases of a batch at once, by look-ups, for every tokenizer.
 
 A program is left out first, then onsets move, then pitches, velocities, durations and tempi go up
-or down the vocabulary; each works on what the one before it left. :mod:`.notes` does the
+or down the vocabulary; each works on the result of the one before. :mod:`.notes` does the
 same to notes.
 
 N steps of all phrases   F fields   B phrases   n notes   m onsets
@@ -35,14 +35,14 @@ _PLAIN = frozenset(
     {"PAD", "BOS", "EOS", "MASK", "Ignore", "Family", "Bar", "BarPosEnc", "Position",
      "PositionPosEnc", "TimeSig", "Tempo", "Program", "Pitch", "PitchDrum", "Velocity", "Duration"}
 )  # fmt: skip
-"""Types of token that are understood here; phrases with others are encoded from changed notes."""
+"""The supported types of token; phrases with others are encoded from changed notes."""
 
 _PITCH, _VELOCITY, _DURATION, _PROGRAM = range(len(ATTRIBUTES))
 _N_PROGRAMS = 129  # drums and 0 to 127
 
 
 def why_not(spec: TokenSpec) -> str:
-    """Why phrases of a vocabulary are augmented as notes, in words; empty where as tokens."""
+    """Why phrases of a vocabulary are augmented as notes, in words; empty if as tokens."""
     types = {type_ for field in spec.fields for type_ in field.types}
     if spec.bars == "none":
         return "its phrases are encoded from their notes"
@@ -102,12 +102,12 @@ class _Scale:
         return cls(column, rank_V, ranked, int(values.min()))
 
     def rank(self, ids_NF: Longs, at: Longs) -> Longs:
-        """Rank of what is said at these steps."""
+        """Rank of the value at these steps."""
         rank: Longs = self.rank_V[ids_NF[at, self.column]]
         return rank
 
     def write(self, ids_NF: Longs, at: Longs, rank: Longs) -> None:
-        """Says at these steps what has these ranks, or the first or the last one beyond them."""
+        """Writes the values of these ranks at these steps, clipped to the first and the last."""
         ids_NF[at, self.column] = self.ids.take(rank, mode="clip")
 
 
@@ -118,9 +118,9 @@ def _beats(duration: str) -> float:
 
 
 class _Onsets(NamedTuple):
-    """What stands at one position of a bar together, columns of shape (m,), in order.
+    """All that is at one position of a bar, columns of shape (m,), in order.
 
-    ``bar`` counts within the phrase; ``tempo_here`` says whether a tempo begins there, be it that
+    ``bar`` counts within the phrase; ``tempo_here`` says whether a tempo begins there, even that
     of the phrase's start.
     """
 
@@ -239,7 +239,7 @@ class TokenAugmenter:
         return ids_NF[~out_N], np.bincount(phrase_N[~out_N], minlength=len(lengths_B)), left
 
     def _onsets(self, ids_NF: Longs, starts_B: Longs, found: FoundNotes) -> _Onsets:
-        """All positions at which something stands, in order."""
+        """All occupied positions, in order."""
         if self._field:
             places = np.stack([found.phrase, found.bar, found.position])
             first = np.ones(len(found), bool)
@@ -255,7 +255,7 @@ class TokenAugmenter:
         column = self._tempo.column
         if column < 0 or len(step) == 0:
             tempo_here = np.zeros(len(step), bool)
-        elif column == self._position.column:  # said behind the position
+        elif column == self._position.column:  # stated after the position
             behind = np.append(ids_NF[:, column], 0)[step + 1]
             tempo_here = self._tempo.rank_V.take(behind) >= 0
         else:

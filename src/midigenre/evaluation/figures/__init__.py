@@ -16,7 +16,7 @@ from midigenre.files import whole
 
 INK, FAINT, GRID = "#222222", "#767676", "#d9d9d9"
 BLUE, RED = "#0072B2", "#D55E00"
-"""Blue and vermilion, which people with any colour vision tell apart (Okabe and Ito 2008)."""
+"""Blue and vermilion, distinguishable with any colour vision (Okabe and Ito 2008)."""
 
 
 def save(figure: Figure, path: Path | str) -> Path:

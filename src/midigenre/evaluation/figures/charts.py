@@ -32,7 +32,7 @@ SIDES = ((RED, "confidence above accuracy"), (BLUE, "confidence below accuracy")
 def confusion_figure(confusion_CC: Any, names: Sequence[str], title: str) -> Figure:
     """Confusion matrix: colour and percent are shares of the true class, numbers are counts.
 
-    Classes that no row has and none is taken for are left out.
+    Classes that are neither true nor predicted in any row are left out.
 
     Args:
         confusion_CC: Counts, array or tensor of shape (C, C); rows are the truth.
@@ -73,8 +73,8 @@ def label_figure(
 ) -> Figure:
     """Songs of each class of two labels: numbers are songs, colour and percent shares of the row.
 
-    Rows that look alike mean that the labels are independent; a dark cell means that a model can
-    tell much of one label from the other. Classes without a song are left out.
+    Rows that look alike mean that the labels are independent; a dark cell means that one label
+    reveals much about the other. Classes without a song are left out.
 
     Args:
         songs_RC: Songs of each pair of classes, shape (rows, columns).
@@ -120,7 +120,7 @@ def _heat_map(
     """A table as an image: colour and percent are shares of the row.
 
     Its size is bounded. Above 40 rows or columns the cells have no numbers, and where the names
-    would overlap only every second, third ... stands there. Cells have a height and a width in
+    would overlap, only every second, third ... is written. Cells have a height and a width in
     inches, where there is room; ``top`` is the share that is darkest.
     """
     n_rows, n_columns = counts_RC.shape
@@ -174,7 +174,7 @@ def _heat_map(
 
 
 def _ticks(names: Sequence[str], inches: float, label: str) -> tuple[range, str]:
-    """Which names stand beside an axis without overlap, and the axis's label, which says so."""
+    """Which names fit beside an axis without overlap, and the axis's label, which says so."""
     step = max(1, math.ceil(len(names) * _INCHES_PER_NAME / inches))
     return range(0, len(names), step), label if step == 1 else f"{label}, one name in {step}"
 
@@ -221,8 +221,8 @@ def _reliability_figure(scores: Mapping[str, Any], title: str) -> Figure:
     """Accuracy in each bin of confidence, before and after temperature scaling.
 
     The dark line of a bin is its accuracy, the light bar reaches up or down to its confidence: the
-    gap that the expected calibration error averages (Guo et al. 2017, figure 1). Below stands how
-    many rows each bin holds.
+    gap that the expected calibration error averages (Guo et al. 2017, figure 1). Below is the
+    number of rows in each bin.
     """
     panels = [("As trained", scores["reliability"]["raw"], scores["ece"])]
     if (after := scores["calibrated"]) is not None:
@@ -282,7 +282,7 @@ def _coverage_figure(abstention: Mapping[str, Any], title: str) -> Figure:
         name = METRICS[metric].title
         axes.plot(coverage, values, color=colour, lw=1.8, marker="o", ms=3.5, label=name)
         lowest = min([lowest, *values])
-    # What share of the most confident answers a user gets for a threshold.
+    # The share of answers that a threshold gives.
     for row in curve:
         if row["wanted"] in (1.0, 0.8, 0.6, 0.4, 0.2):
             place = (row["coverage"], max(row["accuracy"], row["macro_f1"]))

@@ -43,8 +43,8 @@ INSTRUMENT_FAMILIES: tuple[tuple[str, str, bool], ...] = (
 )
 """General MIDI families (program // 8): name, colour, dark outline.
 
-Fixed, so that two rolls can be compared. Eight colours is all that people with any colour vision
-can tell apart (Okabe and Ito 2008, the yellow replaced by Paul Tol's wine, which shows on white);
+Fixed, so that two rolls can be compared. With any colour vision only eight colours can be told
+apart (Okabe and Ito 2008, the yellow replaced by Paul Tol's wine, which shows on white);
 the outline doubles them.
 """
 
@@ -89,8 +89,8 @@ def piano_roll_figure(
         tpq: Ticks per quarter note.
         title: Title; taken literally.
         bar_seconds: Time of each of ``bar_ticks``, for the axis; empty for none.
-        primer_bars: Bars that were given to the generator: a line stands behind them.
-        first_bar: Bars of the song that lie before these; numbers count from its first, 1.
+        primer_bars: Bars that were given to the generator: a line marks their end.
+        first_bar: Bars of the song before these; bar numbers count from the song's first, 1.
         widest: Bound of its width, inches.
     """
     count, end = len(notes.program), int((notes.onset + notes.duration).max(initial=0))
@@ -169,7 +169,7 @@ def _draw_notes(
 
 
 def _alpha(velocity: NDArray[Any]) -> NDArray[Any]:
-    # The softest note must still be seen.
+    # The softest note must still be visible.
     return np.asarray(0.3 + 0.7 * np.clip(velocity, 0, 127) / 127)
 
 
@@ -267,7 +267,7 @@ class LabelAttribution:
         label: The label, for instance ``genre``.
         name: The class that is explained.
         log_odds: The song's log-odds of it.
-        bars_B: Of each bar, shape (bars,); NaN where nothing can be said.
+        bars_B: Of each bar, shape (bars,); NaN where undefined.
         programs: Of each program; NaN likewise. Empty where the vocabulary has none.
     """
 
@@ -286,9 +286,9 @@ def attribution_figure(
     labels: Sequence[LabelAttribution],
     bar_seconds: ArrayLike = (),
 ) -> Figure:
-    """The piano roll, shaded by what each bar said for the first label's class.
+    """The piano roll, shaded by each bar's evidence for the first label's class.
 
-    Below it stand the bars' values for each label, beside it those of the programs.
+    Below it are the bars' values for each label, beside it those of the programs.
 
     The arguments are those of :func:`piano_roll_figure`, with at least one note and one label.
 

@@ -3,7 +3,7 @@
 Everything here works on cleaned songs (:class:`midigenre.midi.song.Song`) or on embeddings given as
 arrays; nothing knows a model. What the functions return is plain data, ready for JSON.
 
-* ``control``: whether a judge finds what was asked for, and whether it may be asked.
+* ``control``: whether a judge finds the requested class, and whether the judge is independent.
 * ``descriptors``: what bars hold; one number or histogram per song (entropy, groove, ...).
 * ``distance``: overlap of generated with real descriptors and the Fréchet distance of embeddings,
   each with its floor.

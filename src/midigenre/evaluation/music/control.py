@@ -1,10 +1,10 @@
-"""Did the condition have an effect? How a judge classifies music that had one.
+"""Did the condition have an effect? How a judge classifies conditioned music.
 
 A *judge* is a classifier that never saw the generator's training songs. Its accuracy on generated
 pieces means nothing alone: the *ceiling* is its accuracy on real held-out music of the same length,
 *chance* is one over the classes, and pieces whose conditions were shuffled before they were
 generated show what it predicts where the condition says nothing about the class that is asked for.
-*Control* is the share of the way from chance to the ceiling, and its plain ratio is given too.
+*Control* is the share of the way from chance to the ceiling; the plain ratio is given too.
 
 Accuracy here is the mean over classes (balanced accuracy; Brodersen et al. 2010), because real
 music does not come in equal parts.
@@ -31,7 +31,7 @@ from midigenre.storage import place
 
 
 def main_label(classes: Mapping[str, int]) -> str:
-    """The label that a plan goes by: the one with most classes."""
+    """The label that a plan is based on: the one with most classes."""
     return max(classes, key=lambda label: classes[label])
 
 
@@ -41,7 +41,7 @@ def plan_conditions(
     """Which classes to ask for: n pieces of each class of the label that has most classes.
 
     The other labels take turns among the classes that occur together with it in the training songs,
-    so that nothing is asked for that the generator never met there.
+    so that every requested combination occurs there.
 
     Args:
         classes: Number of classes of each label.
@@ -223,9 +223,9 @@ def independence(
     progress: Progress,
     started_from: Sequence[str] = (),
 ) -> tuple[dict[str, Any], Longs]:
-    """Whether a judge may be asked, by the bytes of the songs' files and by the tokenizers.
+    """Whether a judge is independent, by the bytes of the songs' files and by the tokenizers.
 
-    One that was trained on the generator's songs would praise it for repeating them, and one that
+    A judge trained on the generator's songs would reward copies, and one that
     reads the same tokens shares its blind spots.
 
     Args:

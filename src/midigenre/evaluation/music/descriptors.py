@@ -1,4 +1,4 @@
-"""What a song's bars hold, and one number or one histogram per song to compare music by.
+"""The content of bars, and one number or one histogram per song to compare music by.
 
 Descriptors follow muspy 0.5 (Dong et al. 2020, "MusPy: A Toolkit for Symbolic Music Generation",
 section 3.5), with which the tests compare them; it takes them from Mogren 2016 ("C-RNN-GAN"), Dong
@@ -82,7 +82,7 @@ def note_ends(song: Song) -> Ints:
     """End of each note, cut at the last barline, shape (notes,).
 
     Every measure of time looks at the bars and at nothing after them: a phrase keeps its last
-    notes whole, and how far they hang over says nothing about the phrase.
+    notes whole, and how far they extend says nothing about the phrase.
     """
     return np.asarray(np.minimum(song.notes.onset + song.notes.duration, song.bar_ticks[-1]))
 
@@ -111,8 +111,8 @@ def bar_keys(song: Song) -> tuple[Keys, Bools]:
     """A 64-bit number for what each bar holds, and which bars hold a note, each of shape (bars,).
 
     Equal contents give equal numbers in any song: the meter and, of each note that starts in the
-    bar, position, duration, program and pitch. Velocity and tempo do not count. Other contents
-    give other numbers but for a chance of 2^-64 per pair (BLAKE2b).
+    bar, position, duration, program and pitch. Velocity and tempo do not count. Different contents
+    give different numbers except with probability 2^-64 per pair (BLAKE2b).
     """
     notes, bar = song.notes, bar_of_notes(song)
     since = notes.onset - song.bar_ticks[bar]

@@ -18,17 +18,17 @@ S2)^(1/2)) (Dowson and Landau 1982), fitted to the embeddings of real and of gen
 et al. 2017 ("GANs Trained by a Two Time-Scale Update Rule", FID) for images, Kilgour et al. 2019
 ("Fréchet Audio Distance") for sound. Distances under different encoders do not compare. There is
 none where a covariance cannot be estimated: with as many dimensions as samples or more it is
-singular. Nothing is shrunk to hide that; ``components`` takes fewer dimensions.
+singular. No shrinkage hides that; ``components`` reduces the dimensions.
 
 **How to read a number.** Two samples of the same music have an overlap below 1 and a Fréchet
 distance above 0, which falls about as 1/n and grows with the dimensions (Chong and Forsyth 2020,
 "Effectively Unbiased FID"). So a value is judged by its *floor*: the same measure between two
 random parts of the real set. Because noise depends on the number of songs, the *matched* value is
-taken on random parts of just the floor's sizes: where matched and floor agree, nothing tells
-generated from real. The 95 % interval of an overlap is a percentile bootstrap over the songs of
-both sets. It says how different the sets are, the floor whether they are: on normal samples of 50
-against 50 to 600 against 300 the interval held the true overlap in 84 to 95 % of draws where that
-was 0.3 to 0.8, but never where it was 1.
+taken on random parts of just the floor's sizes: where matched and floor agree, generated and real
+cannot be told apart. The 95 % interval of an overlap is a percentile bootstrap over the songs of
+both sets. It says how different the sets are, the floor says whether they are: on normal samples of
+50 against 50 to 600 against 300 the interval held the true overlap in 84 to 95 % of draws where
+that was 0.3 to 0.8, but never where it was 1.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def compare_sets(
         found[name] |= {f"{'mean' if number else 'share'}_{k}": mean for k, mean in means.items()}
         if number:
             both = np.concatenate([ours, theirs])
-            # From the real songs alone: what a model generates must not move the yardstick.
+            # From the real songs alone: generated music must not affect the scale.
             width = bandwidth(theirs)
             low, high = float(both.min()), float(both.max())
             ours, theirs = (kernel_rows(values, low, high, width) for values in (ours, theirs))
@@ -233,8 +233,8 @@ def frechet(
         real_ND: Embeddings of held-out real music, shape (M, D); the floor halves them, so M must
             be more than twice the dimensions.
         components: Take the distance within so many leading principal components of the real
-            embeddings (fitted on these alone); None for all D dimensions. It is blind to what
-            differs outside of them: ``explained`` says how much that could be.
+            embeddings (fitted on these alone); None for all D dimensions. It ignores
+            differences outside them: ``explained`` says how much that could be.
         n_splits: Random splits of the real set for floor and matched distance.
         seed: Their seed.
 

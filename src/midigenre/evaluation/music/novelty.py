@@ -261,7 +261,8 @@ def novelty_report(
     """Novelty of generated music beside that of real music that was not trained on.
 
     A shared run says nothing by itself: styles have phrases in common, and scales and repeated
-    notes are everybody's. What real songs of other works share with the training set is the scale.
+    notes are everywhere. The reference is what real songs of other works share with the training
+    set.
 
     Args:
         generated: The samples.

@@ -1,4 +1,4 @@
-"""Form of a piece: what comes back, how it runs its course, whether it ends at home."""
+"""Form of a piece: what repeats, how density and loudness develop, whether it ends on the tonic."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def self_similarity(song: Song) -> Floats:
 
 
 def repetition(song: Song, max_lag: int = MAX_LAG) -> dict[str, list[float | None]]:
-    """How much bars resemble the bar so many bars before.
+    """How much bars resemble earlier bars, by the lag in bars.
 
     Only pairs with a note in at least one of the two bars count: silence does not repeat.
 
@@ -99,7 +99,7 @@ def repetition(song: Song, max_lag: int = MAX_LAG) -> dict[str, list[float | Non
 
 
 def course(song: Song, parts: int = PARTS) -> dict[str, list[float | None]]:
-    """Density and loudness over the piece, whose beats are split into parts as evenly as they go.
+    """Density and loudness over the piece, whose beats are split into parts as evenly as possible.
 
     Returns:
         ``notes_per_beat`` and ``velocity`` (mean) of each part; None where a part has no beat (a
@@ -197,7 +197,7 @@ def _mean(values: Any) -> float | None:
 
 
 def similarity_figure(similarity_BB: ArrayLike, title: str) -> Figure:
-    """A piece's :func:`self_similarity`: dark is alike, stripes beside the diagonal repeat.
+    """A piece's :func:`self_similarity`: dark means similar, off-diagonal stripes are repetition.
 
     Args:
         similarity_BB: Shape (bars, bars).
