@@ -61,7 +61,10 @@ def check_settings(cfg: DictConfig) -> None:
     for key in ("max_epochs", "max_steps"):
         if cfg.trainer.get(key) == 0:
             raise UserError(f"trainer.{key}=0 trains nothing; give 1 or more, or leave it out")
-    DataSettings(**plain(cfg.data))
+    data = plain(cfg.data)
+    if unknown := sorted(data.keys() - DataSettings.__dataclass_fields__.keys()):
+        raise UserError(f"data.{unknown[0]}: no such setting; midigenre train --help lists them")
+    DataSettings(**data)
     make_backbone(model, task_class.causal)
     make_optim(cfg)
     augment = make_augment(cfg)

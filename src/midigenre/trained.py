@@ -200,7 +200,9 @@ def _runs_of(kind: str, folder: Path | None) -> list[str]:
             is_kind = class_of(RunFolder(path.parent).config["task"]).kind == kind
             if is_kind and (path.parent / "checkpoints" / "best.ckpt").is_file():
                 found.append(str(path.parent))
-    return found[:5]
+        if len(found) == 5:  # a home may have thousands
+            break
+    return found
 
 
 def _content(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -79,6 +79,7 @@ def test_other_settings_are_left_to_hydra():
 
 
 MISTAKES = {
+    "a setting of data": (("train", "corpus=toy", "+data.foo=1"), ("data.foo", "no such setting")),
     "a misspelt command": (["trian"], ["trian", "did you mean train?"]),
     "a misspelt choice": (["train", "tokenizer=rmei"], ["rmei", "did you mean remi?", "octuple"]),
     "a misspelt setting": (

@@ -71,7 +71,7 @@ class PhraseDataModule(L.LightningDataModule):
         task_labels: Labels that the task learns, for ``unlabelled``; none keeps all songs.
         augment: How training phrases are changed; None for not at all.
         protocol: The part that is trained and tested here, as
-            :func:`~midigenre.data.splits.settings_of` gives it; None for the prepared split.
+            :func:`~midigenre.data.splits.split_settings` gives it; None for the prepared split.
         **data: See :class:`DataSettings`.
 
     Raises:

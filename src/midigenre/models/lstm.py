@@ -97,7 +97,7 @@ class RecurrentState(DecodingState):
     def prefill(
         self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], rows: Sequence[int]
     ) -> Tensor:
-        """See :meth:`midigenre.models.sequences.State.prefill`."""
+        """See :meth:`midigenre.models.sequences.DecodingState.prefill`."""
         self.reset(rows, lengths)
         out_ND, last = self.lstm.pack(h_ND, lengths)
         at = torch.tensor(rows, device=h_ND.device)
@@ -105,7 +105,7 @@ class RecurrentState(DecodingState):
         return out_ND
 
     def step(self, h_BD: Tensor) -> Tensor:
-        """See :meth:`midigenre.models.sequences.State.step`."""
+        """See :meth:`midigenre.models.sequences.DecodingState.step`."""
         self.grow()
         before = self.tensors["h"], self.tensors["c"]
         out_1BD, (h_KBD, c_KBD) = self.lstm.lstm(self.lstm.input_norm(h_BD)[None], before)

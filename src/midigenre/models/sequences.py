@@ -284,7 +284,7 @@ class KeyValueState(DecodingState):
     def prefill(
         self, h_ND: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], rows: Sequence[int]
     ) -> Tensor:
-        """See :meth:`State.prefill`."""
+        """See :meth:`DecodingState.prefill`."""
         self.reset(rows, lengths)
         positions = positions_N(cu_seqlens, len(h_ND))
         if (local := self.encoder.local) is not None:
@@ -304,7 +304,7 @@ class KeyValueState(DecodingState):
         return self.encoder.run_layers(h_ND, rotary, fills)
 
     def step(self, h_BD: Tensor) -> Tensor:
-        """See :meth:`State.step`."""
+        """See :meth:`DecodingState.step`."""
         self.grow()
         if (local := self.encoder.local) is not None:
             seen_KBD = torch.cat([local.norm(h_BD)[None], self.tensors["before"]])

@@ -48,8 +48,8 @@ class Attribution:
         log_odds: The song's log-odds of it.
         bars: Of each bar of the song, shape (bars,). 0 for bars without an onset; NaN where nothing
             can be said: ``max_tokens`` kept the bar from the model, or no music is left without it.
-        programs: Of each program that plays, :data:`~midigenre.song.DRUMS` first; NaN likewise.
-            Empty where the vocabulary has no programs.
+        programs: Of each program that plays, :data:`~midigenre.midi.song.DRUMS` first; NaN
+            likewise. Empty where the vocabulary has no programs.
     """
 
     target: int
