@@ -145,7 +145,8 @@ def _archive(url: str, target: Path, about: Path, progress: Progress) -> Path:
                     in_blocks = _append_blocks(source, part, size, progress)
                 if not in_blocks:  # streamed to the disk, from its beginning
                     source.fs.get_file(source.path, str(part), callback=shown)
-                if size not in (None, done := part.stat().st_size):
+                done = part.stat().st_size
+                if size is not None and done < size:
                     raise ConnectionError(f"the server sent {done:,} of {size:,} bytes")
             break
         except UserError as error:

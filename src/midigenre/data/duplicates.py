@@ -167,12 +167,13 @@ def without_leaks(
             continue
         detail = f"given as {song.split}, but {held.path} in {held.split} has the same bytes"
         rejected.append(Unusable(song.song_id, song.path, "split_conflict", detail, song.labels))
-    remarks = [
+    if not rejected:
+        return kept, rejected, []
+    remark = (
         f"{plural(len(rejected), 'song')} with a byte-identical copy in a later one of the given "
-        f"splits rejected; the first: {song.song_id} (split_conflict in refused.csv)"
-        for song in rejected[:1]
-    ]
-    return kept, rejected, remarks
+        f"splits rejected; the first: {rejected[0].song_id} (split_conflict in refused.csv)"
+    )
+    return kept, rejected, [remark]
 
 
 def linked_groups(

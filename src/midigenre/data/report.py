@@ -91,7 +91,8 @@ def label_tables(shards: ShardSet) -> list[dict[str, Any]]:
     def axis(label: str) -> tuple[list[str], Longs]:
         names = list(shards.labels.classes[label])
         missing = indices[label] == UNKNOWN
-        return names + [NONE] * bool(missing.any()), np.where(missing, len(names), indices[label])
+        more = [NONE] if missing.any() else []
+        return names + more, np.where(missing, len(names), indices[label])
 
     tables = []
     for other in labels[1:]:

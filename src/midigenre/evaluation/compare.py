@@ -612,12 +612,13 @@ def to_markdown(comparison: Comparison) -> str:
     rows = []
     for row in comparison.rows:
         cells = [_text(row.settings.get(key, MISSING)) for key in comparison.settings]
-        cells += [row.test_set for _ in test_sets]
+        cells += [row.test_set] if test_sets else []
         cells.append(str(len(row.runs)))
         for column in comparison.columns:
             cells += _score_cells(row.scores.get(column))
         cells += [_pair_cell(row.paired[label]) for label in comparison.paired]
-        cells += [f"{n:,.0f}{' s' * (name == 'fit_seconds')}" for name, n in row.costs.items()]
+        units = {"fit_seconds": " s"}
+        cells += [f"{n:,.0f}{units.get(name, '')}" for name, n in row.costs.items()]
         more = f" and {len(row.runs) - 1} more" if len(row.runs) > 1 else ""
         rows.append([*cells, f"{row.folder}{more}"])
     n_words = len(comparison.settings) + len(test_sets)

@@ -161,8 +161,9 @@ def _lines(levels: Mapping[str, LevelScores]) -> Iterator[str]:
     if within := song.get("within_source"):
         scores = ", ".join(f"{m.title} {_number(within[name])}" for name, m in METRICS.items())
         yield f"songs within a source ({plural(len(within['sources']), 'source')}): {scores}"
-    if weights := (pool := song.get("song_model", {})).get("weights"):
-        shares = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
+    pool = song.get("song_model", {})
+    if pool.get("weights"):
+        shares = ", ".join(f"{name} {weight:.2f}" for name, weight in pool["weights"].items())
         how = pool["note"] or f"weights fitted on {plural(pool['n_validation'], 'validation song')}"
         yield f"songs: the model is a blend of {shares}; {how}"
 

@@ -180,7 +180,8 @@ def _end_notes(score: ScoreTick, repairs: dict[str, int]) -> bool:
     duration[np.argsort(notes, kind="stable")] = ends - begins
     stop = 0
     for track, length in zip(score.tracks, lengths, strict=True):
-        its = slice(stop, stop := stop + length)
+        begin, stop = stop, stop + length
+        its = slice(begin, stop)
         pitch, velocity = columns["pitch"][its], columns["velocity"][its]
         track.notes = NoteTickList.from_numpy(onset[its], duration[its], pitch, velocity)
     return True

@@ -145,7 +145,8 @@ def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> WellFormed:
         division = round(ticks_per_second / 2)
         # Not 500,000 where half the ticks of a second are no whole number: seconds stay true.
         tempo = round(1e6 * division / ticks_per_second)
-        bodies[:1] = [b"\x00\xff\x51\x03" + tempo.to_bytes(3, "big") + body for body in bodies[:1]]
+        if bodies:
+            bodies[0] = b"\x00\xff\x51\x03" + tempo.to_bytes(3, "big") + bodies[0]
     header = struct.pack(">4sIHHH", b"MThd", 6, format_, len(bodies), division)
     seen = [track.far_reaching for track in tracks if track.far_reaching is not None]
     return WellFormed(header, bodies, seen if len(seen) == len(bodies) else None, repairs)

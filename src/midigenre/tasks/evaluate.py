@@ -120,7 +120,8 @@ def evaluate_split(
             for name, log_probs_SC in components.items() if level == "song" else ():
                 if isinstance(theirs.get(name, ""), str):  # its experts are baselines already
                     theirs[name] = log_probs_SC.argmax(1)
-            fit, flags = fits.get(level), dict[str, Bools]()
+            fit = fits.get(level)
+            flags: dict[str, Bools] = {}
             if fit is not None and fit.max_energy is not None:
                 flags["energy"] = fit.out_of_domain(energy[level])
                 flags["max_softmax"] = fit.low_confidence(log_probs[level])
