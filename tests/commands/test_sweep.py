@@ -28,9 +28,9 @@ METRICS = (
     "test_phrase_accuracy",
     "test_song_accuracy",
     "val_macro_f1",
-    "parameters",
     "fit_seconds",
     "train_tokens",
+    "parameters",
 )
 
 QUICK = (*SMALL, "trainer.max_epochs=1", "trainer.max_steps=2")

@@ -314,7 +314,7 @@ def test_resumes_after_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         read_before.append(work.work_id)
         return original(work)
 
-    monkeypatch.setattr(twelve, "read", counted)
+    monkeypatch.setattr(twelve, "read_work", counted)
     corpus = Twelve(songs_per_class=4)
 
     def crash(what: str, done: int, total: int) -> None:
@@ -350,7 +350,7 @@ def test_failing_works_are_reported_and_replaced(
             raise RuntimeError("badly formed repeats\nand a second line")
         return original(work)
 
-    monkeypatch.setattr(twelve, "read", failing)
+    monkeypatch.setattr(twelve, "read_work", failing)
     found = Twelve(songs_per_class=3).songs(tmp_path)
     assert {u.song_id for u in found.unusable} == set(failed)
     assert {u.reason for u in found.unusable} == {"not_written"}
