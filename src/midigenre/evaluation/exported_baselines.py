@@ -180,7 +180,7 @@ def metadata_features(counts: PhraseCounts) -> Floats:
         denominators (6); mean and standard deviation of the velocity and number of different ones;
         mean and standard deviation of the tempo in quarters per minute, its changes per bar; notes
         per bar, per quarter and per second. float64, shape (rows, 177), rounded to four decimals: a
-        tree would else split constants on their rounding errors.
+        tree would otherwise split constants on their rounding errors.
     """
     of = {name: np.asarray(counts[:, where], np.float64) for name, where in _COLUMNS.items()}
     notes, bars, quarters = of["programs"].sum(1, keepdims=True), of["bars"], of["quarters"]

@@ -1,4 +1,4 @@
-"""Music out of a model.
+"""Generating music with a model.
 
-``grammar`` keeps every sample inside what its tokenizer can say.
+``grammar`` keeps every sample decodable by its tokenizer.
 """

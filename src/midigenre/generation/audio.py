@@ -27,14 +27,14 @@ AUDIO_FORMATS = {"wav": ("WAV", "PCM_16"), "mp3": ("MP3", "MPEG_LAYER_III")}
 SOUNDFONT = "TimGM6mb.sf2"  # General MIDI, six megabytes, in the package pretty_midi
 SAMPLE_RATE = 48_000  # frames per second, the synthesizer's
 FULL_SCALE = 32768
-SILENT_DB = -70.0  # ten steps of the synthesizer's 16 bits are below: too few for music
-PEAK_DB = -1.0  # of a rendered piece: what an MP3 adds to it must not clip
+SILENT_DB = -70.0  # only ten steps of the synthesizer's 16 bits lie below
+PEAK_DB = -1.0  # of a rendered piece, so that MP3 encoding does not clip
 TAIL_SECONDS = 5.0  # how long the last notes may ring on
 TAIL_DB = -60.0  # of the peak, where the sound ends: the usual end of a decay
 FADE_SECONDS = 0.03
 MAX_SECONDS = 1800.0  # longer pieces are not rendered: half an hour takes 700 MB
-MELODIC_CHANNELS = 15  # MIDI has 16, and one of them plays the drums
-UNUSED_CONTROL = 3  # of MIDI 1.0: it is sent only so that the synthesizer plays on
+MELODIC_CHANNELS = 15  # MIDI has 16, one of them for drums
+UNUSED_CONTROL = 3  # undefined in MIDI 1.0; sent only so that the synthesizer keeps playing
 
 _Voice = tuple[TrackTick, Longs]
 """A track, and its notes as the synthesizer is given them: onset, duration, pitch, velocity."""
@@ -70,7 +70,7 @@ def default_soundfont() -> Path:
     """The soundfont that comes with pretty_midi.
 
     Raises:
-        UserError: It does not any more.
+        UserError: The installed pretty_midi has none.
     """
     spec = find_spec("pretty_midi")  # importing it would take half a second
     path = None if spec is None or spec.origin is None else Path(spec.origin).with_name(SOUNDFONT)
@@ -82,7 +82,7 @@ def default_soundfont() -> Path:
 
 
 def check_audio(audio: str | None, soundfont: str | None) -> None:
-    """Rejects before the work what could not be rendered and written after it.
+    """Rejects early what could not be rendered and written later.
 
     Args:
         audio: ``wav``, ``mp3`` or None for no audio.
@@ -117,9 +117,10 @@ def length_seconds(score: ScoreTick) -> float:
 def render(score: ScoreTick, soundfont: Path | str | None = None) -> Audio:
     """Plays a score.
 
-    Every instrument sounds, however many there are: those beyond the 16 channels are played apart
-    and mixed. A pitch that sounds already is struck again. The audio ends when the last notes have
-    rung out, at most :data:`TAIL_SECONDS` after them, and is as loud as :data:`PEAK_DB` allows.
+    Every instrument sounds, however many there are: those beyond the 16 channels are rendered
+    separately and mixed. A pitch that sounds already is struck again. The audio ends when the last
+    notes have rung out, at most :data:`TAIL_SECONDS` after them, and is as loud as :data:`PEAK_DB`
+    allows.
 
     Args:
         score: Times in ticks.
@@ -183,7 +184,7 @@ def write_audio(path: Path, samples: Samples, rate: int) -> None:
         samples: Shape (frames, 2), at most 1 in size.
         rate: Frames per second.
     """
-    import soundfile  # takes long to load, and only who writes audio needs it
+    import soundfile  # takes long to load, and only writing audio needs it
 
     kind, subtype = AUDIO_FORMATS[path.suffix.removeprefix(".")]
     # Not to the disk itself: where that is full, libsndfile says only "system error".
@@ -193,12 +194,12 @@ def write_audio(path: Path, samples: Samples, rate: int) -> None:
 
 
 def _play(score: ScoreTick, voices: list[_Voice], soundfont: Path) -> Samples:
-    """What the voices sound like, with the tail."""
+    """The sound of the voices, with the tail."""
     samples = _synthesized(_midi(score, voices), soundfont)
     clipped = np.abs(samples).max() >= (FULL_SCALE - 1) / FULL_SCALE
     if not clipped or all(len(notes_N4) < 2 for _, notes_N4 in voices):
         return samples
-    # The synthesizer cuts off what is too loud: every other note at a time then.
+    # The synthesizer clips what is too loud: then every other note at a time.
     halves = [[(track, notes_N4[which::2]) for track, notes_N4 in voices] for which in (0, 1)]
     return _mixed([_play(score, half, soundfont) for half in halves])
 
@@ -216,7 +217,7 @@ def _synthesized(midi: bytes, soundfont: Path) -> Samples:
     try:
         data = midirenderer.render_wave_from(font, midi)
     except BaseException as error:
-        # A panic of the Rust code has a class that is no Exception and is not exported.
+        # A panic of the Rust code raises a class that is not an Exception and not exported.
         if not isinstance(error, RuntimeError) and type(error).__name__ != "PanicException":
             raise
         raise _no_soundfont(soundfont, str(error)) from error
@@ -256,7 +257,7 @@ def _midi(score: ScoreTick, voices: list[_Voice]) -> bytes:
         track.notes = NoteTickList.from_numpy(
             *notes_N4[:, :2].T.astype(np.int32), *notes_N4[:, 2:].T.astype(np.int8)
         )
-        # What a file does to its channels after the music would only make it longer.
+        # Channel events after the music would only make it longer.
         for name in ("controls", "pitch_bends", "pedals"):
             for event in getattr(of, name):
                 if event.time < end:

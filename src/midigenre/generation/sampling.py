@@ -1,4 +1,4 @@
-"""Writes music with a generator, step by step, inside its tokenizer's grammar.
+"""Samples music from a generator, step by step, within its tokenizer's grammar.
 
 B rows   T steps   F fields of a step   D model width   V vocabulary of a field
 """
@@ -23,7 +23,7 @@ from midigenre.tokenizers.base import PhraseCutter
 
 @dataclass(frozen=True)
 class Choice:
-    """How a token is drawn; the filters apply to each field of a step, in this order.
+    """How a token is sampled; the filters apply to each field of a step, in this order.
 
     Attributes:
         temperature: Logits are divided by it; 0 takes the likeliest token.
@@ -102,7 +102,7 @@ class SamplingSettings:
         guidance: Scale of classifier-free guidance: logits are ``u + guidance * (c - u)``, c
             with the condition and u without (Ho and Salimans 2022, arXiv 2207.12598, equation 6,
             whose w is ``guidance - 1``). 1 is the model as it is, at half the cost.
-        seed: Piece i of a seed is the same whatever is drawn beside it.
+        seed: Piece i of a seed is the same whatever is drawn with it.
         bars: The piece has exactly this many bars (a primer's come on top); None: until the end
             token.
         seconds: The piece ends with the bar in which this time is reached, the primer's included;
@@ -134,7 +134,7 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class Context:
-    """What a model was trained to see at once: most steps, most bars."""
+    """The longest window that a model was trained on: steps and bars."""
 
     max_tokens: int
     bars: int
@@ -167,7 +167,7 @@ class _Piece:
     uniform: np.random.Generator
     first: int = 0  # the bar with which its window begins
     bars: int = 0  # finished ones
-    bars_timed: int = 0  # those of which the time is known not to reach `seconds`
+    bars_timed: int = 0  # those known not to reach `seconds`
     stop: str = ""
 
 
@@ -177,7 +177,7 @@ class Sampler:
     Args:
         model: The generator, in evaluation mode.
         grammar: The grammar of its tokenizer.
-        context: What it was trained to see.
+        context: The windows that it was trained on.
 
     Raises:
         ValueError: The model predicts the fields in another order than the grammar's.
@@ -211,16 +211,16 @@ class Sampler:
             labels: Class index of each piece for each condition, length n; ``UNKNOWN`` is one.
             settings: How they are drawn.
             n: Number of pieces.
-            first: Number of the first piece under the seed, for those who draw in batches.
+            first: Number of the first piece under the seed, for sampling in batches.
             primer: Steps that all begin with, int64 (T, F), without BOS; bars from 0.
             primer_bars: Bars of it.
             report: Called with the bars that are finished, and all; 0 for an unknown number.
 
         Raises:
-            ValueError: The primer is no music of this tokenizer.
+            ValueError: The primer is not valid music of this tokenizer.
         """
         bos = self.grammar.tokenizer.spec.special("BOS")
-        assert bos is not None  # the grammar knows no vocabulary without
+        assert bos is not None  # the grammar supports no vocabulary without BOS
         opening = np.array([bos], np.int64)
         if primer is not None:
             opening = np.concatenate([opening, primer])
@@ -299,7 +299,7 @@ class _Draw:
         return chosen_BF
 
     def push(self, chosen_BF: Tensor) -> None:
-        """Appends the step to the pieces; those that have ended then say why."""
+        """Appends the step to the pieces; those that have ended get the reason."""
         belongs = self.rows.push(chosen_BF).tolist()
         done, bars = self.rows.done_B.tolist(), self.rows.bars_B.tolist()
         eos, settings = self.tokenizer.spec.special("EOS"), self.settings
@@ -338,7 +338,7 @@ class _Draw:
         steps = self.rows.bar_steps(row)
         ids = ids[: steps[reached]] if reached < len(steps) else ids
         if self.tokenizer.spec.bars == "none":
-            # Notes that sound across the last barline find their end.
+            # Notes that sound across the last barline get their end.
             again = self.grammar.start(1)
             again.feed(0, ids)
             keep, close = again.close(0)
@@ -346,7 +346,7 @@ class _Draw:
         piece.ids, piece.bars, piece.stop = ids.tolist(), reached, "seconds"
 
     def advance(self, chosen_BF: Tensor) -> None:
-        """Gives the step to the model; windows that have become too long begin again."""
+        """Feeds the step to the model; windows that have become too long are restarted."""
         restart: dict[int, Longs] = {}
         lengths = self.decoding.state.lengths
         longest = self.windows.max_tokens + self.model.n_prefix
@@ -401,7 +401,7 @@ class _Draw:
 
 
 class Windows:
-    """Cuts the last bars of music in the making, as a model was shown music in training.
+    """Cuts a window of the last bars of unfinished music, as in training.
 
     A window begins at a bar; what is in force there is restated.
     """
@@ -427,7 +427,7 @@ class Windows:
         return max(first, min(bar - 1, bar - self.bars // 2 + 1))
 
     def shorter(self, rows: Rows, row: int, first: int, n_steps: int) -> int | None:
-        """A later bar for a window of too many steps, half of which go; None if no bar fits."""
+        """A later bar for a window of too many steps, dropping half; None if no bar fits."""
         steps = rows.bar_steps(row)
         wanted, last = n_steps - self.max_tokens // 2, len(steps) - 2
         if last <= first:
@@ -444,7 +444,7 @@ class Windows:
             return self._cutter.cut(ids_TF, steps, tempo, first, len(steps) - 1)[0]
         before, after = ids_TF[: steps[first]], self._without_orphans(ids_TF[steps[first] :])
         shifts = rows.opening(row, first)
-        # What the bar says itself, first of all its meter, then its tempo.
+        # The bar's own statements: first its meter, then its tempo.
         types = self.spec.fields[0].types
         said = [types[i] for i in after[:2, 0].tolist()] if not len(shifts) else []
         own = int(said[:1] == ["TimeSig"])

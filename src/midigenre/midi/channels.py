@@ -1,12 +1,13 @@
 """What the channels of a file play: when each note ends, and on which instrument.
 
-symusic reads each track for itself, pairs note-ons with note-offs first in, first out, and drops a
-note-on that is left over. What is played is this:
+symusic reads each track for itself, pairs note-ons with note-offs first in, first out, and drops an
+unpaired note-on. The file actually plays as follows:
 
 * A note ends at the first note-off of its pitch and channel in its track, or where its pitch is
   struck again there. So of two notes that overlap, the first note-off ends the one that sounds, and
-  the second one finds nothing to end. At one tick order means little: a note-off belongs to a note
-  that began earlier as long as there is one whose own has not come, and note-ons sound together.
+  the second one finds nothing to end. Within one tick order means little: a note-off belongs to a
+  note that began earlier as long as there is one whose own has not come, and note-ons sound
+  together.
 * A note without a note-off of its own ends at one in another track that finds nothing to end there;
   or at its onset, if its note-off stands before it at that tick (music21 writes grace notes so);
   else with its track.
@@ -16,9 +17,9 @@ note-on that is left over. What is played is this:
 * A program holds for its channel in every track that has set none itself so far. A port (meta event
   FF 21) has channels of its own.
 
-Most files need no walk through their events for that. Note-offs for all pitches far behind the end
-of each track, and a program that the file does not use at the start of tracks without their own,
-show in symusic's answer where they took effect.
+For most files no event-by-event walk is needed. *Probes*, that is note-offs for all pitches far
+after the end of each track, and an unused program at the start of tracks without their own, show in
+symusic's result where they took effect.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def played(file: WellFormed, repairs: dict[str, int]) -> ScoreTick:
 
 def _parsed(data: bytes) -> ScoreTick:
     try:
-        # No value is over 127 any more; sanitising is the second lock on a door that leads out of
+        # No value is over 127 any more; sanitising is a second safeguard against reading outside
         # the parser's memory.
         return ScoreTick.from_midi(data, sanitize_data=True)
     except MemoryError as error:
@@ -97,7 +98,7 @@ def _parsed(data: bytes) -> ScoreTick:
 
 
 def _probed(file: WellFormed) -> tuple[bytes, int | None]:
-    """The file with probes and the program that stands for none; nothing if it must be walked.
+    """The file with probes, and the unused program; empty if it must be walked.
 
     It looks for bytes that may be the status of a note, and takes a file with one in a critical
     place for one that must be walked, whatever that byte is.
@@ -131,7 +132,7 @@ def _probed(file: WellFormed) -> tuple[bytes, int | None]:
                 if before and last >= pos:
                     return must_walk
             elif channel != _DRUM_CHANNEL:
-                # symusic parts the notes of two programs: one might end where the other begins.
+                # symusic separates the notes of two programs: one might end where the other begins.
                 if before and own.get(channel, 0) != message[1]:
                     return must_walk
                 if before and channel not in own:
@@ -249,7 +250,7 @@ class _Key:
 
 
 class _Channels:
-    """What the events of all tracks say of notes in other tracks, by port and channel."""
+    """Events that affect notes in other tracks, by port and channel."""
 
     def __init__(self) -> None:
         self.offs: dict[tuple[tuple[int, int], int], list[int]] = defaultdict(list)
@@ -320,7 +321,7 @@ def _written(file: WellFormed, repairs: dict[str, int]) -> bytes:
     bodies = []
     for track, (walk, notes) in enumerate(tracks):
         # Sorted by tick: note-offs, then the events in their order. A note of no length ends
-        # right behind its note-on.
+        # right after its note-on.
         found: list[tuple[int, int, int, int, bytes]] = []
         given: dict[int, int] = {}  # the program of each channel
         own: set[int] = set()  # channels that have set one themselves

@@ -3,7 +3,7 @@
 A file is read with symusic, then *cleaned*: onsets snap to the grid of the meter in force,
 durations are at least one step and at most ``max_duration_beats``, meters start on barlines, tempo
 changes are finite and never repeat, and notes lie in one canonical order. Bars are computed after
-this, so that a note quantised across a barline belongs to the bar in which it then stands, and a
+this, so that a note quantised across a barline belongs to the bar in which it then lies, and a
 phrase holds the same notes whichever tokenizer encodes it.
 """
 
@@ -67,7 +67,7 @@ def read_score(
     (:mod:`midigenre.midi.channels`).
 
     Args:
-        data: Bytes of a file, of any kind (:func:`midigenre.midi.repair.well_formed`).
+        data: Bytes of any file (:func:`midigenre.midi.repair.well_formed`).
         repairs: How often each repair was made is added to it.
         max_bytes: Largest size, before and after unpacking.
 
@@ -137,7 +137,7 @@ def clean(score: ScoreTick, grid: Grid, *, tracks: str = "all", neutral: bool = 
     if neutral:
         tempo_ticks, qpm = np.zeros(1, np.int64), np.array([DEFAULT_TEMPO])
     else:
-        # one tempo per tick (the last), each other than the one before.
+        # one tempo per tick (the last), each different from the one before.
         tempo_ticks, _ = _snap(raw_ticks * scale, section_ticks, section_steps)
         last = np.append(tempo_ticks[1:] != tempo_ticks[:-1], True) & (tempo_ticks <= last_onset)
         tempo_ticks, qpm = tempo_ticks[last], raw_qpm[last]
@@ -152,7 +152,7 @@ def skyline(onset: Longs, end: Longs, pitch: Longs) -> Bools:
 
     Uitdenbogerd and Zobel, "Manipulation of Music for Melody Matching" (ACM Multimedia 1998), call
     it ``all-mono``: of all tracks but the drums, the highest of the simultaneous notes. Here a held
-    note counts as sounding until its end, so that an accompaniment below it stays out.
+    note counts as sounding until its end, so that an accompaniment below it is excluded.
 
     Args:
         onset: Onset of each note, in any order, shape (n,).

@@ -1,7 +1,7 @@
-"""Bytes of any kind to a well-formed MIDI file, or a rejection that says what they are.
+"""Turns arbitrary bytes into a well-formed MIDI file, or rejects them and says what they are.
 
-symusic believes the sizes and the values in a file: a false one makes it give up, or read memory
-that is not the file's. So a file is checked against the grammar of Standard MIDI Files 1.0 first
+symusic trusts the sizes and values in a file: a false one makes it fail, or read memory
+outside the file. So a file is checked against the grammar of Standard MIDI Files 1.0 first
 (MIDI Association RP-001; one regular expression, in C). Where that fails, the damaged tracks are
 read event by event and written again up to the first byte that cannot be understood. Nothing is
 guessed beyond that byte.
@@ -35,7 +35,7 @@ FRAME_RATES = {24: 24.0, 25: 25.0, 29: 30000 / 1001, 30: 30.0}
 """SMPTE frames per second by the number in the division (SMF 1.0; 29 is 30 drop-frame)."""
 
 MAX_TICK = 2**31 - 1  # symusic counts ticks in 32 bits, with a sign
-FAR = 2**27  # so far behind a track's end nothing is played: see `midigenre.midi.channels`
+FAR = 2**27  # ticks after a track's end at which nothing is played: see `midigenre.midi.channels`
 
 END = b"\xff\x2f\x00"  # an end of track, without its delta
 NOTHING = b"\xff\x01\x00"  # an empty text stands for an event left out, so that its delta stays
@@ -51,7 +51,7 @@ class WellFormed:
     Attributes:
         header: Its header chunk, 14 bytes.
         bodies: What is in its track chunks.
-        far_reaching: What :func:`scan` found in each track; None if one of them was mended.
+        far_reaching: What :func:`scan` found in each track; None if one of them was repaired.
         repairs: How often each repair was made.
     """
 
@@ -62,7 +62,7 @@ class WellFormed:
 
 
 def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> WellFormed:
-    """A MIDI file that symusic can parse, and what had to be repaired for that.
+    """A MIDI file that symusic can parse, and what had to be repaired.
 
     In what is returned all sizes and counts are true, each track ends with its end-of-track event,
     channel messages have data bytes under 128, and no track is longer than 2**31 - 1 ticks. The
@@ -71,11 +71,11 @@ def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> WellFormed:
     * Unpacked: gzip and zlib, also where they are cut off; RIFF, MacBinary and any other up to
       8,192 bytes before the header.
     * Skipped: chunks that are not tracks, bytes outside of chunks, undefined status bytes.
-    * Mended: a false length of the header or of a track, a false number of tracks, an unknown
+    * Repaired: a false length of the header or of a track, a false number of tracks, an unknown
       format, a missing end of track. A track that breaks off, or in which a byte cannot be
       understood, keeps its events up to there and ends there.
-    * Behind an end of track that is not the last event of its chunk all events are read, or none
-      and the bytes are counted.
+    * After an early end of track the rest of the chunk is read if all of it can be understood;
+      otherwise its bytes are counted.
     * Data bytes over 127: velocities, controls and pitch bends become 127; a note of such a pitch
       and such a program (mostly 255, "none") are left out rather than invented.
     * SMPTE time is read at 120 quarter notes per minute: it has no beats, and 120 is what a file
@@ -247,7 +247,7 @@ def _unwrapped(data: bytes, max_bytes: int, repairs: dict[str, int]) -> bytes:
 
 
 def _foreign(data: bytes) -> str | None:
-    """What the bytes are, if they are known not to be music that can be read here."""
+    """What the bytes are, if they are a known kind of file that is not readable music."""
     if not data:
         return "the file is empty (0 bytes)"
     if not data.strip(b"\x00"):
@@ -347,7 +347,7 @@ class _DamagedError(Exception):
 
 @dataclass
 class _Track:
-    """A track as bytes that need no repair; what the grammar found if that took no walk."""
+    """A track as bytes that need no repair; and what the grammar found, if it was not walked."""
 
     body: bytes
     far_reaching: list[tuple[int, bytes]] | None
@@ -357,7 +357,7 @@ class _Track:
 def _tracks(
     data: bytes, pos: int, repairs: dict[str, int], keep_tempo: bool, quick: bool
 ) -> list[_Track]:
-    """The tracks of all chunks from ``pos`` on; if ``quick``, the grammar spares one the walk.
+    """The tracks of all chunks from ``pos`` on; if ``quick``, those in the grammar are not walked.
 
     Raises:
         RefusedSongError: ``unreadable``: most of it cannot be understood; ``too_large``.
@@ -420,10 +420,10 @@ def _chunk_end(data: bytes, pos: int) -> int | None:
 
 
 class TrackRepair:
-    """One track, event by event, with what symusic would misread mended or left out.
+    """One track, event by event, with what symusic would misread repaired or left out.
 
     Attributes:
-        pos: Where reading stopped: behind the end of the track, or at what is lost.
+        pos: Where reading stopped: after the end of the track, or at the damage.
         events: The events up to there, without the end of track.
         tick: Where the track ends.
         ended: Whether it has an end-of-track event.
@@ -451,7 +451,7 @@ class TrackRepair:
         count(self.repairs, what, int(not self.ended))
 
     def read_on(self) -> None:
-        """Reads what stands behind an early end of track, if all of it can be understood."""
+        """Reads what follows an early end of track, if all of it can be understood."""
         behind = TrackRepair(self.data, self.pos, self.limit, {}, self.keep_tempo)
         behind.tick, behind.ended = self.tick, True
         while behind.ended and behind.pos < behind.limit:
@@ -549,7 +549,7 @@ class TrackRepair:
         return bytes((status,)) + values
 
     def _system(self, status: int, pos: int) -> int:
-        """Where a system message ends, which has no place in a file.
+        """Where a system message ends; a file should not contain any.
 
         From F6 on it has no data (MIDI 1.0). F1 to F3 have one or two bytes, F4 and F5 are not
         defined: these have as many as leave an event to follow, best one that needs no repair.
@@ -576,7 +576,7 @@ class TrackRepair:
         return any(m and m.end() > pos for m in found) or _after_long(*here) is not None
 
     def _is_event(self, pos: int) -> bool:
-        """Whether an event starts here that can be mended, or another system message."""
+        """Whether a repairable event starts here, or another system message."""
         try:
             return self._extent(pos)[-1] <= self.limit
         except _DamagedError:

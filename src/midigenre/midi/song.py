@@ -1,6 +1,6 @@
 """A clean song: its grid, its notes, its bars.
 
-These are the words in which every tokenizer reads music; :mod:`midigenre.midi.clean` makes them
+This is the form in which every tokenizer reads music; :mod:`midigenre.midi.clean` makes them
 from files.
 """
 
@@ -221,7 +221,7 @@ class Song:
     def bars(self, first: int, end: int) -> Song:
         """The phrase of bars ``first`` to ``end - 1``, starting at tick 0.
 
-        It holds the notes whose onset lies in those bars, whole, even if they sound on past the
+        It holds the notes whose onset lies in those bars, whole, even if they sound past the
         last barline; the meter and the tempo in force at its start are restored.
         """
         start, stop = int(self.bar_ticks[first]), int(self.bar_ticks[end])
@@ -241,7 +241,7 @@ class Song:
         )
 
     def with_rests(self, n_bars: int) -> Song:
-        """The song with empty bars like its last one behind it, so that it has ``n_bars``."""
+        """The song extended to ``n_bars`` with empty bars like its last one."""
         more = np.arange(1, n_bars - self.n_bars + 1)
         last = int(self.bar_ticks[-1] - self.bar_ticks[-2])
         at = self.file_seconds

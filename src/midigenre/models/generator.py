@@ -1,4 +1,4 @@
-"""The generator: labels and the tokens so far in, the next token out.
+"""The generator: labels and previous tokens in, the next token out.
 
 B phrases   N packed tokens   F fields of a token   L labels
 D model width   V vocabulary of a field
@@ -64,17 +64,17 @@ class ConditionEmbedding(nn.Module):
 
 
 class FieldHead(nn.Module):
-    """Logits of every field of a token, each knowing the fields before it in the same token.
+    """Logits of every field of a token, each conditioned on the fields before it in the same token.
 
     With one field (REMI, MIDI-like) it is one linear layer. With several, the ids already chosen
     are embedded and added to the token's vector before a small layer of each field: a velocity then
-    fits the pitch it stands beside. Compound Word does so for the family alone (Hsiao et al. 2021,
+    fits its pitch. Compound Word does so for the family alone (Hsiao et al. 2021,
     arXiv 2101.02402, section 4.3) and samples the others independently of each other.
 
     Args:
         sizes: Vocabulary size of each field (``TokenSpec.sizes``), length F.
         d_model: Model width D.
-        order: Columns in the order in which they are predicted; as they stand if None.
+        order: Columns in the order in which they are predicted; None for their own order.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class FieldHead(nn.Module):
         super().__init__()
         self.sizes = tuple(sizes)
         self.order = tuple(range(len(sizes)) if order is None else order)
-        # The last field of the order is known to no other: it has no table.
+        # No field is conditioned on the last one: it has no table.
         self.known = nn.ModuleDict(
             {str(f): nn.Embedding(sizes[f], d_model) for f in self.order[:-1]}
         )
@@ -95,7 +95,7 @@ class FieldHead(nn.Module):
         """Logits of one field, (N, V).
 
         Args:
-            h_ND: What the model made of all tokens before, shape (N, D).
+            h_ND: The model's output for the tokens before, shape (N, D).
             place: Place of the field in :attr:`order`.
             chosen_NF: Ids of the fields at earlier places, int64, shape (N, F); other columns are
                 not looked at.
@@ -107,7 +107,7 @@ class FieldHead(nn.Module):
     def forward(self, h_ND: Tensor, ids_NF: Tensor) -> list[Tensor]:
         """Logits of every field, (N, V) each, in the order of the columns.
 
-        As :meth:`field_logits` where the true tokens, int64 (N, F), stand for those chosen before.
+        As :meth:`field_logits` with the true tokens, int64 (N, F), in place of those chosen before.
         """
         logits: list[Tensor] = [h_ND] * len(self.sizes)
         for place, field in enumerate(self.order):
@@ -135,7 +135,7 @@ class Decoding:
     """Rows that a generator is writing.
 
     Args:
-        state: What the backbone keeps of them.
+        state: The backbone's state.
         condition_BLD: Vectors of their conditions; None without.
     """
 
@@ -155,8 +155,8 @@ class Decoding:
 class PhraseGenerator(PhraseModel):
     """Embedding, conditions, backbone run causally, and a head that predicts each token.
 
-    A learned start vector stands before every phrase: the output there predicts the first token,
-    the output at each token the following one. ``prefix`` puts a vector for each condition behind
+    A learned start vector precedes every phrase: the output there predicts the first token,
+    the output at each token the following one. ``prefix`` puts a vector for each condition after
     the start vector; ``add`` adds their sum to the start vector and to every token.
 
     Args:
@@ -183,7 +183,7 @@ class PhraseGenerator(PhraseModel):
         return 1 + (len(labels) if self.condition_by == "prefix" else 0)
 
     def forward(self, batch: Batch) -> Tensor:
-        """The vector that predicts each token, (N, D), from what lies before that token alone.
+        """The vector that predicts each token, (N, D), from what precedes that token only.
 
         The batch has a class index for each condition.
         """
@@ -232,7 +232,7 @@ class PhraseGenerator(PhraseModel):
         return rows.state.step(h_BD)
 
     def restart(self, which: Sequence[int], windows: Sequence[Tensor], rows: Decoding) -> Tensor:
-        """Begins some rows again, under the conditions that they have.
+        """Restarts some rows under their conditions.
 
         Args:
             which: These rows.
@@ -253,7 +253,7 @@ class PhraseGenerator(PhraseModel):
         self, ids_NF: Tensor, cu_seqlens: Tensor, lengths: Sequence[int],
         condition_BLD: Tensor | None,
     ) -> Prefixed:  # fmt: skip
-        """Phrases as vectors, with what stands before them and what is added to them."""
+        """Phrases as vectors, with the vectors before them and those added to them."""
         h_ND = self.embedding(ids_NF)
         prefix_BPD = self.start_D.expand(len(lengths), 1, -1)
         if condition_BLD is not None and self.condition_by == "prefix":

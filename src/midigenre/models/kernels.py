@@ -1,11 +1,11 @@
-"""Faster insides, put into a finished model from outside; same weights, same meaning.
+"""Faster kernels, put into a finished model from outside; same weights, same function.
 
     N packed tokens   I, O width going in and coming out
 
 :func:`use_cpu_kernels` and :func:`compile_layers` for training, :func:`packed` for decoding once
-the weights no longer change, :func:`quantize_int8` for a generator in eight bits. All PyTorch's
-private operators that the models call stand here, each with a test that holds it against the public
-one. What was measured, and why these: ``experiments/speed/README.md``.
+the weights no longer change, :func:`quantize_int8` for a generator in eight bits. All private
+PyTorch operators that the models call are here, each with a test against the public one.
+Measurements and reasons: ``experiments/speed/README.md``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 _BLOCK = 512  # Rows of a product over the tokens: both operands stay in the second-level cache.
 _MANY_ROWS = 64
-_LARGE = 1 << 16  # Weights of a product that is worth the call for few rows, as in generation.
+_LARGE = 1 << 16  # Weights above which a product of few rows, as in generation, is worth it.
 _LEVELS = 1 << 16  # A dropout rate is rounded to 16 bits.
 # Under torch.compile the longest phrase is rounded up to a multiple of it: the attention's grid
 # becomes larger, and the blocks that have nothing to do end at once.
@@ -40,7 +40,7 @@ LONGEST_STEP = 2048
 
 
 def use_cpu_kernels(model: Model) -> Model:
-    """Gives the layers that run over tokens their CPU kernels; elsewhere they stay what they were.
+    """Gives the layers that run over tokens their CPU kernels; on other machines nothing changes.
 
     Linear layers and :class:`DropAdd` change their class, nothing else. Heads and pooling are left
     alone: they see a row for each phrase and not for each token.
@@ -72,7 +72,7 @@ class Linear(nn.Linear):
             and input.ndim == 2
             and (rows >= _MANY_ROWS or few_but_large)
             and _has_onednn()
-            and not torch.is_autocast_enabled("cpu")  # it knows nn.Linear and makes it bfloat16
+            and not torch.is_autocast_enabled("cpu")  # autocast turns nn.Linear to bfloat16
             and not torch.compiler.is_compiling()  # True for torch.export as well.
         ):
             return super().forward(input)
@@ -104,7 +104,7 @@ def _even_rows(x_NI: Tensor) -> Tensor:
     """
     rows = x_NI.shape[0]
     step = max(64, 1 << max(0, (rows - 1).bit_length() - 4))
-    # Other strides are right too, but oneDNN's kernels for them are a hundred times slower.
+    # Other strides work too, but oneDNN's kernels for them are a hundred times slower.
     x_NI = x_NI.contiguous()
     return nn.functional.pad(x_NI, (0, 0, 0, -rows % step)) if rows % step else x_NI
 
@@ -182,7 +182,7 @@ class CompiledEncoder(Encoder):
         if self.local is not None:
             h_ND = self.local(h_ND, positions)
         h_ND, rotary = self.place(h_ND, positions, longest)
-        # What varies must be known as such, or every batch is compiled again.
+        # Dynamic sizes must be marked as such, or every batch is compiled again.
         for varying in (h_ND, cu_seqlens, *(rotary or ())):
             torch._dynamo.maybe_mark_dynamic(varying, 0)
         bound = -(-longest // LONGEST_STEP) * LONGEST_STEP
@@ -212,7 +212,7 @@ def compile_layers(encoder: Encoder, **options: Any) -> None:
 
 
 class Frozen(nn.Module):
-    """A linear layer in another form, made of one whose weights no longer change."""
+    """A linear layer in another form, made from one whose weights no longer change."""
 
 
 class TransposedLinear(Frozen):
@@ -234,8 +234,8 @@ class TransposedLinear(Frozen):
 class PackedLinear(Frozen):
     """A float32 layer with a second copy of its weights in the order that oneDNN multiplies in.
 
-    Given plain ones oneDNN reads them across that order at every product, which is lost among many
-    rows but not among the few of a decoding step.
+    From plain weights oneDNN reorders at every product: negligible for many
+    rows but not for the few of a decoding step.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -257,10 +257,10 @@ class Int8Linear(Frozen):
     """A float32 layer in eight bits, by FBGEMM's operators.
 
     Weights have one scale for each output (symmetric, -127 to 127), activations one for each row,
-    taken when they come: a piece stays what its seed says, whatever is drawn with it.
+    computed at run time: a piece depends on its seed only, whatever is drawn with it.
     """
 
-    SMALLEST = 1e-12  # A row of zeros stays one.
+    SMALLEST = 1e-12  # A row of zeros stays zero.
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -268,8 +268,8 @@ class Int8Linear(Frozen):
         weight_OI = linear.weight.detach()
         scale_O = weight_OI.abs().amax(1).clamp(min=self.SMALLEST).double() / 127
         with warnings.catch_warnings():
-            # PyTorch means to drop its quantised tensor types some day (its issue 184982); what
-            # shall stand in their place on CPU is torchao, seven times slower here.
+            # PyTorch plans to drop its quantised tensor types (its issue 184982); their successor
+            # on CPU, torchao, is seven times slower here.
             warnings.filterwarnings("ignore", message="torch.quantize_per_tensor.*deprecated")
             rounded_OI = torch.quantize_per_channel(
                 weight_OI, scale_O, torch.zeros(len(scale_O), dtype=torch.int64), 0, torch.qint8
@@ -298,7 +298,7 @@ def packed(model: Model, n_rows: int) -> Model:
 
     Args:
         model: Any model; it stays as it is, and what is not packed is shared with it.
-        n_rows: Rows that it will write side by side; others are right too, but slower.
+        n_rows: Rows that it will write side by side; other numbers work too, but slower.
     """
     # MKL takes one row on one thread, however many there are, and is then ahead of oneDNN.
     alone = n_rows == 1 and torch.get_num_threads() == 1

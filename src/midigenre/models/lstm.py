@@ -19,8 +19,8 @@ class LSTM(nn.Module):
     """A stack of LSTM layers (Hochreiter and Schmidhuber 1997) with the encoder's call.
 
     One direction for generation, two (each D / 2 wide) for classification: unlike the encoder's,
-    the weights of one do not serve the other. What goes in and what comes out is normalised:
-    embedding and heads begin so small that without it the LSTM hardly learns.
+    the weights of one do not serve the other. Input and output are normalised:
+    embedding and heads are initialised so small that otherwise the LSTM hardly learns.
 
     Args:
         d_model: Model width D.
@@ -52,15 +52,15 @@ class LSTM(nn.Module):
         self._check(causal)
         if self.bidirectional or not torch.is_grad_enabled():
             return self.pack(h_ND, lengths)[0]
-        # In one direction what stands behind is never seen, so phrases can be padded: going back
-        # through PyTorch's packing costs the square of the length (experiments/speed/README.md).
+        # In one direction later tokens are never seen, so phrases can be padded: the backward
+        # through PyTorch's packing is quadratic in the length (experiments/speed/README.md).
         h_ND = self.input_norm(h_ND)
         out_TBD, _ = self.lstm(pad_sequence(list(torch.split(h_ND, list(lengths)))))
         out_ND = torch.cat([out_TBD[:n, b] for b, n in enumerate(lengths)])
         return cast(Tensor, self.final_norm(out_ND))
 
     def pack(self, h_ND: Tensor, lengths: Sequence[int]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """All phrases step by step, and outputs and cells of every layer behind them."""
+        """All phrases step by step, and the final outputs and cells of every layer."""
         # PyTorch's own packing puts step t of all phrases side by side; nothing is padded.
         h_ND = self.input_norm(h_ND)
         packed = pack_sequence(list(torch.split(h_ND, list(lengths))), enforce_sorted=False)

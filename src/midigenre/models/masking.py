@@ -1,4 +1,4 @@
-"""Masked modelling: which tokens are hidden, what is seen in their place, and their prediction.
+"""Masked modelling: which tokens are hidden, what the model sees instead, and their prediction.
 
     N packed tokens   F fields of a token   B phrases   A attributes   V ids of all fields
     D model width   M tokens that hide something
@@ -35,7 +35,7 @@ from midigenre.spec import Batch, TokenSpec
 STRATEGIES = ("element", "compound", "bar")
 
 _SAME = {"PitchDrum": "Pitch", "DrumOn": "NoteOn", "DrumOff": "NoteOff"}
-"""Drums have tokens of their own; for a model they are values of the same attribute."""
+"""Drums have their own tokens; here they are values of the same attribute."""
 
 _OTHER, _BEFORE, _OPENS, _BEHIND = range(4)
 _KIND = {
@@ -43,22 +43,22 @@ _KIND = {
     "Pitch": _OPENS, "PitchDrum": _OPENS, "NoteOn": _OPENS, "DrumOn": _OPENS, "NoteOff": _OPENS,
     "DrumOff": _OPENS, "PitchIntervalTime": _OPENS, "PitchIntervalChord": _OPENS,
 }  # fmt: skip
-"""Where tokens of a type stand in the run of tokens that is a note."""
+"""Place of each type in the run of tokens that forms a note."""
 
 NOTE_TYPES = tuple(_KIND)
-"""Types of tokens that say what a note is; all others say where notes stand, and in what frame."""
+"""Types of tokens that are attributes of notes; all others give position and context."""
 
 NEVER = ("PAD", "BOS", "EOS", "MASK", "Ignore")
 """Types of tokens that are never hidden, and never stand in for others."""
 
 
 class Masking(nn.Module):
-    """Chooses tokens to hide and what stands in their place; call it with a batch's tokens.
+    """Chooses tokens to hide and what replaces them; call it with a batch's tokens.
 
     Of the hidden tokens the model sees MASK, another token of the same type, or the token itself,
-    so that it must make something of every token (BERT, Devlin et al. 2019, arXiv 1810.04805,
+    so that it must represent every token (BERT, Devlin et al. 2019, arXiv 1810.04805,
     section 3.1). Hiding 30% trains better than BERT's 15% (Wettig et al. 2023, arXiv 2202.08005;
-    ModernBERT, Warner et al. 2024, arXiv 2412.13663). Nothing here waits for the device.
+    ModernBERT, Warner et al. 2024, arXiv 2412.13663). Nothing here synchronises with the device.
 
     Args:
         spec: The vocabulary.
@@ -167,7 +167,7 @@ class Masking(nn.Module):
 
         attribute_NF = self.attributes_NF(ids_NF)
         group_NF = self._chances(ids_NF, attribute_NF, place_N == 0, noise)
-        # What may not be hidden has no chance, and is not the least either.
+        # A token that may not be hidden never is, and never counts as the least.
         chance_NF = group_NF.masked_fill(attribute_NF < 0, 2.0)
         if keys_B is None:
             least = chance_NF.amin() if N else chance_NF.sum()
@@ -240,7 +240,7 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
 
 
 def check_share(name: str, share: float) -> None:
-    """Raises a ValueError where the share that a setting gives is not above 0 and at most 1."""
+    """Raises a ValueError unless a share is above 0 and at most 1."""
     if not 0 < share <= 1:
         raise ValueError(f"{name}={share} must be above 0 and at most 1")
 
@@ -273,7 +273,7 @@ class MaskedHead(nn.Module):
         Waits for the device once, to learn how many tokens are hidden.
 
         Args:
-            h_ND: What the backbone made of the steps with their tokens hidden, shape (N, D).
+            h_ND: The backbone's output for the steps with their tokens hidden, shape (N, D).
             ids_NF: The true tokens, int64, shape (N, F).
             hidden_NF: Which are hidden, bool, shape (N, F); in columns of :attr:`fields` alone.
 
@@ -287,7 +287,7 @@ class MaskedHead(nn.Module):
         h_MD = self.norm(fn.gelu(self.hidden(h_ND[steps_M])))
         steps, columns, nats, hits = [], [], [], []
         for field, count in zip(self.fields, counts, strict=True):
-            # Without a row too: a weight without a gradient would stop several processes.
+            # Even without rows: a weight without a gradient would block several processes.
             rows = torch.nonzero_static(hidden_NF[steps_M, field], size=count)[:, 0]
             logits_nV = self.out[str(field)](h_MD[rows])
             target_n = ids_NF[steps_M[rows], field]
@@ -311,7 +311,7 @@ class MaskedModel(PhraseModel):
         self.masking, self.head = masking, head
 
     def forward(self, batch: Batch, seen_NF: Tensor) -> Tensor:
-        """What the backbone makes of a batch of which other tokens are seen, shape (N, D)."""
+        """The backbone's output for a batch with these tokens in place of its own, shape (N, D)."""
         h_ND: Tensor = self.backbone(
             self.embedding(seen_NF), batch.cu_seqlens, batch.lengths, causal=False
         )

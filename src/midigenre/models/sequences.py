@@ -5,7 +5,7 @@
 
 The phrases of a batch lie end to end; ``cu_seqlens``, int32 (B + 1,), holds their boundaries on
 the device and ``lengths`` their lengths as Python numbers, each at least 1. Positions start at 0 in
-every phrase, so that a phrase means the same in any company.
+every phrase, so that a phrase's vectors do not depend on its batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, pad, scaled_dot_product_attention
 
-if TYPE_CHECKING:  # it stands above this file
+if TYPE_CHECKING:  # it imports this file
     from midigenre.models.transformer import Attend, Encoder
 
 
@@ -79,8 +79,9 @@ def packed_attention(
 ) -> Tensor:  # fmt: skip
     """Scaled dot-product attention of every phrase with itself (Vaswani et al. 2017, section 3.2).
 
-    Three insides: :func:`attend_runs` on CPU; :func:`attend_varlen` on CUDA in half precision;
-    :func:`attend_padded` for the rest (float32 or attention dropout on CUDA, GPUs before Ampere).
+    Three implementations: :func:`attend_runs` on CPU; :func:`attend_varlen` on CUDA in half
+    precision; :func:`attend_padded` for the rest (float32 or attention dropout on CUDA, GPUs before
+    Ampere).
 
     Args:
         q_NHd: Queries of all phrases end to end, shape (N, H, d).
@@ -153,7 +154,7 @@ def attend_padded(
         x = x_NHd.new_zeros(B * L, H, d).index_copy(0, slot_N, x_NHd)
         return x.view(B, L, H, d).transpose(1, 2)
 
-    # Padding stands behind its phrase, so the causal mask alone hides it from every real token,
+    # Padding follows its phrase, so the causal mask alone hides it from every real token,
     # and SDPA keeps its fast kernels.
     steps = torch.arange(L, device=q.device)
     mask = None if causal else (steps < cu_seqlens.diff()[:, None])[:, None, None, :]
@@ -191,11 +192,11 @@ def _varlen_runs_on(q_NHd: Tensor) -> bool:
 
 
 class DecodingState(ABC):
-    """What a backbone keeps of B rows, which may differ in length, so that one more token is cheap.
+    """The state of B rows, which may differ in length, with which one more token is cheap.
 
     Args:
         capacity: Tokens that a row may have, vectors put before it included.
-        tensors: What the backbone needs, by its own names; rows lie along the second axis.
+        tensors: The backbone's tensors by name; rows lie along the second axis.
 
     Attributes:
         lengths: Tokens of each row so far, on the host.
@@ -250,13 +251,13 @@ class DecodingState(ABC):
 
 
 class KeyValueState(DecodingState):
-    """Rows of an encoder: keys and values of every layer, written into room made beforehand.
+    """Rows of an encoder: keys and values of every layer, in preallocated memory.
 
     Args:
         encoder: The encoder, in evaluation mode.
         n_rows: Number of rows B.
         capacity: Tokens that a row may have, vectors put before it included.
-        device: Where the rows live.
+        device: Device of the rows.
         dtype: Type of the model's vectors.
 
     Raises:
@@ -271,7 +272,7 @@ class KeyValueState(DecodingState):
             if capacity > limit:
                 raise ValueError(f"a capacity of {capacity} does not fit max_positions={limit}")
         heads, layers = encoder.d_model // encoder.d_head, len(encoder.layers)
-        # Keys are turned by their positions already; what stands behind a row is never read.
+        # Keys are turned by their positions already; what follows a row is never read.
         cache = (layers, n_rows, heads, capacity, encoder.d_head)
         shapes: dict[str, tuple[int, ...]] = {"k": cache, "v": cache}
         if encoder.local is not None:  # normed vectors of the last tokens, the last first
@@ -289,7 +290,7 @@ class KeyValueState(DecodingState):
         positions = positions_N(cu_seqlens, len(h_ND))
         if (local := self.encoder.local) is not None:
             for row, x_TD in zip(rows, torch.split(local.norm(h_ND), list(lengths)), strict=True):
-                last = x_TD.flip(0)[: local.width - 1]  # zeros stand for what lies before a phrase
+                last = x_TD.flip(0)[: local.width - 1]  # zeros before the start of a phrase
                 self.tensors["before"][:, row] = pad(last, (0, 0, 0, local.width - 1 - len(last)))
             h_ND = local(h_ND, positions)
         h_ND, rotary = self.encoder.place(h_ND, positions, max(lengths))

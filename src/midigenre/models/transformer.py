@@ -33,7 +33,7 @@ from midigenre.models.sequences import (
 )
 from midigenre.spec import UNKNOWN, Batch
 
-if TYPE_CHECKING:  # it stands above this file
+if TYPE_CHECKING:  # it imports this file
     from midigenre.models.masking import MaskedLoss
 
 Rotary = tuple[Tensor, Tensor]
@@ -47,7 +47,7 @@ ROPE_BASE = 10_000.0  # Su et al. 2021 (RoFormer, arXiv 2104.09864), section 3.2
 
 
 def check_choice(setting: str, value: str, choices: Sequence[str]) -> None:
-    """Raises a ValueError that names setting, value and choices where it is none of them."""
+    """Raises a ValueError that names setting, value and choices unless the value is one of them."""
     if value not in choices:
         raise ValueError(f"{setting}={value!r} is unknown; choose from: {', '.join(choices)}")
 
@@ -96,7 +96,7 @@ class FieldEmbedding(nn.Module):
         self.tables = nn.ModuleList(nn.Embedding(size, d_table) for size in sizes)
         self.project = nn.Linear(len(sizes) * d_table, d_model) if concat else None
         self.dropout = nn.Dropout(dropout)
-        # A token has standard deviation 0.02 for any way to combine its fields.
+        # A token's vector has standard deviation 0.02 whichever way its fields are combined.
         init_weights(self.tables, INIT_STD if concat else INIT_STD / math.sqrt(len(sizes)))
         if self.project is not None:  # 1 / sqrt(fan in) keeps the scale; 0.02 would shrink it
             init_weights(self.project, 1 / math.sqrt(self.project.in_features))
@@ -139,14 +139,14 @@ def rotary_tables(positions_N: Tensor, d_head: int) -> Rotary:
 
 
 def rotate(x_NHd: Tensor, rotary: Rotary) -> Tensor:
-    """Turns queries or keys by the angle of their position; number i is paired with i + d / 2.
+    """Rotates queries or keys by the angle of their position; component i is paired with i + d / 2.
 
     The convention of GPT-NeoX and of LLaMA in Hugging Face.
     """
     cos_N1d, sin_N1d = rotary
     a, b = x_NHd.chunk(2, dim=-1)
     turned = torch.addcmul(x_NHd * cos_N1d, torch.cat((b, a), dim=-1), sin_N1d)
-    return turned.to(x_NHd.dtype)  # the float32 tables have lifted half precision
+    return turned.to(x_NHd.dtype)  # the float32 tables promote half precision
 
 
 class LearnedPositions(nn.Module):
@@ -158,7 +158,7 @@ class LearnedPositions(nn.Module):
         init_weights(self)
 
     def forward(self, positions_N: Tensor, longest: int) -> Tensor:
-        """Vectors, (N, D). On the host, where ``longest`` is known, the check waits for nothing."""
+        """Vectors, (N, D). ``longest`` is known on the host: no synchronisation."""
         if longest > self.table.num_embeddings:
             raise ValueError(
                 f"a phrase of {longest} tokens (vectors before it included) does not fit "
@@ -171,9 +171,9 @@ class LearnedPositions(nn.Module):
 class LocalConvolution(nn.Module):
     """A convolution over a phrase's last K tokens: h + dropout(gelu(W [x_t .. x_(t-K+1)] + b)).
 
-    Here x is the normed h. Attention from scratch finds n-grams late; a few labelled songs do
-    better with the n-grams given (Kim 2014, arXiv 1408.5882, for text). It looks back only, so that
-    it means the same in both directions and generation keeps the last ``width - 1`` tokens.
+    Here x is the normed h. Attention learns n-grams late; with few labelled songs it is
+    better to provide them (Kim 2014, arXiv 1408.5882, for text). It looks back only, so that
+    it is the same in both directions and generation keeps the last ``width - 1`` tokens.
     """
 
     def __init__(self, d_model: int, width: int, dropout: float = 0.1) -> None:
@@ -211,7 +211,8 @@ class SelfAttention(nn.Module):
         if rotary is None:
             q_NHd, k_NHd, v_NHd = qkv_N3Hd.unbind(1)
         else:
-            # Queries and keys turn together, as 2H heads: one pass over memory and not two.
+            # Queries and keys are rotated together, as 2H heads: one pass over memory instead of
+            # two.
             qk_NHd, v_NHd = qkv_N3Hd[:, :2].flatten(1, 2), qkv_N3Hd[:, 2]
             q_NHd, k_NHd = rotate(qk_NHd, rotary).chunk(2, dim=1)
         return cast(Tensor, self.out(attend(q_NHd, k_NHd, v_NHd).flatten(1)))
@@ -279,7 +280,7 @@ class Encoder(nn.Module):
         max_positions: Longest phrase for ``learned``, vectors put before it included; ``rope`` has
             no limit and ignores it.
         conv_width: Tokens that a :class:`LocalConvolution` before the first layer sees; 0 for none.
-        extra_norm: Another norm of each layer's output, as the slides try.
+        extra_norm: Another norm of each layer's output, as in the slides.
 
     Raises:
         ValueError: A setting that is unknown or does not fit the others.
@@ -345,7 +346,7 @@ class Encoder(nn.Module):
         return h_ND + self.positions(positions_N, longest), None
 
     def run_layers(self, h_ND: Tensor, rotary: Rotary | None, attends: Iterable[Attend]) -> Tensor:
-        """All layers, each with what mixes its tokens, and the last norm; (N, D) to (N, D)."""
+        """All layers, each with its token mixing, and the last norm; (N, D) to (N, D)."""
         for layer, attend in zip(self.layers, attends, strict=False):
             h_ND = layer(h_ND, rotary, attend)
         return cast(Tensor, self.final_norm(h_ND))
@@ -364,9 +365,9 @@ class Pooling(nn.Module):
     """A packed phrase to one vector, without a loop over phrases.
 
     ``cls`` takes the first vector, which the caller puts there (Devlin et al. 2019, section 3);
-    ``mean`` averages; ``attention`` weighs tokens by a learned score u . tanh(W h + b) (Yang et al.
-    2016, Hierarchical Attention Networks, equations 5 to 7); ``mean_max`` projects mean and maximum
-    (Howard and Ruder 2018, arXiv 1801.06146, section 3.3).
+    ``mean`` averages; ``attention`` weights tokens by a learned score u . tanh(W h + b) (Yang et
+    al. 2016, Hierarchical Attention Networks, equations 5 to 7); ``mean_max`` projects mean and
+    maximum (Howard and Ruder 2018, arXiv 1801.06146, section 3.3).
     """
 
     def __init__(self, kind: str, d_model: int) -> None:
@@ -478,7 +479,7 @@ class LabelHead(nn.Module):
 
 
 class PhraseModel(nn.Module):
-    """What every model begins with; under these names pretrained weights load unchanged."""
+    """Embedding and backbone of every model; pretrained weights load under these names."""
 
     def __init__(self, embedding: FieldEmbedding, backbone: nn.Module) -> None:
         super().__init__()
@@ -490,7 +491,7 @@ class PhraseClassifier(PhraseModel):
 
     Args:
         embedding: Token ids to vectors.
-        backbone: :class:`Encoder`, or what does as one (see the module).
+        backbone: :class:`Encoder`, or any other backbone (see the module).
         pooling: With ``cls`` a learned vector stands before each phrase and takes one position.
         heads: One for each label.
         masked: Hides tokens in training and predicts them beside the labels; None without.

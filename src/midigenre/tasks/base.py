@@ -1,4 +1,4 @@
-"""What every task shares: the optimizer, what a run costs, what a checkpoint holds, and ``fit``."""
+"""The base of every task: optimizer, cost of a run, contents of a checkpoint, and ``fit``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ COST_KEY = "midigenre_cost"
 
 
 class Cost:
-    """Counts what training has seen and how long it took, over interruptions too.
+    """Counts tokens, phrases and seconds of training, across interruptions.
 
     Args:
         tokens: Packed steps that were trained on so far (there is no padding).
@@ -92,7 +92,7 @@ def tensorboard_of(trainer: L.Trainer) -> Any:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory so far: allocated on a GPU, else resident in this process."""
+    """Peak memory so far: allocated on a GPU, else resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -101,7 +101,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class ModelParts:
-    """What the model of a task is made of.
+    """The components of a task's model.
 
     Attributes:
         embedding: Token ids to vectors.
@@ -109,8 +109,8 @@ class ModelParts:
         pooling: The name of a pooling.
         tokens: Vocabulary, from the shards or a checkpoint.
         labels: Class names, likewise.
-        counts: Training phrases of each class for each label; None where what follows from them
-            comes from a checkpoint.
+        counts: Training phrases of each class for each label; None where the class weights
+            come from a checkpoint.
     """
 
     embedding: FieldEmbedding
@@ -123,7 +123,7 @@ class ModelParts:
 
 @dataclass(frozen=True)
 class FinalScores:
-    """What a trained model reaches on the test songs.
+    """The results of a trained model on the test songs.
 
     Attributes:
         evaluation: Content of ``evaluation.json``.
@@ -151,7 +151,7 @@ class Task(L.LightningModule):
         seed: Seed of the dropout.
 
     Attributes:
-        kind: What a trained model is, in words: the commands choose by it.
+        kind: Kind of a trained model, in words; commands check it.
         final: Short names of the scores that end a run, for the table of runs.
         causal: Whether the model sees only what lies before.
     """
@@ -209,7 +209,7 @@ class Task(L.LightningModule):
     @staticmethod
     @abstractmethod
     def next_command(folder: Path) -> str:
-        """What a user does next with the run."""
+        """The command to run next."""
 
     # --- the optimizer
 
@@ -239,7 +239,7 @@ class Task(L.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:  # fmt: skip
-        """Clips the norm of all gradients together and logs it as it was before."""
+        """Clips the global norm of the gradients and logs the norm before clipping."""
         if gradient_clip_algorithm not in (None, "norm"):
             super().configure_gradient_clipping(
                 optimizer, gradient_clip_val, gradient_clip_algorithm
@@ -256,7 +256,7 @@ class Task(L.LightningModule):
         self.log("train/lr", self._rate())
 
     def _rate(self) -> float:
-        """The learning rate; that of the head, where the layers have their own."""
+        """The learning rate; that of the head if it differs by layer."""
         return float(max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
 
     # --- around a batch
@@ -291,7 +291,8 @@ class Task(L.LightningModule):
         """Logs throughput, in packed tokens (there is no padding), and memory."""
         if self.trainer.should_stop and self.trainer.check_val_every_n_epoch is not None:
             # The clock or the last step ends the training here: the validation is due now, also in
-            # an epoch that would have none, or what was learned since the last is in no best.ckpt.
+            # an epoch that would have none, or best.ckpt would lack what was learned since the
+            # last.
             self.trainer.check_val_every_n_epoch = 1
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (batch_idx + 1) % every == 0:
@@ -309,9 +310,9 @@ class Task(L.LightningModule):
     # --- losses and weights that are not finite
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Notes the loss, from which no step is made if it is not finite.
+        """Records the loss; no step is made from one that is not finite.
 
-        A GPU is not waited for: there the losses are read when others are, at every
+        On a GPU this does not synchronise: losses are read with the others, at every
         ``trainer.log_every_n_steps``-th step and before every checkpoint.
         """
         self._losses.append((self.trainer.global_step + 1, self._rate(), loss.detach()))
@@ -342,7 +343,7 @@ class Task(L.LightningModule):
         """Adds what rebuilds the model, and what the run has cost so far.
 
         Raises:
-            UserError: The weights or a loss are not finite: they would take the place of good ones.
+            UserError: The weights or a loss are not finite: they would replace good ones.
         """
         self.check_losses()
         finite = torch.stack([p.detach().isfinite().all() for p in self.parameters()]).all()
@@ -381,12 +382,12 @@ def fit(
     trainer: L.Trainer, task: Task, data: PhraseDataModule, ckpt: str | None,
     on_interrupt: Callable[[], object],
 ) -> None:  # fmt: skip
-    """Trains; what may happen becomes an error that says how to continue.
+    """Trains; foreseeable failures become errors that say how to continue.
 
     Args:
         trainer: Lightning's Trainer.
-        task: What to train.
-        data: On what.
+        task: The task.
+        data: The data.
         ckpt: Checkpoint to resume from.
         on_interrupt: Called at the first Ctrl-C, which lets the step end; a second one does not.
 

@@ -1,4 +1,4 @@
-"""What happens around training: checkpoints, averaged weights, the bar."""
+"""Callbacks: checkpoints, averaged weights, the progress bar."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from midigenre.tasks.optim import time_limits
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes every checkpoint beside the one that it replaces, which stands until then.
+    """Writes every checkpoint beside the one that it replaces, which is kept until then.
 
     Lightning writes into the temporary folder and moves: to another file system that is a copy over
     the old file, and a kill or a full disk in the middle leaves neither.
@@ -49,16 +49,16 @@ class ValidateLastStep(Callback):
     """
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Asks the trainer to stop, which validates, where it would only break off."""
+        """Asks the trainer to stop, which validates, instead of just breaking off."""
         if 0 < trainer.max_steps <= trainer.global_step:
             trainer.should_stop = True
 
 
 class Loop:
-    """The insides of Lightning that :class:`LastCheckpoint` needs, all in one place.
+    """The internals of Lightning that :class:`LastCheckpoint` needs, all in one place.
 
-    They are not part of its interface: ``tests/tasks/test_lightning_insides.py`` holds them against
-    the version that is installed.
+    They are not part of its interface: ``tests/tasks/test_lightning_insides.py`` checks them
+    against the installed version.
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
@@ -70,7 +70,7 @@ class Loop:
 
     @property
     def received_sigterm(self) -> bool:
-        """Whether the process was asked to stop, which Lightning then does behind the batch."""
+        """Whether the process was asked to stop, which Lightning does after the batch."""
         return self._signals.received_sigterm
 
     @received_sigterm.setter
@@ -113,8 +113,8 @@ class LastCheckpoint(ModelCheckpoint):
     whole optimizer step only: accumulated gradients are in no checkpoint.
 
     Where training ends between two validations there is one more, which chooses the best checkpoint
-    too. If the run is resumed with a later end, that one has not been: scores, patience and the
-    best checkpoint are again what they were before it, as in a run that was never stopped.
+    too. If the run is resumed with a later end, it is undone: scores, patience and the
+    best checkpoint are restored to those before it, as in a run that was never stopped.
 
     Args:
         every_minutes: Longest time without a checkpoint while an epoch trains; None for none.
@@ -173,7 +173,7 @@ class LastCheckpoint(ModelCheckpoint):
                 self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keeps the scores, and saves what was due before this validation."""
+        """Keeps the scores, and makes the save that was due before this validation."""
         super().on_validation_end(trainer, pl_module)
         self._scores = {
             k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")
@@ -213,7 +213,7 @@ class LastCheckpoint(ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Makes the end of a training that is resumed a place inside it."""
+        """Turns the saved end of a resumed training into a point inside it."""
         states, done = checkpoint["callbacks"], checkpoint["global_step"]
         before = states.get(self.state_key, {}).get("before")
         for each in (states, before or {}):

@@ -1,4 +1,4 @@
-"""What may come next: masks over each field's vocabulary that keep samples valid music.
+"""Which tokens may come next: masks over each field's vocabulary that keep samples valid music.
 
 ``rules`` holds what all families of tokenizers share, ``families`` the rules of each: those that
 write bars and positions (REMI, CP, Octuple) and those in which time moves by shifts (MIDI-like,
@@ -37,12 +37,12 @@ _MUSIC = {
 
 
 class Grammar:
-    """What a tokenizer's music looks like, step by step.
+    """Which streams a tokenizer can write, step by step.
 
     The masks follow the encoder: the types in its order, positions that grow and lie inside the
-    meter's bar, the notes of an onset by program and pitch without a double one, changes of tempo
-    and meter that change something. So a generated stream is what the encoder would write for its
-    music, up to what stands behind the last note.
+    meter's bar, the notes of an onset by program and pitch without duplicates, changes of tempo
+    and meter that are real changes. So a generated stream is what the encoder would write for its
+    music, except for what follows the last note.
 
     Attributes:
         order: The columns of a step in the order in which they are sampled, length F.
@@ -84,7 +84,7 @@ class Grammar:
         Args:
             n_rows: Number of rows, B.
             max_bars: Notes begin and end in bars 0 to ``max_bars - 1``, and a row is done when it
-                wants a further bar; its end token waits for the last one, and empty bars count.
+                starts another bar; its end token waits for the last one, and empty bars count.
                 None for no bound.
 
         Raises:
@@ -112,7 +112,7 @@ class Rows:
 
     @property
     def bars_B(self) -> Tensor:
-        """Finished bars of each row, int64 (B,): nothing will begin in them any more."""
+        """Finished bars of each row, int64 (B,): no event will begin in them."""
         return torch.tensor([s.finished_bars for s in self._states])
 
     @property
@@ -158,7 +158,7 @@ class Rows:
 
         Returns:
             Whether the step belongs to its row, bool (B,) on the CPU: not where the row had ended
-            before, nor where the step only said that there would be another bar than the last.
+            before, nor where the step only announced a bar past the last one.
         """
         before, next_state = self._states, self._rules.next_state
         self._states = [
@@ -169,7 +169,7 @@ class Rows:
         )
 
     def feed(self, row: int, ids_TF: Tensor | NDArray[np.integer[Any]]) -> None:
-        """Puts a row behind steps of music that exists; its notes may sound past ``max_bars``.
+        """Places a row after given steps of music; its notes may sound past ``max_bars``.
 
         Raises:
             ValueError: A step cannot follow those before it, or the music fills ``max_bars``.
@@ -185,7 +185,7 @@ class Rows:
         self._states[row] = s._replace(feeding=False)
 
     def seal(self, row: int, n_bars: int) -> None:
-        """Nothing will begin in the first bars of a row any more: they belong to a primer.
+        """Closes the first bars of a row, which belong to a primer: no event begins in them.
 
         Raises:
             ValueError: ``max_bars`` leaves no bar after them.
@@ -199,9 +199,9 @@ class Rows:
         self._states = [self._states[i] for i in rows]
 
     def slide(self, row: int, first_bar: int) -> None:
-        """From now on the ids call ``first_bar`` of the row bar 0.
+        """Renumbers the row's bars so that ``first_bar`` becomes bar 0.
 
-        Only a vocabulary that numbers bars (Octuple) changes by it.
+        Only a vocabulary that numbers bars (Octuple) is affected.
 
         Raises:
             ValueError: The row has no such bar yet.
@@ -212,11 +212,11 @@ class Rows:
         self._states[row] = s._replace(first_bar=first_bar)
 
     def close(self, row: int) -> tuple[int, Longs]:
-        """Ends a row that was cut by a budget of time or tokens, so that it decodes whole.
+        """Ends a row that was cut by a budget of time or tokens, so that it still decodes.
 
         Returns:
             The number of its steps to keep (BOS counts; a row without a note keeps no music) and
-            the steps to write behind them, int64 (T, F).
+            the steps to write after them, int64 (T, F).
         """
         keep, more = self._rules.closing(self._states[row])
         self._states[row] = self._states[row]._replace(done=True)

@@ -16,11 +16,11 @@ from midigenre.generation.grammar.rules import UNBOUNDED, Mask, Rules, State
 from midigenre.tokenizers.base import Tokenizer
 
 _WHOLE = ("shift", "meter", "tempo", "event")
-"""Phases of :class:`ShiftRules` in which no note is half written."""
+"""Phases of :class:`ShiftRules` in which no note is incomplete."""
 
 
 class BarRules(Rules):
-    """What REMI, CP and Octuple share, whatever their steps look like.
+    """The rules that REMI, CP and Octuple share, whatever the form of their steps.
 
     Attributes:
         fields: Types of the columns of compound steps in the order in which they are chosen.
@@ -35,7 +35,7 @@ class BarRules(Rules):
             self.order = tuple(self.columns[k] for k in self.fields if k in self.columns)
 
     def rank(self, step: Sequence[int], kind: str) -> int:
-        """Rank of what a step says of a type; 0 where the vocabulary has none."""
+        """Rank of a step's value of a type; 0 where the vocabulary has none."""
         column = self.columns.get(kind)
         return 0 if column is None else self.ranks[column][step[column]]
 
@@ -51,7 +51,7 @@ class BarRules(Rules):
         return s._replace(position=position, tick=tick, program=-1, pitch=-1)
 
     def after_note(self, s: State, program: int, pitch: int, duration: int, **more: Any) -> State:
-        """Behind a note, by the ranks of what it says; ``more`` is what else changes."""
+        """The state after a note, given the ranks of its values; ``more`` holds other changes."""
         length = int(self.duration_steps[duration]) * self.step_ticks[s.meter]
         return s._replace(
             phase="note", program=program, pitch=pitch, n_notes=s.n_notes + 1, whole=s.n_steps + 1,
@@ -67,7 +67,7 @@ class BarRules(Rules):
         return meters
 
     def may_open_bar(self, s: State) -> bool:
-        """Whether a bar may follow; the one behind the last says that the row wants more."""
+        """Whether a bar may follow; one after the last means that the row would continue."""
         return s.bar + 1 < s.max_bars or s.n_notes > 0
 
     def first_program(self, s: State) -> int:
@@ -268,7 +268,7 @@ class OctupleRules(BarRules):
         name = self.names[field]
         if name == "Bar":
             out[self._bars(s)] = True
-        elif (bar := self._bar_of(s, chosen)) >= s.max_bars:  # the rest of the step says nothing
+        elif (bar := self._bar_of(s, chosen)) >= s.max_bars:  # the rest of the step is meaningless
             out[self.ids(name, field)] = True
         elif name == "TimeSig":
             out[self.meter_ids[s.meter] if bar == s.bar else self._meters_of(s, bar)] = True
@@ -309,7 +309,7 @@ class OctupleRules(BarRules):
         return self.bar_ids[max(0, first - s.first_bar) : max(0, end - s.first_bar)]
 
     def _meters_of(self, s: State, bar: int) -> Longs:
-        """Meters of a further bar: those in which all that sounds finds its end."""
+        """Meters of a later bar that let all sounding notes end."""
         if s.n_notes == 0:
             return self.meter_ids
         start = self._tick_of(s, bar)
@@ -381,11 +381,11 @@ class ShiftRules(Rules):
     def closing(self, s: State) -> tuple[int, list[list[int]]]:
         """See :meth:`Rules.closing`: notes that sound end at the next position at the latest."""
         if s.dangling and s.before_change is not None:
-            # A change that no note has followed goes, with all that came after it.
+            # A change that no note has followed is dropped, with all that came after it.
             s = s.before_change
         if not s.sounding:
             return s.whole, []
-        # A note that has only begun in the stream goes; the time that has passed stays.
+        # An incomplete note is dropped; the time that has passed stays.
         s = s._replace(phase="event", n_steps=s.boundary)
         keep, steps = s.boundary, []
         while s.sounding:
@@ -462,7 +462,7 @@ class ShiftRules(Rules):
         return self.meter_ids[fits]
 
     def _offs(self, s: State, program: int) -> list[int]:
-        """Pitches of a program that may end now: in order, and none left behind that must."""
+        """Pitches of a program that may end now: in order, and skipping none that must end."""
         notes = s.sounding.get(program)
         if not notes or program < s.program or (program == s.program and s.pitch >= 0):
             return []
@@ -520,13 +520,13 @@ class ShiftRules(Rules):
             latest = min(end for notes in s.sounding.values() for _, end in notes.values())
             fits &= landing <= self._deadline(s, latest)
         elif self._sealed(s):
-            # Nothing can follow before the free bar but a further shift.
+            # Only another shift can follow before the free bar.
             bars = s.free_from - max(0, s.bar)
             fits[:-1] &= landing[:-1] >= s.bar_tick + bars * bar_ticks
         # A melody whose note has a duration is not left before its end.
         held = self.one_voice(s) and not self.offs
         if held and len(self.tempo_ids) < 2:
-            # Nothing but a meter can come while its note sounds.
+            # Only a meter can come while its note sounds.
             at_bar = (landing - s.bar_tick) % bar_ticks == 0
             at_bar &= [
                 len(self._meters(s, tick, s.bar + (tick - s.bar_tick) // bar_ticks)) > 0
@@ -572,7 +572,7 @@ class ShiftRules(Rules):
         return s._replace(boundary=s.n_steps + 1) if s.phase in _WHOLE else s
 
     def _named(self, s: State) -> State:
-        """Behind pitch and velocity of a note."""
+        """The state after pitch and velocity of a note."""
         return self._note_on(s, self.longest) if self.offs else s._replace(phase="duration")
 
     def _changing(self, s: State) -> State:
@@ -582,7 +582,7 @@ class ShiftRules(Rules):
         return s._replace(dangling=True, before_change=s._replace(before_change=None))
 
     def _shifted(self, s: State, rank: int) -> State:
-        """Later by a shift, in a further bar perhaps."""
+        """Later by a shift, possibly in another bar."""
         tick = s.tick + int(self.shift_steps[rank]) * self.step_ticks[s.meter]
         bar, bar_tick, steps, offsets = s.bar, s.bar_tick, s.bar_steps, s.offsets
         while tick >= bar_tick + self.bar_ticks[s.meter]:
@@ -604,7 +604,7 @@ class ShiftRules(Rules):
         return s._replace(program=program, pitch=-1, last_off=(-1, -1))
 
     def _note_on(self, s: State, steps: int) -> State:
-        """Behind a note of at most this many positions (of exactly so many without note-offs)."""
+        """After a note of at most ``steps`` positions (exactly as many without note-offs)."""
         program, pitch = s.note
         s = self._turn(s, program)
         end = s.tick + steps * self.step_ticks[s.meter]

@@ -15,11 +15,11 @@ from midigenre.tokenizers.base import Tokenizer
 
 Mask = NDArray[np.bool_]
 Sounding = Mapping[int, Mapping[int, tuple[int, int]]]
-"""Notes that wait for their end: by program and pitch, the onset and the latest end, in ticks."""
+"""Sounding notes: by program and pitch, the onset and the latest end, in ticks."""
 
 SPECIAL = ("PAD", "BOS", "EOS", "MASK")
 UNBOUNDED = 1 << 40
-"""The number of bars of music without a last one."""
+"""Number of bars of unbounded music."""
 
 _NO_NOTES: Sounding = {}
 
@@ -35,7 +35,7 @@ class State(NamedTuple):
     n_steps: int = 0  # steps so far, BOS too
     n_notes: int = 0
     whole: int = 0  # steps up to the end of the last whole note (or BOS)
-    max_bars: int = UNBOUNDED  # notes begin and end in so many bars
+    max_bars: int = UNBOUNDED  # notes begin and end within this many bars
     bar: int = -1  # the one that is being written, -1 before the first
     bar_steps: tuple[int, ...] = ()  # step at which each bar begins
     bar_tick: int = 0  # where the bar begins
@@ -62,16 +62,16 @@ class State(NamedTuple):
 
     @property
     def finished_bars(self) -> int:
-        """Bars in which nothing will begin any more."""
+        """Bars in which no event will begin any more."""
         return self.bar + 1 if self.done else max(0, self.bar)
 
 
 class Rules(ABC):
-    """What may follow in a family of tokenizers, and where it leads; nothing here changes.
+    """The transition rules of a family of tokenizers; instances are immutable.
 
-    The end of the music is known only when the meters of all its bars are. The bound of a note is
-    the end that the present meter gives if it stays; a later meter is allowed only where the notes
-    that sound still fit. The present meter always is.
+    The end of the music is known only once the meters of all its bars are. A note is bounded by
+    the end under the present meter; a new meter is allowed only where the sounding notes still
+    fit. The present meter always is.
 
     Attributes:
         order: The columns of a step in the order in which they are chosen.
@@ -178,8 +178,8 @@ class Rules(ABC):
     def next_state(self, s: State, step: Sequence[int]) -> State:
         """The state after a step that was allowed.
 
-        ``n_steps`` does not grow by a step that does not belong to the sequence: where it had
-        ended before, or where the step only said that there would be another bar than the last.
+        ``n_steps`` does not count a step outside the sequence: one after its end, or one that only
+        announces a bar past the last.
         """
         if s.done:
             return s
@@ -210,7 +210,7 @@ class Rules(ABC):
 
     @abstractmethod
     def _closes(self, s: State, step: Sequence[int]) -> bool:
-        """Whether an allowed step only says that there would be another bar than the last."""
+        """Whether an allowed step only announces a bar past the last."""
 
     @abstractmethod
     def _may_end(self, s: State) -> bool:
@@ -231,7 +231,7 @@ class Rules(ABC):
         return tick + (s.max_bars - bar) * self.bar_ticks_M >= s.latest_end
 
     def tempi(self, s: State) -> Longs:
-        """Tempi that change something."""
+        """Tempi that differ from the current one."""
         tempi: Longs = self.tempo_ids[self.tempo_ids != s.tempo]
         return tempi
 
@@ -243,7 +243,7 @@ class Rules(ABC):
         return self.duration_ids[: int(np.searchsorted(self.duration_steps, room, side="right"))]
 
     def with_meter(self, s: State, meter: int, **more: Any) -> State:
-        """A bar that has begun, in this meter; ``more`` is what else changes."""
+        """The state after a bar of this meter begins; ``more`` holds other changes."""
         s = s._replace(meter=meter, **more)
         limit = self.limit(s)
         return s if s.latest_end <= limit else s._replace(latest_end=limit)
