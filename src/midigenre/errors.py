@@ -1,4 +1,4 @@
-"""The one exception that means "the person at the keyboard can fix this".
+"""The one exception that means "the user can fix this".
 
 Anything raised as :class:`UserError` reaches the console as one line without a traceback and ends
 the program with exit code 2 (the traceback is shown with ``debug=true``). Every other exception is
@@ -11,7 +11,7 @@ from __future__ import annotations
 class UserError(Exception):
     """A mistake in a setting, a path or an input file.
 
-    The message names the value that is wrong and the command or setting that mends it.
+    The message names the wrong value and the command or setting that fixes it.
 
     Attributes:
         status: The program's exit code.
@@ -37,7 +37,7 @@ class RefusedSongError(UserError):
 
     Attributes:
         reason: One of the keys of ``REJECTIONS``.
-        detail: What was seen in this file, for ``refused.csv``.
+        detail: What is wrong with this file, for ``refused.csv``.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:

@@ -27,25 +27,25 @@ Location: TypeAlias = Path | UPath
 WITHOUT_FOLDERS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oss")
 """Object stores: none is made there, as s3fs would make the bucket, that of a slip too."""
 
-# What stands in the place of a file, by the type in its mode.
+# What a path may name other than a file, by the type in its mode.
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
           stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}  # fmt: skip
 
 _BLOCK = 2**20  # bytes that are read at a time
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What a disk without room says: no space left, or the quota is used up."""
+"""Errors of a full disk: no space left, or the quota is used up."""
 
-# What a file system says that cannot sync a folder (NFS, FUSE, CIFS).
+# Errors of file systems that cannot sync a folder (NFS, FUSE, CIFS).
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
 
-# A spreadsheet runs a cell that starts so as a formula, and a file's name may be anybody's.
+# A spreadsheet runs a cell that starts with one of these as a formula; file names are untrusted.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 @contextmanager
 def whole(path: Location | str) -> Iterator[Path]:
-    """A file that takes the place of ``path`` at the end, or vanishes on an error.
+    """A temporary file that replaces ``path`` at the end, or is removed on an error.
 
     Here it lies beside ``path``, and its bytes are on the disk before it gets the name, so that
     all or nothing is there after a power cut too. For a store it is a temporary file, which is
@@ -75,7 +75,7 @@ def whole(path: Location | str) -> Iterator[Path]:
         os.replace(part, path)
         _sync(path.parent)
     except OSError as error:
-        # Python's `write` does not say to which file.
+        # Python's `write` does not name the file.
         if error.errno in FULL:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
@@ -84,7 +84,7 @@ def whole(path: Location | str) -> Iterator[Path]:
 
 
 def remove_parts(folder: Path) -> None:
-    """Removes what processes that were killed while they wrote have left in and below a folder."""
+    """Removes temporary files that killed processes have left in and below a folder."""
     for path in folder.rglob(".*.part"):
         found = re.fullmatch(r"\..*\.(\d+)\.part", path.name)
         if found is None:
@@ -93,7 +93,7 @@ def remove_parts(folder: Path) -> None:
             os.kill(int(found[1]), 0)
         except ProcessLookupError:
             path.unlink(missing_ok=True)
-        except PermissionError:  # another person's process writes it
+        except PermissionError:  # another user's process writes it
             continue
         else:
             if int(found[1]) == os.getpid():  # in a container all processes have the same one
@@ -104,14 +104,14 @@ def share_lock(path: Path, wait: bool = False) -> int | None:
     """Shares a lock file with other readers, for as long as what it returns is open.
 
     The lock is the system's ``flock``, as that of filelock's ``FileLock``, which excludes it and
-    which it excludes. It ends with its process however that dies; forked processes hold it along.
+    which it excludes. It ends with its process however that ends; forked processes share it.
 
     Args:
         path: The file; it is made where it is missing.
-        wait: Whether to wait while a process has it alone.
+        wait: Whether to wait while a process holds it exclusively.
 
     Returns:
-        A descriptor, for ``os.close``; None if a process has it alone.
+        A descriptor, for ``os.close``; None if a process holds it exclusively.
 
     Raises:
         OSError: It is missing and cannot be made, or the file system has no locks.
@@ -130,7 +130,7 @@ def share_lock(path: Path, wait: bool = False) -> int | None:
 
 
 def make_folder(path: Location) -> None:
-    """Makes a folder and those above it where there are folders.
+    """Makes a folder and its parents where storage has folders.
 
     Raises:
         OSError: It cannot be made.
@@ -160,7 +160,7 @@ class SlowReadError(OSError):
 
 
 def check_regular(mode: int, path: str | os.PathLike[str]) -> None:
-    """Rejects everything that may never end or never begin when it is read.
+    """Rejects anything whose reading might block or never end.
 
     Args:
         mode: ``st_mode`` of what ``path`` names, links followed.
@@ -205,7 +205,7 @@ def read_bytes(
 
 
 def _blocks(path: Path) -> Generator[bytes, None, None]:
-    # Before opening: that alone does something to a tape or a terminal. After it: the name may have
+    # Before opening: opening alone affects a tape or a terminal. After it: the name may have
     # gone to another file. A pipe in between does not wait for its other end (O_NONBLOCK).
     check_regular(os.stat(path).st_mode, path)
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -219,7 +219,8 @@ def _blocks(path: Path) -> Generator[bytes, None, None]:
 
 def _store_blocks(path: UPath, at_most: int | None) -> Generator[bytes, None, None]:
     if path.protocol in ("http", "https") and at_most is not None:
-        # Its server may ignore a range and send what it likes. A size spares the question for it.
+        # Its server may ignore a range and send what it likes. A given size avoids a request for
+        # it.
         with path.fs.open(path.path, "rb", block_size=0, size=1) as file:
             while block := file.read(_BLOCK):
                 yield block
@@ -245,7 +246,7 @@ def write_json(path: Location, data: Any) -> None:
     """Writes plain data as JSON."""
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
     with whole(path) as part:
-        # Paths may hold bytes that are no UTF-8; Python stands surrogates in for them.
+        # Paths may hold bytes that are not UTF-8; Python replaces them by surrogates.
         part.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
 
 

@@ -1,9 +1,9 @@
-"""The classes that a file may name, so that nothing in a stranger's file is ever called.
+"""The classes that a file may name, so that no code named in a stranger's file is ever called.
 
 A checkpoint, the ``spec.json`` of shards and a run's ``config.yaml`` name classes by ``_target_``,
 and whoever wrote the file chose the name: importing it, or calling what it stands for, could do
 anything. So a name is looked up here first, and only then imported. Known are, for each config
-group, the classes that the config tree names, and those that the person at the keyboard gave to
+group, the classes that the config tree names, and those that the user gave to
 this command: in the composed config, or in the YAML files of a ``--config-dir``.
 """
 
@@ -22,15 +22,15 @@ from midigenre.errors import UserError
 
 TARGET = "_target_"
 
-# What content of another shape makes of the code that reads it.
+# Errors that content of another shape causes in the code that reads it.
 _DAMAGED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, yaml.YAMLError)
 
 _typed: set[tuple[str, str]] = set()
-"""Group and name of the classes that the person at the keyboard gave."""
+"""Group and name of the classes that the user gave."""
 
 
 class UnknownTargetError(UserError):
-    """A file names what is no class of midigenre of that group."""
+    """A file names something that is not a midigenre class of that group."""
 
 
 def conf_dir() -> Path:
@@ -40,7 +40,7 @@ def conf_dir() -> Path:
 
 
 def trust(config: Mapping[str, Any], folders: Iterable[Path] = ()) -> None:
-    """Makes the classes known that the person at the keyboard names, in place of those before.
+    """Registers the classes that the user names, in place of earlier ones.
 
     Args:
         config: The composed config of this command, as plain data.
@@ -53,7 +53,7 @@ def trust(config: Mapping[str, Any], folders: Iterable[Path] = ()) -> None:
 
 
 def trust_class(group: str, name: str) -> None:
-    """Makes one more class known: one that another process of this command has looked up."""
+    """Registers one more class, which another process of this command has looked up."""
     _typed.add((group, name))
 
 
@@ -95,7 +95,7 @@ def find_class(group: str, name: Any) -> Any:
 
 @contextmanager
 def reading(path: Any, remedy: str = "") -> Iterator[None]:
-    """What is wrong with the content of a file becomes one line with the file and the remedy.
+    """Turns errors from a file's content into one line with the file and the remedy.
 
     Raises:
         UserError: The content is not what this version writes, or names an unknown class.
@@ -112,7 +112,7 @@ def reading(path: Any, remedy: str = "") -> Iterator[None]:
 
 
 def _targets(node: Any) -> Iterator[Any]:
-    """What is named in a node, at any depth."""
+    """The classes named in a node, at any depth."""
     if isinstance(node, Mapping):
         if TARGET in node:
             yield node[TARGET]

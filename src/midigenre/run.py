@@ -1,4 +1,4 @@
-"""A run's folder: what lies in it, who may write into it, and what makes runs differ.
+"""A run's folder: its files, its lock, and the settings in which runs differ.
 
 This is the one place where a run's ``config.yaml`` is opened.
 """
@@ -47,7 +47,7 @@ SWEEP = "sweep.json"
 
 
 def literal(data: Any) -> Any:
-    """Plain data as OmegaConf must be given it, for which ``${...}`` in it is plain text."""
+    """Plain data escaped for OmegaConf, so that ``${...}`` in it is plain text."""
     if isinstance(data, Mapping):
         return {key: literal(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
@@ -57,7 +57,7 @@ def literal(data: Any) -> Any:
 
 
 def as_config(data: Mapping[str, Any]) -> DictConfig:
-    """Plain data as a config in which every text stands for itself; no keys can be added."""
+    """Plain data as a config in which every text is literal; no keys can be added."""
     config = OmegaConf.create(literal(data))
     assert isinstance(config, DictConfig)
     OmegaConf.set_struct(config, True)
@@ -76,7 +76,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, named: str | Path) -> RunFolder:
-        """The run that a person names, by its folder or by ``RUN/checkpoints/NAME.ckpt``."""
+        """The run that a user names, by its folder or by ``RUN/checkpoints/NAME.ckpt``."""
         path = Path(named).expanduser()
         return cls(path.parent.parent if path.is_file() else path)
 
@@ -87,18 +87,18 @@ class RunFolder:
 
     @property
     def has_config(self) -> bool:
-        """Whether it is a run at all, and not a folder with a checkpoint alone."""
+        """Whether it is a run, not a folder with a checkpoint alone."""
         return self.config_path.is_file()
 
     @property
     def finished(self) -> bool:
-        """Whether it has all that a run leaves at its end."""
+        """Whether it has all files of a finished run."""
         names = ("evaluation", "metrics", "cost")
         return all((self.path / f"{name}.json").is_file() for name in names)
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Its resolved config as plain data, which may be anybody's: nothing is interpolated.
+        """Its resolved config as plain data; it may be untrusted: nothing is interpolated.
 
         The classes that it names are looked up where they are used (:mod:`midigenre.registry`).
 
@@ -129,8 +129,8 @@ class RunFolder:
     def as_config(self) -> DictConfig:
         """The same as a config; see :func:`as_config`.
 
-        Songs are prepared on this machine again: the cluster of then may be gone, and what a Dask
-        scheduler answers is unpickled.
+        Songs are prepared again on this machine: the former cluster may be gone, and answers of a
+        Dask scheduler are unpickled.
         """
         config = as_config(self.config)
         if isinstance(config.get("prepare"), DictConfig):
@@ -202,7 +202,7 @@ class RunFolder:
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """Its vocabulary, its class names and where its shards lay, as plain data.
+        """Its vocabulary, its class names and the former path of its shards, as plain data.
 
         Raises:
             UserError: Its ``spec.json`` is missing or damaged.
@@ -216,7 +216,7 @@ class RunFolder:
 
     @property
     def shards(self) -> Path:
-        """The shards that it was trained on, where they lay then.
+        """The shards that it was trained on, at their former path.
 
         Raises:
             UserError: Its ``spec.json`` is missing or damaged.
@@ -281,7 +281,7 @@ def locked(folder: Path, seconds: float = 0) -> Iterator[None]:
         yield
 
 
-# They say where a run lies and what it shows, not what it computes.
+# They determine where a run is and what it shows, not what it computes.
 _IGNORED = (
     "home", "name", "resume", "debug", "n_workers", "compile", "trainer.log_every_n_steps",
 )  # fmt: skip
@@ -321,7 +321,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     if out.get("optim.lr") is None:
         out["optim.lr"] = rate
     if isinstance(devices := out.get("trainer.devices"), list):
-        out["trainer.devices"] = len(devices)  # which one says nothing
+        out["trainer.devices"] = len(devices)  # which device does not matter
     return out
 
 

@@ -1,4 +1,4 @@
-"""The words that data and models share: token vocabulary, labels, batch.
+"""The types that data and models share: token vocabulary, labels, batch.
 
 Shape suffixes, used in every file of the project::
 
@@ -80,7 +80,7 @@ class Field:
 
 @dataclass(frozen=True)
 class TokenSpec:
-    """What a model and a loader must know about a tokenizer; it travels with shards and runs.
+    """What a model and a loader must know about a tokenizer; stored with shards and runs.
 
     Attributes:
         name: The tokenizer's name in ``conf/tokenizer``.
@@ -112,7 +112,7 @@ class TokenSpec:
         return None if any(i is None for i in ids) else tuple(i for i in ids if i is not None)
 
     def words(self, ids_TF: NDArray[np.integer[Any]]) -> list[str]:
-        """Each step in words, the fields of a step joined by a blank."""
+        """Each step as text, its fields joined by spaces."""
         return [
             " ".join(f.tokens[i] for f, i in zip(self.fields, step, strict=True)) for step in ids_TF
         ]

@@ -1,7 +1,7 @@
-"""Places that data lies in: folders here, and any URL that fsspec knows (``s3://``, ``gs://``).
+"""Locations of data: local folders, and any URL that fsspec knows (``s3://``, ``gs://``).
 
-A place here stays a :class:`pathlib.Path`, one elsewhere is a :class:`upath.UPath` with the same
-methods. Stores are slow to ask and quick to list: a listing brings sizes and versions along.
+A local place is a :class:`pathlib.Path`, a remote one a :class:`upath.UPath` with the same
+methods. Single requests to stores are slow, listings fast: a listing includes sizes and versions.
 """
 
 from __future__ import annotations
@@ -128,18 +128,18 @@ def place(text: str) -> Location:
 
 
 def is_remote(path: Location | str) -> bool:
-    """Whether a place lies elsewhere, so that every look at it costs a request."""
+    """Whether a place is remote, so that every access costs a request."""
     return isinstance(path, UPath) or (isinstance(path, str) and "://" in path)
 
 
 @contextmanager
 def naming(where: Location) -> Iterator[None]:
-    """Makes one line of what a store's client raises, with the URL and what to set.
+    """Turns an error of a store's client into one line with the URL and what to set.
 
     Errors of a place here pass as they are, and so do defects of the program.
 
     Raises:
-        UserError: The store is out of reach, or refuses.
+        UserError: The store is out of reach or denies access.
     """
     try:
         yield
@@ -157,7 +157,7 @@ def naming(where: Location) -> Iterator[None]:
 
 
 def _cause(where: UPath, error: Exception) -> str:
-    """What a store's client said, in words, and what to set."""
+    """The message of a store's client, and what to set."""
     said = " ".join(str(error).split()) or type(error).__name__
     protocol = str(where.protocol)
     known = _CREDENTIALS.get(_SAME.get(protocol, protocol))
@@ -205,7 +205,7 @@ def _store_stamp(info: Mapping[str, Any]) -> str:
     version = next((info[key] for key in _VERSIONS if info.get(key) is not None), None)
     if version is None:  # as fsspec's ukey has it: all that the store tells
         version = hashlib.sha256(str(dict(info)).encode()).hexdigest()[:32]
-    if isinstance(version, datetime):  # one file system may tell a time in both ways
+    if isinstance(version, datetime):  # one file system may report a time in both ways
         version = version.timestamp()
     text = str(version).strip('"')
     return f"{info.get('size')}:{text}"
@@ -220,7 +220,7 @@ def entries(root: Location, hidden: bool = False) -> Iterator[Entry]:
     listed in one request.
 
     Raises:
-        UserError: The folder cannot be read, or the store refuses.
+        UserError: The folder cannot be read, or the store denies access.
     """
     return _store_entries(root, hidden) if isinstance(root, UPath) else _local_entries(root)
 
@@ -286,7 +286,7 @@ def read(path: Location, at_most: int | None = None, max_seconds: float | None =
     Raises:
         OSError: It is not there, is not a regular file or takes too long; or, here, it cannot be
             read.
-        UserError: The store is out of reach, or refuses: no fault of the file.
+        UserError: The store is out of reach or denies access: not the file's fault.
     """
     try:
         with naming(path):
@@ -317,7 +317,7 @@ def exists(path: Location) -> bool:
     """Whether a file or a folder is there.
 
     Raises:
-        UserError: The store is out of reach, or refuses.
+        UserError: The store is out of reach or denies access.
     """
     if isinstance(path, UPath):
         with naming(path):
@@ -333,15 +333,15 @@ def local_copy(
 ) -> Path:
     """Files of a folder in a store, copied here on first use; a folder here stays where it is.
 
-    A file comes again when it is gone, has another checksum than asked for, or, where none is
-    known, when the store has another version of it; one that was changed here but carries no
-    checksum stays. Parallel jobs copy once.
+    A file is copied again if it is gone, if its checksum differs from the requested one, or,
+    without a checksum, if the store has another version; a local change to a file without checksum
+    is kept. Parallel jobs copy once.
 
     Args:
         folder: The folder.
         cache: Folder of all copies; this one gets ``<name>-<hash of the URL>`` in it.
-        files: Names below ``folder`` and SHA-256, None where it is not known; what vouches for the
-            others (``spec.json``) comes last.
+        files: Names below ``folder`` and SHA-256, None where it is not known; the file that
+            guarantees the others (``spec.json``) comes last.
         progress: ``progress(what, done, total)`` with the number of files.
 
     Raises:
@@ -380,7 +380,7 @@ def local_copy(
 
 
 def _same(path: Path, checksum: str | None, there: Entry, known: Mapping[str, str]) -> bool:
-    """Whether a copied file is the one that is asked for."""
+    """Whether a copied file is the requested one."""
     if not path.is_file():
         return False
     if checksum is None:
@@ -392,7 +392,7 @@ def _same(path: Path, checksum: str | None, there: Entry, known: Mapping[str, st
 def _copy_file(source: UPath, target: Path, checksum: str | None) -> str:
     """Copies a file whole and returns its checksum."""
     with whole(target) as part:
-        for _ in range(2):  # what went wrong on the way comes right the second time
+        for _ in range(2):  # a transfer error is unlikely to happen twice
             with naming(source):
                 source.fs.get_file(source.path, str(part))
             found = sha256(part)
@@ -417,7 +417,7 @@ def check_writable(folder: Path, remedy: str) -> None:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or the first above it that is there."""
+    """The folder, or its nearest existing parent."""
     return next(f for f in (folder, *folder.absolute().parents) if f.exists())
 
 

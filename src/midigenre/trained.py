@@ -1,4 +1,4 @@
-"""Opens what a training run left: the model with its weights, and what it must be fed."""
+"""Opens a trained run: the model with its weights, and the settings of its input."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _TRAINING = (
     "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "epoch", "global_step",
     "pytorch-lightning_version",
 )  # fmt: skip
-"""What a checkpoint of Lightning holds besides the model."""
+"""What a Lightning checkpoint holds besides the model."""
 
 SHARED = ("embedding", "backbone")
 """The parts that every task's model has under these names."""
@@ -53,10 +53,10 @@ _NOT_SHARED = ("name", "lr", "pooling", "dropout", "attention_dropout")
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model and what it must be fed.
+    """A trained model and the settings of its input.
 
     Attributes:
-        folder: The run's folder; None where only a checkpoint is at hand.
+        folder: The run's folder; None where there is only a checkpoint.
         checkpoint: The checkpoint's path.
         model: The model with its weights, in evaluation mode.
         tokens: Its vocabulary.
@@ -169,7 +169,7 @@ def own_shards(trained: Run, home: str, n_workers: int | None, progress: Any) ->
         progress: Called as songs are listed and encoded.
 
     Raises:
-        UserError: Only a checkpoint is at hand, or the songs are gone or others than then.
+        UserError: There is only a checkpoint, or the songs are gone or have changed.
     """
     if trained.config is None or trained.folder is None:
         raise UserError(
@@ -206,7 +206,7 @@ def _runs_of(kind: str, folder: Path | None) -> list[str]:
 
 
 def _content(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a checkpoint, which may be anybody's, says about its model, and all that it holds."""
+    """A checkpoint's description of its model, and its whole content; it may be untrusted."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         about = content[CHECKPOINT_KEY]
@@ -240,7 +240,7 @@ def _content(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check_last(path: Path, cfg: DictConfig, run: RunFolder) -> None:
-    """Rejects an incomplete or foreign checkpoint of a run that is to be resumed.
+    """Rejects an incomplete or foreign checkpoint when a run is to be resumed.
 
     Args:
         path: Its ``last.ckpt``.
@@ -268,8 +268,8 @@ def check_last(path: Path, cfg: DictConfig, run: RunFolder) -> None:
     with reading(path, remedy):
         own = path.parent.resolve()
         for state in content["callbacks"].values():
-            # Lightning deletes what these name once a better checkpoint is there, if it seems to
-            # lie in the folder of the checkpoints.
+            # Lightning deletes the files that these name once a better checkpoint exists, if they
+            # seem to lie in the folder of the checkpoints.
             named = [v for k, v in state.items() if k.endswith("_model_path")]
             for name in map(Path, (*named, *state.get("best_k_models", ()))):
                 deeper = own in name.parents and name.parent != own
@@ -349,7 +349,7 @@ def start_from(
 
 
 def _other_vocabulary(theirs: TokenSpec, ours: TokenSpec) -> str | None:
-    """How the vocabulary of a checkpoint differs, as the rest of a sentence; None if not."""
+    """How the vocabulary of a checkpoint differs, as the end of a sentence; None if it does not."""
     there, here = (
         {k: v for k, v in spec.to_dict()["tokenizer"].items() if k != "name"}
         for spec in (theirs, ours)
@@ -411,7 +411,7 @@ def finetuned(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The config of a run that may start from another one.
 
     With ``init_model`` model and tokenizer are those of the run of ``init_from``, except for what
-    the command line says about them; settings of a recipe give way, as defaults do. Without
+    the command line says about them; a recipe's own are overridden, as defaults are. Without
     ``init_from`` a recipe's ``optim.layer_decay`` has no effect: new layers learn at one rate.
 
     Args:

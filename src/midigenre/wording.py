@@ -1,4 +1,4 @@
-"""Words for people: what more than one message needs."""
+"""Wording that several messages share."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def losses(model: PhraseClassifier, batch: Batch) -> Losses:
         logits, masked = model.logits(h_BD), model.masked(h_ND, batch.ids_NF, hidden_NF)
     total, _ = model.loss(logits, batch)
     with torch.no_grad():
-        # Undo the scaling by the step's other batches: what is logged is this batch's own mean.
+        # Undo the scaling by the step's other batches: the log gets this batch's own mean.
         own, by_label = model.loss(logits, replace(batch, step_counts={}, step_batches=1))
     if model.masked is not None and masked is not None:
         # The labels' losses know the whole step; this one is a mean over the batch.
@@ -99,16 +99,16 @@ def losses(model: PhraseClassifier, batch: Batch) -> Losses:
 class LabelMetrics(MulticlassConfusionMatrix):
     """Every metric of one label during training; phrases whose label is UNKNOWN are left out.
 
-    The state is one confusion matrix (C, C), reduced by sum over processes, so the scores of a
-    distributed run are those of all its phrases and not a mean of the processes' scores.
+    The state is one confusion matrix (C, C), summed over processes, so the scores of a
+    distributed run are over all its phrases, not a mean of the processes' scores.
     """
 
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
 
     def __init__(self, n_classes: int, **kwargs: Any) -> None:
-        # Its checks look at the values and so wait for the device at every step; they also refuse
-        # a single class. The one that matters, the shape, stands in update().
+        # Its checks look at the values and so synchronise at every step; they also reject
+        # a single class. The one that matters, the shape, is in update().
         super().__init__(n_classes, ignore_index=UNKNOWN, validate_args=False, **kwargs)
         self._confusion_CC: Longs | None = None
 
@@ -139,7 +139,7 @@ class LabelMetrics(MulticlassConfusionMatrix):
         """Counts over all processes, shape (C, C); rows are the truth.
 
         In a distributed run that is a collective call: where only one process wants the matrix, let
-        all of them call ``compute()`` before.
+        all of them call ``compute()`` first.
         """
         self.compute()
         assert self._confusion_CC is not None
@@ -296,7 +296,7 @@ class ClassifyTask(Task):
         for label, metrics in self.label_metrics().items():
             for name, value in metrics.compute().items():
                 self.log(f"val/{label}/{name}", value)
-                # A label that no validation phrase has does not choose the best epoch.
+                # A label that no validation phrase has does not influence the best epoch.
                 if name == "macro_f1" and math.isfinite(value):
                     scores.append(float(value))
         self.log("val/macro_f1", sum(scores) / max(1, len(scores)), prog_bar=True)
@@ -345,7 +345,7 @@ class PhraseTable(Callback):
         if tensorboard_of(trainer) is None or due == 0:
             return
         assert isinstance(pl_module, ClassifyTask)
-        # The step's own logits: a second pass would be outside autocast, and outside FSDP's root.
+        # The step's own logits: a second pass would be outside autocast and FSDP's root module.
         probabilities = {k: v.float().softmax(-1).cpu() for k, v in outputs.items()}
         shards = trainer.datamodule.shards  # type: ignore[attr-defined]
         for i in sorted({k * batch.n_phrases // due for k in range(due)}):

@@ -1,4 +1,4 @@
-"""Scores of a trained classifier on prepared songs, and what is fitted after training."""
+"""Scores of a trained classifier on prepared songs; fitting of calibration and blends."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def evaluate_split(
         device: Where to compute.
         class_maps: For each label, the model's class index of each of the songs' class indices;
             None where they are the same.
-        train: Where the baselines are fitted, the run's own songs; None where those are gone.
+        train: Where the baselines are fitted, the run's own songs; None if those are gone.
         seed: Seed of the bootstrap and of the baselines.
         predictions: CSV file to write the phrases' predictions to, those of the songs beside it as
             ``<name>_songs.csv``, and both in full precision as ``<name>.npz`` (see
             :mod:`midigenre.evaluation.predictions`); None for no files.
         calibration: The run's own (:func:`fit_calibration`); None without.
         blends: Score songs; None for the mean log-probability over their phrases.
-        fitted: The baselines of ``train`` where they are at hand (:func:`fitted_baselines`).
+        fitted: The baselines of ``train`` if already fitted (:func:`fitted_baselines`).
 
     Returns:
         For each label and level what :func:`~midigenre.evaluation.scores.evaluate` gives, and
@@ -149,7 +149,7 @@ def evaluate_split(
 def _where(
     data: PhraseDataModule, phrases: Phrases, song_N: Mapping[str, Longs]
 ) -> dict[str, dict[str, NDArray[Any]]]:
-    """For each level the columns that say where a row comes from."""
+    """For each level the columns that identify a row."""
     manifest = data.shards.manifest
     about = {
         name: np.array(manifest.column(name), object)
@@ -167,7 +167,7 @@ def _where(
 def _by_source(
     source_N: NDArray[Any] | None, known: tuple[NDArray[Any], Longs] | None, n_classes: int
 ) -> tuple[Bools | None, Longs | None]:
-    """Which classes each row's source has in training, and its commonest; None where unknown."""
+    """The classes of each row's source in training, and its commonest one; None where unknown."""
     if source_N is None:
         return None, None
     if known is None:
@@ -210,7 +210,7 @@ def fit_calibration(
         data: The run's own songs.
         device: Where to compute.
         blends: As for :func:`evaluate_split`.
-        found: What the model says of the validation phrases, where that is at hand.
+        found: The model's output for the validation phrases, if already computed.
     """
     if not len(data.rows("val")):
         return None
@@ -237,13 +237,13 @@ def fit_blends(
 
     A blend's experts have seen the training songs only, and its weights the validation songs only;
     neither has seen a test song. The checkpoint was chosen on the validation songs, too, which
-    flatters the encoder there a little.
+    slightly favours the encoder.
 
     Args:
         model: The classifier.
         data: The run's songs.
         fitted: The baselines of each label, or why there are none.
-        val: What the model says of the validation phrases; None where there are none.
+        val: The model's output for the validation phrases; None where there are none.
     """
     began = time.perf_counter()
     classes = {label: tuple(head.classes) for label, head in model.label_heads().items()}

@@ -7,11 +7,11 @@ p is the mean of the phrases' log-probabilities, renormalised
 The method is *occlusion* (Zeiler and Fergus 2014, arXiv 1311.2901, section 4.2): what the log-odds
 lose when the notes of a bar, or of a program, are taken out of the music and each phrase that held
 them is encoded again. Notes are left out, not hidden behind MASK: a classifier has seen music
-without an instrument, and never a MASK. It works for every tokenizer.
+without an instrument in training, but never a MASK. It works for every tokenizer.
 
-Values are in nats, not normalised; above 0 spoke for the class, below 0 against it. They are
-measured one by one and do not add up to the log-odds: what two bars say both is missing only when
-both are.
+Values are in nats, not normalised; above 0 is evidence for the class, below 0 against it. They are
+measured one by one and do not add up to the log-odds: evidence that two bars share is lost only
+when both are left out.
 
 S songs   B phrases   V variants of phrases   C classes
 """
@@ -46,8 +46,8 @@ class Attribution:
     Attributes:
         target: Class that is explained, an index.
         log_odds: The song's log-odds of it.
-        bars: Of each bar of the song, shape (bars,). 0 for bars without an onset; NaN where nothing
-            can be said: ``max_tokens`` kept the bar from the model, or no music is left without it.
+        bars: Of each bar of the song, shape (bars,). 0 for bars without an onset; NaN where
+            undefined: ``max_tokens`` kept the bar from the model, or no music is left without it.
         programs: Of each program that plays, :data:`~midigenre.midi.song.DRUMS` first; NaN
             likewise. Empty where the vocabulary has no programs.
     """
@@ -101,7 +101,7 @@ class Explainer:
         found = predict_phrases(
             self._model, self._batches(songs, seen, reader, noted), self._device
         )
-        # Of each variant its phrase, its row in `found`, the bar and the program that it lacks.
+        # For each variant its phrase, its row in `found`, and the bar or program that it lacks.
         phrase_V, row_V, bar_V, program_V = np.array(noted, np.int64).reshape(-1, 4).T
         song_V = seen.song[phrase_V]
         out: list[dict[str, Attribution]] = []
@@ -139,8 +139,8 @@ class Explainer:
     ) -> Iterator[Batch]:  # fmt: skip
         """Batches of all phrases, whole and with something left out, noting the variants.
 
-        The whole ones are encoded from their notes as the others are, so that nothing but what is
-        left out differs.
+        The whole ones are encoded from their notes as the others are, so that only the omission
+        differs.
         """
         rows, n_tokens = 0, 0
         pending: list[Longs] = []
@@ -174,7 +174,7 @@ def _lost(
     chosen: Longs, *, target: int, before: float, whole: Mapping[int, Floats], log_probs_VC: Floats,
     phrase_V: Longs, row_V: Longs,
 ) -> float:  # fmt: skip
-    """What the log-odds lose when variants stand for their whole phrases; NaN without music."""
+    """The drop in log-odds when variants replace their phrases; NaN without music."""
     sum_C, n = np.sum(list(whole.values()), axis=0), len(whole)
     for v in chosen:
         sum_C -= whole[int(phrase_V[v])]

@@ -1,4 +1,4 @@
-"""Generation: the next step from those before, ``task=generate``; pieces to look at and hear."""
+"""Generation: the next step from those before, ``task=generate``; sample pieces in TensorBoard."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CARD_INCHES = 5.0
 
 
 def context_for(data: Mapping[str, Any], tokens: TokenSpec) -> Context:
-    """What a generator is trained to see.
+    """The windows that a generator is trained on.
 
     Args:
         data: ``cfg.data``, or what a checkpoint holds of it.
@@ -94,7 +94,7 @@ class GenerateTask(Task):
         conditions = (
             ConditionEmbedding(classes, width, task["condition_dropout"]) if classes else None
         )
-        # Each field is predicted after those that the grammar lets decide on it.
+        # Fields are predicted in the order of the grammar.
         head = FieldHead(parts.tokens.sizes, width, Grammar(from_spec(parts.tokens)).order)
         return PhraseGenerator(
             parts.embedding, parts.backbone, conditions, head, task["condition_by"]
@@ -118,7 +118,7 @@ class GenerateTask(Task):
     def test(
         cls, model: nn.Module, data: PhraseDataModule, folder: Path | None, task: Mapping[str, Any]
     ) -> FinalScores:
-        """See :meth:`Task.test`: under the songs' own labels, and with all of them hidden."""
+        """See :meth:`Task.test`: with the songs' own labels, and with all labels hidden."""
         assert isinstance(model, PhraseGenerator)
         model.eval()
         spec, device = data.shards.tokens, model.start_D.device
@@ -190,8 +190,8 @@ class GeneratedSamples(Callback):
 
     Each piece has one class as its condition and nothing else. It stands as ``piano_roll``
     and as ``audio`` under ``val/samples/<label>/<class>``, or ``val/samples/unconditioned``
-    (TensorBoard shows nothing of a tag that holds both), and is drawn with the same numbers every
-    time, so that only the training makes the difference.
+    (TensorBoard shows nothing for a tag that holds both), and is drawn with the same random numbers
+    every time, so that only the training makes a difference.
 
     They are written at the end of a validation, at the first one ``every_steps`` or more after the
     last. Training is not disturbed: the sampler draws from its own generators and the model is in
@@ -237,7 +237,7 @@ class GeneratedSamples(Callback):
         self._written = state_dict["written"]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Says where there will be no pieces."""
+        """Warns if there will be no pieces."""
         if stage == "fit" and isinstance(trainer.strategy, FSDPStrategy):
             rank_zero_warn("no samples in TensorBoard: under FSDP no process has the whole model")
 
@@ -273,7 +273,7 @@ class GeneratedSamples(Callback):
         sampler = Sampler(model, Grammar(tokenizer), context)
         try:
             pieces = sampler.sample(labels, self.settings, n=len(wanted))
-        except UserError as error:  # training continues, or ends with words of its own
+        except UserError as error:  # training continues, or ends with its own error
             rank_zero_warn(f"no samples in TensorBoard at step {step}: {error}")
             return
         for (label, name, _), piece in zip(wanted, pieces, strict=True):
@@ -298,8 +298,8 @@ class GeneratedSamples(Callback):
             writer.add_text(tag, "silent: the soundfont lacks its pitches", step)
         else:
             sound = summary.audio(f"{tag}/audio", torch.from_numpy(_mono(played)), AUDIO_RATE)  # type: ignore[no-untyped-call]
-            # PyTorch does not say it, and TensorBoard would serve bytes of no type; its fast loader
-            # reads that only beside a data class.
+            # PyTorch does not set the type, and TensorBoard would serve untyped bytes; its fast
+            # loader reads that only beside a data class.
             kind = metadata.create_summary_metadata("", "", encoding=metadata.Encoding.WAV)
             kind.data_class = DATA_CLASS_BLOB_SEQUENCE
             sound.value[0].metadata.CopyFrom(kind)
@@ -312,5 +312,5 @@ def _mono(audio: Audio) -> NDArray[np.float32]:
     from scipy.signal import resample_poly  # type: ignore[attr-defined]
 
     mono = resample_poly(audio.samples.mean(1), AUDIO_RATE, audio.rate)
-    # The filter may overshoot where the peak was: quieter, for what is cut off crackles.
+    # The filter may overshoot where the peak was: quieter, since clipping crackles.
     return np.asarray(mono / max(1.0, np.abs(mono).max()), np.float32)

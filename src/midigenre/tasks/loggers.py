@@ -28,10 +28,10 @@ from midigenre.run import settings_of
 from midigenre.tasks.base import Task
 
 FINAL = "hparam/"
-"""What the names of scores begin with that a run has once, at its end."""
+"""Prefix of the scores that a run has once, at its end."""
 
 COMPARED = ("val/loss", "val/macro_f1", "val/nats_per_note")
-"""What runs are compared by while they train."""
+"""The scores by which runs are compared while they train."""
 
 _DATE = re.compile(r"\d{4}-(?=\d\d-\d\d_)")  # the year of %Y-%m-%d_%H-%M-%S
 
@@ -39,8 +39,8 @@ _KEY = re.compile(r"(?<=[-,])[^,=]+=")  # in 0-seed=1,tokenizer=remi
 
 _SHOWN = ("corpus", "model", "optim.lr", "seed", "tokenizer")
 
-# Details of the songs and the vocabulary, which the names of tokenizer and corpus stand for, and
-# what is the same in all runs: a table with all of them cannot be read.
+# Details that the names of tokenizer and corpus imply, and settings that are the same in all runs:
+# a table with all of them is unreadable.
 _LEFT_OUT = ("tokenizer.", "callbacks.", "split.", "labels.", "corpus.root")
 
 
@@ -52,8 +52,8 @@ class TensorBoardLogger(LightningTensorBoardLogger):
     ``trained/...``, the final scores and figures of the test songs, and at last the other
     ``val/...`` and generated pieces.
 
-    What there is once would be a dot. A final score, which HPARAMS reads from a chart, is a level
-    line; the test scores, of which those are the means, and ``epoch`` have none.
+    A single value would be a dot. A final score, which HPARAMS reads from a chart, is a horizontal
+    line; the test scores, whose means these are, and ``epoch`` have no chart.
     """
 
     def __init__(self, save_dir: str | Path) -> None:
@@ -63,7 +63,7 @@ class TensorBoardLogger(LightningTensorBoardLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Writes the metrics under the tags of TensorBoard; an OSError where that fails."""
-        # Not by Lightning's, which words every error, a full disk too, as an unsupported value.
+        # Not by Lightning's, which reports every error, even a full disk, as an unsupported value.
         for name, value in metrics.items():
             if name.startswith(FINAL):
                 self.experiment.add_scalar(final_tag(name), value, 0)
@@ -74,7 +74,7 @@ class TensorBoardLogger(LightningTensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes what is held back; the settings stand in the run's ``config.yaml``."""
+        """Flushes the writer; the settings are in the run's ``config.yaml``."""
         self.experiment.flush()
 
 
@@ -123,7 +123,7 @@ class _Writer(lightning_csv.ExperimentWriter):
                 self.metrics_keys = next(csv.reader(file), [])
 
     def _check_log_dir_exists(self) -> None:
-        """What lies there is this run's: a new run gets no folder that holds another."""
+        """Existing files are this run's: a new run never gets a folder that holds another."""
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         """Notes a row; the first one drops what the interrupted run wrote from that step on."""
@@ -136,7 +136,7 @@ class _Writer(lightning_csv.ExperimentWriter):
 
 
 def tags(task: type[Task]) -> tuple[str, ...]:
-    """Names of a task's final scores and of what the run has cost, the same in every run."""
+    """Names of a task's final scores and of the run's costs, the same in every run."""
     return tuple(f"{FINAL}{name}" for name in (*task.final, *COSTS))
 
 
@@ -189,7 +189,7 @@ def start_hparams(
 
 @contextmanager
 def _plugin_data(part: Any) -> Iterator[Any]:
-    """What the HPARAMS plugin reads of a summary, to be changed: PyTorch does not set all of it."""
+    """A summary's data for the HPARAMS plugin, mutable: PyTorch does not set all of it."""
     plugin = part.value[0].metadata.plugin_data
     data = HParamsPluginData.FromString(plugin.content)
     yield data
@@ -197,7 +197,7 @@ def _plugin_data(part: Any) -> Iterator[Any]:
 
 
 def _title(folder: Path) -> str:
-    """Name of a run's row, what tells runs apart first: the column shows some 15 letters.
+    """Name of a run's row, distinguishing part first: the column shows some 15 letters.
 
     A job of a sweep has its number and what it tries, whose names are columns. Runs of one title
     would share a row, so name and date of ``runs/<name>/<when>/<job>`` follow.

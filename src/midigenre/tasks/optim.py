@@ -1,8 +1,9 @@
 """Optimizers, what they train and at which rate, and the schedules of the learning rate.
 
 With ``trainer.max_time`` a run may end long before its last step. A schedule over steps alone would
-never come to its end there, and the low rates at the end are what most of a schedule's gain is from
-(Hägele et al. 2024, arXiv 2405.18392). So a schedule is as far as the steps or the clock.
+never come to its end there, and the low rates at the end bring most of a schedule's gain
+(Hägele et al. 2024, arXiv 2405.18392). So a schedule progresses with the steps or the clock,
+whichever is further.
 """
 
 from __future__ import annotations
@@ -46,11 +47,12 @@ def _layer(name: str) -> int:
 
 
 def depth(name: str, layers: int) -> int:
-    """How far from the tokens a parameter of that name lies, in a backbone of so many layers.
+    """Depth of a parameter, by its name, in a backbone of ``layers`` layers.
 
     0 for the embedding and what stands between it and the layers (learned positions, the local
     convolution), 1 to ``layers`` for the layers, ``layers + 1`` for the rest: pooling, heads, CLS.
-    Norms go with their layer: one before the first with the first, one behind the last with it.
+    Norms go with their layer: one before the first with the first, one after the last with the
+    last.
     """
     layer = _layer(name)
     if layer >= 0:
@@ -63,7 +65,7 @@ def depth(name: str, layers: int) -> int:
 
 
 def check_frozen(freeze_layers: Any, layers: int) -> None:
-    """Rejects a setting ``freeze_layers`` that does not fit a backbone of so many layers.
+    """Rejects a setting ``freeze_layers`` that does not fit a backbone of ``layers`` layers.
 
     Raises:
         UserError: It is neither ``all`` nor a number from 0 to ``layers``.
@@ -77,7 +79,7 @@ def check_frozen(freeze_layers: Any, layers: int) -> None:
 
 
 def freeze(model: nn.Module, freeze_layers: int | str) -> tuple[nn.Module, ...]:
-    """Takes the gradients from the embedding and the first layers of a model's backbone.
+    """Disables gradients of the embedding and the first layers of a model's backbone.
 
     Args:
         model: A model with an ``embedding`` and a ``backbone``, not yet wrapped by a strategy.
@@ -85,15 +87,15 @@ def freeze(model: nn.Module, freeze_layers: int | str) -> tuple[nn.Module, ...]:
             whole backbone with its last norm, for a probe. 0: nothing.
 
     Returns:
-        The modules that are frozen as a whole and belong into evaluation mode: a probe sees what
-        the backbone says without dropout. Where some layers train, dropout stays on.
+        The modules that are frozen entirely and belong in evaluation mode: a probe sees the
+        backbone's output without dropout. Where some layers train, dropout stays on.
     """
     layers = n_layers([name for name, _ in model.named_parameters()])
     check_frozen(freeze_layers, layers)
     whole = freeze_layers == "all"
     for name, p in model.named_parameters() if freeze_layers != 0 else ():
         inside = name.startswith(("embedding.", "backbone."))
-        # The last norm stands behind the whole backbone, not in a layer that may be frozen.
+        # The last norm belongs to the whole backbone, not to a layer that may be frozen.
         below = not name.startswith("backbone.final_norm.")
         if inside and (whole or (below and depth(name, layers) <= int(freeze_layers))):
             p.requires_grad_(False)
@@ -104,10 +106,10 @@ def freeze(model: nn.Module, freeze_layers: int | str) -> tuple[nn.Module, ...]:
 # --- schedules ------------------------------------------------------------------------------------
 
 NOMINAL_STEPS = 100_000
-"""Length of a schedule that only the clock ends: its resolution, no number of steps."""
+"""Length of a schedule that only the clock ends: its resolution, not a number of steps."""
 
 TimeShare = Callable[[], float]
-"""Share of the training's time that is over, 0 to 1; it never falls."""
+"""Share of the training time that has passed, 0 to 1; it never decreases."""
 
 
 def time_limits(trainer: L.Trainer) -> list[tuple[Timer, float]]:
@@ -118,7 +120,7 @@ def time_limits(trainer: L.Trainer) -> list[tuple[Timer, float]]:
 
 
 def time_share(trainer: L.Trainer) -> TimeShare | None:
-    """How much of ``trainer.max_time`` is over; None where nothing bounds the time.
+    """Share of ``trainer.max_time`` that has passed; None without a limit.
 
     That is the time in the training loop, validation included, over all interruptions: the count of
     Lightning's Timer is in the checkpoints. All processes take the time of the first.
@@ -136,7 +138,7 @@ def time_share(trainer: L.Trainer) -> TimeShare | None:
 class FactorLR(LRScheduler):
     """The rate of each group times one factor of the step, asked for once per step.
 
-    What is saved is the step alone: a run that is resumed with another end follows the new one.
+    Only the step is saved: a run that is resumed with another end follows the new one.
     """
 
     def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
@@ -154,7 +156,7 @@ class FactorLR(LRScheduler):
 
 
 class OneCycle(OneCycleLR):
-    """Torch's one cycle, as far as the steps or the clock.
+    """Torch's one cycle, by the steps or the clock, whichever is further.
 
     Its length is that of the run, also of one that is resumed with another ``trainer.max_*``.
 
@@ -199,7 +201,7 @@ class OneCycle(OneCycleLR):
 
 @dataclass(frozen=True)
 class OptimSettings(ABC):
-    """What a task trains with.
+    """Settings of the optimizer and its schedule.
 
     Attributes:
         lr: Peak learning rate.
@@ -236,14 +238,14 @@ class OptimSettings(ABC):
     def scheduler(
         self, optimizer: Optimizer, total_steps: float, share: TimeShare | None = None
     ) -> LRScheduler:
-        """What sets the rate of the optimizer before each step.
+        """The scheduler that sets the learning rate before each step.
 
         Args:
             optimizer: Whose rate.
             total_steps: Steps after which the training ends at the latest; infinite where only the
                 clock ends it.
-            share: The clock of ``trainer.max_time``, or None: the schedule is as far as the steps
-                or the clock, whichever is further.
+            share: The clock of ``trainer.max_time``, or None: the schedule is at the progress of
+                the steps or the clock, whichever is further.
         """
 
 
@@ -256,7 +258,7 @@ class AdamWSettings(OptimSettings):
         schedule: What follows the warm-up: ``linear`` or ``cosine`` decay, or ``constant``.
         warmup_share: Share of all steps over which the rate rises, unless ``warmup_steps``.
         warmup_steps: Number of those steps; None takes ``warmup_share``.
-        final_ratio: Rate at the end over the peak.
+        final_ratio: Final rate relative to the peak.
         layer_decay: Rate of a layer over that of the next, for a model that starts from another
             one (Clark et al. 2020, ELECTRA, appendix A; Bao et al. 2022, BEiT, appendix); 1 for
             one rate.
@@ -292,7 +294,7 @@ class AdamWSettings(OptimSettings):
         ``lr`` for the heads, ``lr * layer_decay ** (L + 1 - depth)`` for the others of L layers.
         """
         decayed = matrices(model) if decayed is None else decayed
-        # FSDP puts a name of its own between those of the modules that it wraps.
+        # FSDP inserts its own name between those of the modules that it wraps.
         used = {
             name.replace("_fsdp_wrapped_module.", ""): p
             for name, p in model.named_parameters()

@@ -26,7 +26,7 @@ from midigenre.spec import UNKNOWN, Batch, TokenSpec
 from midigenre.tokenizers.base import Encoded, Tokenizer
 
 SONG_KINDS = ("mean", "blend")
-"""Choices of ``task.song``: the mean log-probability over the phrases, of which nothing is fitted,
+"""Choices of ``task.song``: the mean log-probability over the phrases, without fitting,
 or :mod:`~midigenre.evaluation.blend`."""
 
 SONGS_AT_ONCE = 256  # bounds the memory; phrases of these songs share batches
@@ -34,17 +34,17 @@ SONGS_AT_ONCE = 256  # bounds the memory; phrases of these songs share batches
 
 @dataclass(frozen=True)
 class PhraseOutputs:
-    """What a classifier says of phrases, and where they come from.
+    """A classifier's output for phrases, and where they come from.
 
     Attributes:
         log_probs: For each label, shape (phrases, C).
         truth: For each label that the data has, class indices of shape (phrases,).
         song: Index of each phrase's song, shape (phrases,).
         start: First bar of each phrase, shape (phrases,).
-        vectors: What the heads see of each phrase, float32 of shape (phrases, D); None unless
-            they were asked for.
+        vectors: The heads' input for each phrase, float32 of shape (phrases, D); None unless
+            requested.
         energy: For each label ``-logsumexp(logits)`` (Liu et al. 2020, arXiv 2010.03759), shape
-            (phrases,): low where the model knows its input.
+            (phrases,): low where the input is familiar.
     """
 
     log_probs: dict[str, Floats]
@@ -106,13 +106,13 @@ def predict_phrases(
 
 
 class SongPredictions(NamedTuple):
-    """What a classifier says of all phrases of songs.
+    """A classifier's output for all phrases of songs.
 
     Attributes:
         reader: Reads the songs.
         phrases: All their phrases, in order.
-        found: What the classifier says of them, in the same order.
-        cut: Which of them had more steps than the model takes, shape (phrases,).
+        found: The classifier's output for them, in the same order.
+        cut: Which of them had more steps than the model accepts, shape (phrases,).
     """
 
     reader: PhraseReader
@@ -126,7 +126,7 @@ def predict_songs(
     device: torch.device | str = "cpu", *, batch_phrases: int = 64, batch_tokens: int | None = None,
     by_length: bool = False, vectors: bool = False,
 ) -> SongPredictions:  # fmt: skip
-    """Predicts all phrases of songs as a classifier was fed them.
+    """Predicts all phrases of songs, cut as in the classifier's training.
 
     Args:
         model: The classifier.
@@ -186,8 +186,8 @@ def load_song_models(
         task: Its task's settings.
 
     Returns:
-        The blends, None for the mean; and, where the run has other ones than it will be scored
-        with, a line that says so.
+        The blends, None for the mean; and a warning if songs will be scored in another way than
+        the run was trained with.
 
     Raises:
         UserError: They are damaged.
@@ -214,7 +214,7 @@ def song_components(
 
     Args:
         blends: Of the run.
-        found: What the model says of the phrases.
+        found: The model's output for the phrases.
         reader: Reads the songs.
         phrases: All their phrases, in order.
     """
@@ -242,7 +242,7 @@ def song_scores(
 
 @dataclass(frozen=True)
 class SongScores:
-    """What a classifier says of S songs.
+    """A classifier's output for S songs.
 
     Attributes:
         log_probs: For each label, float64 of shape (S, C): the mean over a song's phrases, as in
@@ -292,7 +292,7 @@ def classify_songs(
                 continue
             try:
                 own = tokenizer.clean(song.to_score())
-            except RefusedSongError:  # nothing that this vocabulary can say
+            except RefusedSongError:  # nothing that this vocabulary can encode
                 continue
             read[i] = own, tokenizer.encode(own)
         if read:

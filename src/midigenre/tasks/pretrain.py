@@ -1,4 +1,4 @@
-"""Masked modelling: hidden tokens from what stands around them, ``task=mlm``."""
+"""Masked modelling: predicting hidden tokens from their context, ``task=mlm``."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class PretrainTask(Task):
     ``val/<attribute>/{perplexity,accuracy}`` (see
     :class:`~midigenre.evaluation.tokens.MaskedMetrics`). The loss is nats per hidden token: its
     mean over a batch in training, over the split in validation. What validation hides depends on
-    the song and the bar alone, so that the scores of epochs, seeds and batch sizes compare.
-    Arguments as of :class:`~midigenre.tasks.base.Task`.
+    the song and the bar alone, so that the scores of different epochs, seeds and batch sizes are
+    comparable. Arguments as of :class:`~midigenre.tasks.base.Task`.
     """
 
     kind = "masked model"

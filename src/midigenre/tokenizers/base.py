@@ -1,4 +1,4 @@
-"""The interface that every tokenizer fulfils, and how a phrase is cut out of an encoded song."""
+"""The tokenizer interface, and how a phrase is cut out of an encoded song."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def clean(self, score: ScoreTick) -> Song:
-        """The score with all that this vocabulary can say, and nothing else.
+        """The score reduced to what this vocabulary can encode.
 
         Raises:
             midigenre.errors.RefusedSongError: The score cannot be used.
@@ -85,7 +85,7 @@ class Tokenizer(ABC):
 
 
 def from_spec(spec: TokenSpec) -> Tokenizer:
-    """The tokenizer that made a spec, for instance on a machine that has only the checkpoint.
+    """Rebuilds the tokenizer that made a spec, for instance from a checkpoint alone.
 
     Raises:
         UserError: The spec names no tokenizer of midigenre; or this version makes another
@@ -117,8 +117,8 @@ class PhraseCutter:
     """Slices bars out of a token stream and makes the slice equal to encoding the phrase alone.
 
     Bar numbers are rebased to the phrase, and the tempo in force at its start is restated at
-    position 0 where the slice does not say it. The meter needs nothing: each bar token has it
-    beside it, each Octuple step in it.
+    position 0 where the slice does not say it. The meter needs no restating: it follows each bar
+    token and is part of each Octuple step.
 
     Args:
         spec: A spec whose ``bars`` is ``token`` or ``field``.
@@ -143,8 +143,8 @@ class PhraseCutter:
         self._bar_field = next(i for i, f in enumerate(spec.fields) if f.is_type("Bar").any())
         self._is_bar = spec.fields[self._bar_field].is_type("Bar")
 
-        # Where a tempo stands in steps of its own: compound vocabularies other than CP (MuMIDI) say
-        # it in every step.
+        # Where a tempo stands in steps of its own: compound vocabularies other than CP (MuMIDI)
+        # state it in every step.
         self._compound = len(spec.fields) > 1
         names = {f.name: column for column, f in enumerate(spec.fields)}
         self._tempo_field = names.get("Tempo", -1) if self._compound else 0
@@ -230,10 +230,10 @@ class PhraseCutter:
         return ids, stop
 
     def _opening(self, ids_TF: AnyIds, tempo: int) -> tuple[int, Longs]:
-        """What restates a tempo in a phrase: where to put it, and its rows, shape (0 to 2, F).
+        """The steps that restate a tempo in a phrase: where, and their rows, shape (0 to 2, F).
 
         In REMI ``Position_0 Tempo_x`` follows the first bar's ``Bar`` (and ``TimeSig``); in CP the
-        compound step of a position holds the tempo, so that only a missing position 0 is added.
+        compound step of a position holds the tempo, so only a missing position 0 is added.
         """
         at = 1
         if not self._compound and at < len(ids_TF) and self._is_meter[ids_TF[at, 0]]:

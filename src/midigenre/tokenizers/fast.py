@@ -1,11 +1,12 @@
 """Vectorised encoders that write MidiTok's ids, for the tokenizers that most runs use.
 
-MidiTok makes an object for each token and sorts them, which is nearly all the time of preparing a
-corpus. A cleaned song is already sorted and on the grid of the vocabulary, so that for REMI, CP and
-Octuple the same ids follow from array operations: look-ups from values to ids, made once for each
-tokenizer, and the steps at which bars, moments and notes stand, made once for each song. MidiTok
-stays the vocabulary, the decoder and the oracle of the tests, and encodes what is not covered here;
-:func:`fast_encoder` decides that once for a tokenizer, :meth:`FastEncoder.encode` for a song.
+MidiTok makes an object for each token and sorts them, which takes nearly all the time of preparing
+a corpus. A cleaned song is already sorted and on the grid of the vocabulary, so that for REMI, CP
+and Octuple the same ids follow from array operations: look-ups from values to ids, made once for
+each tokenizer, and the steps at which bars, moments and notes stand, made once for each song.
+MidiTok remains the vocabulary, the decoder and the reference in tests, and encodes what is not
+covered here; :func:`fast_encoder` decides that once for a tokenizer, :meth:`FastEncoder.encode` for
+a song.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _COVERED = frozenset(
 """Settings of ``miditok.TokenizerConfig`` that the encoders read; other switches must be off."""
 
 MISSING_ID = 65535
-"""Stands in a look-up for "no token"; no vocabulary with a fast encoder has so many."""
+"""Means "no token" in a look-up; larger than any vocabulary with a fast encoder."""
 
 _METER_ROW = 64  # more than any denominator that a grid may have (32)
 
@@ -47,7 +48,7 @@ class NotCoveredError(Exception):
 
 @dataclass(frozen=True)
 class _Moments:
-    """The ticks of a song at which notes start or, where it is said once, the tempo changes.
+    """The ticks of a song at which notes start or, where it is stated once, the tempo changes.
 
     Attributes:
         n_notes: Notes that start at each, shape (u,).
@@ -74,7 +75,7 @@ class FastEncoder(ABC):
     """
 
     says_tempo_once = True
-    """Whether a tempo is said once and then in force; Octuple says it with every note."""
+    """Whether a tempo is stated once and then in force; Octuple states it with every note."""
 
     def __init__(self, tok: miditok.MusicTokenizer) -> None:
         config = tok.config
@@ -173,7 +174,7 @@ class FastEncoder(ABC):
         """
 
     def _objection(self, song: Song) -> str:
-        """What keeps a song from being one that :meth:`Tokenizer.clean` returns, or nothing."""
+        """Why a song cannot come from :meth:`Tokenizer.clean`; empty if it can."""
         notes, end = song.notes, song.bar_ticks[-1]
         if song.n_bars == 0:
             return "no bars"
@@ -217,7 +218,7 @@ class FastEncoder(ABC):
         return _Moments(n_notes, tempo_at, bar, bar_edges, np.repeat(bar, n_notes), ids)
 
     def _notes(self, song: Song, bar_of_note: Longs) -> dict[str, Ids]:
-        """Ids of what the vocabulary says of the notes, each of shape (n,), in REMI's order."""
+        """Ids of the notes' attributes, each of shape (n,), in REMI's order."""
         notes, ids = song.notes, {}
         at = notes.pitch
         if self._programs:
@@ -276,7 +277,7 @@ class FastREMI(FastEncoder):
         ids[moment_at] = moments.position
         if self._tempi:
             ids[moment_at.take(moments.tempo_at) + 1] = tempo
-        # What is left are the notes, in their order: faster than to compute a place for each token.
+        # The remaining steps are the notes, in order: faster than computing a place for each token.
         ids[is_note] = np.stack(list(notes.values()), axis=1).ravel()
         return ids[:, None], bar_at
 
@@ -297,7 +298,7 @@ class FastCPWord(FastEncoder):
         self, song: Song, moments: _Moments, notes: dict[str, Ids], tempo: Ids, meter: Ids
     ) -> tuple[Ids, Longs]:
         bar_at, moment_at, is_note = _layout(moments, note=1, bar=1)
-        # By column, which is written and read in one piece, and turned at the end.
+        # By column, which is contiguous, and transposed at the end.
         ids_FT = np.repeat(self._blank[:, None], len(is_note), axis=1)
         ids_FT[self._column["Bar"]][bar_at] = self._bar_id
         if self._meters:

@@ -1,4 +1,4 @@
-"""Any MidiTok tokenizer, from a YAML file.
+"""Any MidiTok tokenizer, configured in YAML.
 
 MidiTok gives the vocabulary, the encoder and the decoder; the song is quantised beforehand by
 :mod:`midigenre.midi.clean`, so that bars, and with them phrases, do not depend on the tokenizer.
@@ -57,7 +57,7 @@ class MidiTokTokenizer(Tokenizer):
         cls: Name of the class in MidiTok, for instance ``REMI``.
         params: Arguments of ``miditok.TokenizerConfig`` besides those made from the rest.
         time_signatures: Meters of the vocabulary and of the bar grid, as ``"3/4"``. MidiTok's own
-            default list turns 4/2, 2/2, 9/8 and 7/8 into 4/4 without a word.
+            default list silently turns 4/2, 2/2, 9/8 and 7/8 into 4/4.
         beat_resolution: Positions in a beat.
         max_duration_beats: Longest note, in beats.
         max_bars: Longest phrase, in bars, that the vocabulary can number.
@@ -66,7 +66,7 @@ class MidiTokTokenizer(Tokenizer):
         tracks: ``all``, ``melody`` or ``merged`` (see :func:`midigenre.midi.clean.clean`). Where
             the vocabulary has no programs, ``all`` is ``merged``.
         neutral: One tempo and one velocity for all music (see :func:`midigenre.midi.clean.clean`).
-            What is the same for every note is not written: ``melody`` and ``merged`` leave the
+            Constant attributes are not encoded: ``melody`` and ``merged`` leave the
             program tokens out and ``neutral`` velocities and tempi, which halves a REMI stream.
 
     Raises:
@@ -203,7 +203,7 @@ class MidiTokTokenizer(Tokenizer):
             return replace(self.encode_with_miditok(song), fallback=str(reason))
 
     def encode_with_miditok(self, song: Song) -> Encoded:
-        """As :meth:`encode`, by MidiTok itself, which is much slower and the measure of the ids.
+        """As :meth:`encode`, by MidiTok itself, which is much slower and defines the ids.
 
         ``fallback`` is empty.
         """
@@ -322,10 +322,10 @@ def _fields(tok: miditok.MusicTokenizer, max_bars: int) -> tuple[Field, ...]:
 
 
 def _with_tails_on_grid(song: Song, grid: Grid) -> Song:
-    """The song with note-offs behind its last bar on that bar's grid.
+    """The song with note-offs after its last bar on that bar's grid.
 
     The song of which this is a phrase may have another meter there; MidiTok would lose what its
-    time shifts cannot say, and all later note-offs would come too early.
+    time shifts cannot express, and all later note-offs would come too early.
     """
     notes, last = song.notes, int(song.bar_ticks[-2])
     step = grid.step_ticks((int(song.meters[-1, 0]), int(song.meters[-1, 1])))

@@ -2,7 +2,7 @@
 
 What a step means differs between vocabularies: in Octuple it is a note, in CP a bar, a position or
 a note, in REMI a single attribute. Here every one of them is read as the same table: one row per
-note, with the steps that say it.
+note, with the steps that state it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from midigenre.spec import TokenSpec
 from midigenre.tokenizers.base import AnyIds
 
 ATTRIBUTES = ("Pitch", "Velocity", "Duration", "Program")
-"""What a vocabulary may say of a note, besides its place; the columns ``A`` of the note table."""
+"""The attributes of a note besides its place; the columns ``A`` of the note table."""
 
 NOT_FOUND = ("PitchIntervalTime", "PitchIntervalChord", "Track")
-"""Types of vocabularies in which a note is more than a pitch behind its bar and position."""
+"""Types whose vocabularies do not state a note by a pitch after its bar and position."""
 
 _NO_NUMBER = -(2**31)  # of ids of another type
 
@@ -64,7 +64,7 @@ class NoteFinder:
 
     Raises:
         ValueError: Phrases are not slices of the stream (``bars`` is ``none``), or the vocabulary
-            has no positions, or says notes in another way than by a pitch behind them.
+            has no positions, or does not state notes by a pitch after their position.
     """
 
     def __init__(self, spec: TokenSpec) -> None:
@@ -100,7 +100,7 @@ class NoteFinder:
         """The notes of a phrase, or of several that lie end to end.
 
         A phrase that ``max_tokens`` cut inside a bar may end with part of a note, which is found
-        with what is said of it. BOS, EOS and PAD are passed over.
+        with its known attributes. BOS, EOS and PAD are passed over.
 
         Args:
             ids_TF: Tokens, shape (T, F).
