@@ -238,7 +238,7 @@ def test_addresses_that_do_not_answer(tmp_path: Path, server: Server) -> None:
 
 def test_a_page_instead_of_an_archive(tmp_path: Path, server: Server) -> None:
     good, server.data = server.data, b"<html>" * 1000
-    with pytest.raises(UserError, match=r"no zip or tar archive .* run the command again"):
+    with pytest.raises(UserError, match=r"not a zip or tar archive .* run the command again"):
         fetched(server.url, tmp_path / "x", 3)
     assert beside(tmp_path / "x") == []
     server.data, server.version = good, "v2"
@@ -474,7 +474,7 @@ def test_a_packing_that_python_does_not_know(tmp_path: Path) -> None:
 def test_damage_is_named(tmp_path: Path) -> None:
     data = zipped(FILES)
     for bad in (data[:50] + b"\xff" * 20 + data[70:], tarred(FILES)[:-30], data[:-40], b"", b"x"):
-        with pytest.raises(UserError, match=r"is damaged|no zip or tar archive"):
+        with pytest.raises(UserError, match=r"is damaged|not a zip or tar archive"):
             unpack(archive(tmp_path, bad), tmp_path / "x")
 
 
