@@ -126,7 +126,7 @@ def sampled(of: Subject, model: PhraseGenerator, rows: int) -> float:
 
 @torch.inference_mode()
 def recomputed(of: Subject, model: PhraseGenerator, rows: int, stride: int) -> float:
-    """The whole prefix anew for each token, the last row alone to the head.
+    """The whole prefix again for each token, only the last row to the head.
 
     Only the middle one of ``stride`` lengths is run, and stands for them all: the time grows
     smoothly with the length.

@@ -6,7 +6,7 @@ moved by a scale degree, under one random tempo and random programs. So the file
 the notes of full-band music, but no two share a passage, except those that are planted as copies.
 
 File ``i`` depends on the seed, ``i`` and the source alone: a smaller corpus is the beginning of a
-larger one, and a stopped run goes on where it stopped.
+larger one, and a stopped run resumes where it stopped.
 """
 
 from __future__ import annotations

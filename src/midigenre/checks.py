@@ -178,14 +178,14 @@ def warn_of_shared_songs(cfg: DictConfig, shards: ShardSet, warn: Say) -> None:
         ours = _song_ids(shards.manifest, ("test",))
         if shared := len(theirs & ours):
             warn(
-                f"init_from={cfg.init_from} is a {kind} and has learnt {learnt} of {shared:,} of "
+                f"init_from={cfg.init_from} is a {kind} trained on {learnt} of {shared:,} of "
                 f"the {len(ours):,} test songs here, which its split has in training or "
                 "validation; set the same split, labels and corpus in both"
             )
     elif different := _differently_split(saved, cfg):
         warn(
             f"init_from={cfg.init_from} is a {kind} whose songs were split by other settings "
-            f"({', '.join(different)}): it may have learnt {learnt} of test songs here"
+            f"({', '.join(different)}): it may have seen {learnt} of test songs here"
         )
 
 
@@ -237,7 +237,7 @@ def source_of(cfg: DictConfig, name: str, warn: Say) -> str | None:
     kind = class_of(saved["task"]).kind
     warn(
         f"init_from={source} is a {kind} that was not trained by this part's songs alone: it may "
-        f"have learnt {_LEARNT.get(kind, 'notes (no labels)')} of test songs of {name}; train it "
+        f"have seen {_LEARNT.get(kind, 'notes (no labels)')} of test songs of {name}; train it "
         f"with protocol={cfg.protocol.name} too and give that run"
     )
     return str(source)

@@ -124,7 +124,7 @@ def share_lock(path: Path, wait: bool = False) -> int | None:
                 fcntl.flock(handle, fcntl.LOCK_SH | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 return None
-            if os.fstat(handle).st_nlink:  # else whoever had it removed the file
+            if os.fstat(handle).st_nlink:  # else its holder removed the file
                 unless_shared.pop_all()
                 return handle
 

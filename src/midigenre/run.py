@@ -110,7 +110,7 @@ class RunFolder:
         try:
             text = path.read_text(encoding="utf-8")
             if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-                raise ValueError("it has aliases, which could stand for any amount of data")
+                raise ValueError("it has aliases, which could expand to any amount of data")
             # OmegaConf's own, which reads 1e-3 as a number.
             data: Any = yaml.load(text, get_yaml_loader())
         except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -253,7 +253,7 @@ def claimed(folder: Path) -> Iterator[Path]:
     finally:
         if not any(path.name in ("config.yaml", FAILED) for path in own.rglob("*")):
             shutil.rmtree(own, ignore_errors=True)
-            with contextlib.suppress(OSError):  # other runs lie there by now
+            with contextlib.suppress(OSError):  # other runs are there by now
                 for path in above:
                     path.rmdir()
 

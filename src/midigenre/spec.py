@@ -35,7 +35,7 @@ UNKNOWN = -1
 """Label index of a song whose label is not known; such phrases add nothing to that label's loss."""
 
 BarKind = Literal["token", "field", "none"]
-"""Where bars stand in a token stream.
+"""Where bars are in a token stream.
 
 ``token``: a token of type ``Bar`` opens each bar, one after the other (REMI, CP);
 ``field``: each step carries its bar number (Octuple); ``none``: time shifts run across barlines, so
@@ -85,7 +85,7 @@ class TokenSpec:
     Attributes:
         name: The tokenizer's name in ``conf/tokenizer``.
         fields: One entry for each column of ``ids_TF``.
-        bars: Where bars stand in the stream; ``none`` means that phrases are encoded from notes.
+        bars: Where bars are in the stream; ``none`` means that phrases are encoded from notes.
         max_bars: Longest phrase, in bars, that the vocabulary can number.
         tokenizer: Plain settings from which ``midigenre.tokenizers.from_spec`` rebuilds it.
     """
@@ -134,7 +134,7 @@ class TokenSpec:
         return cls(data["name"], fields, data["bars"], data["max_bars"], dict(data["tokenizer"]))
 
     # What a file may name is asked in each process. Pickles come from our own processes alone: what
-    # one of them lets a file name, the person at the keyboard gave.
+    # one of them lets a file name, the user gave.
     def __getstate__(self) -> tuple[dict[str, Any], bool]:
         named = self.tokenizer.get(registry.TARGET)
         return self.__dict__.copy(), registry.is_known("tokenizer", named)

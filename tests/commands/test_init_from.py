@@ -84,7 +84,7 @@ def test_songs_that_the_start_has_learnt_are_told(toy_run, home, midigenre):
     short = ("train", *SMALL, f"init_from={toy_run}", "trainer.max_steps=1")
     status, _, err = midigenre(*short, "name=same-split")
     assert status == 0, err
-    assert "has learnt" not in err
+    assert "is a classifier trained on" not in err
     status, out, err = midigenre(*short, "split.seed=1", "name=other-split")
     assert status == 0, err
     rows = {}
@@ -97,11 +97,11 @@ def test_songs_that_the_start_has_learnt_are_told(toy_run, home, midigenre):
     shared = sum(there[song] != "test" for song in tested)
     assert shared > 0
     expected = (
-        f"init_from={toy_run} is a classifier and has learnt labels and notes of {shared} of the "
+        f"init_from={toy_run} is a classifier trained on labels and notes of {shared} of the "
         f"{len(tested)} test songs here"
     )
     assert expected in " ".join(err.split())
     # Other songs under the same names are none of it.
     status, _, err = midigenre(*short, "corpus.seed=5", "name=other-songs")
     assert status == 0, err
-    assert "has learnt" not in err
+    assert "is a classifier trained on" not in err

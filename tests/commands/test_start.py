@@ -47,12 +47,12 @@ def test_a_part_of_another_source_is_told_by_its_name(source: Path) -> None:
     # groove is the second of all sources; the first is one that the source was trained on.
     assert started(source, "source-groove", protocol=every | {"part": 2}) == ""
     said = started(source, "source-asap", protocol=every | {"part": 1})
-    assert "may have learnt labels and notes of test songs of source-asap" in said
+    assert "may have seen labels and notes of test songs of source-asap" in said
 
 
 def test_a_part_with_other_shares_is_told(source: Path) -> None:
     fractions = {"seed": 0, "fractions": [0.6, 0.3, 0.1]}
-    assert "may have learnt" in started(source, "source-groove", split=fractions)
+    assert "may have seen" in started(source, "source-groove", split=fractions)
 
 
 @pytest.mark.parametrize("interval", [None, 0.5, 500])

@@ -85,7 +85,7 @@ def train_parts(
         cfg: The run's config, ``protocol.part`` null.
         folder: Its folder; each part has one inside, and parts that are finished there are kept.
         songs: Gives the songs, prepared if need be.
-        protocol: What ``cfg`` says of the parts.
+        protocol: The protocol of ``cfg``.
         train: :func:`midigenre.commands.train.train`.
 
     Returns:

@@ -54,7 +54,7 @@ def help_of(line: argparse.Namespace) -> str:
 
 
 def _options(group: str, overrides: Sequence[str], kind: Any = ObjectType.CONFIG) -> list[str]:
-    """What lies in a group of the config tree and of the person's own folders."""
+    """The choices of a group in the config tree and in the user's own folders."""
     folders = [o for o in overrides if o.startswith("hydra.searchpath=")]
     return GlobalHydra.instance().config_loader().get_group_options(group, kind, None, folders)
 

@@ -58,7 +58,7 @@ def folder_name(overrides: str) -> str:
 
 
 def shortened(text: str, n_bytes: int) -> str:
-    """A text of at most this many bytes in UTF-8; a hash stands for what is cut off."""
+    """A text of at most this many bytes in UTF-8; a hash replaces what is cut off."""
     data = text.encode("utf-8", "surrogateescape")
     if len(data) <= n_bytes:
         return text
@@ -119,7 +119,7 @@ def run_once(cfg: DictConfig, command: str, paths: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _run_folder(cfg: DictConfig) -> Iterator[Path]:
-    """The folder of a run, locked: of the one to resume, one that a person names, or a new one."""
+    """The folder of a run, locked: of the one to resume, one that a user names, or a new one."""
     folder = Path(cfg.hydra.run.dir)
     named = any(o.startswith("hydra.run.dir=") for o in cfg.hydra.overrides.hydra)
     resumed = None if cfg.resume is None else RunFolder(Path(cfg.resume))
@@ -198,7 +198,7 @@ def one_line(error: BaseException) -> str:
 
 
 def quoted(text: str) -> str:
-    """A string literal of Hydra's override grammar that stands for exactly ``text``.
+    """A string literal of Hydra's override grammar for exactly ``text``.
 
     Backslashes double before a quote (Hydra's rule) and before ``${`` (OmegaConf's, which then
     does not take it for an interpolation).

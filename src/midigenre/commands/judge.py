@@ -462,7 +462,7 @@ def write_page(
             example | {"about": about, "roll": roll, "similarity": similarity, "sound": sound}
         )
         progress("page", i + 1, len(examples))
-    # Names come from files and labels of anybody's corpus: everything is escaped.
+    # Names come from untrusted files and labels: everything is escaped.
     environment = Environment(
         loader=PackageLoader("midigenre.commands", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

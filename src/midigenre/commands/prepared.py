@@ -268,7 +268,7 @@ def _state(folder: Path) -> tuple[str, str, dict[str, Any]]:
 def _busy(folder: Path) -> str:
     """One of :data:`BUSY`, "" if no process has the lock."""
     lock = lock_file(_own_name(folder))
-    with suppress(OSError):  # on a disk that cannot be written nobody prepares
+    with suppress(OSError):  # on a read-only disk nobody prepares
         if not lock.is_file():
             return ""
         try:

@@ -66,7 +66,7 @@ class SongRef:
         split: ``train``, ``val`` or ``test`` where the source says so. Either all songs of a corpus
             have one or none has.
         stamp: Size and version of the file, of :func:`midigenre.storage.stamp`, from the listing:
-            it changes when the file does. Empty where the file is not there or nobody looked.
+            it changes when the file does. Empty where the file is missing or was not looked up.
     """
 
     song_id: str
@@ -106,7 +106,7 @@ class Listing:
     Attributes:
         songs: The usable songs.
         unusable: The rest.
-        remarks: What a person should know about the source; the report shows it as warnings.
+        remarks: What a user should know about the source; the report shows it as warnings.
         left_out: How many other files lie there, by their ending.
     """
 

@@ -215,7 +215,7 @@ class _Info(tarfile.TarInfo):
 
     def _proc_member(self, tarred: tarfile.TarFile) -> tarfile.TarInfo:
         if not (self.isreg() or self.isdir() or self.issym()) and self.size > MAX_HEADER:
-            # No TarError, which stands for damage, or for another way of packing.
+            # Not a TarError, which would mean damage or another way of packing.
             raise UserError(
                 f"the archive has a header of {self.size:,} bytes: a bomb; give another corpus.url"
             )

@@ -35,7 +35,7 @@ LABELS = ("genre", "emotion")
 SPLIT_NAMES = {
     "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
 }  # fmt: skip
-"""What may stand in ``split``, in any case, and what it means."""
+"""Accepted values of ``split``, in lower case, and their meaning."""
 
 _DELIMITERS = ",;\t|"
 _OURS = ("path", "song_id", "group", "split", "source")
@@ -290,7 +290,7 @@ class Manifest(Corpus):
                 where, held = given.setdefault(song_id, (line, group))
                 if held != group:
                     raise UserError(
-                        f"{self.path}: song_id {song_id!r} stands in group {held!r} (line {where}) "
+                        f"{self.path}: song_id {song_id!r} is in group {held!r} (line {where}) "
                         f"and in {group!r} (line {line}); give its rows one group"
                     )
         return [
@@ -317,7 +317,7 @@ class Manifest(Corpus):
             others = plural(len(bad) - 1, "more group is split", "more groups are split")
             more = f" ({others})" if len(bad) > 1 else ""
             raise UserError(
-                f"{self.path}: group {group!r} stands {where_text}{more}; put a group into one "
+                f"{self.path}: group {group!r} is {where_text}{more}; put a group into one "
                 "split, or take the split column out to have the songs split by group"
             )
 

@@ -233,7 +233,7 @@ class Workers:
             except TerminatedWorkerError as error:
                 killed = error
         raise UserError(
-            "worker processes were killed three times, perhaps for want of memory; run the command "
+            "worker processes were killed three times, perhaps for lack of memory; run the command "
             "again with n_workers=1: it resumes where it stopped"
         ) from killed
 

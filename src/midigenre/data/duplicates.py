@@ -16,7 +16,7 @@ Nelson, "Evaluation of a Simple and Effective Music Information Retrieval Method
 
 *Two sets.* The voices of each program find a song with other programs, or with parts added or taken
 away. The voices of all programs together find it arranged for one instrument. Drums count only
-where the notes with a pitch say nothing, so that a song is found without its drums.
+where the pitched notes are not distinctive, so that a song is found without its drums.
 
 *Sketches.* The share of equal MinHash values estimates the Jaccard similarity J of two sets, with a
 standard error of sqrt(J (1 - J) / SKETCH), 0.029 at J = 0.12; with their sizes it estimates the

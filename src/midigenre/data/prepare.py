@@ -240,7 +240,7 @@ def refresh_report(shards: ShardSet, length: PhraseLength, max_tokens: int) -> d
 
 def _save_report(path: Location, report: Mapping[str, Any]) -> None:
     if isinstance(path, UPath) or os.access(path.parent, os.W_OK):
-        write_json(path, report)  # shards that somebody else keeps serve as they are
+        write_json(path, report)  # shards that belong to another user are used as they are
 
 
 def estimate(

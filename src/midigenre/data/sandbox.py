@@ -55,7 +55,7 @@ _SKETCH_GRID = Grid(24, max_song_bars=1 << 24)
 # There are as many children as cores already.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
-_GONE = (EOFError, OSError, pickle.UnpicklingError)  # what a pipe says of a child that died
+_GONE = (EOFError, OSError, pickle.UnpicklingError)  # errors of a pipe to a child that died
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ def _stack(rows: list[PhraseCounts]) -> PhraseCounts:
 def stratified_sample(class_N: Longs, n: int, seed: int) -> Longs:
     """Indices of ``n`` rows, ascending, with the classes in their shares and at least one of each.
 
-    All of them where there are no more than ``n``. The rows of a class stand in a random order,
+    All of them where there are no more than ``n``. The rows of a class are in random order,
     evenly spaced over [0, 1); the ``n`` first ones are taken.
     """
     if len(class_N) <= n:

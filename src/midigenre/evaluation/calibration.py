@@ -8,8 +8,9 @@
 - The quantiles of the calibrated confidence give the threshold below which to abstain so that a
   wanted share of songs like the validation songs is answered.
 - A song is out of domain where its energy, ``-logsumexp(logits)`` (Liu et al. 2020, section 3.1,
-  arXiv 2010.03759), is higher than that of 95 % of the validation songs. Beside it stands the
-  weaker maximum softmax probability (Hendrycks and Gimpel 2017), lower than that of 95 %.
+  arXiv 2010.03759), is higher than that of 95 % of the validation songs. The weaker
+  criterion beside it is the maximum softmax probability (Hendrycks and Gimpel 2017), lower than
+  that of 95 %.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Predictions are pooled, scores are not averaged, so that a class with a song or two in a fold counts
 correctly: macro-F1 of a fold that has one song of a class is nearly a coin toss (Forman and Scholz
-2010, "Apples-to-Apples in Cross-Validation Studies"). The parts' own scores stand beside it.
+2010, "Apples-to-Apples in Cross-Validation Studies"). The parts' own scores are reported too.
 """
 
 from __future__ import annotations

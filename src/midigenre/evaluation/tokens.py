@@ -28,7 +28,7 @@ from midigenre.spec import Batch, TokenSpec
 from midigenre.tokenizers.notes import ATTRIBUTES, FoundNotes, NoteFinder
 
 NOTE_ON_TYPES = ("Pitch", "PitchDrum", "NoteOn", "DrumOn")
-"""Token types that stand for one note each, in any vocabulary."""
+"""Token types of which each note has exactly one, in any vocabulary."""
 
 EVAL_SHARE = 0.15
 """Share of the tokens that are hidden in evaluation (BERT's; ModernBERT evaluates so too)."""

@@ -9,7 +9,7 @@ unpaired note-on. The file actually plays as follows:
   note that began earlier as long as there is one whose own has not come, and note-ons sound
   together.
 * A note without a note-off of its own ends at one in another track that finds nothing to end there;
-  or at its onset, if its note-off stands before it at that tick (music21 writes grace notes so);
+  or at its onset, if its note-off precedes it at that tick (music21 writes grace notes so);
   else with its track.
 * All Notes Off and All Sound Off end what began before them on their channel, in every track.
 * Drums have no length of their own: where a file has no note-off on the drum channel, a note is a

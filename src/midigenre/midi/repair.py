@@ -38,7 +38,7 @@ MAX_TICK = 2**31 - 1  # symusic counts ticks in 32 bits, with a sign
 FAR = 2**27  # ticks after a track's end at which nothing is played: see `midigenre.midi.channels`
 
 END = b"\xff\x2f\x00"  # an end of track, without its delta
-NOTHING = b"\xff\x01\x00"  # an empty text stands for an event left out, so that its delta stays
+NOTHING = b"\xff\x01\x00"  # an empty text replaces an event left out, so that its delta stays
 
 Event = tuple[int, bytes]
 """A tick and a message with its status byte."""
@@ -387,7 +387,7 @@ def _tracks(
         limit = end if exact else _next_track(data, start)
         walk = TrackRepair(data, start, limit, repairs, keep_tempo)
         walk.run()
-        # Its length says nothing of where it ends, or swallowed the next track.
+        # Its length does not say where it ends, or swallowed the next track.
         swallowed = data[walk.pos : min(walk.pos + 4, limit)] == b"MTrk"
         if walk.ended and exact and not swallowed and walk.pos < limit:
             walk.read_on()

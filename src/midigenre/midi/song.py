@@ -18,7 +18,7 @@ from symusic.core import NoteTickList, ScoreTick, TempoTick, TimeSignatureTick, 
 from midigenre.arrays import Floats, Ints
 
 DRUMS = -1
-"""Program number that stands for the drum channel, as in MidiTok."""
+"""Program number of the drum channel, as in MidiTok."""
 
 TRACKS = ("all", "melody", "merged")
 """Which notes of a song are kept, and in which tracks (see :func:`midigenre.midi.clean.clean`)."""

@@ -49,7 +49,7 @@ NOTE_TYPES = tuple(_KIND)
 """Types of tokens that are attributes of notes; all others give position and context."""
 
 NEVER = ("PAD", "BOS", "EOS", "MASK", "Ignore")
-"""Types of tokens that are never hidden, and never stand in for others."""
+"""Types of tokens that are never hidden, and never replace others."""
 
 
 class Masking(nn.Module):

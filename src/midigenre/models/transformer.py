@@ -492,7 +492,7 @@ class PhraseClassifier(PhraseModel):
     Args:
         embedding: Token ids to vectors.
         backbone: :class:`Encoder`, or any other backbone (see the module).
-        pooling: With ``cls`` a learned vector stands before each phrase and takes one position.
+        pooling: With ``cls`` a learned vector precedes each phrase and takes one position.
         heads: One for each label.
         masked: Hides tokens in training and predicts them beside the labels; None without.
 

@@ -170,7 +170,7 @@ class Task(L.LightningModule):
         self._still: tuple[nn.Module, ...] = ()
         self._losses: list[tuple[int, float, Tensor]] = []  # step, learning rate, loss
 
-    # --- what each task says of itself
+    # --- what each task defines
 
     @staticmethod
     @abstractmethod

@@ -188,7 +188,7 @@ class GenerateTask(Task):
 class GeneratedSamples(Callback):
     """Writes a piece for each class of each condition and shows it in TensorBoard.
 
-    Each piece has one class as its condition and nothing else. It stands as ``piano_roll``
+    Each piece has one class as its condition and nothing else. It appears as ``piano_roll``
     and as ``audio`` under ``val/samples/<label>/<class>``, or ``val/samples/unconditioned``
     (TensorBoard shows nothing for a tag that holds both), and is drawn with the same random numbers
     every time, so that only the training makes a difference.

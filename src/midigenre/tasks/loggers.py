@@ -152,7 +152,7 @@ def start_hparams(
         task: Says which scores there will be.
         config: The run's resolved config as plain data.
         swept: What a sweep tries, as the command line has it: HPARAMS has these settings alone as
-            columns. Of a run that stands alone it offers all and shows the main five.
+            columns. For a single run it offers all and shows the main five.
     """
     settings = {  # as HPARAMS can show them: numbers, flags and text
         key: value if isinstance(value, (bool, int, float, str)) else str(value)
@@ -163,7 +163,7 @@ def start_hparams(
         if not isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(settings)
             continue
-        # A group such as `augment` stands for settings of several names; a seed is a name, which
+        # A group such as `augment` covers several settings; a seed is a name, which
         # would be 1.0000 as a number.
         shown = {**swept, **settings, "seed": str(settings["seed"])}
         experiment, start, _ = summary.hparams(  # type: ignore[no-untyped-call]

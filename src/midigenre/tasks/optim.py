@@ -49,7 +49,7 @@ def _layer(name: str) -> int:
 def depth(name: str, layers: int) -> int:
     """Depth of a parameter, by its name, in a backbone of ``layers`` layers.
 
-    0 for the embedding and what stands between it and the layers (learned positions, the local
+    0 for the embedding and what lies between it and the layers (learned positions, the local
     convolution), 1 to ``layers`` for the layers, ``layers + 1`` for the rest: pooling, heads, CLS.
     Norms go with their layer: one before the first with the first, one after the last with the
     last.
@@ -83,7 +83,7 @@ def freeze(model: nn.Module, freeze_layers: int | str) -> tuple[nn.Module, ...]:
 
     Args:
         model: A model with an ``embedding`` and a ``backbone``, not yet wrapped by a strategy.
-        freeze_layers: How many layers to freeze, with all that stands before them. ``all``: the
+        freeze_layers: How many layers to freeze, with all that precedes them. ``all``: the
             whole backbone with its last norm, for a probe. 0: nothing.
 
     Returns:

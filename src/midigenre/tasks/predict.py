@@ -136,7 +136,7 @@ def predict_songs(
         device: Where to compute.
         batch_phrases: Most phrases in a batch.
         batch_tokens: Most steps in a batch, but for a longer phrase, which makes one alone.
-        by_length: Whether phrases of one length stand together, which share attention calls.
+        by_length: Whether to sort phrases by length, so that equal lengths share attention calls.
         vectors: Whether to keep what the heads see of each phrase.
     """
     phrases = consecutive(songs, np.arange(len(songs)), phrase_length(data, tokens))
@@ -273,7 +273,7 @@ def classify_songs(
 
     Args:
         model: The classifier.
-        songs: The songs; None stands for silence.
+        songs: The songs; None means silence.
         tokenizer: The classifier's own tokenizer.
         data: As of :func:`predict_songs`.
         device: Where to compute.

@@ -143,7 +143,7 @@ class PhraseCutter:
         self._bar_field = next(i for i, f in enumerate(spec.fields) if f.is_type("Bar").any())
         self._is_bar = spec.fields[self._bar_field].is_type("Bar")
 
-        # Where a tempo stands in steps of its own: compound vocabularies other than CP (MuMIDI)
+        # Where a tempo has its own steps: compound vocabularies other than CP (MuMIDI)
         # state it in every step.
         self._compound = len(spec.fields) > 1
         names = {f.name: column for column, f in enumerate(spec.fields)}
@@ -191,7 +191,7 @@ class PhraseCutter:
         column = ids_TF[:, self._tempo_field]
         where = np.flatnonzero(self._is_tempo[column])
         last = np.searchsorted(where, bar_steps[:-1]) - 1
-        # The first bar's own tempo stands inside it.
+        # The first bar's own tempo is inside it.
         return column[where[np.maximum(last, 0)]].astype(np.uint16)
 
     def cut(

@@ -133,7 +133,7 @@ class MidiTokTokenizer(Tokenizer):
         self._neutral = neutral
         if self._tok._note_on_off:
             self.grid = replace(self.grid, cut_overlaps=True)
-        # MuMIDI leaves the note's fields off the other steps; PAD (id 0) stands there instead.
+        # MuMIDI leaves the note's fields off the other steps; PAD (id 0) takes their place.
         self._ragged = isinstance(self._tok, miditok.MuMIDI)
         bars = _bar_kind(self._tok)
         if bars != "none" and not use_meters and meters != ((4, 4),):

@@ -37,7 +37,7 @@ class FoundNotes:
             has no programs.
         phrase: Which of the phrases given together.
         steps_nA: The step that says each of :data:`ATTRIBUTES`, int64 (n, A); -1 where none does.
-        columns_A: The field in which each attribute stands, int64 (A,); -1 where in none. So token
+        columns_A: The field of each attribute, int64 (A,); -1 where in none. So token
             ``(steps_nA[i, a], columns_A[a])`` is attribute ``a`` of note ``i``.
     """
 

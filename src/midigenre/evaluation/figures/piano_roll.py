@@ -53,7 +53,7 @@ MAX_NAMED = 12
 
 _SHADE = 0.42  # opacity of the bar that decided most; the notes must stay readable
 _STRIP, _PROGRAM = 1.15, 0.24  # inches: height of a strip, of a program in its chart
-_HEAD = 1.1  # inches: what stands over a chart of programs
+_HEAD = 1.1  # inches: the space above a chart of programs
 _SIDE = 4.6  # inches: width of the charts of programs and their names
 
 _DRUM_NAMES = {

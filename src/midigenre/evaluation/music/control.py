@@ -3,7 +3,7 @@
 A *judge* is a classifier that never saw the generator's training songs. Its accuracy on generated
 pieces means nothing alone: the *ceiling* is its accuracy on real held-out music of the same length,
 *chance* is one over the classes, and pieces whose conditions were shuffled before they were
-generated show what it predicts where the condition says nothing about the class that is asked for.
+generated show what it predicts where the condition says nothing about the requested class.
 *Control* is the share of the way from chance to the ceiling; the plain ratio is given too.
 
 Accuracy here is the mean over classes (balanced accuracy; Brodersen et al. 2010), because real
@@ -238,9 +238,9 @@ def independence(
             looked into.
 
     Returns:
-        ``shared_songs`` (of the generator's ``generator_songs`` those that the judge met),
-        ``tokenizers``, ``independent`` and ``notes``, what a reader of the judgement must know; and
-        all rows of the generator's manifest that the judge met, ascending.
+        ``shared_songs`` (of the generator's ``generator_songs`` those that the judge was trained
+        on), ``tokenizers``, ``independent`` and ``notes``, what a reader of the judgement must
+        know; and all rows of the generator's manifest that the judge was trained on, ascending.
     """
     theirs = set(_digests(judge, judge_rows, progress))
     every = _digests(generator, np.arange(len(generator)), progress)
@@ -272,7 +272,7 @@ def independence(
 
 
 def _digests(shards: ShardSet, rows: Longs, progress: Progress) -> list[bytes]:
-    """Digest of each song's file; of one that is gone its id stands for it."""
+    """Digest of each song's file; of a missing file its id."""
     refs = [
         SongRef(row["song_id"], place(row["path"]), {})
         for row in (shards.manifest[int(i)] for i in rows)

@@ -104,8 +104,8 @@ def summary(values: Floats) -> dict[str, float | None]:
 def bandwidth(values: Floats) -> float:
     """Silverman's rule, 0.9 min(sd, IQR / 1.34) n^(-1/5) (1986, equation 3.31).
 
-    Where half of the values are equal the quartiles say nothing and the standard deviation stands
-    alone; 0 for equal values, which then stay points.
+    Where half of the values are equal the quartiles are useless and only the standard deviation is
+    used; 0 for equal values, which then stay points.
     """
     if len(values) < 2:
         return 0.0

@@ -1,6 +1,6 @@
 """Is a piece copied? Runs of notes and of bars that it shares with the training set.
 
-A *run* is a stretch of one song that stands note by note (or bar by bar) in another.
+A *run* is a stretch of one song that occurs note by note (or bar by bar) in another.
 
 **Notes.** All pitched notes of a song are one line, in the order of onset and pitch; notes doubled
 by several programs count once, drums not at all. Two stretches are the same run where pitches and
@@ -33,7 +33,7 @@ from midigenre.evaluation.music.descriptors import bar_keys, bar_of_notes, commo
 from midigenre.midi.song import Song
 
 COPIED_ABOVE = 8
-"""A piece counts as copied when more consecutive bars than this stand in one training song."""
+"""A piece counts as copied when more consecutive bars than this occur in one training song."""
 
 _BLOCK = 1 << 20  # symbols hashed at once
 _FILTER_BITS = 22

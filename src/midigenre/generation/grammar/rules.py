@@ -25,7 +25,7 @@ _NO_NOTES: Sounding = {}
 
 
 class State(NamedTuple):
-    """Where a sequence stands after some steps; :meth:`Rules.next_state` makes the next one.
+    """The state of a sequence after some steps; :meth:`Rules.next_state` makes the next one.
 
     Programs, pitches and meters are ranks in the vocabulary, times are ticks.
     """
@@ -144,7 +144,7 @@ class Rules(ABC):
         """Sets what may be chosen for a field, given the fields before it in :attr:`order`.
 
         Args:
-            s: Where the sequence stands.
+            s: The state of the sequence.
             field: A column.
             chosen: The step so far, length F.
             out: Mask of the field's ids, all false; shape (V,).
