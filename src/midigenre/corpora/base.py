@@ -62,7 +62,7 @@ class SongRef:
         group: Songs of one group never lie in two splits (movements of a work, sections of a
             movement, an artist); None means that the song stands alone.
         source: Where it comes from, for within-source scores; the corpus name if empty.
-        extra: Further columns for ``manifest.csv``.
+        extra: Additional columns for ``manifest.csv``.
         split: ``train``, ``val`` or ``test`` where the source says so. Either all songs of a corpus
             have one or none has.
         stamp: Size and version of the file, of :func:`midigenre.storage.stamp`, from the listing:
@@ -107,7 +107,7 @@ class Listing:
         songs: The usable songs.
         unusable: The rest.
         remarks: What a user should know about the source; the report shows it as warnings.
-        left_out: How many other files lie there, by their ending.
+        left_out: Number of other files, by their ending.
     """
 
     songs: list[SongRef]
@@ -145,7 +145,7 @@ class Corpus(ABC):
         """The songs, at most ``limit`` of them, stratified by the labels.
 
         Args:
-            cache: Folder in which a corpus that makes its files may keep them between calls.
+            cache: Folder in which a corpus that generates its files may keep them between calls.
             n_workers: Processes that may work in parallel.
             progress: Called as songs are made or found.
 

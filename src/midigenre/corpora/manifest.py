@@ -39,7 +39,7 @@ SPLIT_NAMES = {
 
 _DELIMITERS = ",;\t|"
 _OURS = ("path", "song_id", "group", "split", "source")
-# Columns that manifest.csv and the shards have for themselves.
+# Column names reserved for manifest.csv and the shards.
 _RESERVED = (*_OURS, "duplicate_group", "bars", "notes", "tokens", "repairs", "tpq", "songs",
              "share", "reason", "detail")  # fmt: skip
 
@@ -282,7 +282,7 @@ class Manifest(Corpus):
         return [SPLIT_NAMES[text.lower()] for _, text in given]
 
     def _groups(self, rows: _Rows, versions: dict[str, list[int]]) -> list[str | None]:
-        """The group of each row; versions of one song, which name one group or none, are one."""
+        """The group of each row; versions of one song, which name at most one group, share it."""
         given: dict[str, tuple[int, str]] = {}
         for line, row in rows:
             song_id, group = row.get("song_id", ""), row.get("group")

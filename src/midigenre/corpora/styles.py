@@ -3,8 +3,8 @@
 Each is a function of a random generator alone, so that a song follows from its seed. All five draw
 meter, key and form from one distribution (:func:`midigenre.corpora.sequencer.plan_song`); what
 tells them apart is pitch, harmony, register and rhythm, which survive when all tracks are merged
-into one piano track. Drums are the mark of rap, but other bands have them too in about half of
-their songs.
+into one piano track. Drums are typical of rap, but metal, rock and pop have them too in about half
+of their songs.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def _build(folder: Path, quota: int, seed: int, n_workers: int, progress: Progre
     with Parallel(n_jobs=n_workers, return_as="generator_unordered") as parallel:
         made = 0
         while works := [work for choice in choices.values() for work in choice.wanted()]:
-            # The slowest first, so that no process is left alone with one at the end.
+            # The slowest first, so that no process is busy alone at the end.
             works.sort(key=lambda w: (w.genre != "beethoven", -_size(w)))
             tasks = (
                 delayed(_convert)(work, folder, choices[work.genre].per_work[work.group])
@@ -184,7 +184,7 @@ class _Choice:
         groups: dict[str, list[Work]] = defaultdict(list)
         for i in rng.permutation(len(works)):
             groups[works[i].group].append(works[i])
-        # A tiny class still spreads over groups, or it could not be split.
+        # Even a tiny class spreads over groups, or it could not be split.
         self.per_group = max(math.ceil(quota / len(groups)), min(GROUP_SONGS, math.ceil(quota / 8)))
         # With many movements in a group, each gives some of its sections.
         self.per_work = {g: math.ceil(self.per_group / len(w)) for g, w in groups.items()}

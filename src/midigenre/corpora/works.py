@@ -33,7 +33,7 @@ from midigenre.midi.song import Meter
 
 MAX_NOTATION_BYTES = {".mxl": 500_000, ".xml": 4_000_000, ".krn": 200_000, ".abc": 20_000}
 """Size of file (of one song in Essen) above which a work is rejected: music21 parses some 50 kB
-of .mxl a second, so that no single work can hold up the rest for more than some 15 s."""
+of .mxl per second, so that no single work can hold up the rest for more than some 15 s."""
 
 NOTATION_FORMATS = (".mxl", ".xml", ".krn", ".abc")  # in order of preference; .rntxt holds analyses
 
@@ -129,7 +129,7 @@ def catalogue(genre: str) -> list[Work]:
 
 
 def _keys(genre: str, name: str, path: Path) -> list[str]:
-    """What ties a work to others: works that share any key are of one group."""
+    """What links a work to others: works that share any key are of one group."""
     if genre == "bach":
         bwv, _, movement = name.partition(".")
         return [bwv + ("a" if movement.endswith("-a") else "")]
@@ -350,7 +350,7 @@ def _notes(part: Any) -> Floats:
     """Onset, end (quarter notes of the score) and pitch; tied notes are one, grace notes none.
 
     music21's ``stripTies`` joins a chord only if all its notes are tied, and takes as long as
-    parsing; here each pitch is joined for itself.
+    parsing; here each pitch is joined separately.
     """
     rows: list[list[float]] = []
     held: dict[int, int] = {}  # pitch -> row whose tie is open

@@ -1,6 +1,6 @@
 """Makes the shard files of a corpus, some hundred songs each: in processes here or on a cluster.
 
-A chunk is made by one process, which writes it where it belongs; only its size goes back. Its
+A chunk is made by one process, which writes it to its place and returns only its size. Its
 content depends on the songs alone, so that the files are the same whoever makes them.
 """
 

@@ -161,7 +161,7 @@ class PhraseDataModule(L.LightningDataModule):
         epochs = loop.epoch_progress.state_dict()["current"]
         batches = loop.epoch_loop.batch_progress.state_dict()
         n_done = batches["current"]["processed"]
-        # Not by `processed` of the epochs: that has moved where training stops inside one.
+        # Not by `processed` of the epochs: that is already ahead where training stops inside one.
         if n_done and not batches["is_last_batch"]:
             return {"epoch": epochs["ready"] - 1, "n_done": n_done}
         return {"epoch": epochs["processed"], "n_done": 0}
@@ -204,8 +204,8 @@ class PhraseDataModule(L.LightningDataModule):
     ) -> DataLoader[Batch]:
         """All non-overlapping phrases of a split (None for all songs), in order.
 
-        With ``world`` above 1, every world-th batch from ``rank`` on; with ``per_song`` at most so
-        many of each song.
+        With ``world`` above 1, every world-th batch from ``rank`` on; with ``per_song`` at most
+        that many of each song.
         """
         phrases = self.phrases(split)
         if per_song is not None:

@@ -1,7 +1,7 @@
 """Duplicates: songs with equal bytes, equal notes or nearly the same melodies stay in one split.
 
 At least a fifth of Lakh's files are duplicates (arXiv 2509.16662): a model that was trained on the
-test songs in another key scores well and has learned little.
+test songs in another key scores well without having learned much.
 
 *Near duplicates* are one piece in another key, tempo, arrangement or cut. A song becomes two sets
 of key-invariant note patterns, the sets become a short row of numbers (:func:`sketch`), and songs
@@ -58,14 +58,14 @@ NAMED_EACH = 3  # copies of a song, or pairs of classes, that a message names
 INTERVALS = 7  # of a pattern, so one note more
 MIN_PITCH_CLASSES = 4  # fewest of a pattern
 MIN_STEPS = 2  # fewest seconds (or sevenths, ninths) in a pattern: figures of chord tones have none
-REPEATS = 8  # a pattern that comes more often in its voices is an accompaniment or a beat
-# Notes within 1 / CHORDS of a quarter note are one onset, in one reading and in the other. The
+REPEATS = 8  # a pattern that is more frequent in its voices is an accompaniment or a beat
+# Notes within 1 / CHORDS of a quarter note are one onset, under each of the two values. The
 # finer one keeps fast runs of a song played faster, the coarser one joins chords that a player
 # spread over two positions of the grid. Where it makes no difference the patterns are the same.
 CHORDS = (16, 8)
 HITS = 8  # onsets of a drum pattern; each is the set of drums that sound together
 DRUM_SETS = 4  # fewest different sets of drums in a drum pattern
-DRUM_PERIOD = 4  # patterns that repeat after so many onsets or fewer are a beat that many share
+DRUM_PERIOD = 4  # patterns that repeat after at most this many onsets are a common beat
 MIN_PATTERNS = 20  # a set with fewer is ignored
 
 # Sketches
@@ -75,11 +75,11 @@ MIN_JACCARD = 0.12  # least similarity of a pair, over values that at most RARE 
 RARE = 32  # values that more songs hold count only for pairs with CERTAIN, versions of a hit
 CERTAIN = 0.5  # similarity over all values that needs no rare ones
 MIN_CONTAINMENT = 0.55  # least containment of the smaller set of a pair
-# Bands are pairs of a value and the one so many later: 256 bands of two. A pair of songs that agree
+# Bands are pairs of values at one of these distances: 256 bands of two. A pair of songs that agree
 # in 16 of 128 values (J = 0.125) shares a band in 98% of cases; bands of one value would compare
 # too many songs.
 SHIFTS = (1, 2)
-NEIGHBOURS = 4  # songs of a bucket are compared with so many next ones and the first, not with all
+NEIGHBOURS = 4  # following songs of a bucket, beside its first, that a song is compared with
 
 _CHUNK = 1 << 15  # pairs compared at once: 2 x 17 MB
 _EMPTY = MinHash(SKETCH, seed=1, scheme="affine32", hashfunc=int)
@@ -337,7 +337,7 @@ def sketch(song: Song) -> NDArray[np.uint32]:
 
     They are the same whatever the key, the tempo, the programs and the velocities, and alike
     whatever the grid; a fine grid finds more. Compare songs cleaned with ``tracks="merged"`` or
-    ``"melody"`` with their like alone, and expect less.
+    ``"melody"`` only with songs cleaned alike, and expect lower recall.
 
     Returns:
         For the voices of each program and for those of all programs together: ``SKETCH`` MinHash
@@ -409,7 +409,7 @@ def near_pairs(sketches: NDArray[np.uint32], progress: Progress = no_progress) -
             key = half[distinct, one].astype(np.uint64) << np.uint64(32) | half[distinct, other]
             links = [np.zeros((0, 2), np.intp)]
             for a, b in _candidates(key):
-                apart = np.flatnonzero(group[a] != group[b])  # what is one need not be compared
+                apart = np.flatnonzero(group[a] != group[b])  # linked pairs need no comparison
                 for i in range(0, len(apart), _CHUNK):
                     p, q = a[apart[i : i + _CHUNK]], b[apart[i : i + _CHUNK]]
                     alike = _alike(half[distinct[p]], half[distinct[q]], common[p])
@@ -425,7 +425,7 @@ def near_pairs(sketches: NDArray[np.uint32], progress: Progress = no_progress) -
 def _distinct(half_NS: NDArray[np.uint32]) -> tuple[RowIndices, NDArray[np.intp]]:
     """One row of each set that says something, and pairs of it and each row that equals it.
 
-    In an order that follows from the content, on which the neighbours within a bucket depend.
+    Ordered by content, on which the neighbours within a bucket depend.
     """
     rows = np.flatnonzero(half_NS[:, -1])
     digest = np.zeros(len(rows), np.uint64)
@@ -493,7 +493,7 @@ def _intervals(program: Ints, pitch: Ints) -> Keys:
     """Keys of the patterns of the programs' voices, one after the other, shape (patterns,).
 
     Left out are patterns with few pitch classes, scales, figures that repeat within the pattern,
-    figures of chord tones, and patterns that come again and again: what unrelated songs share.
+    figures of chord tones, and frequent patterns: unrelated songs share all of these.
     """
     sounding = _is_new(program) | (np.diff(pitch, prepend=pitch[0]) % 12 != 0)
     program, pitch = program[sounding], pitch[sounding] % 12

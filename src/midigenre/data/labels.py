@@ -28,7 +28,7 @@ class LabelSettings:
             labels, or one for each of some labels. Byte-identical copies count as one.
 
     Raises:
-        UserError: A value is not of that kind.
+        UserError: A value has the wrong type.
     """
 
     map: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)

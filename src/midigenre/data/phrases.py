@@ -1,7 +1,7 @@
 """Which bars make a phrase, and its tokens.
 
 The same for every tokenizer: a phrase is ``phrase_bars`` consecutive bars with at least one onset;
-a last piece of one bar or more is kept; a song shorter than a phrase is one phrase. With
+a shorter last phrase is kept; a song shorter than a phrase is one phrase. With
 ``phrase_seconds`` the number of bars follows the tempo: as many whole bars as come nearest to it.
 """
 
@@ -53,7 +53,7 @@ class Phrases:
 
 @dataclass(frozen=True)
 class Seconds:
-    """A phrase's length in seconds of the song's own tempi, as its tokenizer keeps them.
+    """A phrase's length in seconds, by the song's tempi as its tokenizer keeps them.
 
     Neutral songs and vocabularies without tempi have one tempo, 120 quarter notes per minute.
 

@@ -1,8 +1,8 @@
 """Corpus to shards: list, hash, read, clean, encode, group, split, write.
 
-Everything is cached by the content of the settings and, for files that the user owns, of the
-listing. Files are written one by one; a preparation that was stopped resumes after the last whole
-ones. A lock lets parallel jobs that need the same shards prepare them once.
+Everything is cached by the settings and, for the user's own files, by the listing. Shard files are
+written one by one; a stopped preparation resumes after the last complete ones. A lock lets parallel
+jobs that need the same shards prepare them once.
 """
 
 from __future__ import annotations
@@ -263,7 +263,7 @@ def estimate(
             return None
         return sum(v.nbytes for v in found["columns"].values() if isinstance(v, np.ndarray))
 
-    size_of(chosen[0])  # not timed: loads the code
+    size_of(chosen[0])  # not timed: imports the code
     started = time.perf_counter()
     sizes = [size_of(ref) for ref in chosen]
     seconds = (time.perf_counter() - started) / settings.workers.n
@@ -440,7 +440,7 @@ def _splits(
 ) -> list[str]:
     """The split of each song, as the source gives it or split by groups.
 
-    ``about`` gets ``naive_split_leaks``: what a split would leak that knows nothing of duplicates.
+    ``about`` gets ``naive_split_leaks``: what a split that ignores duplicates would leak.
     """
     given = [song.split for song in songs if song.split is not None]
     if given:

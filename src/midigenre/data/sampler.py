@@ -33,7 +33,7 @@ class Balance:
 
 
 class RandomStarts:
-    """Training phrases: each song gives as many as it has consecutive ones, at random bars.
+    """Training phrases at random bars: each song gives as many as cover it end to end.
 
     Any bar may be the first, even the last ones: those phrases are shorter, as a song's last phrase
     often is in evaluation. The phrases of an epoch are a function of the seed, the epoch and
@@ -47,7 +47,7 @@ class RandomStarts:
         bars: Fewest and most bars of a phrase, instead of ``length``, each number equally likely;
             a song gives as many phrases as with ``length``.
         balance: Draws the classes of a label more equally. An epoch has as many phrases as
-            without, and every epoch as many of each class; those of a song follow from chance, so
+            without, and every epoch as many of each class; those of a song are random, so
             that over the epochs all of them are read. Songs without the label give what they have.
         changed_S: Probability that a phrase of each of ``rows`` is augmented: it gets a key. None
             for no keys.
@@ -109,8 +109,8 @@ class RandomStarts:
         if self._balanced is not None:
             offsets = np.random.default_rng([seed, epoch, _BALANCE]).random(len(self._balanced))
             for (songs, expected), offset in zip(self._balanced, offsets, strict=True):
-                # Systematic sampling: the sum is that of the expected numbers, each song gets the
-                # whole number below or above its own, on average its own.
+                # Systematic sampling: each song gets its expected number of phrases, rounded down
+                # or up so that the average and the sum are exact.
                 total = round(float(expected.sum()))
                 edges = np.floor(np.r_[0.0, np.cumsum(expected)] + offset).astype(np.int64)
                 edges = np.minimum(edges, total)  # sums of fractions are not exact
@@ -169,7 +169,7 @@ def _balanced(counts_S: Longs, balance: Balance) -> list[tuple[Longs, Floats]]:
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """The phrases of one batch, and what its optimizer step holds in all.
+    """The phrases of one batch, and the totals of its optimizer step.
 
     ``step_counts`` has for each label the phrases of each class in the step, shape (C,);
     ``step_batches`` and ``step_size`` are those of :class:`~midigenre.spec.Batch`.

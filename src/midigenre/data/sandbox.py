@@ -49,7 +49,7 @@ MEMORY_BYTES = 4 << 30
 DIGEST_BYTES = 16
 
 # One for all tokenizers, fine enough for ticks that were stretched; merged tracks and coarse grids
-# would hide likenesses.
+# would hide similarities.
 _SKETCH_GRID = Grid(24, max_song_bars=1 << 24)
 
 # There are as many children as cores already.
@@ -251,7 +251,7 @@ class Sandbox:
         raise UserError(f"the process that reads songs ({self._main}) cannot be started: {status}")
 
     def _end(self) -> int | None:
-        """Its exit code as :mod:`subprocess` gives it; None if its connection alone broke."""
+        """Its exit code as :mod:`subprocess` gives it; None if only its connection broke."""
         assert self._child is not None
         try:
             return self._child.wait(timeout=5)
@@ -327,11 +327,11 @@ class FileReader(AbstractContextManager["FileReader"]):
 def run_child(functions: Mapping[str, Callable[[bytes, Tokenizer], Any]]) -> None:
     """The child: answers until the other side is gone, or idle for too long.
 
-    Its arguments are the number of its end of the pipe, and how many seconds it waits for a
-    question: the name of one of the functions, what it is given, and how long it may take. An
-    answer is what it gave, and the error that it raised if any.
+    Its arguments are the file descriptor of the pipe, and how many seconds it waits for a request:
+    the name of one of the functions, its arguments, and how long it may take. The answer is its
+    result, and the error that it raised if any.
     """
-    import midigenre.tokenizers.miditok  # noqa: F401 (before the first question)
+    import midigenre.tokenizers.miditok  # noqa: F401 (before the first request)
 
     # Ctrl-C is for the parent to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -41,7 +41,7 @@ from midigenre.tokenizers.base import Encoded
 from midigenre.wording import first_few
 
 FORMAT = 5
-"""Version of what is written, the only one that is read."""
+"""Format version that is written, and the only one that is read."""
 
 _TABLES = ("manifest.csv", "refused.csv", "duplicates.csv")
 _SUM = "sha256"  # of the rest of spec.json, in it
@@ -87,7 +87,7 @@ def _text(packed: bytes) -> str:
 
 
 class ManifestTable:
-    """Rows of a CSV file: a row is a dict, the columns lie packed.
+    """Rows of a CSV file: a row reads as a dict, columns are stored packed.
 
     A hundred thousand rows as dicts of texts take some 200 MB, as columns a tenth of that. Texts
     are kept as bytes, for paths need not be UTF-8.
@@ -153,7 +153,7 @@ def schema(tokens: TokenSpec, labels: LabelSpec) -> pa.Schema:
 
 
 def song_columns(song: Song, encoded: Encoded) -> dict[str, Any]:
-    """What a row of a part holds of a song, in the types of the file."""
+    """The columns of a song's row in a part, in the types of the file."""
     columns: dict[str, Any] = {
         "ids": encoded.ids_TF.reshape(-1),
         "bar_steps": encoded.bar_steps,

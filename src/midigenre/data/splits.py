@@ -39,10 +39,10 @@ def assign_splits(
 ) -> list[str]:
     """Split of each song: whole groups, stratified, a function of the seed.
 
-    Groups go one by one, in random order, to the split whose squared distance from its share falls
-    most. With several labels every label keeps its own shares: strata of all combinations would be
-    too small to share out. A class with three groups or more is in every split, whatever its size;
-    a group much larger than a share of validation or test goes to training.
+    Groups are assigned one by one, in random order, to the split whose squared distance from its
+    share falls most. With several labels every label keeps its own shares: strata of all
+    combinations would be too small to split. A class with three groups or more is in every split,
+    whatever its size; a group much larger than a share of validation or test goes to training.
 
     Args:
         strata: Class of each song; a tuple has one class for each label. A group takes its most
@@ -409,7 +409,7 @@ class Subset:
 
     Songs that belong together (a group, duplicates) are always in the same share. It follows from
     the SHA-256 of ``group:NAME``, or of ``song:ID`` where a song stands alone: not from the split,
-    a seed or how many songs there are, and not from the tokenizer, but for duplicates without a
+    a seed or the number of songs, and not from the tokenizer, except for duplicates without a
     group. Those go by the first that was kept, which another tokenizer or ``limit`` may reject.
     """
 

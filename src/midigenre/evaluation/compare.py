@@ -30,7 +30,7 @@ Shipped = Callable[[str, str], Mapping[str, Any]]
 """From a config group and a choice to that choice's own settings, flat; empty if unknown."""
 
 COSTS = {"fit_seconds": "training", "train_tokens": "tokens", "parameters": "parameters"}
-"""Columns of ``cost.json`` and what they are called."""
+"""Columns of ``cost.json`` and their titles."""
 
 PAIR_COLUMNS = ("against", "difference", "low", "high", "p", "mcnemar_p", "songs")
 """Columns of a CSV file for each label; see :class:`Paired`."""

@@ -254,8 +254,8 @@ def evaluate_masked(
     one of these tokens seen as MASK. The figure is the nats of these tokens over the number of
     these notes; the tokens of a note are predicted independently of each other. It compares
     vocabularies that say the same attributes (``attributes`` lists them) on the same notes
-    (``n_notes`` tells; a phrase that passes ``data.max_tokens`` lacks its last bars' notes). What a
-    MASK still tells is the same in REMI, CP and Octuple: where the note begins, how many notes
+    (see ``n_notes``; a phrase that passes ``data.max_tokens`` lacks its last bars' notes). What a
+    MASK still reveals is the same in REMI, CP and Octuple: where the note begins, how many notes
     begin there, and, since notes of an onset are sorted by program and pitch, between which
     neighbours the hidden one lies. In REMI a MASK does not say which attribute it hides; the order
     of a note's tokens does.
