@@ -141,6 +141,13 @@ def test_classes_are_balanced_and_an_epoch_stays_as_long(share: float) -> None:
         assert max(after[c] for c in (0, 1, 2)) - min(after[c] for c in (0, 1, 2)) <= 1
 
 
+def test_what_rounding_leaves_goes_to_the_largest_remainder() -> None:
+    """Phrases 4, 2 and 1, half balanced: 3.17, 2.17 and 1.67 are wanted, 3, 2 and 2 drawn."""
+    classes = np.array([0, 1, 2])
+    made = starts([[1] * 16, [1] * 8, [1] * 4], balance=Balance(classes, 0.5))
+    assert np.bincount(classes[made.epoch(0, 0).song]).tolist() == [3, 2, 2]
+
+
 def test_songs_of_a_class_share_what_it_gives() -> None:
     """A class that gives less reads all of its songs over the epochs, longer ones more often."""
     onsets = [[1] * 4, [1] * 16, *[[1] * 4] * 6, [1] * 40]
