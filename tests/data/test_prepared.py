@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from toysongs import prepared
 
-from midigenre.commands import prepared as command
+from midigenre.commands import prepare as command
 from midigenre.corpora.toy import Toy
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.prepare import refresh_report
@@ -45,7 +45,7 @@ with FileLock(sys.argv[1]):
 DIE_WHILE_REMOVING = """
 import os, shutil, signal, sys
 from pathlib import Path
-from midigenre.commands import prepared
+from midigenre.commands import prepare
 
 def half(folder):
     (Path(folder) / "part-00000.arrow").unlink()
@@ -53,7 +53,7 @@ def half(folder):
 
 shutil.rmtree = half
 root = Path(sys.argv[1])
-prepared.remove(prepared.prepared_folders(root)[0])
+prepare.remove(prepare.prepared_folders(root)[0])
 """
 
 
