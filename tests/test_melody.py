@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from symusic.core import ScoreTick
 
 from midi import DRUMS, make_score, note, scores
-from midigenre.errors import RefusedSongError
+from midigenre.errors import RejectedSongError
 from midigenre.midi.clean import clean, skyline
 from midigenre.midi.song import Grid, Song
 
@@ -71,7 +71,7 @@ def test_the_song_ends_with_the_bar_of_the_last_melody_note():
 
 
 def test_drums_alone_are_refused():
-    with pytest.raises(RefusedSongError, match=r"empty: 1 tracks, none with a pitched note"):
+    with pytest.raises(RejectedSongError, match=r"empty: 1 tracks, none with a pitched note"):
         clean(make_score([note(0, 1, 36, program=DRUMS)]), GRID, tracks="melody")
 
 
@@ -100,7 +100,7 @@ def as_defined(song: Song) -> list[tuple[int, int, int, int]]:
 def test_the_melody_is_monophonic_and_the_top_of_the_music(score: ScoreTick) -> None:
     whole = clean(score, GRID)
     if not (whole.notes.program != DRUMS).any():
-        with pytest.raises(RefusedSongError, match="empty"):
+        with pytest.raises(RejectedSongError, match="empty"):
             clean(score, GRID, tracks="melody")
         return
     song = clean(score, GRID, tracks="melody")
@@ -122,7 +122,7 @@ def test_the_melody_is_monophonic_and_the_top_of_the_music(score: ScoreTick) -> 
 def test_the_melody_of_a_melody_is_itself(score: ScoreTick) -> None:
     try:
         song = clean(score, GRID, tracks="melody")
-    except RefusedSongError:
+    except RejectedSongError:
         return
     again = clean(song.to_score(), GRID, tracks="melody")
     for name, column in song.notes.columns().items():

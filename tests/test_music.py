@@ -17,7 +17,7 @@ from symusic.core import NoteTick, ScoreTick, TempoTick, TimeSignatureTick, Trac
 
 import midigenre
 from midi import DRUMS, TPQS, make_score, melody, midi_file, note, scores, to_bytes
-from midigenre.errors import RefusedSongError
+from midigenre.errors import RejectedSongError
 from midigenre.midi.clean import NEUTRAL_VELOCITY, REJECTIONS, clean, read_score
 from midigenre.midi.song import Grid, Song
 
@@ -43,7 +43,7 @@ def cleaned(score: ScoreTick, grid: Grid = GRID, **arguments: bool) -> Song:
     """A clean song; draws without a usable note are thrown away."""
     try:
         return clean(score, grid, **arguments)
-    except RefusedSongError as error:
+    except RejectedSongError as error:
         assume(error.reason != "empty")
         raise
 
@@ -90,7 +90,7 @@ GOOD = to_bytes(make_score(melody(2)))
          "no-status", "four-bytes", "zeros"],
 )  # fmt: skip
 def test_unreadable_files_are_refused_with_what_was_seen(data, says):
-    with pytest.raises(RefusedSongError) as caught:
+    with pytest.raises(RejectedSongError) as caught:
         clean(read_score(data), GRID)
     assert caught.value.reason == "unreadable"
     assert says in caught.value.detail
@@ -100,7 +100,7 @@ def test_unreadable_files_are_refused_with_what_was_seen(data, says):
 
 @pytest.mark.parametrize("data", [midi_file(b""), GOOD[:14], midi_file(b"\x00\x80\x3c\x40")])
 def test_a_file_without_a_note_is_empty(data):
-    with pytest.raises(RefusedSongError, match=r"empty: .*none with a note"):
+    with pytest.raises(RejectedSongError, match=r"empty: .*none with a note"):
         clean(read_score(data), GRID)
 
 
@@ -138,7 +138,7 @@ def test_damaged_bytes_give_a_song_or_a_reason_and_never_another_error(changes, 
     refused, song = None, None
     try:
         song = clean(read_score(bytes(data[:length])), GRID)
-    except RefusedSongError as error:
+    except RejectedSongError as error:
         refused = error
     if refused is not None:
         assert refused.reason in {"unreadable", "empty", "too_long", "several_songs"}
@@ -153,7 +153,7 @@ def test_a_truncated_file_gives_the_same_song_each_time():
     def result(data: bytes) -> list[tuple[int, ...]] | str:
         try:
             return table(clean(read_score(data), GRID))
-        except RefusedSongError as error:
+        except RejectedSongError as error:
             return str(error)
 
     first = {n: result(GOOD[:n]) for n in range(len(GOOD))}
@@ -166,14 +166,14 @@ def test_a_truncated_file_gives_the_same_song_each_time():
 
 
 def _reasons_in_source() -> set[str]:
-    """Reasons given to ``RefusedSongError``, to ``Unusable`` and to rows of the report."""
+    """Reasons given to ``RejectedSongError``, to ``Unusable`` and to rows of the report."""
     used = set()
     for path in Path(midigenre.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             found: list[ast.expr] = []
             if isinstance(node, ast.Call):
                 name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-                if name in ("RefusedSongError", "refusal"):
+                if name in ("RejectedSongError", "refusal"):
                     found = node.args[:1]
                 elif name == "Unusable":
                     found = node.args[2:3]
@@ -191,7 +191,7 @@ def test_the_source_uses_every_reason_and_no_other():
 def test_a_refusal_survives_pickling():
     import pickle
 
-    error = pickle.loads(pickle.dumps(RefusedSongError("empty", "2 tracks")))
+    error = pickle.loads(pickle.dumps(RejectedSongError("empty", "2 tracks")))
     assert (error.reason, error.detail, str(error)) == ("empty", "2 tracks", "empty: 2 tracks")
 
 
@@ -459,14 +459,14 @@ def test_an_infinite_tempo_is_left_out():
 def test_a_song_of_max_song_bars_is_taken_and_a_longer_one_refused():
     grid = Grid(time_signatures=METERS, max_song_bars=5)
     assert clean(make_score(melody(5)), grid).n_bars == 5
-    with pytest.raises(RefusedSongError, match="too_long: more than 5 bars"):
+    with pytest.raises(RejectedSongError, match="too_long: more than 5 bars"):
         clean(make_score(melody(6)), grid)
-    with pytest.raises(RefusedSongError, match="too_long"):  # without making room for the bars
+    with pytest.raises(RejectedSongError, match="too_long"):  # without making room for the bars
         clean(make_score([note(4_000_000, 1, 60)]), grid)
 
 
 def test_no_notes_is_empty():
-    with pytest.raises(RefusedSongError, match="empty: 0 tracks"):
+    with pytest.raises(RejectedSongError, match="empty: 0 tracks"):
         clean(make_score([]), GRID)
 
 

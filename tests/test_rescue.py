@@ -16,7 +16,7 @@ from symusic.core import ScoreTick
 
 from midi import make_score, melody, midi_file, scores, smf, to_bytes
 from midigenre.build import make_tokenizer
-from midigenre.errors import RefusedSongError
+from midigenre.errors import RejectedSongError
 from midigenre.midi.clean import REJECTIONS, read_score
 from midigenre.midi.repair import (
     MAX_TRACKS,
@@ -244,7 +244,7 @@ REFUSED = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_the_rest_is_refused_with_what_it_is(kind):
     data, reason, says = REFUSED[kind]
-    with pytest.raises(RefusedSongError) as caught:
+    with pytest.raises(RejectedSongError) as caught:
         read_score(data)
     assert caught.value.reason == reason
     assert reason in REJECTIONS
@@ -303,14 +303,14 @@ def test_a_bomb_is_not_unpacked():
     with gzip.open(packed, "wb") as file:
         for _ in range(64):
             file.write(bytes(2**20))
-    with pytest.raises(RefusedSongError, match=r"too_large: gzip data of more than 1,000,000"):
+    with pytest.raises(RejectedSongError, match=r"too_large: gzip data of more than 1,000,000"):
         read_score(packed.getvalue(), max_bytes=1_000_000)
-    with pytest.raises(RefusedSongError, match="too_large: 101 bytes, at most 100"):
+    with pytest.raises(RejectedSongError, match="too_large: 101 bytes, at most 100"):
         well_formed(bytes(101), max_bytes=100)
     layers = GOOD
     for _ in range(40):
         layers = gzip.compress(layers)
-    with pytest.raises(RefusedSongError, match="unreadable"):
+    with pytest.raises(RejectedSongError, match="unreadable"):
         well_formed(layers)
 
 
@@ -365,7 +365,7 @@ def outcome(data: bytes) -> object:
     refused, score = None, ScoreTick(480)
     try:
         score = read_score(data, repairs)
-    except RefusedSongError as error:
+    except RejectedSongError as error:
         refused = error
     if refused is not None:
         assert refused.reason in {"unreadable", "too_large", "several_songs"}
@@ -404,7 +404,7 @@ def test_what_is_well_formed_needs_no_repair(score, seed):
     """The quick check, the walk and symusic agree on what a file says."""
     try:
         data = whole(well_formed(damaged(to_bytes(score), seed)))
-    except RefusedSongError:
+    except RejectedSongError:
         return
     again = well_formed(data)
     assert whole(again) == data

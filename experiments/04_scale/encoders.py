@@ -30,7 +30,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from numpy.typing import NDArray
 
-from midigenre.errors import RefusedSongError
+from midigenre.errors import RejectedSongError
 from midigenre.files import write_json
 from midigenre.midi.song import DRUMS
 from midigenre.tokenizers.miditok import MidiTokTokenizer
@@ -55,7 +55,7 @@ def full_band(folders: Sequence[Path], n: int) -> list[Path]:
     for path in sorted({p for folder in folders for p in folder.rglob("*.mid*")}):
         try:
             programs = np.unique(reader.read(path.read_bytes()).notes.program)
-        except RefusedSongError:
+        except RejectedSongError:
             continue
         if DRUMS in programs and len(programs) >= 4:
             found.append(path)

@@ -36,7 +36,7 @@ from symusic.core import (
 
 from midigenre.commands.console import progress_bars
 from midigenre.corpora.xmidi import XMIDI_EMOTIONS, XMIDI_GENRES
-from midigenre.errors import RefusedSongError, UserError
+from midigenre.errors import RejectedSongError, UserError
 from midigenre.files import read_json, write_csv, write_json
 from midigenre.midi.clean import read_score
 
@@ -121,7 +121,7 @@ class Source:
             data = path.read_bytes()
             try:
                 score = read_score(data)
-            except RefusedSongError:
+            except RejectedSongError:
                 continue
             tracks = [t for t in score.tracks if len(t.notes) > 0]
             meters = {(m.numerator, m.denominator) for m in score.time_signatures}

@@ -27,7 +27,7 @@ from scipy.stats import binomtest  # type: ignore[attr-defined]
 
 from midigenre.data.duplicates import ROW, SKETCH, near_pairs, sketch
 from midigenre.data.sandbox import _SKETCH_GRID
-from midigenre.errors import RefusedSongError
+from midigenre.errors import RejectedSongError
 from midigenre.files import write_json
 from midigenre.midi.clean import clean, read_score
 from midigenre.midi.song import DRUMS, Grid, NoteTable, Song
@@ -157,7 +157,7 @@ class Base:
                 score = read_score(path.read_bytes())
                 begin = time.process_time()
                 song = clean(score, _SKETCH_GRID)
-            except RefusedSongError:
+            except RejectedSongError:
                 refused += 1
                 continue
             rows.append(sketch(song))

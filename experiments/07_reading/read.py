@@ -30,7 +30,7 @@ from midigenre.build import make_tokenizer
 from midigenre.cli import conf_dir
 from midigenre.corpora.folder import midi_files
 from midigenre.data.sandbox import Limits, Sandbox, encoded_song
-from midigenre.errors import RefusedSongError
+from midigenre.errors import RejectedSongError
 from midigenre.files import write_json
 from midigenre.midi.clean import read_score
 from midigenre.tokenizers.base import Tokenizer
@@ -136,7 +136,7 @@ def check_notes(paths: Sequence[Path]) -> dict[str, Any]:
         data, made = path.read_bytes(), cast(dict[str, int], {})
         try:
             score = read_score(data, made)
-        except RefusedSongError as error:
+        except RejectedSongError as error:
             refused[str(path)] = str(error)
             continue
         repairs.update(made.keys())
@@ -194,7 +194,7 @@ def check_damaged(nasty: Iterable[Path], paths: Sequence[Path]) -> dict[str, Any
             try:
                 found = guard.read("encode", data, spec, limits)
                 about = {"notes": len(found["columns"]["pitch"]), "repairs": found["repairs"]}
-            except RefusedSongError as error:
+            except RejectedSongError as error:
                 about = {"reason": error.reason, "detail": error.detail}
             answers[name] = about | {"seconds": round(time.perf_counter() - began, 4)}
     finally:
@@ -226,7 +226,7 @@ def serve(conf: str) -> None:
     for line in sys.stdin:
         data = Path(line.rstrip("\n")).read_bytes()
         began = time.process_time()
-        with contextlib.suppress(RefusedSongError):
+        with contextlib.suppress(RejectedSongError):
             encoded_song(data, tok)
         print(time.process_time() - began, flush=True)
 

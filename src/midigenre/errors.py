@@ -32,7 +32,7 @@ class StoppedError(UserError):
         return (StoppedError, (str(self), self.signal))
 
 
-class RefusedSongError(UserError):
+class RejectedSongError(UserError):
     """A song that cannot be used, with a reason from :data:`midigenre.midi.clean.REJECTIONS`.
 
     Attributes:
@@ -45,6 +45,6 @@ class RefusedSongError(UserError):
         self.reason = reason
         self.detail = detail
 
-    def __reduce__(self) -> tuple[type[RefusedSongError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[RejectedSongError], tuple[str, str]]:
         # Raised in worker processes: the default pickling would pass the message as the reason.
-        return (RefusedSongError, (self.reason, self.detail))
+        return (RejectedSongError, (self.reason, self.detail))

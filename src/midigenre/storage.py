@@ -22,7 +22,7 @@ import fsspec  # type: ignore[import-untyped]
 from filelock import FileLock
 from upath import UPath
 
-from midigenre.errors import RefusedSongError, UserError
+from midigenre.errors import RejectedSongError, UserError
 from midigenre.files import (
     WITHOUT_FOLDERS,
     NotRegularError,
@@ -75,7 +75,7 @@ class Entry(NamedTuple):
     name: str
     stamp: str
     size: int
-    refusal: RefusedSongError | None = None
+    refusal: RejectedSongError | None = None
 
     @property
     def is_midi(self) -> bool:
@@ -171,12 +171,12 @@ def _cause(where: UPath, error: Exception) -> str:
     return f"{said}; run the command again if the network failed, else {setting}"
 
 
-def unopened(error: OSError | ValueError) -> RefusedSongError:
+def unopened(error: OSError | ValueError) -> RejectedSongError:
     """Why a file cannot be opened, as a reason of :data:`midigenre.midi.clean.REJECTIONS`."""
     detail = (getattr(error, "strerror", None) or str(error)).lower()
     if isinstance(error, NotRegularError):
-        return RefusedSongError("not_regular", detail)
-    return RefusedSongError("missing", detail)
+        return RejectedSongError("not_regular", detail)
+    return RejectedSongError("missing", detail)
 
 
 def stamp(path: Location) -> str:

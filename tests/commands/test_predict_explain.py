@@ -13,7 +13,7 @@ from test_predict_evaluate import answers
 from midigenre.commands import predict
 from midigenre.corpora.toy import Toy
 from midigenre.data.sandbox import FileLimits, FileReader, Sandbox
-from midigenre.errors import RefusedSongError
+from midigenre.errors import RejectedSongError
 from midigenre.evaluation.calibration import Calibration, LevelCalibration
 
 
@@ -182,7 +182,7 @@ def test_a_file_that_kills_the_reader_costs_itself_alone(toy_run, songs, home, t
 def test_a_large_file_is_refused_before_it_is_read(songs):
     with (
         FileReader(FileLimits(max_file_mb=1e-5), guarded=False) as reader,
-        pytest.raises(RefusedSongError, match="than max_file_mb"),
+        pytest.raises(RejectedSongError, match="than max_file_mb"),
     ):
         reader.read(songs[0], None)
 
@@ -191,7 +191,7 @@ def test_a_pipe_is_refused_before_it_is_read(tmp_path):
     os.mkfifo(tmp_path / "x.mid")
     with (
         FileReader(guarded=False) as reader,
-        pytest.raises(RefusedSongError, match="not_regular: a named pipe"),
+        pytest.raises(RejectedSongError, match="not_regular: a named pipe"),
     ):
         reader.read(tmp_path / "x.mid", None)
 

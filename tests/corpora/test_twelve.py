@@ -26,7 +26,7 @@ from midigenre.corpora.works import (
     read_work,
     sections,
 )
-from midigenre.errors import RefusedSongError
+from midigenre.errors import RejectedSongError
 
 # One short work of each kind of file, with and without a pickup, and with one-sided tie marks.
 SAMPLES = (
@@ -222,7 +222,7 @@ def test_bars_have_the_length_of_their_meter(catalogues: dict[str, list[Work]]) 
 
 
 def test_no_meter_is_refused(catalogues: dict[str, list[Work]]) -> None:
-    with pytest.raises(RefusedSongError, match="no meter"):
+    with pytest.raises(RejectedSongError, match="no meter"):
         read_work(named(catalogues, "essenFolksong/lot.abc#66"))
 
 
@@ -230,7 +230,7 @@ def test_too_large_a_file_is_refused(
     catalogues: dict[str, list[Work]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(works.MAX_NOTATION_BYTES, ".mxl", 10)
-    with pytest.raises(RefusedSongError, match="bytes"):
+    with pytest.raises(RejectedSongError, match="bytes"):
         parse(named(catalogues, "bach/bwv293.mxl"))
 
 
@@ -245,7 +245,7 @@ def test_a_score_without_notes_is_refused() -> None:
     from music21 import converter, stream
 
     score = stream.Score([converter.parse("tinyNotation: 4/4 r1 r1")])
-    with pytest.raises(RefusedSongError, match="empty"):
+    with pytest.raises(RejectedSongError, match="empty"):
         notation(score)
 
 

@@ -20,7 +20,7 @@ from midigenre.build import make_tokenizer
 from midigenre.data.augment import AugmentSettings
 from midigenre.data.augment.notes import NoteAugmenter
 from midigenre.data.augment.tokens import TokenAugmenter, why_not
-from midigenre.errors import RefusedSongError
+from midigenre.errors import RejectedSongError
 from midigenre.midi.song import Song
 from midigenre.tokenizers import PhraseCutter, Tokenizer
 from midigenre.tokenizers.miditok import MidiTokTokenizer
@@ -91,7 +91,7 @@ def examples(n: int):  # type: ignore[no-untyped-def]
 def cleaned(tok: Tokenizer, score: ScoreTick) -> Song | None:
     try:
         return tok.clean(score)
-    except RefusedSongError:
+    except RejectedSongError:
         return None
 
 

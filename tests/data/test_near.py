@@ -23,7 +23,7 @@ from midigenre.data.duplicates import (
     patterns,
     sketch,
 )
-from midigenre.errors import RefusedSongError
+from midigenre.errors import RejectedSongError
 from midigenre.midi.clean import clean
 from midigenre.midi.song import DRUMS, Grid, NoteTable, Song
 
@@ -355,7 +355,7 @@ def test_order_does_not_matter(originals: NDArray[np.uint32], seed: int) -> None
 def test_any_song_has_one_sketch(score, beat_resolution: int, tracks: str) -> None:  # type: ignore[no-untyped-def]
     try:
         song = clean(score, Grid(beat_resolution), tracks=tracks)
-    except RefusedSongError:
+    except RejectedSongError:
         return
     row = sketch(song)
     assert np.array_equal(row, sketch(song))

@@ -17,7 +17,7 @@ from toysongs import Listed, midi, prepared, songs_in, tokenizer, write
 from midigenre.corpora.base import SongRef
 from midigenre.data import chunks
 from midigenre.data.sandbox import Limits, Sandbox, encoded_song, file_bytes
-from midigenre.errors import RefusedSongError, UserError
+from midigenre.errors import RejectedSongError, UserError
 from midigenre.files import read_csv, read_json
 
 LIMITS = Limits(max_seconds=1.0)
@@ -40,10 +40,10 @@ def test_it_says_what_this_process_would(deadly: Sandbox) -> None:
     rest = [k for k in here if k not in ("columns", "sketch")]
     assert {k: here[k] for k in rest} == {k: there[k] for k in rest}
     assert deadly.read("bars", data, tok.spec, LIMITS) == tok.read(data).n_bars
-    with pytest.raises(RefusedSongError) as caught:
+    with pytest.raises(RejectedSongError) as caught:
         deadly.read("encode", b"no", tok.spec, LIMITS)
     assert caught.value.reason == "unreadable"
-    with pytest.raises(RefusedSongError, match="unreadable"):
+    with pytest.raises(RejectedSongError, match="unreadable"):
         deadly.read("bars", b"no", tok.spec, LIMITS)
 
 
@@ -61,7 +61,7 @@ def test_a_bad_file_costs_itself(deadly: Sandbox, data: bytes, reason: str, deta
     spec = tokenizer().spec
     assert "pid" in deadly.read("encode", b"pid", spec, LIMITS)
     began = time.monotonic()
-    with pytest.raises(RefusedSongError) as caught:
+    with pytest.raises(RejectedSongError) as caught:
         deadly.read("encode", data, spec, LIMITS)
     assert (caught.value.reason, detail in caught.value.detail) == (reason, True), caught.value
     assert time.monotonic() - began < 60
@@ -174,11 +174,11 @@ def test_only_files_are_read_and_no_more_than_allowed(tmp_path: Path) -> None:
         "a\0b.mid": "missing: embedded null byte",
         "large.mid": "too_large: 0.0 MB, more than prepare.max_file_mb=0.001",
     }.items():
-        with pytest.raises(RefusedSongError, match=refusal):
+        with pytest.raises(RejectedSongError, match=refusal):
             file_bytes(tmp_path / name, limits)
     assert file_bytes(tmp_path / "most.mid", limits) == bytes(1000)
-    with pytest.raises(RefusedSongError, match="too_large"):  # it grew since it was listed
+    with pytest.raises(RejectedSongError, match="too_large"):  # it grew since it was listed
         file_bytes(tmp_path / "large.mid", limits, listed=10)
     # Where the size is a lie.
-    with pytest.raises(RefusedSongError, match="too_large"):
+    with pytest.raises(RejectedSongError, match="too_large"):
         file_bytes(Path("/proc/self/smaps"), limits)

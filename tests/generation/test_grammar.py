@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from midi import DRUMS, make_score, melody, note, scores
 from midigenre.build import make_tokenizer
 from midigenre.corpora.toy import toy_song
-from midigenre.errors import RefusedSongError, UserError
+from midigenre.errors import RejectedSongError, UserError
 from midigenre.generation.grammar import Grammar, Rows
 from midigenre.tokenizers import PhraseCutter, Tokenizer
 from midigenre.tokenizers.miditok import MidiTokTokenizer
@@ -109,7 +109,7 @@ def streams(tok: MidiTokTokenizer, score, n_bars: int):  # type: ignore[no-untyp
     """A song with BOS and EOS, and its phrases."""
     try:
         song = tok.clean(score)
-    except RefusedSongError:
+    except RejectedSongError:
         return
     try:
         encoded = tok.encode(song)

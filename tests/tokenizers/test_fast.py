@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from symusic.core import ScoreTick
 
 from midi import DRUMS, make_score, melody, note, scores
-from midigenre.errors import RefusedSongError
+from midigenre.errors import RejectedSongError
 from midigenre.midi.song import NoteTable, Song
 from midigenre.tokenizers import Encoded, PhraseCutter
 from midigenre.tokenizers.fast import MISSING_ID, NotCoveredError, fast_encoder
@@ -83,7 +83,7 @@ def _no_warnings() -> Iterator[None]:
 def cleaned(tok: MidiTokTokenizer, score: ScoreTick) -> Song | None:
     try:
         return tok.clean(score)
-    except RefusedSongError:
+    except RejectedSongError:
         return None
 
 

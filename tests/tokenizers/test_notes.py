@@ -14,7 +14,7 @@ from symusic.core import ScoreTick
 
 from midi import DRUMS, make_score, note, scores
 from midigenre.build import make_tokenizer
-from midigenre.errors import RefusedSongError
+from midigenre.errors import RejectedSongError
 from midigenre.midi.song import Song
 from midigenre.tokenizers import PhraseCutter, Tokenizer
 from midigenre.tokenizers.miditok import MidiTokTokenizer
@@ -60,7 +60,7 @@ def cut(tok: Tokenizer, song: Song, first: int, end: int) -> np.ndarray:
 def songs(tok: Tokenizer, score: ScoreTick) -> Song | None:
     try:
         return tok.clean(score)
-    except RefusedSongError:
+    except RejectedSongError:
         return None
 
 

@@ -19,7 +19,7 @@ from symusic.core import ScoreTick
 
 from midi import DRUMS, make_score, melody, note, scores
 from midigenre.build import make_tokenizer
-from midigenre.errors import RefusedSongError, UserError
+from midigenre.errors import RejectedSongError, UserError
 from midigenre.midi.song import Song
 from midigenre.spec import Field, TokenSpec
 from midigenre.tokenizers import Encoded, PhraseCutter, Tokenizer, from_spec
@@ -66,7 +66,7 @@ def cleaned(tok: Tokenizer, score: ScoreTick) -> Song | None:
     """The song, or None where none of its notes can be used (hypothesis may draw such)."""
     try:
         return tok.clean(score)
-    except RefusedSongError as error:
+    except RejectedSongError as error:
         assert error.reason == "empty"  # noqa: PT017
         return None
 
@@ -531,14 +531,14 @@ def test_notes_outside_the_vocabulary_are_counted_and_an_empty_rest_is_refused()
     assert song.n_bars == 1
     assert song.repairs["notes outside the vocabulary"] == 2
     assert rows(tok.decode(tok.encode(song).ids_TF)) == phrase_rows(song)
-    with pytest.raises(RefusedSongError, match="empty: no note in the tokenizer's pitches"):
+    with pytest.raises(RejectedSongError, match="empty: no note in the tokenizer's pitches"):
         tok.clean(make_score([note(0, 1, 20)]))
 
 
 def test_a_song_that_is_too_long_is_refused():
     tok = tokenizer("remi", "tokenizer.max_song_bars=100")
     assert tok.clean(make_score(melody(100))).n_bars == 100
-    with pytest.raises(RefusedSongError, match="too_long"):
+    with pytest.raises(RejectedSongError, match="too_long"):
         tok.clean(make_score(melody(101)))
 
 

@@ -26,7 +26,7 @@ from midigenre.build import plain
 from midigenre.commands.console import console, progress_bars
 from midigenre.corpora.base import Progress
 from midigenre.data.sandbox import FileReader
-from midigenre.errors import RefusedSongError, UserError
+from midigenre.errors import RejectedSongError, UserError
 from midigenre.evaluation.figures import save
 from midigenre.evaluation.figures.piano_roll import piano_roll_figure
 from midigenre.evaluation.music.descriptors import describe
@@ -143,7 +143,7 @@ def _primer(cfg: DictConfig, tokenizer: Tokenizer) -> tuple[Longs | None, int]:
     try:
         with FileReader() as reader:
             song, _ = reader.read(path, tokenizer.spec)
-    except RefusedSongError as error:
+    except RejectedSongError as error:
         raise UserError(f"prime={cfg.prime}: {error}; give a MIDI file with notes") from error
     first = int(np.flatnonzero(song.onsets_per_bar())[0])
     wanted = song.n_bars if cfg.prime_bars is None else first + cfg.prime_bars

@@ -13,7 +13,7 @@ from midigenre.commands.console import console
 from midigenre.data.phrases import PhraseReader, consecutive, phrase_length
 from midigenre.data.sandbox import FileReader
 from midigenre.data.shards import MemorySongs, ShardSet, SongSource
-from midigenre.errors import RefusedSongError, UserError
+from midigenre.errors import RejectedSongError, UserError
 from midigenre.evaluation.figures import save
 from midigenre.evaluation.figures.piano_roll import piano_roll_figure
 from midigenre.files import safe_name, write_bytes
@@ -43,7 +43,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         with FileReader() as files:
             try:
                 songs = MemorySongs([files.read(Path(paths[0]), tokenizer.spec)])
-            except RefusedSongError as error:
+            except RejectedSongError as error:
                 raise UserError(f"{paths[0]}: {error}") from error
     spec, song = tokenizer.spec, songs.song(index)
     phrases = consecutive(songs, np.array([index]), phrase_length(cfg.data, spec))

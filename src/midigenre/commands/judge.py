@@ -28,7 +28,7 @@ from midigenre.corpora.base import Progress
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.phrases import Phrases, consecutive
 from midigenre.data.shards import ShardSet
-from midigenre.errors import RefusedSongError, UserError
+from midigenre.errors import RejectedSongError, UserError
 from midigenre.evaluation.figures import save
 from midigenre.evaluation.figures.charts import confusion_figure
 from midigenre.evaluation.music import control, descriptors, distance, novelty, structure
@@ -407,7 +407,7 @@ def _cleaned(tokenizer: Tokenizer, score: ScoreTick) -> Song | None:
     """The music as the generator's tokenizer cleans it; None without a note."""
     try:
         return tokenizer.clean(score)
-    except RefusedSongError as error:
+    except RejectedSongError as error:
         if error.reason != "empty":
             raise
         return None

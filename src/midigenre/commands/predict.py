@@ -20,7 +20,7 @@ from midigenre.commands.console import console
 from midigenre.corpora.folder import ENDINGS, LeftOut, in_words, midi_files
 from midigenre.data.sandbox import FileLimits, FileReader
 from midigenre.data.shards import MemorySongs
-from midigenre.errors import RefusedSongError, UserError
+from midigenre.errors import RejectedSongError, UserError
 from midigenre.evaluation.calibration import Calibration, song_energy
 from midigenre.files import csv_cell, safe_name
 from midigenre.midi.song import Song
@@ -46,7 +46,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     if not files:
         raise UserError(f"{', '.join(paths)}: no MIDI file there (a name ends in {ENDINGS})")
     _check(cfg)
-    failed: list[tuple[Path, RefusedSongError]] = []
+    failed: list[tuple[Path, RejectedSongError]] = []
     limits = FileLimits(float(cfg.max_file_mb), float(cfg.max_seconds))
     with FileReader(limits, guarded=bool(cfg.guard)) as reader:
         trained = load_run(cfg.run, cfg.ckpt)
@@ -60,7 +60,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
             for path in dict.fromkeys(some):
                 try:
                     songs[path] = reader.read(path, trained.tokens)
-                except RefusedSongError as error:
+                except RejectedSongError as error:
                     failed.append((path, error))
                     answers[path] = {"error": error.reason, "detail": error.detail}
                     if len(files) > 1:  # of a single one the last line says it

@@ -153,9 +153,10 @@ def _archive(url: str, target: Path, about: Path, progress: Progress) -> Path:
             done = part.stat().st_size
             failed = 1 if in_blocks and done > before else failed + 1
             if failed == ATTEMPTS:
+                again = "it continues there" if in_blocks else "this server gives whole files only"
                 raise UserError(
                     f"{error} (the download broke off at {done:,} of {size or 0:,} bytes; run the "
-                    "command again: it continues there)"
+                    f"command again: {again})"
                 ) from error
             time.sleep(WAIT * 2 ** (failed - 1))
     os.replace(part, target)

@@ -21,7 +21,7 @@ from midigenre.corpora.base import (
     no_progress,
     stratified,
 )
-from midigenre.errors import RefusedSongError, UserError
+from midigenre.errors import RejectedSongError, UserError
 from midigenre.files import check_regular, csv_value, read_bytes
 from midigenre.storage import Location, entries, is_remote, location, naming, stamp, unopened
 from midigenre.wording import plural
@@ -212,7 +212,7 @@ class Manifest(Corpus):
             if not row["path"]:
                 reason, detail = "missing", f"line {line} has no path"
             elif not stamps.get(text):
-                why = rejections.get(text) or RefusedSongError("missing", "no such file")
+                why = rejections.get(text) or RejectedSongError("missing", "no such file")
                 reason, detail = why.reason, f"{detail}: {why.detail}"
             elif not any(labels.values()):
                 reason, detail = "unlabelled", f"{detail} has no {' or '.join(self.labels)}"
@@ -324,14 +324,14 @@ class Manifest(Corpus):
 
 def _stamps_of(
     places: Sequence[Location],
-) -> tuple[dict[str, str], dict[str, RefusedSongError]]:
+) -> tuple[dict[str, str], dict[str, RejectedSongError]]:
     """Size and version of each file that is there, by its place, and why others cannot be read.
 
     A store is listed once, from the deepest folder that holds all of its files that are named;
     only a web server is asked for each file.
     """
     found: dict[str, str] = {}
-    rejections: dict[str, RefusedSongError] = {}
+    rejections: dict[str, RejectedSongError] = {}
     stores: dict[tuple[str, str], list[str]] = defaultdict(list)
     for place in places:
         text = str(place)

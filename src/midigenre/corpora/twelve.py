@@ -38,7 +38,7 @@ from midigenre.corpora.works import (
     read_work,
     sections,
 )
-from midigenre.errors import RefusedSongError
+from midigenre.errors import RejectedSongError
 from midigenre.files import read_json, write_bytes, write_json
 
 REAL = (
@@ -246,7 +246,7 @@ def _convert(work: Work, folder: Path, max_songs: int) -> tuple[str, str, dict[s
     parts: list[tuple[ScoreTick, int]] = []
     try:
         parts = list(sections(read_work(work)))
-    except RefusedSongError as error:
+    except RejectedSongError as error:
         record |= {"reason": error.reason, "detail": error.detail}
     except Exception as error:  # whatever music21 raises on a file; the others continue
         detail = f"{type(error).__name__}: {error}".splitlines()[0][:300]

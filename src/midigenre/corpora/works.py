@@ -28,7 +28,7 @@ from symusic.core import NoteTickList, ScoreTick, TempoTick, TimeSignatureTick, 
 
 from midigenre.arrays import Floats, components
 from midigenre.corpora.sequencer import TICKS_PER_QUARTER
-from midigenre.errors import RefusedSongError, UserError
+from midigenre.errors import RejectedSongError, UserError
 from midigenre.midi.song import Meter
 
 MAX_NOTATION_BYTES = {".mxl": 500_000, ".xml": 4_000_000, ".krn": 200_000, ".abc": 20_000}
@@ -219,7 +219,7 @@ def read_work(work: Work) -> Notation:
     """Notes and bars of a work.
 
     Raises:
-        RefusedSongError: As :func:`parse` and :func:`notation`; or no meter in a tune in ABC.
+        RejectedSongError: As :func:`parse` and :func:`notation`; or no meter in a tune in ABC.
         Exception: Whatever music21 raises on a file that it cannot read.
     """
     if work.path.suffix != ".abc":
@@ -230,7 +230,7 @@ def read_work(work: Work) -> Notation:
     signs = [{"C": "4/4", "C|": "2/2"}.get(name.strip(), name) for name in names]
     found = [m for sign in signs if (m := re.search(r"(\d+)/(\d+)", sign))]
     if not found:
-        raise RefusedSongError("not_written", f"no meter (M: {', '.join(names) or 'missing'})")
+        raise RejectedSongError("not_written", f"no meter (M: {', '.join(names) or 'missing'})")
     return notation(parse(work), [(int(m[1]), int(m[2])) for m in found])
 
 
@@ -245,13 +245,13 @@ def parse(work: Work) -> Any:
     """The work as a music21 score, at sounding pitch.
 
     Raises:
-        RefusedSongError: Too long to parse in reasonable time (:data:`MAX_NOTATION_BYTES`).
+        RejectedSongError: Too long to parse in reasonable time (:data:`MAX_NOTATION_BYTES`).
         Exception: Whatever music21 raises on a file that it cannot read.
     """
     text = _text(work)
     size = work.path.stat().st_size if text is None else len(text)
     if size > MAX_NOTATION_BYTES[work.path.suffix]:
-        raise RefusedSongError("not_written", f"{size} bytes in a {work.path.suffix} file")
+        raise RejectedSongError("not_written", f"{size} bytes in a {work.path.suffix} file")
 
     from music21 import converter  # half a second, and only the first call converts
 
@@ -285,15 +285,15 @@ def notation(score: Any, declared: Sequence[Meter] = ()) -> Notation:
     (at a repeat sign, say) are one bar, any other short measure gets rests at its end.
 
     Raises:
-        RefusedSongError: No measures, no meter, or no notes.
+        RejectedSongError: No measures, no meter, or no notes.
     """
     parts = list(score.parts) or [score]
     measured = next((p for p in parts if p.hasMeasures()), None)
     if measured is None:
-        raise RefusedSongError("not_written", "no measures")
+        raise RejectedSongError("not_written", "no measures")
     measures = list(measured.getElementsByClass("Measure"))
     if measures[0].timeSignature is None and not declared:
-        raise RefusedSongError("not_written", "no time signature at the beginning")
+        raise RejectedSongError("not_written", "no time signature at the beginning")
     old = np.array([float(m.offset) for m in measures] + [float(score.highestTime)])
     meters: list[Meter] = []
     meter = declared[0] if declared else (4, 4)
@@ -314,7 +314,7 @@ def notation(score: Any, declared: Sequence[Meter] = ()) -> Notation:
             # A part without a name has its memory address as id: no two runs would agree.
             found.append((str(part.partName or f"part {i + 1}"), rows))
     if not found:
-        raise RefusedSongError("empty", "no pitched notes")
+        raise RejectedSongError("empty", "no pitched notes")
     return Notation(found, starts, bar_meters)
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from midigenre.corpora.base import Progress, SongRef, no_progress
 from midigenre.data.sandbox import DIGEST_BYTES, Limits, shared_sandbox, song_bytes
 from midigenre.data.shards import schema, write_part
-from midigenre.errors import RefusedSongError, UserError
+from midigenre.errors import RejectedSongError, UserError
 from midigenre.files import read_bytes, read_json, sha256, write_bytes, write_json
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.storage import Location
@@ -42,7 +42,7 @@ def file_digests(
     def digest(ref: SongRef) -> bytes:
         try:
             return hashlib.sha256(song_bytes(ref, limits)).digest()
-        except RefusedSongError:
+        except RejectedSongError:
             return b""
 
     found: dict[str, bytes] = {}
@@ -145,9 +145,9 @@ class Chunk:
                 data = song_bytes(ref, self.limits)
                 if digest and hashlib.sha256(data).digest() != digest:
                     detail = "it was written to while the corpus was being prepared"
-                    raise RefusedSongError("changed", detail)
+                    raise RejectedSongError("changed", detail)
                 found = shared_sandbox().read("encode", data, self.tokens, self.limits)
-            except RefusedSongError as error:
+            except RejectedSongError as error:
                 rejected.append({"at": i, "reason": error.reason, "detail": error.detail})
             else:
                 digests.append(found["notes_digest"])

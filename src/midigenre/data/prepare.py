@@ -38,7 +38,7 @@ from midigenre.data.report import (
 from midigenre.data.sandbox import DIGEST_BYTES, Limits, shared_sandbox, song_bytes
 from midigenre.data.shards import FORMAT, ShardSet, lock_file, open_shards, remedy, write_spec
 from midigenre.data.splits import assign_splits
-from midigenre.errors import RefusedSongError, UserError
+from midigenre.errors import RejectedSongError, UserError
 from midigenre.files import make_folder, share_lock, write_csv, write_json
 from midigenre.midi.clean import REJECTIONS
 from midigenre.spec import LabelSpec
@@ -259,7 +259,7 @@ def estimate(
         try:
             data = song_bytes(ref, settings.limits)
             found = shared_sandbox().read("encode", data, tokenizer.spec, settings.limits)
-        except RefusedSongError:
+        except RejectedSongError:
             return None
         return sum(v.nbytes for v in found["columns"].values() if isinstance(v, np.ndarray))
 
@@ -358,7 +358,7 @@ def _chosen(
         try:
             data = song_bytes(song, settings.limits)
             shared_sandbox().read("bars", data, tokenizer.spec, settings.limits)
-        except RefusedSongError:
+        except RejectedSongError:
             return False
         return True
 

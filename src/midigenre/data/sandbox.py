@@ -29,7 +29,7 @@ import numpy as np
 from midigenre.corpora.base import SongRef
 from midigenre.data.duplicates import sketch
 from midigenre.data.shards import song_columns
-from midigenre.errors import RefusedSongError, UserError
+from midigenre.errors import RejectedSongError, UserError
 from midigenre.files import SlowReadError, check_regular
 from midigenre.midi.clean import clean, read_score
 from midigenre.midi.song import Grid, Song
@@ -66,10 +66,10 @@ class Limits:
     max_seconds: float = 60.0
     group: ClassVar[str] = "prepare."  # of these settings, as messages name them
 
-    def too_slow(self) -> RefusedSongError:
+    def too_slow(self) -> RejectedSongError:
         """The reason for a file that took longer."""
         seconds = f"more than {self.max_seconds:g} s ({self.group}max_seconds)"
-        return RefusedSongError("timed_out", seconds)
+        return RejectedSongError("timed_out", seconds)
 
 
 class FileLimits(Limits):
@@ -86,7 +86,7 @@ def file_bytes(path: Location, limits: Limits, listed: int | None = None) -> byt
     is slow.
 
     Raises:
-        RefusedSongError: ``missing``, ``not_regular``, ``too_large`` or ``timed_out``.
+        RejectedSongError: ``missing``, ``not_regular``, ``too_large`` or ``timed_out``.
         UserError: The store that holds it is out of reach.
     """
     most = int(limits.max_file_mb * 1e6)
@@ -104,7 +104,7 @@ def file_bytes(path: Location, limits: Limits, listed: int | None = None) -> byt
     size = max(size, len(data))
     if size > most:
         bound = f"{limits.group}max_file_mb={limits.max_file_mb:g}"
-        raise RefusedSongError("too_large", f"{size / 1e6:,.1f} MB, more than {bound}")
+        raise RejectedSongError("too_large", f"{size / 1e6:,.1f} MB, more than {bound}")
     return data
 
 
@@ -123,7 +123,7 @@ def encoded_song(data: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
         (hash of notes and meters; songs with equal ones sound alike but for the tempo), ``sketch``.
 
     Raises:
-        RefusedSongError: The file cannot be read or used.
+        RejectedSongError: The file cannot be read or used.
     """
     repairs: dict[str, int] = {}
     score = read_score(data, repairs)
@@ -146,7 +146,7 @@ def read_song(data: bytes, tokenizer: Tokenizer) -> tuple[Song, Encoded]:
     """The song of a MIDI file's bytes, and its tokens.
 
     Raises:
-        RefusedSongError: The file cannot be read or used.
+        RejectedSongError: The file cannot be read or used.
     """
     song = tokenizer.read(data)
     return song, tokenizer.encode(song)
@@ -175,7 +175,7 @@ class Sandbox:
         """The result of :func:`encoded_song` (``encode``), :func:`read_song` (``song``), ...
 
         Raises:
-            RefusedSongError: What the function raises; or ``crashed`` or ``timed_out``.
+            RejectedSongError: What the function raises; or ``crashed`` or ``timed_out``.
         """
         status = ""
         for _ in range(2):
@@ -196,7 +196,7 @@ class Sandbox:
             if error is not None:
                 raise error
             return found
-        raise RefusedSongError("crashed", f"the process that read it ended twice: {status}")
+        raise RejectedSongError("crashed", f"the process that read it ended twice: {status}")
 
     def start(self) -> None:
         """Starts the child without waiting for it."""
@@ -315,7 +315,7 @@ class FileReader(AbstractContextManager["FileReader"]):
         """A song and its tokens.
 
         Raises:
-            RefusedSongError: The file cannot be read or used.
+            RejectedSongError: The file cannot be read or used.
         """
         data = file_bytes(path, self._limits)
         if self._sandbox is None:
@@ -354,9 +354,9 @@ def run_child(functions: Mapping[str, Callable[[bytes, Tokenizer], Any]]) -> Non
                 answer = (functions[how](asked, tokenizer), None)
         except MemoryError:
             detail = f"more than {MEMORY_BYTES >> 30} GiB of memory"
-            answer = (None, RefusedSongError("crashed", detail))
+            answer = (None, RejectedSongError("crashed", detail))
         except Exception as error:
-            if how != "tokenizer" and not isinstance(error, RefusedSongError):
+            if how != "tokenizer" and not isinstance(error, RejectedSongError):
                 raise
             answer = (None, error)
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from midigenre.arrays import Longs
-from midigenre.errors import RefusedSongError, UserError
+from midigenre.errors import RejectedSongError, UserError
 from midigenre.generation.grammar import Grammar, Rows
 from midigenre.models import PhraseGenerator
 from midigenre.models.kernels import packed
@@ -327,7 +327,7 @@ class _Draw:
         ids = np.array(piece.ids, np.int64)
         try:
             song = self.tokenizer.clean(self.tokenizer.decode(ids))
-        except RefusedSongError:  # silence so far
+        except RejectedSongError:  # silence so far
             return
         at = song.bar_seconds()
         more = np.arange(1, max(0, piece.bars - song.n_bars) + 1) * (at[-1] - at[-2])

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import numpy as np
 from symusic.core import NoteTickList, ScoreTick
 
-from midigenre.errors import RefusedSongError
+from midigenre.errors import RejectedSongError
 from midigenre.midi.repair import (
     END,
     FAR,
@@ -72,7 +72,7 @@ def played(file: WellFormed, repairs: dict[str, int]) -> ScoreTick:
             the program of another track, is added to it.
 
     Raises:
-        RefusedSongError: ``unreadable`` or ``too_large``, in symusic's words.
+        RejectedSongError: ``unreadable`` or ``too_large``, in symusic's words.
     """
     data, unused = _probed(file)
     if data:
@@ -89,9 +89,9 @@ def _parsed(data: bytes) -> ScoreTick:
         # the parser's memory.
         return ScoreTick.from_midi(data, sanitize_data=True)
     except MemoryError as error:
-        raise RefusedSongError("too_large", "symusic needs more memory than there is") from error
+        raise RejectedSongError("too_large", "symusic needs more memory than there is") from error
     except (RuntimeError, ValueError, IndexError) as error:
-        raise RefusedSongError("unreadable", f"symusic: {error}".splitlines()[0]) from error
+        raise RejectedSongError("unreadable", f"symusic: {error}".splitlines()[0]) from error
 
 
 # --- at once -------------------------------------------------------------------------------------

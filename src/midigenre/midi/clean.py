@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from symusic.core import ScoreTick
 
 from midigenre.arrays import Bools, Floats, Longs
-from midigenre.errors import RefusedSongError
+from midigenre.errors import RejectedSongError
 from midigenre.midi.channels import played
 from midigenre.midi.repair import MAX_BYTES, count, well_formed
 from midigenre.midi.song import (
@@ -72,7 +72,7 @@ def read_score(
         max_bytes: Largest size, before and after unpacking.
 
     Raises:
-        RefusedSongError: ``unreadable``, ``too_large`` or ``several_songs``; the detail says what
+        RejectedSongError: ``unreadable``, ``too_large`` or ``several_songs``; the detail says what
             was seen.
     """
     repairs = {} if repairs is None else repairs
@@ -95,13 +95,13 @@ def clean(score: ScoreTick, grid: Grid, *, tracks: str = "all", neutral: bool = 
             ``tracks="merged"`` only pitch, rhythm and meter are left.
 
     Raises:
-        RefusedSongError: ``empty`` or ``too_long``.
+        RejectedSongError: ``empty`` or ``too_long``.
     """
     repairs: dict[str, int] = {}
     raw = _gather(score, tracks, neutral, repairs)
     if len(raw["onset"]) == 0:
         what = "a pitched note (tracks=melody)" if tracks == "melody" else "a note"
-        raise RefusedSongError("empty", f"{len(score.tracks)} tracks, none with {what}")
+        raise RejectedSongError("empty", f"{len(score.tracks)} tracks, none with {what}")
     scale = grid.tpq / score.ticks_per_quarter
     section_ticks, meters = _sections(score, scale, grid, repairs)
     section_steps = np.array([grid.step_ticks(m) for m in meters], np.int64)
@@ -251,7 +251,7 @@ def _bars(
     lengths = np.array([grid.bar_ticks(m) for m in section_meters[: len(starts)]], np.int64)
     n_bars = -((starts - np.append(starts[1:], last_onset + 1)) // lengths)
     if n_bars.sum() > grid.max_song_bars:
-        raise RefusedSongError(
+        raise RejectedSongError(
             "too_long", f"more than {grid.max_song_bars} bars (tokenizer.max_song_bars)"
         )
     ticks = [s + bar * np.arange(n) for s, bar, n in zip(starts, lengths, n_bars, strict=True)]

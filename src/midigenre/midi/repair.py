@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from midigenre.errors import RefusedSongError
+from midigenre.errors import RejectedSongError
 
 MAX_BYTES = 64 * 2**20
 """Size of the largest file that is read, after unpacking: no music is as long as that."""
@@ -86,7 +86,7 @@ def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> WellFormed:
         max_bytes: Largest size, before and after unpacking.
 
     Raises:
-        RefusedSongError: ``unreadable``, also where more than half of it cannot be understood;
+        RejectedSongError: ``unreadable``, also where more than half of it cannot be understood;
             ``too_large`` (bytes, tracks or program changes); ``several_songs``: format 2 with notes
             in more than one of its sequences, which are not meant to sound together.
     """
@@ -94,22 +94,22 @@ def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> WellFormed:
     if len(data) > max_bytes or not data.startswith(b"MThd"):
         data = _unwrapped(data, max_bytes, repairs)
     if len(data) < 14:
-        raise RefusedSongError("unreadable", f"its header is cut off after {len(data)} bytes")
+        raise RejectedSongError("unreadable", f"its header is cut off after {len(data)} bytes")
     values = np.frombuffer(data, np.uint8)
     if len(data) > MAX_PROGRAMS:
         # symusic makes a track for each change of program, and for lyrics.
         n_programs = np.count_nonzero(values & 0xF0 == 0xC0) + data.count(b"\xff\x05")
         if n_programs > MAX_PROGRAMS:
-            raise RefusedSongError("too_large", f"more than {MAX_PROGRAMS:,} changes of program")
+            raise RejectedSongError("too_large", f"more than {MAX_PROGRAMS:,} changes of program")
     length, format_, n_tracks, division = struct.unpack_from(">IHHH", data, 4)
     frames, ticks = 256 - (division >> 8), division & 0xFF
     smpte = division >= 2**15
     if division == 0:
-        raise RefusedSongError("unreadable", "its header gives a quarter note 0 ticks")
+        raise RejectedSongError("unreadable", "its header gives a quarter note 0 ticks")
     if smpte and (frames not in FRAME_RATES or ticks == 0):
         what = f"but {frames} frames a second of {ticks} ticks are not a rate that the standard has"
         what = f"its header counts time in SMPTE frames, {what} (24, 25, 29 or 30)"
-        raise RefusedSongError("unreadable", what)
+        raise RejectedSongError("unreadable", what)
     # No track is too long for symusic: a delta of up to three bytes (the grammar takes no longer
     # ones) adds less than 2**14 ticks per unit of a byte over 127 that has another one behind it,
     # and 2**7 of any other one. First by the number of such bytes, which costs next to nothing.
@@ -136,7 +136,7 @@ def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> WellFormed:
         count(repairs, "formats corrected")
         format_ = 1
     if format_ == 2 and sum(track.has_notes for track in tracks) > 1:
-        raise RefusedSongError(
+        raise RejectedSongError(
             "several_songs", f"a format 2 file of {len(bodies)} sequences; split it"
         )
     if smpte:
@@ -212,7 +212,7 @@ def _unwrapped(data: bytes, max_bytes: int, repairs: dict[str, int]) -> bytes:
     """The bytes from the MIDI header on."""
     for _ in range(MAX_LAYERS + 1):
         if len(data) > max_bytes:
-            raise RefusedSongError("too_large", f"{len(data):,} bytes, at most {max_bytes:,}")
+            raise RejectedSongError("too_large", f"{len(data):,} bytes, at most {max_bytes:,}")
         if data.startswith(b"MThd"):
             return data
         if data.startswith(b"\x1f\x8b\x08"):
@@ -227,16 +227,16 @@ def _unwrapped(data: bytes, max_bytes: int, repairs: dict[str, int]) -> bytes:
         try:
             data = unpacker.decompress(data, max_bytes + 1)
         except zlib.error as error:
-            raise RefusedSongError("unreadable", f"damaged {name} data ({error})") from error
+            raise RejectedSongError("unreadable", f"damaged {name} data ({error})") from error
         if len(data) > max_bytes:
-            raise RefusedSongError("too_large", f"{name} data of more than {max_bytes:,} bytes")
+            raise RejectedSongError("too_large", f"{name} data of more than {max_bytes:,} bytes")
         count(repairs, f"{name} unpacked")
         count(repairs, f"{name} data cut off", int(not unpacker.eof))
     what = _foreign(data)
     at = -1 if what else data.find(b"MThd\x00\x00\x00", 0, MAX_LEADING + 8)
     if at < 0:
         what = what or f"no MIDI header; it starts with {data[:12]!r}"
-        raise RefusedSongError("unreadable", what)
+        raise RejectedSongError("unreadable", what)
     if data.startswith(b"RIFF") and data[at - 8 : at - 4] == b"data":
         count(repairs, "RIFF wrappers removed")
         # What follows the data chunk (names, copyright) belongs to the wrapper.
@@ -360,7 +360,7 @@ def _tracks(
     """The tracks of all chunks from ``pos`` on; if ``quick``, those in the grammar are not walked.
 
     Raises:
-        RefusedSongError: ``unreadable``: most of it cannot be understood; ``too_large``.
+        RejectedSongError: ``unreadable``: most of it cannot be understood; ``too_large``.
     """
     tracks: list[_Track] = []
     lost, total, damage = 0, 0, ""
@@ -376,7 +376,7 @@ def _tracks(
             continue
         if len(tracks) == MAX_TRACKS:
             what = f"more than {MAX_TRACKS:,} tracks, which no piece has"
-            raise RefusedSongError("too_large", what)
+            raise RejectedSongError("too_large", what)
         end = start + int.from_bytes(data[pos + 4 : start], "big")
         if quick and end <= len(data) and (seen := scan(data, start, end)) is not None:
             tracks.append(_Track(data[start:end], seen))
@@ -401,7 +401,7 @@ def _tracks(
             count(repairs, "track lengths corrected")
             pos = walk.pos
     if lost * 2 > total:
-        raise RefusedSongError("unreadable", f"most of it is damaged: {damage}")
+        raise RejectedSongError("unreadable", f"most of it is damaged: {damage}")
     return tracks
 
 

@@ -16,7 +16,7 @@ from midigenre.arrays import Bools, Floats, Longs
 from midigenre.data.phrases import PhraseReader, Phrases, consecutive, phrase_length
 from midigenre.data.sampler import collate, group_by_budget
 from midigenre.data.shards import MemorySongs, SongSource
-from midigenre.errors import RefusedSongError, UserError
+from midigenre.errors import RejectedSongError, UserError
 from midigenre.evaluation.blend import SONG_MODELS_FOLDER, Blends, fingerprint
 from midigenre.evaluation.exported_baselines import exported_log_probs
 from midigenre.evaluation.predictions import song_log_probs
@@ -292,7 +292,7 @@ def classify_songs(
                 continue
             try:
                 own = tokenizer.clean(song.to_score())
-            except RefusedSongError:  # nothing that this vocabulary can encode
+            except RejectedSongError:  # nothing that this vocabulary can encode
                 continue
             read[i] = own, tokenizer.encode(own)
         if read:

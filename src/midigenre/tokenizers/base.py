@@ -62,7 +62,7 @@ class Tokenizer(ABC):
         """The score reduced to what this vocabulary can encode.
 
         Raises:
-            midigenre.errors.RefusedSongError: The score cannot be used.
+            midigenre.errors.RejectedSongError: The score cannot be used.
         """
 
     @abstractmethod
@@ -77,7 +77,7 @@ class Tokenizer(ABC):
         """Bytes of a MIDI file to a clean song; its repairs hold those of the file, too.
 
         Raises:
-            midigenre.errors.RefusedSongError: The file cannot be read or used.
+            midigenre.errors.RejectedSongError: The file cannot be read or used.
         """
         repairs: dict[str, int] = {}
         song = self.clean(read_score(data, repairs))

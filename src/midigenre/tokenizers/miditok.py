@@ -19,7 +19,7 @@ from miditok.constants import DEFAULT_VELOCITY
 from symusic.core import ScoreTick
 
 from midigenre.arrays import Bools, Ints
-from midigenre.errors import RefusedSongError, UserError
+from midigenre.errors import RejectedSongError, UserError
 from midigenre.midi.clean import clean
 from midigenre.midi.song import DEFAULT_TEMPO, DRUMS, TRACKS, Grid, Meter, NoteTable, Song
 from midigenre.spec import BarKind, Field, TokenSpec
@@ -165,7 +165,7 @@ class MidiTokTokenizer(Tokenizer):
         """See :meth:`Tokenizer.clean`; velocities and tempi take the nearest value there is.
 
         Raises:
-            RefusedSongError: ``empty`` where no note lies in the vocabulary's ranges.
+            RejectedSongError: ``empty`` where no note lies in the vocabulary's ranges.
         """
         song = clean(score, self.grid, tracks=self._tracks, neutral=self._neutral)
         if self._tracks == "melody" and not self.grid.cut_overlaps:
@@ -176,7 +176,7 @@ class MidiTokTokenizer(Tokenizer):
             song = replace(song, notes=replace(song.notes, duration=duration - duration % step))
         known = self._known.take(song.notes.program * 128 + song.notes.pitch)
         if not known.any():
-            raise RefusedSongError("empty", "no note in the tokenizer's pitches and programs")
+            raise RejectedSongError("empty", "no note in the tokenizer's pitches and programs")
         if not known.all():
             song = _keep(song, known)
         tempo_ticks, tempo_qpm = song.tempo_ticks[:1], np.array([float(self._tok.default_tempo)])
