@@ -23,10 +23,11 @@ $(STAMP): pyproject.toml constraints.txt
 train: setup ## set up, prepare the embedded corpus, train, evaluate (ARGS="tokenizer=cp")
 	$(BIN)/midigenre train $(ARGS)
 
+# The property tests draw the same examples each time, so that a failure comes from the change.
 test: setup ## set up, run the tests (ARGS="-k encoder")
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --hypothesis-profile=ci $(ARGS)
 
-test-slow: setup ## run the long tests too
+test-slow: setup ## run the long tests too, property tests with new examples
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: setup ## ruff and mypy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 
 import numpy as np
@@ -89,9 +90,21 @@ def as_defined(song: Song) -> list[tuple[int, int, int, int]]:
         if not any(o <= onset < o + d and p > pitch for o, d, p, _, _ in rows):
             found[onset, pitch].append((duration, velocity))
     after = [*(onset for onset, _ in sorted(found)), 10**9][1:]
-    return [
-        (onset, min(max(d for d, _ in same), following - onset), pitch, max(v for _, v in same))
-        for ((onset, pitch), same), following in zip(sorted(found.items()), after, strict=True)
+    line = []
+    for ((onset, pitch), same), following in zip(sorted(found.items()), after, strict=True):
+        bar = bisect_right(song.bar_ticks.tolist(), onset) - 1
+        step = GRID.step_ticks(tuple(song.meters[bar].tolist()))
+        room = (following - onset) // step * step
+        line.append((onset, min(max(d for d, _ in same), room), pitch, max(v for _, v in same)))
+    return line
+
+
+def test_a_note_cut_in_another_meter_is_whole_steps_long():
+    """4/4 has sixteenths and 5/16 has 64ths: the second note starts off the grid of the first."""
+    meters = [(0, 4, 4), (4, 5, 16)]
+    assert line(note(3.5, 2, 60), note(4 + 3 / 16, 1, 72), meters=meters) == [
+        (3.5, 0.5, 60),
+        (4 + 3 / 16, 1, 72),
     ]
 
 

@@ -116,8 +116,10 @@ def test_the_disk_is_full(
     process = start(whole[0], tmp_path, workers, code)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 1
-    assert "midigenre.errors.UserError: cannot write" in err
-    assert "it resumes where it stopped" in err.splitlines()[-1]
+    # Not always the last line: Python's resource tracker may report a dead worker's files after it.
+    *_, said = [line for line in err.splitlines() if "midigenre.errors.UserError:" in line]
+    assert "cannot write" in said
+    assert "it resumes where it stopped" in said
     assert not list(tmp_path.rglob("*.arrow"))
     assert not list(tmp_path.rglob("*.part"))
     out, err = start(whole[0], tmp_path, 1).communicate(timeout=200)

@@ -128,7 +128,11 @@ def clean(score: ScoreTick, grid: Grid, *, tracks: str = "all", neutral: bool = 
     notes = _without_duplicates(_table(raw | {"onset": onset, "duration": duration}), repairs)
     if tracks == "melody":
         room = np.diff(notes.onset, append=np.iinfo(np.int32).max)
-        notes = replace(notes, duration=np.minimum(notes.duration, room))
+        if not grid.cut_overlaps:
+            # The next onset may lie on another meter's grid: a duration is whole steps of its own.
+            step = section_steps[np.searchsorted(section_ticks, notes.onset, "right") - 1]
+            room -= room % step
+        notes = replace(notes, duration=np.minimum(notes.duration, room).astype(np.int32))
     if grid.cut_overlaps:
         notes = _without_overlaps(notes, repairs)
     raw_ticks, raw_qpm = _tempo_map(score)
