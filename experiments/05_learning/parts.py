@@ -118,7 +118,6 @@ def _parts() -> dict[str, tuple[Configuration, ...]]:
                 ("genre alone", "genre", ()),
                 ("emotion alone", "emotion", ()),
                 ("genre and emotion", "genre_emotion", ()),
-                ("emotion at half weight", "genre_emotion", ("task.labels.emotion=0.5",)),
                 ("genre, emotion and MLM", "genre_emotion", ("task.mlm_weight=0.3",)),
             )
         ),

@@ -232,7 +232,7 @@ def check_labels(task: Mapping[str, Any], labels: Iterable[str]) -> None:
     if missing:
         raise UserError(
             f"task={task['name']} needs the label {missing[0]!r}, but these songs have "
-            f"{', '.join(labels)}; choose another task or corpus"
+            f"{', '.join(labels)}; name those to learn with task=classify task.labels=[LABEL,...]"
         )
 
 

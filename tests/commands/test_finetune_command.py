@@ -39,7 +39,7 @@ def test_a_probe_moves_nothing_but_one_layer(toy_run, home, midigenre, monkeypat
     assert shared
     assert all(torch.equal(probe[k], source[k]) for k in shared)
     heads = {k for k in probe if k.startswith("model.heads.")}
-    assert "model.heads.genre.out.weight" in heads
+    assert "model.heads.0.out.weight" in heads
     assert not any(".hidden." in k for k in heads)
     moments = saved(run)["optimizer_states"][0]["state"]
     moved = [k for k in probe if not k.startswith(("model.embedding.", "model.backbone."))]
@@ -127,7 +127,7 @@ def test_everything_at_once_goes_on_exactly(home, midigenre, monkeypatch):
         for name, value in one[state].items():
             assert torch.equal(value, other[state][name]), name
     assert int(one["averaging_state"]["n_averaged"]) == one["global_step"]
-    weight = "model.heads.genre.out.weight"
+    weight = "model.heads.0.out.weight"
     assert not torch.equal(one["state_dict"][weight], one["current_model_state"][weight])
     for file in ("metrics.json", "evaluation.json"):
         assert (whole / file).read_text() == (parts / file).read_text()

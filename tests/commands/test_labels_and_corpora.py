@@ -163,6 +163,9 @@ def test_every_command_of_the_page(midigenre, home, archive):
             for word in words
         ]
         words = [word.replace("=RUN", f"={run}") if run else word for word in words]
+        # This machine has no GPU.
+        words = ["trainer=cpu" if word == "trainer=gpu" else word for word in words]
+        words = ["precision=fp32" if word == "precision=bf16" else word for word in words]
         at = words.index("--") if "--" in words else len(words)
         status, out, err = midigenre(*words[:at], *small, *words[at:])
         assert status == 0, (line, err)
@@ -327,6 +330,77 @@ def test_mistakes_end_in_one_clear_line(what, command, midigenre):
     status, out, err = midigenre(command, *arguments)
     assert (status, out) == (2, "")
     assert err.count("\n") == 1, err
+    assert all(word in err for word in words), err
+
+
+# Labels of one's own
+
+
+@pytest.fixture(scope="module")
+def composers(tmp_path_factory):
+    """36 songs under ``<composer>/``, and a table of them with three labels; one is ``type``."""
+    root = tmp_path_factory.mktemp("composers")
+    with (root / "songs.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "composer", "type", "mood"])
+        for i in range(36):
+            name = f"{['Ann', 'Bob', 'Cy'][i % 3]}/{i}.mid"
+            song(root / name, i % 3, i // 3 % 2, i)
+            table.writerow([name, name.partition("/")[0], "ab"[i // 3 % 2], "" if i % 4 else "x"])
+    return root
+
+
+def test_labels_of_ones_own(midigenre, home, composers):
+    corpus = ("corpus=manifest", f"corpus.path={composers / 'songs.csv'}", "n_workers=1",
+              "corpus.labels=[composer,type,mood]", "tokenizer=octuple")  # fmt: skip
+    status, out, err = midigenre("train", *corpus, *SMALL, "task.labels=[composer,type]")
+    assert status == 0, err
+    run = out.strip()
+    assert run.startswith("runs/manifest-octuple-tiny-composer_type/")
+    assert "composer: scores of songs" in err
+    assert "type: scores of songs" in err
+    assert "mood: scores" not in err
+    evaluation = json.loads((home / run / "evaluation.json").read_text())
+    assert {label: levels["song"]["labels"] for label, levels in evaluation.items()} == {
+        "composer": ["Ann", "Bob", "Cy"], "type": ["a", "b"]
+    }  # fmt: skip
+    assert set(evaluation["type"]["phrase"]["baselines"]) >= {"majority", "ngram_lr"}
+    songs = rows(home / run / "predictions_songs.csv")
+    assert {"composer", "composer_model", "type_ngram_lr"} <= set(songs[0])
+    status, out, err = midigenre("predict", f"run={run}", "explain=true", "--", composers / "Bob")
+    assert status == 0, err
+    told = [json.loads(line) for line in out.splitlines()]
+    assert len(told) == 12
+    assert {"composer", "type"} <= set(told[0])
+    assert "genre" not in told[0]
+    status, out, err = midigenre("evaluate", f"run={run}", "corpus=folder", "subset=all",
+                                 f"corpus.root={composers}", "corpus.label=composer")  # fmt: skip
+    assert status == 0, err
+    assert json.loads((home / out.strip()).read_text())["composer"]["song"]["n"] == 36
+    status, out, _ = midigenre("compare", "label=type", "--", run)
+    assert status == 0
+    assert "composer" in out
+
+
+def test_a_folder_of_another_label(midigenre, home, composers):
+    status, out, err = midigenre("train", "corpus=folder", f"corpus.root={composers}", *SMALL,
+                                 "n_workers=1", "corpus.label=composer", "task=classify",
+                                 "task.labels=composer", "data.balance=1")  # fmt: skip
+    assert status == 0, err
+    assert set(json.loads((home / out.strip() / "evaluation.json").read_text())) == {"composer"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["task=classify"], ["task.labels=[]", "task.labels=[composer]"]),
+        (["task.labels=[mood]"], ["'mood'", "genre, emotion", "task.labels=[LABEL,...]"]),
+        (["corpus=folder", "corpus.root=.", "corpus.label=split"], ["corpus.label", "'split'"]),
+    ],
+)
+def test_labels_that_are_not_there(midigenre, arguments, words):
+    status, out, err = midigenre("train", "corpus=toy", *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
     assert all(word in err for word in words), err
 
 

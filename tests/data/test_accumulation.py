@@ -26,8 +26,7 @@ def classifier(shards: ShardSet) -> PhraseClassifier:
         Encoder(8, 1, 2, 8, dropout=0.0),
         Pooling("attention", 8),
         [
-            LabelHead(label, names, 8, weights[label], label_smoothing=0.1, dropout=0.0,
-                      loss_weight=1.0 if label == "genre" else 0.5)
+            LabelHead(label, names, 8, weights[label], label_smoothing=0.1, dropout=0.0)
             for label, names in shards.labels.classes.items()
         ],
     ).double()  # fmt: skip

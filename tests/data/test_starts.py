@@ -181,7 +181,7 @@ def test_any_classes_can_be_balanced(
 
 def test_class_counts_tell_what_is_drawn(tmp_path: Path) -> None:
     shards = prepared(songs_in(tmp_path / "in", 40, ("a", "a", "a", "b")), tmp_path)
-    data = PhraseDataModule(shards.folder, balance=1.0)
+    data = PhraseDataModule(shards.folder, balance=1.0, task_labels=("genre",))
     loader: Any = data.train_dataloader()
     for epoch in (0, 1):
         loader.batch_sampler.set_epoch(epoch)
@@ -197,9 +197,8 @@ def test_class_counts_tell_what_is_drawn(tmp_path: Path) -> None:
 def test_balance_is_checked(toy: ShardSet) -> None:
     with pytest.raises(UserError, match=r"data.balance must lie in 0 to 1, got 2"):
         PhraseDataModule(toy.folder, balance=2)
-    with pytest.raises(UserError, match=r"data.balance_label=mood.*genre, emotion"):
-        PhraseDataModule(toy.folder, balance=0.5, balance_label="mood")
-    assert PhraseDataModule(toy.folder, balance_label="mood").settings.balance == 0
+    with pytest.raises(UserError, match=r"data.balance=0.5: the task has no label"):
+        PhraseDataModule(toy.folder, balance=0.5)
 
 
 # Songs without a label

@@ -109,7 +109,7 @@ def test_accumulation_equals_one_large_batch(
     cuts: tuple[int, ...], weight_C: torch.Tensor | None
 ) -> None:
     """Micro-batches unequal in phrases, tokens and classes; one of them without any label."""
-    settings = {"class_weights": weight_C, "label_smoothing": 0.1, "loss_weight": 0.7}
+    settings = {"class_weights": weight_C, "label_smoothing": 0.1}
     large = make_batch((3, 9, 1, 4, 4, 2, 6), labels=TARGET_B.tolist())
     whole, pieces, naive = (make_classifier(**settings) for _ in range(3))
     total, _ = whole.loss(whole(large), large)
@@ -211,10 +211,10 @@ def test_pretrained_weights_load_by_name() -> None:
     assert names == {f"backbone.{k}" for k in encoder.state_dict()}
 
 
-def test_several_heads_and_their_weights() -> None:
+def test_the_losses_of_several_heads_are_added() -> None:
     heads = [
         LabelHead("genre", CLASSES, 8, dropout=0.0),
-        LabelHead("emotion", ("happy", "sad"), 8, dropout=0.0, loss_weight=0.5),
+        LabelHead("emotion", ("happy", "sad"), 8, dropout=0.0),
     ]
     model = PhraseClassifier(
         FieldEmbedding((11,), 8, dropout=0.0), Encoder(8, 1, 2, 8), Pooling("mean", 8), heads
@@ -224,7 +224,7 @@ def test_several_heads_and_their_weights() -> None:
     logits = model(batch)
     assert {k: v.shape for k, v in logits.items()} == {"genre": (2, 4), "emotion": (2, 2)}
     total, losses = model.loss(logits, batch)
-    torch.testing.assert_close(total, losses["genre"] + 0.5 * losses["emotion"])
+    torch.testing.assert_close(total, losses["genre"] + losses["emotion"])
 
 
 def test_classifier_refuses_what_does_not_fit() -> None:

@@ -29,12 +29,10 @@ class Guess(torch.nn.Module):
 
     def __init__(self, labels):
         super().__init__()
-        self.heads = torch.nn.ModuleDict(
-            {label: LabelHead(label, names, 4) for label, names in labels.items()}
-        )
+        self.heads = torch.nn.ModuleList(LabelHead(k, names, 4) for k, names in labels.items())
 
     def label_heads(self):
-        return dict(self.heads.items())
+        return {head.label: head for head in self.heads}
 
     def encode(self, batch):
         place = (batch.song_B * 7 + batch.start_B).double()
@@ -43,7 +41,7 @@ class Guess(torch.nn.Module):
     def logits(self, place):
         return {
             label: torch.stack([torch.sin(place * (c + 1)) for c in range(len(head.classes))], 1)
-            for label, head in self.heads.items()
+            for label, head in self.label_heads().items()
         }
 
 

@@ -35,8 +35,10 @@ class Counting(nn.Module):
 
     def __init__(self, spec, weight_of):
         super().__init__()
-        self.heads = nn.ModuleDict({"genre": nn.Identity()})
         self.embedding = _Weights(spec, weight_of)
+
+    def label_heads(self):
+        return {"genre": nn.Identity()}
 
     def encode(self, batch):
         h = self.embedding(batch.ids_NF)
@@ -80,7 +82,7 @@ def band(bars, drums_at=(), seed=0):
 def explain(tok, model, scores, targets=None, data=DATA, **bounds):
     songs = MemorySongs([(s, tok.encode(s)) for s in map(tok.clean, scores)])
     phrases = consecutive(songs, np.arange(len(songs)), phrase_length(data, tok.spec))
-    chosen = {k: targets or [0] * len(songs) for k in model.heads}
+    chosen = {k: targets or [0] * len(songs) for k in model.label_heads()}
     explainer = Explainer(model, tok.spec, data, **bounds)
     return explainer(songs, phrases, chosen)
 

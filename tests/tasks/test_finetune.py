@@ -57,13 +57,13 @@ EXPECTED = {
         "backbone.local.project.weight": 0,
         "backbone.layers.0.attention_norm.weight": 1, "backbone.layers.0.attention.qkv.weight": 1,
         "backbone.layers.2.feed_forward.down.bias": 3, "backbone.final_norm.weight": 3,
-        "pooling.score.0.weight": 4, "heads.genre.out.bias": 4, "cls_D": 4,
+        "pooling.score.0.weight": 4, "heads.0.out.bias": 4, "cls_D": 4,
     },
     "lstm": {
         "embedding.tables.1.weight": 0, "backbone.input_norm.bias": 1,
         "backbone.lstm.weight_ih_l0": 1, "backbone.lstm.bias_hh_l0_reverse": 1,
         "backbone.lstm.weight_hh_l2_reverse": 3, "backbone.final_norm.bias": 3,
-        "heads.genre.hidden.weight": 4,
+        "heads.0.hidden.weight": 4,
     },
 }  # fmt: skip
 

@@ -118,7 +118,7 @@ def class_maps(shards: ShardSet, trained: Run) -> dict[str, Longs]:
     ]
     for label, names in shards.labels.classes.items():
         known = trained.labels.classes.get(label)
-        if known is None or label not in trained.classifier.heads:
+        if known is None or label not in trained.classifier.label_heads():
             continue
         used = [names[i] for i in np.unique(indices[label]) if i != UNKNOWN]
         used += sorted({row[label] for row in conflicts} - {*used, ""})

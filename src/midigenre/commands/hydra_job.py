@@ -35,13 +35,13 @@ TITLE_BYTES = 128
 """Longest title of a run; Weights & Biases takes no more."""
 
 
-def run_name() -> str:
+def run_name(task: str) -> str:
     """Default of ``name``: corpus, tokenizer, model and task; ``sweep`` for all jobs of one."""
     # A sweep's folder is named before there is a job whose choices could name it.
     if not HydraConfig.initialized() or HydraConfig.get().mode == RunMode.MULTIRUN:
         return "sweep"
     chosen = HydraConfig.get().runtime.choices
-    return "-".join(str(chosen[group]) for group in ("corpus", "tokenizer", "model", "task"))
+    return "-".join([*(str(chosen[group]) for group in ("corpus", "tokenizer", "model")), task])
 
 
 def run_title(name: str) -> str:
@@ -67,6 +67,9 @@ def shortened(text: str, n_bytes: int) -> str:
 
 
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+OmegaConf.register_new_resolver(
+    "joined", lambda names: names if isinstance(names, str) else "_".join(names), replace=True
+)
 OmegaConf.register_new_resolver("run_title", run_title, replace=True)
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 # An id that no other run has. Cached: within one config it stays the same.

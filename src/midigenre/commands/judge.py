@@ -101,7 +101,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
 
 def _labels(cfg: DictConfig, generator: Run, judge: Run) -> list[str]:
     """The labels that the generator is conditioned on and the judge classifies; checks ``over``."""
-    conditions, heads = conditions_of(generator), judge.classifier.heads
+    conditions, heads = conditions_of(generator), judge.classifier.label_heads()
     shared = [label for label in conditions if label in heads]
     if not shared:
         raise UserError(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from filelock import FileLock
 
+from midigenre.errors import UserError
 from midigenre.files import read_json, write_json
 from midigenre.midi.song import TRACKS
 from midigenre.storage import Location, place
@@ -114,6 +116,27 @@ class Listing:
     unusable: list[Unusable] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+# Columns of manifest.csv and the shards, and of what is computed from them.
+_RESERVED = (
+    "path", "song_id", "group", "split", "source", "duplicate_group", "duplicate_kind", "bars",
+    "notes", "tokens", "repairs", "tpq", "songs", "share", "reason", "detail",
+)  # fmt: skip
+
+
+def check_label_names(setting: str, names: Iterable[str]) -> None:
+    """Rejects what cannot name a label, in the name of the setting that has it.
+
+    Raises:
+        UserError: A name is no word, or one of our own columns.
+    """
+    for name in names:
+        if name in _RESERVED or not re.fullmatch(r"[\w-]+", name):
+            raise UserError(
+                f"{setting}: {name!r} cannot be the name of a label: letters, digits, _ and -, and "
+                "not a column of ours"
+            )
 
 
 class Corpus(ABC):

@@ -16,6 +16,7 @@ from midigenre.corpora.base import (
     Progress,
     SongRef,
     Unusable,
+    check_label_names,
     no_progress,
     stratified,
 )
@@ -90,7 +91,7 @@ def midi_files(root: Path, left_out: LeftOut | None = None) -> Iterator[Path]:
 
 
 class Folder(Corpus):
-    """``DIR/<genre>/**/*.mid``: the first folder below ``DIR`` names the genre.
+    """``DIR/<genre>/**/*.mid``: the first folder below ``DIR`` names the class of the label.
 
     Every ending of :data:`midigenre.storage.MIDI_SUFFIXES` is accepted.
 
@@ -101,9 +102,11 @@ class Folder(Corpus):
             ``DIR``, written with ``/``. Its group named ``group``, else its first one, is the
             song's group. None groups nothing.
         tracks: See :class:`~midigenre.corpora.base.Corpus`.
+        label: Name of the label.
 
     Raises:
-        UserError: The folder is not there, or the pattern is not a regular expression with a group.
+        UserError: The folder is not there, the pattern is not a regular expression with a group, or
+            the label cannot have that name.
     """
 
     name = "folder"
@@ -116,8 +119,11 @@ class Folder(Corpus):
         limit: int | None = None,
         group_pattern: str | None = None,
         tracks: str = "all",
+        label: str = "genre",
     ) -> None:
         super().__init__(limit, tracks)
+        check_label_names("corpus.label", [label])
+        self.labels = (label,)
         self.root = self._place(root)
         self._pattern = None
         if group_pattern is not None:
@@ -183,8 +189,9 @@ class Folder(Corpus):
 
     def _labels(self, name: str) -> tuple[dict[str, str | None], str]:
         """Labels of a file by its name below the root, and why it cannot be used ("" if it can)."""
-        genre, slash, _ = name.partition("/")
-        return ({"genre": genre}, "") if slash else ({}, "it lies in no genre's folder")
+        folder, slash, _ = name.partition("/")
+        (label,) = self.labels
+        return ({label: folder}, "") if slash else ({}, f"it lies in no {label}'s folder")
 
     def _grouped(self, songs: Sequence[SongRef]) -> tuple[list[SongRef], list[str]]:
         """The songs with their groups, and a remark on those that the pattern does not match."""
@@ -218,7 +225,7 @@ class Folder(Corpus):
         folders = {top for top in left_out.endings if top}
         if isinstance(self.root, Path):
             folders |= {e.name for e in os.scandir(self.root) if os.path.isdir(e.path)}
-        folders -= {song.labels["genre"] or "" for song in found}
+        folders -= {song.labels[self.labels[0]] or "" for song in found}
         named = [
             repr(name) + (f" ({in_words(endings)})" if (endings := left_out.endings[name]) else "")
             for name in sorted(folders)
@@ -227,5 +234,7 @@ class Folder(Corpus):
         if not named:
             return left_out.remarks()
         what = "folder" if len(named) == 1 else "folders"
-        vanished = f"{what} {first_few(named)} gave no song: a genre's files end in {ENDINGS}"
+        vanished = (
+            f"{what} {first_few(named)} gave no song: a {self.labels[0]}'s files end in {ENDINGS}"
+        )
         return [*left_out.remarks(), vanished]

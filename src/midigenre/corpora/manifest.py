@@ -18,6 +18,7 @@ from midigenre.corpora.base import (
     Progress,
     SongRef,
     Unusable,
+    check_label_names,
     no_progress,
     stratified,
 )
@@ -39,9 +40,6 @@ SPLIT_NAMES = {
 
 _DELIMITERS = ",;\t|"
 _OURS = ("path", "song_id", "group", "split", "source")
-# Column names reserved for manifest.csv and the shards.
-_RESERVED = (*_OURS, "duplicate_group", "bars", "notes", "tokens", "repairs", "tpq", "songs",
-             "share", "reason", "detail")  # fmt: skip
 
 _Rows = list[tuple[int, dict[str, str]]]  # the line of each, and its cells by column
 
@@ -160,12 +158,7 @@ class Manifest(Corpus):
                 f"{self.path} has no column {' or '.join(missing)}; it has {', '.join(names)}; "
                 "choose with corpus.labels=[COLUMN,...]"
             )
-        for name in wanted:
-            if name in _RESERVED or not re.fullmatch(r"[\w-]+", name):
-                raise UserError(
-                    f"corpus.labels: {name!r} cannot be the name of a label; rename that column "
-                    "of the table (letters, digits, _ and -; not one of ours)"
-                )
+        check_label_names("corpus.labels", wanted)
 
     def songs(self, cache: Path, n_workers: int = 1, progress: Progress = no_progress) -> Listing:
         """See :meth:`Corpus.songs`; files that are not there and rows without a label are rejected.

@@ -54,7 +54,6 @@ class XMIDI(Folder):
     """
 
     name = "xmidi"
-    labels = ("genre", "emotion")
     kind = "XMIDI file"
     layout = "files named XMIDI_<emotion>_<genre>_<ID>.midi (the unpacked XMIDI archive)"
 
@@ -82,6 +81,7 @@ class XMIDI(Folder):
         if download and url is None:
             raise UserError("corpus.download=true needs corpus.url=URL (of a zip or tar archive)")
         super().__init__(root, limit, group_pattern, tracks)
+        self.labels = ("genre", "emotion")
 
     def _place(self, root: str | None) -> Location | None:
         if self._url is None:

@@ -39,7 +39,6 @@ class DataSettings:
     phrases_per_song: int | None = None
     val_phrases_per_song: int | None = None
     balance: float = 0.0
-    balance_label: str = "genre"
     unlabelled: bool = True
     num_workers: int = 0
     pin_memory: bool = False
@@ -68,7 +67,8 @@ class PhraseDataModule(L.LightningDataModule):
         fold: ``i/n`` for the training and validation songs of one share
             (:class:`~midigenre.data.splits.Subset`); None for all. No share trains on the test
             songs: they are the same in every share, so that scores compare.
-        task_labels: Labels that the task learns, for ``unlabelled``; none keeps all songs.
+        task_labels: Labels that the task learns, the main one first, for ``balance`` and
+            ``unlabelled``; none keeps all songs.
         augment: How training phrases are changed; None for not at all.
         protocol: The part that is trained and tested here, as
             :func:`~midigenre.data.splits.split_settings` gives it; None for the prepared split.
@@ -103,10 +103,10 @@ class PhraseDataModule(L.LightningDataModule):
         self.part = None if protocol_ is None else protocol_.split(self.shards)
         labels = self.shards.label_indices()
         self.labels = labels if self.part is None else self.part.visible(labels)
-        if settings.balance and settings.balance_label not in labels:
+        if settings.balance and not task_labels:
             raise UserError(
-                f"data.balance_label={settings.balance_label}: these songs have the labels "
-                f"{', '.join(labels)}; choose one of them or set data.balance=0"
+                f"data.balance={settings.balance}: the task has no label whose classes could be "
+                "balanced; set data.balance=0"
             )
         self.reader = PhraseReader(self.shards, tokens, settings.max_tokens, settings.marks)
         self._done = (0, 0)
@@ -231,7 +231,7 @@ class PhraseDataModule(L.LightningDataModule):
             rows = rows[np.any(known, axis=0)]
         balance = changed_S = None
         if settings.balance:
-            balance = Balance(self.labels[settings.balance_label][rows], settings.balance)
+            balance = Balance(self.labels[self.task_labels[0]][rows], settings.balance)
         if augment and augment.changes:
             changed_S = augment.probabilities(rows, self.labels)
         return RandomStarts(

@@ -423,7 +423,6 @@ class LabelHead(nn.Module):
         label_smoothing: Share of the target spread over all classes (Szegedy et al. 2016,
             section 7).
         dropout: Dropout before the last layer.
-        loss_weight: Factor of this label in :meth:`PhraseClassifier.loss`.
         linear: Leave the hidden layer out, for a linear probe (Alain and Bengio 2017, arXiv
             1610.01644).
 
@@ -434,14 +433,14 @@ class LabelHead(nn.Module):
     def __init__(
         self, label: str, classes: Sequence[str], d_model: int,
         class_weights: Sequence[float] | Tensor | None = None, label_smoothing: float = 0.0,
-        dropout: float = 0.1, loss_weight: float = 1.0, linear: bool = False,
+        dropout: float = 0.1, linear: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing} is not between 0 and 1")
         weights = torch.ones(len(classes)) if class_weights is None else class_weights
         self.label, self.classes = label, tuple(classes)
-        self.label_smoothing, self.loss_weight = label_smoothing, loss_weight
+        self.label_smoothing = label_smoothing
         self.weight_C = nn.Buffer(torch.as_tensor(weights, dtype=torch.float32).clone())
         self.hidden = None if linear else nn.Linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)
@@ -509,7 +508,7 @@ class PhraseClassifier(PhraseModel):
             raise ValueError(f"a classifier needs one head for each label, got {labels}")
         super().__init__(embedding, backbone)
         self.pooling = pooling
-        self.heads = nn.ModuleDict({head.label: head for head in heads})
+        self.heads = nn.ModuleList(heads)  # a ModuleDict refuses labels such as "type"
         self.masked = masked
         self.cls_D: nn.Parameter | None = None
         if pooling.kind == "cls":
@@ -517,7 +516,7 @@ class PhraseClassifier(PhraseModel):
 
     def label_heads(self) -> dict[str, LabelHead]:
         """The head of each label."""
-        return cast(dict[str, LabelHead], dict(self.heads.items()))
+        return {head.label: head for head in cast(Iterable[LabelHead], self.heads)}
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One vector for each phrase, (B, D), and one for each token, (N, D), without CLS."""
@@ -531,16 +530,16 @@ class PhraseClassifier(PhraseModel):
 
     def logits(self, h_BD: Tensor) -> dict[str, Tensor]:
         """Logits of each label from the phrases' vectors, ``{label: logits_BC}``."""
-        return {label: head(h_BD) for label, head in self.heads.items()}
+        return {label: head(h_BD) for label, head in self.label_heads().items()}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits of each label, ``{label: logits_BC}``."""
         return self.logits(self.encode(batch)[0])
 
     def loss(self, logits: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum over the labels, each times its ``loss_weight``; and ``{label: loss}``."""
+        """The sum over the labels, and ``{label: loss}``."""
         heads, total = self.label_heads(), torch.zeros((), device=batch.ids_NF.device)
         losses = {label: head.loss(logits[label], batch) for label, head in heads.items()}
-        for label, head in heads.items():
-            total = total + head.loss_weight * losses[label]
+        for loss in losses.values():
+            total = total + loss
         return total, losses

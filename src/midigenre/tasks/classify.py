@@ -1,9 +1,9 @@
-"""Phrase classification by any set of labels: ``task=genre``, ``emotion``, ``genre_emotion``."""
+"""Phrase classification by any set of labels, ``task.labels``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from midigenre.arrays import Longs
 from midigenre.data.datamodule import PhraseDataModule
+from midigenre.errors import UserError
 from midigenre.evaluation.blend import SONG_MODELS_FOLDER
 from midigenre.evaluation.figures.charts import confusion_figure, evaluation_figures
 from midigenre.evaluation.metrics import METRICS, Counts, as_array, scores_of
@@ -171,15 +172,21 @@ class ClassifyTask(Task):
         seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(model, optim, describe, seed)
-        self.val_metrics = nn.ModuleDict(
-            {label: LabelMetrics(len(head.classes)) for label, head in model.label_heads().items()}
+        self.val_metrics = nn.ModuleList(
+            LabelMetrics(len(head.classes)) for head in model.label_heads().values()
         )
         self._val_loss: dict[str, list[Tensor]] = {}
 
     @staticmethod
     def labels_of(task: Mapping[str, Any]) -> tuple[str, ...]:
         """See :meth:`Task.labels_of`."""
-        return tuple(task["labels"])
+        labels = task["labels"]
+        found = (labels,) if isinstance(labels, str) else tuple(dict.fromkeys(labels or ()))
+        if not found or not all(found):
+            raise UserError(
+                f"task.labels={labels}: name the labels to learn, as task.labels=[composer]"
+            )
+        return found
 
     @classmethod
     def make_model(cls, task: Mapping[str, Any], parts: ModelParts) -> PhraseClassifier:
@@ -187,7 +194,7 @@ class ClassifyTask(Task):
         song_kind(task)  # rejected before hours of training, not after
         check_choice("task.head", task["head"], ("mlp", "linear"))
         width, heads = parts.embedding.d_model, []
-        for label, loss_weight in task["labels"].items():
+        for label in cls.labels_of(task):
             weights = None
             if parts.counts is not None:
                 counts_C = torch.as_tensor(parts.counts[label])
@@ -195,7 +202,7 @@ class ClassifyTask(Task):
             heads.append(
                 LabelHead(
                     label, parts.labels.classes[label], width, weights, task["label_smoothing"],
-                    task["head_dropout"], loss_weight, task["head"] == "linear",
+                    task["head_dropout"], task["head"] == "linear",
                 )
             )  # fmt: skip
         pooling, masked = Pooling(parts.pooling, width), None
@@ -254,7 +261,8 @@ class ClassifyTask(Task):
 
     def label_metrics(self) -> dict[str, LabelMetrics]:
         """Validation scores of each label."""
-        return cast(dict[str, LabelMetrics], dict(self.val_metrics.items()))
+        metrics = cast(Iterable[LabelMetrics], self.val_metrics)
+        return dict(zip(self.model.label_heads(), metrics, strict=True))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch, scaled so that an accumulated step equals one large batch."""

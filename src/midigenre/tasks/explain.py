@@ -111,7 +111,7 @@ class Explainer:
             for i in np.flatnonzero(seen.song == song):
                 unseen[seen.first[i] : seen.end[i]] = 0.0
             explained: dict[str, Attribution] = {}
-            for label in self._model.heads:
+            for label in self._model.label_heads():
                 target = int(targets[label][song])
                 log_probs_VC = np.maximum(found.log_probs[label], LOG_ZERO)
                 is_whole = (bar_V[mine] == _NO_BAR) & (program_V[mine] == _NO_PROGRAM)
