@@ -172,6 +172,7 @@ def prepare_settings(cfg: DictConfig, length: PhraseLength = 4, max_tokens: int 
         max_tokens=max_tokens,
         labels=LabelSettings.from_config(plain(cfg.labels)),
         grouping=how["grouping"],
+        conflicts=how["conflicts"],
         limits=Limits(how["max_file_mb"], how["max_seconds"]),
         workers=Workers(cfg.n_workers or default_workers(), how["backend"], how["scheduler"]),
         folder=how["folder"],

@@ -248,10 +248,10 @@ def _differently_split(saved: Mapping[str, Any], cfg: DictConfig) -> list[str]:
 
     def splitting(config: Mapping[str, Any]) -> dict[str, Any]:
         folds = (config.get("protocol") or {}).get("folds")
-        grouping = (config.get("prepare") or {}).get("grouping")
+        prepare = config.get("prepare") or {}
         return {
             "protocol": {"name": protocol_name(config), "folds": folds},
-            "prepare": {"grouping": grouping},
+            "prepare": {key: prepare.get(key) for key in ("grouping", "conflicts")},
         } | {key: config.get(key) for key in ("split", "labels", "shards")}
 
     ours = plain(cfg)

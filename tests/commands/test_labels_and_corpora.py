@@ -382,6 +382,35 @@ def test_labels_of_ones_own(midigenre, home, composers):
     assert "composer" in out
 
 
+def test_pieces_of_several_files(midigenre, home, composers):
+    """Files of one group are scored together, too, in one split and over the folds."""
+    table = composers / "pieces.csv"
+    with table.open("w", newline="") as file:
+        written = csv.writer(file)
+        written.writerow(["path", "genre", "group"])
+        for row in rows(composers / "songs.csv"):
+            n = int(Path(row["path"]).stem)
+            written.writerow([row["path"], row["composer"], f"piece {n % 3}.{n // 6}"])
+    corpus = ("corpus=manifest", f"corpus.path={table}", "n_workers=1", "tokenizer=octuple")
+    status, out, err = midigenre("train", *corpus, *SMALL, "protocol=crossval", "protocol.folds=2")
+    assert status == 0, err
+    assert "model, of pieces" in err
+    assert "interval over 18 pieces]" in err
+    run = home / out.strip()
+    levels = json.loads((run / "evaluation.json").read_text())["genre"]
+    assert {level: (of["n"], of["n_pieces"]) for level, of in levels.items()
+            if level != "phrase"} == {"song": (36, 18), "piece": (18, 18)}  # fmt: skip
+    assert set(levels["piece"]["baselines"]) == {"majority", "metadata", "ngram_lr", "hist_gb"}
+    pieces = rows(run / "predictions_pieces.csv")
+    assert len({row["piece"] for row in pieces}) == 18
+    status, out, err = midigenre("evaluate", f"run={run}/fold-1-of-2")
+    assert status == 0, err
+    assert "genre: scores of pieces" in err
+    status, out, err = midigenre("compare", "level=piece", "--", run)
+    assert status == 0, err
+    assert "piece macro-F1" in out
+
+
 def test_a_folder_of_another_label(midigenre, home, composers):
     status, out, err = midigenre("train", "corpus=folder", f"corpus.root={composers}", *SMALL,
                                  "n_workers=1", "corpus.label=composer", "task=classify",

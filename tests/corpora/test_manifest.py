@@ -239,14 +239,8 @@ ROWS: dict[str, tuple[str | bytes, list[str]]] = {
                         ["lines 2 and 3", "id 'b.mid'"]),
     "a song in two groups": ("path,genre,song_id,group\na.mid,x,1,G\nb.mid,x,1,\nc.mid,x,1,H\n",
                              ["song_id '1'", "'G' (line 2)", "'H' (line 4)"]),
-    "a song in two splits": ("path,genre,song_id,split\na.mid,x,1,val\nb.mid,x,1,test\n",
-                             ["song_id 1", "val (line 2)", "test (line 3)"]),
     "a split missing": ("path,genre,split\na.mid,x,train\nb.mid,x,\n", ["line 3", "all or none"]),
     "no such split": ("path,genre,split\na.mid,x,dev\n", ["line 2", "'dev'", "train, val or test"]),
-    "a group in two splits": (
-        "path,genre,group,split\na.mid,x,G,train\nb.mid,x,H,test\nc.mid,x,G,test\nd.mid,x,H,val\n",
-        ["group 'G'", "train (line 2)", "test (line 4)", "1 more group is split"],
-    ),
 }  # fmt: skip
 
 

@@ -9,17 +9,20 @@ from midigenre.evaluation.scores import evaluate
 
 
 def table(log_probs, truth, song, names, baselines=None, *, source=None, allowed=None,
-          temperature=None, song_id=None):  # fmt: skip
+          temperature=None, song_id=None, piece=None):  # fmt: skip
     """One level; ``source`` and ``allowed`` are those of each row."""
     where = {} if source is None else {"source": np.asarray(source, object)}
     if song_id is not None:
         where["song_id"] = np.asarray(song_id, object)
+    if piece is not None:
+        where["piece"] = np.asarray(piece, object)
     theirs = {k: v if isinstance(v, str) else np.asarray(v) for k, v in (baselines or {}).items()}
     if temperature is not None:
         temperature = np.broadcast_to(temperature, len(truth)).astype(float)
     return Predictions(
         tuple(names),
         np.unique(np.asarray(song), return_inverse=True)[1],
+        np.unique(np.asarray(song if piece is None else piece), return_inverse=True)[1],
         np.asarray(truth, np.int64),
         np.asarray(log_probs, np.float64),
         theirs,

@@ -33,13 +33,34 @@ def guesses(share, seed):
     return np.where(rng.random(N) < share, TRUTH, rng.choice(["jazz", "rock", "pop"], N))
 
 
-def add_songs(folder, predicted, truth=TRUTH, order=slice(None)):
+def add_songs(folder, predicted, truth=TRUTH, order=slice(None), pieces=None):
     with (folder / "predictions_songs.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["song_id", "genre", "genre_model"])
+        writer.writerow(["song_id", "genre", "genre_model"] + ["piece"] * (pieces is not None))
         ids = [f"s{i:03}" for i in range(len(truth))]
-        writer.writerows(list(zip(ids, truth, predicted, strict=True))[order])
-        writer.writerow(["without a label", "", "rock"])
+        more = [] if pieces is None else [pieces]
+        writer.writerows(list(zip(ids, truth, predicted, *more, strict=True))[order])
+        writer.writerow(["without a label", "", "rock"] + ["x"] * len(more))
+
+
+def test_songs_of_a_piece_are_drawn_and_counted_together(tmp_path):
+    """Five copies of each song in one piece: the pairing is that of the songs alone."""
+    once = np.arange(40)
+    copies = np.repeat(once, 5)
+    first, second = guesses(0.9, 1)[:40], guesses(0.6, 2)[:40]
+    found = {}
+    for kind, rows, pieces in (
+        ("alone", once, None),
+        ("copies", copies, [f"p{i:02}" for i in copies]),
+    ):
+        for name, predicted in (("a", first), ("b", second)):
+            folder = tmp_path / kind / name
+            write_run(folder, 0.5, **({"trainer__max_epochs": 9} if name == "b" else {}))
+            add_songs(folder, predicted[rows], TRUTH[:40][rows], pieces=pieces)
+        found[kind] = compare(find_runs([tmp_path / kind])[0]).rows[1].paired["genre"]
+    assert found["copies"].ci95 == pytest.approx(found["alone"].ci95)
+    assert found["copies"].p == found["alone"].p
+    assert found["copies"].mcnemar_p == found["alone"].mcnemar_p
 
 
 def made(folder, name, share, seed=0, **more):

@@ -13,8 +13,8 @@ from midigenre.evaluation.crossval import PartRun, by_part, pool
 from midigenre.evaluation.predictions import (
     TABLES_FILE,
     concat,
+    pieces_of,
     read_tables,
-    songs_path,
     write_predictions,
     write_tables,
 )
@@ -49,7 +49,7 @@ def written(tmp_path):
     levels = made()
     path = tmp_path / "predictions.csv"
     write_predictions(path, {"genre": levels})
-    assert len(read_csv(songs_path(path))) == 30
+    assert len(read_csv(tmp_path / "predictions_songs.csv")) == 30
     phrases = levels["phrase"]
     return read_csv(path), phrases.log_probs_NC, phrases.truth_N, evaluate(phrases, seed=2)
 
@@ -84,10 +84,63 @@ def test_the_table_adds_up_to_the_confusion_matrix_and_the_comparison(written):
         assert {k: values[k] for k in ("difference", "ci95", "p")} == theirs["versus_model"][metric]
 
 
-def test_songs_lie_beside_the_phrases(tmp_path):
-    assert songs_path(tmp_path / "a-test-predictions.csv") == (
-        tmp_path / "a-test-predictions_songs.csv"
-    )
+def of_pieces(levels):
+    """The tables with the level of pieces: songs 0 to 2, 3 to 5, ..., and the last three alone."""
+    phrases, songs = levels["phrase"], levels["song"]
+    first = np.where(songs.song_N < 27, songs.song_N // 3 * 3, songs.song_N)
+    names = np.array([f"piece {i:02}" for i in first], object)
+    songs = replace(songs, piece_N=first, where=songs.where | {"piece": names})
+    phrases = replace(phrases, piece_N=np.repeat(first, 4))
+    guesses = {"hist_gb": np.log(np.random.default_rng(3).dirichlet(np.ones(3), 30))}
+    return {"phrase": phrases, "song": songs, "piece": pieces_of(songs, guesses)}, guesses
+
+
+def test_a_piece_is_the_mean_of_its_songs():
+    levels, guesses = of_pieces(made())
+    songs, pieces = levels["song"], levels["piece"]
+    assert pieces.song_N.tolist() == [*range(0, 27, 3), 27, 28, 29]
+    assert pieces.where["piece"].tolist()[1] == "piece 03"
+    for i, name in enumerate(pieces.song_N.tolist()):
+        inside = songs.select(songs.piece_N == name)
+        mean = inside.log_probs_NC.mean(0)
+        assert pieces.log_probs_NC[i] == pytest.approx(mean - np.log(np.exp(mean).sum()))
+        assert pieces.baselines["hist_gb"][i] == (
+            guesses["hist_gb"][songs.piece_N == name].sum(0).argmax()
+        )
+        classes = {c for c in inside.truth_N.tolist() if c >= 0}
+        assert pieces.truth_N[i] == (classes.pop() if len(classes) == 1 else -1)
+    assert pieces.missing == {"metadata": "one class only"}
+    assert evaluate(pieces)["n"] == (pieces.truth_N >= 0).sum()
+
+
+def test_intervals_are_over_pieces():
+    """Copies of a song in its piece say nothing new: the interval is that of the songs alone."""
+    songs = made()["song"]
+    known = songs.select(songs.truth_N >= 0)
+    copies = known.select(np.repeat(np.arange(len(known)), 5))
+    alone, copied = evaluate(known), evaluate(copies)
+    for score in ("accuracy", "macro_f1"):
+        assert copied["ci95"][score] == pytest.approx(alone["ci95"][score])
+        of = [found["baselines"]["hist_gb"]["versus_model"][score] for found in (alone, copied)]
+        assert of[0]["ci95"] == pytest.approx(of[1]["ci95"])
+    assert copied["ci95"]["roc_auc"] == pytest.approx(alone["ci95"]["roc_auc"])
+    assert (copied["n"], copied["n_pieces"]) == (5 * len(known), len(known))
+    apart = evaluate(replace(copies, piece_N=np.arange(len(copies))))
+    wide, narrow = (of["baselines"]["hist_gb"]["ci95"]["accuracy"] for of in (copied, apart))
+    assert 0 < np.ptp(narrow) < 0.6 * np.ptp(wide)
+
+
+def test_pieces_come_back_and_have_a_csv(tmp_path):
+    levels, _ = of_pieces(made())
+    write_tables(tmp_path / "p.npz", {"genre": levels, "emotion": made(1)})
+    found = read_tables(tmp_path / "p.npz", ["genre", "emotion"])
+    assert_same(found["genre"]["piece"], levels["piece"])
+    assert list(found["emotion"]) == ["phrase", "song"]
+    write_predictions(tmp_path / "a-test.csv", {"genre": levels})
+    rows = read_csv(tmp_path / "a-test_pieces.csv")
+    assert [row["piece"] for row in rows] == levels["piece"].where["piece"].tolist()
+    assert "song_id" not in rows[0]
+    assert read_csv(tmp_path / "a-test_songs.csv")[4]["piece"] == "piece 03"
 
 
 def assert_same(one, other):

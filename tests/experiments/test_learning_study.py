@@ -83,6 +83,7 @@ def test_one_run_has_the_intervals_of_its_own_evaluation(tmp_path: Path) -> None
         rows = Predictions(
             tuple(GENRES),
             np.arange(N),
+            np.arange(N),
             codes["genre"],
             np.log(np.where(np.eye(3)[codes[f"genre_{who}"]] > 0, 0.98, 0.01)),
             {"hist_gb": codes["genre_hist_gb"]},

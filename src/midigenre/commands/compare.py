@@ -16,7 +16,7 @@ from midigenre.commands.console import console
 from midigenre.errors import UserError
 from midigenre.evaluation.compare import compare, find_runs, to_markdown, to_records
 from midigenre.evaluation.metrics import METRICS
-from midigenre.evaluation.predictions import LEVELS
+from midigenre.evaluation.predictions import LEVELS, PIECE
 from midigenre.files import write_csv
 from midigenre.run import settings_of
 
@@ -30,8 +30,8 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     """
     if not paths:
         raise UserError("compare needs runs: midigenre compare -- RUN_OR_FOLDER ...")
-    if cfg.level not in (None, *LEVELS):
-        raise UserError(f"level={cfg.level}; choose {', '.join(LEVELS)}")
+    if cfg.level not in (None, *LEVELS, PIECE):
+        raise UserError(f"level={cfg.level}; choose {', '.join((*LEVELS, PIECE))}")
     if cfg.metric not in METRICS:
         raise UserError(f"metric={cfg.metric}; choose {', '.join(METRICS)}")
     versus = None if cfg.versus is None else Path(str(cfg.versus))

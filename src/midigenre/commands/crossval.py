@@ -19,7 +19,7 @@ from midigenre.evaluation.crossval import PartRun, mean_and_sd, pool
 from midigenre.evaluation.figures import save
 from midigenre.evaluation.figures.charts import evaluation_figures
 from midigenre.evaluation.metrics import METRICS
-from midigenre.evaluation.predictions import LEVELS
+from midigenre.evaluation.predictions import LEVELS, PIECE
 from midigenre.files import read_json, write_json
 from midigenre.run import RunFolder, as_config, locked
 from midigenre.spec import UNKNOWN
@@ -177,7 +177,7 @@ def _pooled(
     of_levels = [
         (label, level, levels[level])
         for label, levels in evaluation.items()
-        for level in LEVELS
+        for level in (*LEVELS, PIECE)
         if level in levels
     ]
     metrics = [read_json(run.folder / "metrics.json") for run in runs]
@@ -217,7 +217,7 @@ def _pooled(
     cost["tokens_per_second"] = round(cost["train_tokens"] / cost["fit_seconds"], 1)
     cost["peak_memory_bytes"] = max(of["peak_memory_bytes"] for of in costs)
     write_json(folder / "cost.json", cost)
-    if len(of_levels) == len(LEVELS) * len(evaluation):
+    if of_levels:
         for place, figure in evaluation_figures(evaluation, "out-of-fold").items():
             save(figure, folder / "figures" / f"{place.replace('/', '-')}.png")
     class_of(plain(cfg.task)).show(evaluation, console)

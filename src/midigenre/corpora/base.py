@@ -61,7 +61,7 @@ class SongRef:
         song_id: Unique in the corpus, stable between calls, readable (it appears in reports).
         path: The MIDI file, here or in a store; ``str(path)`` is its URL there.
         labels: Class name of each label, None where the song has none.
-        group: Songs of one group never lie in two splits (movements of a work, sections of a
+        group: Songs of one group never lie in two splits made here (movements of a work, parts of a
             movement, an artist); None means that the song stands alone.
         source: Where it comes from, for within-source scores; the corpus name if empty.
         extra: Additional columns for ``manifest.csv``.
@@ -121,7 +121,8 @@ class Listing:
 # Columns of manifest.csv and the shards, and of what is computed from them.
 _RESERVED = (
     "path", "song_id", "group", "split", "source", "duplicate_group", "duplicate_kind", "bars",
-    "notes", "tokens", "repairs", "tpq", "songs", "share", "reason", "detail",
+    "notes", "tokens", "repairs", "tpq", "songs", "share", "reason", "detail", "piece", "part",
+    "first_bar", "end_bar",
 )  # fmt: skip
 
 

@@ -25,7 +25,6 @@ from midigenre.corpora.base import (
 from midigenre.errors import RejectedSongError, UserError
 from midigenre.files import check_regular, csv_value, read_bytes
 from midigenre.storage import Location, entries, is_remote, location, naming, stamp, unopened
-from midigenre.wording import plural
 
 MAX_MANIFEST_BYTES = 2**30
 """Largest table: a row has some 100 bytes."""
@@ -50,8 +49,9 @@ class Manifest(Corpus):
     The columns ``path`` and the labels are needed; ``song_id`` (the path if it is not there),
     ``group``, ``split`` and ``source`` are used where they are there, whatever their case and
     order; other columns are kept in the shards' ``manifest.csv``. Rows with one ``song_id`` are
-    versions of a song and never lie in two splits, like those of a group. The file is UTF-8, with
-    or without a byte order mark, with commas, semicolons, tabs or bars between the cells.
+    versions of a song and, like those of a group, never lie in two splits that are made here. The
+    file is UTF-8, with or without a byte order mark, with commas, semicolons, tabs or bars between
+    the cells.
 
     Args:
         path: The CSV file, here or its URL in a store.
@@ -192,7 +192,6 @@ class Manifest(Corpus):
             ids.append(("" if song_id in versions else song_id) or row["path"] or f"line {line}")
         self._check_unique("id", zip((line for line, _ in rows), ids, strict=True))
         groups = self._groups(rows, versions)
-        self._check_splits(rows, splits, groups)
 
         found: list[SongRef] = []
         unusable: list[Unusable] = []
@@ -292,27 +291,6 @@ class Manifest(Corpus):
             else row.get("group") or None
             for _, row in rows
         ]
-
-    def _check_splits(
-        self, rows: _Rows, splits: Sequence[str | None], groups: Sequence[str | None]
-    ) -> None:
-        """Rejects a group in two of the given splits: only the table's author can correct that."""
-        first: dict[str, tuple[int, str]] = {}
-        bad: dict[str, str] = {}
-        for (line, _), split, group in zip(rows, splits, groups, strict=True):
-            if group is None or split is None:
-                continue
-            where, held = first.setdefault(group, (line, split))
-            if held != split:
-                bad.setdefault(group, f"in {held} (line {where}) and in {split} (line {line})")
-        if bad:
-            group, where_text = next(iter(bad.items()))
-            others = plural(len(bad) - 1, "more group is split", "more groups are split")
-            more = f" ({others})" if len(bad) > 1 else ""
-            raise UserError(
-                f"{self.path}: group {group!r} is {where_text}{more}; put a group into one "
-                "split, or take the split column out to have the songs split by group"
-            )
 
 
 def _stamps_of(

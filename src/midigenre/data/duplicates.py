@@ -48,6 +48,7 @@ from midigenre.spec import SPLITS
 from midigenre.wording import plural
 
 GROUPINGS = ("none", "exact", "near")
+CONFLICTS = ("reject", "keep")
 DUPLICATE_KINDS = ("bytes", "notes", "near")
 """What links a song to its group; the strictest kind that applies."""
 
@@ -87,10 +88,10 @@ _EMPTY = MinHash(SKETCH, seed=1, scheme="affine32", hashfunc=int)
 RowIndices = NDArray[np.intp]
 
 
-def without_conflicts(
+def label_conflicts(
     songs: Sequence[SongRef], digests: Mapping[str, bytes], labels: Sequence[str]
-) -> tuple[list[SongRef], dict[str, str], list[Unusable], list[str]]:
-    """Takes out byte-identical files with different labels.
+) -> tuple[list[Unusable], list[str]]:
+    """Finds byte-identical files with different labels.
 
     Args:
         songs: The songs.
@@ -98,23 +99,18 @@ def without_conflicts(
         labels: Names of the labels.
 
     Returns:
-        The songs that are left; for each of them that has copies the id of the first one; the
-        others, as ``label_conflict``; remarks that name the pairs of classes.
+        These songs, as ``label_conflict``; remarks that name the pairs of classes.
     """
     by_digest: dict[bytes, list[SongRef]] = defaultdict(list)
     for song in songs:
         by_digest[digests[song.song_id]].append(song)
     by_digest.pop(b"", None)
-    rejected: list[Unusable] = []
-    duplicate_of: dict[str, str] = {}
+    found: list[Unusable] = []
     classes: Counter[tuple[str, tuple[str, ...]]] = Counter()
     for same in by_digest.values():
-        if len(same) == 1:
-            continue
         carried = {label: {song.labels.get(label) for song in same} for label in labels}
         differing = {label: names for label, names in carried.items() if len(names) > 1}
         if not differing:
-            duplicate_of |= {s.song_id: same[0].song_id for s in same}
             continue
         for label, names in differing.items():
             classes[label, tuple(sorted(repr(name) if name else "none" for name in names))] += 1
@@ -125,55 +121,16 @@ def without_conflicts(
                 f"{o.path} ({', '.join(str(v) for v in o.labels.values())})" for o in others
             )
             detail = f"the same bytes as {named}{more}"
-            rejected.append(
-                Unusable(song.song_id, song.path, "label_conflict", detail, song.labels)
-            )
-    bad = {song.song_id for song in rejected}
+            found.append(Unusable(song.song_id, song.path, "label_conflict", detail, song.labels))
     shown = classes.most_common(NAMED_EACH)
     remarks = [
-        f"{plural(n, 'song is listed', 'songs are listed')} under {label} {' and '.join(names)}: "
-        "every copy is rejected (label_conflict in refused.csv)"
+        f"{plural(n, 'song is listed', 'songs are listed')} under {label} {' and '.join(names)}"
         for (label, names), n in shown
     ]
     if len(classes) > NAMED_EACH:
         rest = classes.total() - sum(n for _, n in shown)
         remarks.append(f"{rest:,} more have {len(classes) - NAMED_EACH} other pairs of classes")
-    return [s for s in songs if s.song_id not in bad], duplicate_of, rejected, remarks
-
-
-def without_leaks(
-    songs: Sequence[SongRef], duplicate_of: Mapping[str, str]
-) -> tuple[list[SongRef], list[Unusable], list[str]]:
-    """Takes copies out where the source's own splits hold the same bytes twice.
-
-    A given test set stays as it is, so that its scores compare with others': copies in training
-    are removed, then those in validation. Gives the songs that are left, the others as
-    ``split_conflict``, and remarks.
-    """
-    best: dict[str, SongRef] = {}
-    for song in songs:
-        first = duplicate_of.get(song.song_id)
-        if song.split is None or first is None:
-            continue
-        held = best.setdefault(first, song)
-        if SPLITS.index(song.split) > SPLITS.index(held.split or song.split):
-            best[first] = song
-    kept: list[SongRef] = []
-    rejected: list[Unusable] = []
-    for song in songs:
-        held = best.get(duplicate_of.get(song.song_id, ""), song)
-        if held.split == song.split:
-            kept.append(song)
-            continue
-        detail = f"given as {song.split}, but {held.path} in {held.split} has the same bytes"
-        rejected.append(Unusable(song.song_id, song.path, "split_conflict", detail, song.labels))
-    if not rejected:
-        return kept, rejected, []
-    remark = (
-        f"{plural(len(rejected), 'song')} with a byte-identical copy in a later one of the given "
-        f"splits rejected; the first: {rejected[0].song_id} (split_conflict in refused.csv)"
-    )
-    return kept, rejected, [remark]
+    return found, remarks
 
 
 def linked_groups(
@@ -267,28 +224,51 @@ def find_duplicates(
     return Duplicates(first[inverse].astype(np.int64), kind)
 
 
-def kept_apart(given: Sequence[str], found: Duplicates) -> list[str]:
-    """The splits that the source gives, "" for songs that have a duplicate in a later one.
+def kept_apart(given: Sequence[str], linked: Sequence[str]) -> list[str]:
+    """The splits that the source gives, "" for songs that are linked to one in a later split.
 
-    A given test set stays as it is, so that its scores compare with others'.
+    A given test set stays as it is, so that its scores compare with others'. ``linked`` is what
+    :func:`linked_groups` gives.
     """
-    place_S = np.array([SPLITS.index(split) for split in given], np.int64)
-    latest_S = np.zeros(len(given), np.int64)
-    np.maximum.at(latest_S, found.first, place_S)
-    kept_S = place_S >= latest_S[found.first]
-    return [split if kept else "" for split, kept in zip(given, kept_S, strict=True)]
+    latest: dict[str, int] = {}
+    for split, name in zip(given, linked, strict=True):
+        latest[name] = max(SPLITS.index(split), latest.get(name, 0))
+    return [
+        split if SPLITS.index(split) == latest[name] else ""
+        for split, name in zip(given, linked, strict=True)
+    ]
 
 
-def leaked(splits: Sequence[str], found: Duplicates) -> dict[str, Any]:
-    """Songs of validation and test whose duplicate is in training, in a split made without groups.
+def leaked(
+    splits: Sequence[str], found: Duplicates, songs: Sequence[SongRef], labels: Sequence[str]
+) -> dict[str, Any]:
+    """Songs of validation and test that are in training, too, where a split ignores links.
 
-    Gives ``songs``, how many there are, and their ``share`` of validation and test.
+    Returns:
+        ``songs``: how many have a duplicate in training, and their ``share`` of validation and
+        test; ``contradictory``: how many of them one with another class, of any label; ``groups``:
+        how many of validation and test share their group with a training song.
     """
-    split_S = np.array(splits)
-    learnt = found.first[found.grouped & (split_S == SPLITS[0])]
-    held_S = np.isin(split_S, SPLITS[1:])
-    n, total = int((held_S & np.isin(found.first, learnt)).sum()), int(held_S.sum())
-    return {"songs": n, "share": round(n / total, 4) if total else None}
+    classes: dict[int, set[tuple[str | None, ...]]] = defaultdict(set)
+    groups: set[str | None] = set()
+    held = []
+    for i, (split, song) in enumerate(zip(splits, songs, strict=True)):
+        if split == SPLITS[0]:
+            groups.add(song.group)
+            if found.grouped[i]:
+                classes[int(found.first[i])].add(tuple(song.labels.get(k) for k in labels))
+        elif split:
+            held.append(i)
+    leaks = [i for i in held if int(found.first[i]) in classes]
+    return {
+        "songs": len(leaks),
+        "share": round(len(leaks) / len(held), 4) if held else None,
+        "contradictory": sum(
+            bool(classes[int(found.first[i])] - {tuple(songs[i].labels.get(k) for k in labels)})
+            for i in leaks
+        ),
+        "groups": sum(songs[i].group is not None and songs[i].group in groups for i in held),
+    }
 
 
 def report(

@@ -63,11 +63,14 @@ class Settings:
     """What, besides corpus and tokenizer, a preparation depends on.
 
     ``length`` and ``max_tokens`` are those of a phrase, for the report only. ``grouping`` is one of
-    ``duplicates.GROUPINGS``. The shards do not depend on ``workers``. ``folder`` is where their
-    folders lie, any fsspec URL; ``<home>/shards`` if None.
+    ``duplicates.GROUPINGS``. ``conflicts`` says what becomes of songs that contradict others, equal
+    bytes under two classes and songs that are linked to one in a later split: ``reject`` them, or
+    ``keep`` them; None keeps them where the source gives the splits, so that a published split
+    stays what it is. The shards do not depend on ``workers``. ``folder`` is where their folders
+    lie, any fsspec URL; ``<home>/shards`` if None.
 
     Raises:
-        UserError: There is no such grouping, or a limit is 0 or less.
+        UserError: There is no such grouping or way with conflicts, or a limit is 0 or less.
     """
 
     split_seed: int = 0
@@ -76,6 +79,7 @@ class Settings:
     max_tokens: int = 1024
     labels: LabelSettings = field(default_factory=LabelSettings)
     grouping: str = "near"
+    conflicts: str | None = None
     limits: Limits = field(default_factory=Limits)
     workers: Workers = field(default_factory=Workers)
     folder: str | None = None
@@ -84,6 +88,11 @@ class Settings:
         if self.grouping not in duplicates.GROUPINGS:
             raise UserError(
                 f"prepare.grouping={self.grouping}: choose {', '.join(duplicates.GROUPINGS)}"
+            )
+        if self.conflicts not in (None, *duplicates.CONFLICTS):
+            raise UserError(
+                f"prepare.conflicts={self.conflicts}: choose {' or '.join(duplicates.CONFLICTS)}, "
+                "or null to keep them where the splits are given"
             )
         if self.limits.max_file_mb <= 0 or self.limits.max_seconds <= 0:
             raise UserError("prepare.max_file_mb and prepare.max_seconds must be above 0")
@@ -155,6 +164,7 @@ def _key(
         "split": [settings.split_seed, list(settings.fractions)],
         "labels": asdict(settings.labels),
         "grouping": settings.grouping,
+        "conflicts": settings.conflicts,
         "limits": asdict(settings.limits),
         "files": files.hexdigest(),
     }
@@ -316,7 +326,8 @@ def _prepare(
         results.digests, results.notes, results.sketches, settings.grouping, progress
     )
     about = duplicates.report(found, results.kept, corpus.labels, settings.grouping)
-    splits = _splits(results.kept, found, settings, about)
+    splits, said = _splits(results.kept, found, corpus.labels, settings, about)
+    remarks += said
     _write_tables(folder, corpus, chunks, results, found, splits)
     write_spec(folder, corpus.name, tokenizer.spec, labels, results.parts)
     # The report is written last: it marks the folder as finished.
@@ -331,11 +342,6 @@ def _prepare(
         "encoded_by_miditok": dict(results.fallbacks.most_common()),
         "duplicates": about,
     }
-    if left_out := about.get("left_out_of_given_splits"):
-        remarks.append(
-            f"{plural(left_out, 'song')} with a duplicate in a later one of the given splits left "
-            "out of every split (duplicates.csv)"
-        )
     report["warnings"] = [*remarks, *report_warnings(report)]
     write_json(folder / "report.json", report)
     for chunk in chunks:
@@ -362,14 +368,22 @@ def _chosen(
             return False
         return True
 
-    songs, copies, unusable, remarks = duplicates.without_conflicts(
-        listing.songs, digests, corpus.labels
-    )
-    if settings.grouping != "none":
-        songs, leaks, said = duplicates.without_leaks(songs, copies)
-        unusable, remarks = unusable + leaks, remarks + said
+    songs = listing.songs
+    unusable, remarks = duplicates.label_conflicts(songs, digests, corpus.labels)
+    if _keeps_conflicts(settings, songs):
+        what, unusable = "kept: prepare.conflicts=reject takes them out", []
+    else:
+        what, rejected = "rejected (label_conflict in refused.csv)", {u.song_id for u in unusable}
+        songs = [song for song in songs if song.song_id not in rejected]
+    remarks = [f"{remark}: every copy is {what}" for remark in remarks]
     songs, rare = without_rare(songs, corpus, settings.labels, content, usable)
     return songs, [*listing.unusable, *unusable, *rare], remarks
+
+
+def _keeps_conflicts(settings: Settings, songs: Sequence[SongRef]) -> bool:
+    if settings.conflicts is None:
+        return any(song.split is not None for song in songs)
+    return settings.conflicts == "keep"
 
 
 def _vanished(
@@ -435,32 +449,44 @@ class _Results:
 def _splits(
     songs: Sequence[SongRef],
     found: duplicates.Duplicates,
+    labels: Sequence[str],
     settings: Settings,
     about: dict[str, Any],
-) -> list[str]:
-    """The split of each song, as the source gives it or split by groups.
+) -> tuple[list[str], list[str]]:
+    """The split of each song, as the source gives it or split by groups; and remarks.
 
-    ``about`` gets ``naive_split_leaks``: what a split that ignores duplicates would leak.
+    ``about`` gets ``leaks``: what the given splits leak, or what a split that ignores duplicates
+    would.
     """
-    given = [song.split for song in songs if song.split is not None]
-    if given:
-        about["naive_split_leaks"] = duplicates.leaked(given, found)
-        splits = duplicates.kept_apart(given, found)
-        about["left_out_of_given_splits"] = splits.count("")
-        return splits
-    strata = [tuple(song.labels.values()) for song in songs]
     ids, groups = [song.song_id for song in songs], [song.group for song in songs]
+    places = zip(found.first, found.grouped, strict=True)
+    first_copies = [ids[first] if grouped else None for first, grouped in places]
+    linked = duplicates.linked_groups(ids, groups, first_copies)
+    given = [song.split for song in songs if song.split is not None]
+    about["given_splits"] = bool(given)
+    if given:
+        about["leaks"] = leaks = duplicates.leaked(given, found, songs, labels)
+        if _keeps_conflicts(settings, songs):
+            what = "kept as given; prepare.conflicts=reject takes the copies in training out"
+            splits = given
+        else:
+            splits = duplicates.kept_apart(given, linked)
+            what = f"{plural(splits.count(''), 'copy', 'copies')} left out of every split"
+        n, by_group = leaks["songs"], leaks["groups"]
+        return splits, [
+            f"the given splits: of validation and test, {plural(n, 'song')} "
+            f"({leaks['share']:.1%}) have a duplicate in training, {leaks['contradictory']:,} with "
+            f"another label, and {plural(by_group, 'song')} a song of their group: {what} "
+            "(duplicates.csv)"
+        ] * bool(n or by_group)
+    strata = [tuple(song.labels.values()) for song in songs]
 
-    def split(first_copies: Sequence[str | None]) -> list[str]:
-        linked = duplicates.linked_groups(ids, groups, first_copies)
+    def split(linked: Sequence[str]) -> list[str]:
         return assign_splits(strata, linked, settings.fractions, settings.split_seed)
 
-    naive = split([None] * len(songs))
-    about["naive_split_leaks"] = duplicates.leaked(naive, found)
-    if not found.grouped.any():
-        return naive
-    places = zip(found.first, found.grouped, strict=True)
-    return split([ids[first] if grouped else None for first, grouped in places])
+    naive = split(duplicates.linked_groups(ids, groups, [None] * len(songs)))
+    about["leaks"] = duplicates.leaked(naive, found, songs, labels)
+    return split(linked) if found.grouped.any() else naive, []
 
 
 def _write_tables(

@@ -194,13 +194,16 @@ def print_report(report: dict[str, Any], console: Console, tables: bool = True) 
 
 def _print_duplicates(about: Mapping[str, Any], console: Console) -> None:
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in about["by_kind"].items() if n)
-    leaks = about["naive_split_leaks"]
+    leaks = about["leaks"]
+    leak = (
+        f"; each stays in one split. A split by song would leak {plural(leaks['songs'], 'song')} "
+        "of validation and test" + (f" ({leaks['share']:.1%})" if leaks["share"] else "")
+    )
     console.print(
         f"duplicates: {plural(about['songs'], 'song')} in {plural(about['groups'], 'group')} "
-        f"({kinds}), the largest of {about['largest'][0]['songs']:,}; each stays in one split. A "
-        f"split by song would leak {plural(leaks['songs'], 'song')} of validation and test"
-        + (f" ({leaks['share']:.1%})" if leaks["share"] else "")
-        + " (see duplicates.csv)"
+        f"({kinds}), the largest of {about['largest'][0]['songs']:,}"
+        # A warning says what given splits leak.
+        f"{'' if about['given_splits'] else leak} (see duplicates.csv)"
     )
     if n := about["label_conflicts"]["groups"]:
         console.print(f"groups with more than one label: {n:,} (see report.json)")

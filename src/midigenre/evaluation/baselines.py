@@ -38,7 +38,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from midigenre.arrays import Longs
+from midigenre.arrays import Floats, Longs
 from midigenre.data.phrases import PhraseReader, Phrases
 from midigenre.evaluation.exported_baselines import (
     FEATURES,
@@ -226,12 +226,12 @@ def stratified_sample(class_N: Longs, n: int, seed: int) -> Longs:
 
 def predict_baselines(
     fitted: Mapping[str, FittedLabel], reader: PhraseReader, phrases: Phrases
-) -> dict[str, dict[str, dict[str, Longs | str]]]:
+) -> dict[str, dict[str, dict[str, Floats | str]]]:
     """Predicts phrases and their songs; see :func:`apply_baselines`.
 
     Returns:
-        For each label, level and baseline the class of every phrase, or of every song in ascending
-        order; or a text that says why there is none.
+        For each label, level and baseline the log-probabilities of every phrase, or of every song
+        in ascending order, shape (N, C); or a text that says why there are none.
     """
     every = {
         (label, level, name): model
@@ -240,7 +240,7 @@ def predict_baselines(
         for name, model in models.items()
     }
     usable = {key: model for key, model in every.items() if isinstance(model, ExportedBaseline)}
-    predicted = apply_baselines(usable, reader, phrases, ExportedBaseline.predict)
+    predicted = apply_baselines(usable, reader, phrases)
     found: dict[str, Any] = {label: {level: {} for level in LEVELS} for label in fitted}
     for (label, level, name), model in every.items():
         found[label][level][name] = predicted.get((label, level, name), model)

@@ -1,6 +1,7 @@
 """Intervals of a score, and of the difference of two classifiers: over resampled songs, over seeds.
 
-Phrases of a song resemble each other, so whole *songs* are drawn. Metrics need only the counts of
+Phrases of a song resemble each other, so whole *songs* are drawn, or whole groups of songs (pieces)
+where the corpus has them: what is drawn is called a song here. Metrics need only the counts of
 each class (:class:`~midigenre.evaluation.metrics.Counts`), and those of a resample are sums over
 its songs: all resamples together are one matrix product.
 """

@@ -21,7 +21,7 @@ from scipy.stats import binom  # type: ignore[attr-defined]
 from midigenre.errors import UserError
 from midigenre.evaluation.bootstrap import score_names, t_interval
 from midigenre.evaluation.metrics import METRICS
-from midigenre.evaluation.predictions import LEVELS, SONGS_FILE
+from midigenre.evaluation.predictions import LEVELS, PIECE, SONGS_FILE
 from midigenre.files import read_csv, read_json
 from midigenre.run import GROUPS, HOLDOUT, RunFolder, flatten, protocol_name, settings_of
 from midigenre.wording import plural
@@ -202,7 +202,8 @@ class Paired:
         n_songs: Songs with a label.
         n_seeds: Seeds of each that took part.
         difference: Its score minus the reference's; means over the seeds.
-        ci95: 95 % bootstrap interval of the difference, over songs.
+        ci95: 95 % bootstrap interval of the difference, over songs, or pieces where there are
+            groups.
         p: Two-sided bootstrap p-value (see
             :meth:`~midigenre.evaluation.bootstrap.Scores.lead`).
         mcnemar_p: See :func:`mcnemar`.
@@ -386,7 +387,7 @@ def compare(
     Args:
         runs: The runs, at least one.
         labels: Labels to show; all if None.
-        levels: ``phrase``, ``song`` or both.
+        levels: ``phrase``, ``song``, ``piece``, or several.
         metric: One of :data:`~midigenre.evaluation.metrics.METRICS`.
         shipped: Own settings of a choice such as ``model=tiny``. Where all runs have them as they
             are, the name stands for them all.
@@ -486,8 +487,9 @@ def _differing(rows: Sequence[Row], shipped: Shipped) -> tuple[str, ...]:
 def mcnemar(first_right_S: NDArray[Any], second_right_S: NDArray[Any]) -> float:
     """McNemar's mid-p test of two classifiers on the same songs (Fagerland et al. 2013, eq. 9).
 
-    Looks only at the songs that one of them gets right and the other wrong. With several seeds,
-    it compares the shares of them that are right: the sign test, which is the same for one seed.
+    Looks only at the songs that one of them gets right and the other wrong. With several seeds, or
+    several songs of a piece, it compares how many of them are right: the sign test, which is the
+    same for one seed and one song.
 
     Returns:
         Two-sided p-value; 1 where they are never right and wrong on the same song.
@@ -502,7 +504,7 @@ def mcnemar(first_right_S: NDArray[Any], second_right_S: NDArray[Any]) -> float:
 
 
 _Songs = Mapping[str, tuple[str, ...]]
-"""For each labelled song, by its id: its class and what each run predicts."""
+"""For each labelled song, by its id: its piece, its class and what each run predicts."""
 
 
 def pair_up(
@@ -526,7 +528,7 @@ def pair_up(
     names = {i: _names(of) for i, of in enumerate(songs) if not isinstance(of, str)}
 
     def quality(i: int) -> float:
-        found = score_names(names[i], np.arange(names[i].shape[1]), n_bootstrap=0).exact[metric]
+        found = score_names(names[i][1:], names[i][0], n_bootstrap=0).exact[metric]
         return _sign(metric) * float(found.mean())
 
     reference = max(names, key=quality, default=None) if versus is None else versus
@@ -541,16 +543,19 @@ def pair_up(
             out.append(None)
         elif isinstance(theirs, str):
             out.append(f"{folder}: {theirs}")
-        elif {k: of[0] for k, of in ours.items()} != {k: of[0] for k, of in theirs.items()}:
+        elif {k: of[:2] for k, of in ours.items()} != {k: of[:2] for k, of in theirs.items()}:
             out.append(f"tested on other songs than {folder}")
         else:
             first, second = _same_seeds(groups[i], groups[reference])
-            truth_1S, own_PS = np.split(names[i], [1])
-            both_1PS = np.concatenate([truth_1S, own_PS[first], names[reference][1:][second]])
+            piece_1S, truth_1S, own_PS = np.split(names[i], [1, 2])
+            both_1PS = np.concatenate([truth_1S, own_PS[first], names[reference][2:][second]])
             n, right_PS = len(first), both_1PS[1:] == both_1PS[0]
-            scores = score_names(both_1PS, np.arange(len(ours)))
-            lead = scores.lead(metric, slice(n), slice(n, None))
-            p = mcnemar(right_PS[:n].mean(0), right_PS[n:].mean(0))
+            lead = score_names(both_1PS, piece_1S[0]).lead(metric, slice(n), slice(n, None))
+            _, piece_S = np.unique(piece_1S[0], return_inverse=True)
+            p = mcnemar(
+                np.bincount(piece_S, right_PS[:n].mean(0)),
+                np.bincount(piece_S, right_PS[n:].mean(0)),
+            )
             ci95, seeds = tuple(lead["ci95"]), (n, len(second))
             out.append(Paired(len(ours), seeds, lead["difference"], ci95, lead["p"], p))
     return reference, out
@@ -565,7 +570,7 @@ def _songs_of(runs: Sequence[RunRecord], label: str) -> _Songs | str:
             return f"no {SONGS_FILE}"
         try:
             rows = {
-                row["song_id"]: (row[label], row[f"{label}_model"])
+                row["song_id"]: (row.get(PIECE, row["song_id"]), row[label], row[f"{label}_model"])
                 for row in read_csv(path)
                 if row[label]
             }
@@ -575,14 +580,16 @@ def _songs_of(runs: Sequence[RunRecord], label: str) -> _Songs | str:
             return f"{SONGS_FILE} cannot be read ({error})"
         if not rows:
             return f"{SONGS_FILE} has no song with a {label}"
-        if found and {k: of[0] for k, of in found.items()} != {k: of[0] for k, of in rows.items()}:
+        if found and {k: of[:2] for k, of in found.items()} != {
+            k: of[:2] for k, of in rows.items()
+        }:
             return "its seeds were tested on different songs"
-        found = {k: (*found.get(k, of[:1]), of[1]) for k, of in rows.items()}
+        found = {k: (*found.get(k, of[:2]), of[2]) for k, of in rows.items()}
     return found
 
 
 def _names(songs: _Songs) -> NDArray[Any]:
-    """A row of classes and one for each run; songs in the order of their ids."""
+    """A row of pieces, one of classes and one for each run; songs in the order of their ids."""
     return np.array([songs[i] for i in sorted(songs)]).T
 
 

@@ -81,8 +81,8 @@ def pool(runs: Sequence[PartRun], folder: Path, skipped: Sequence[Fold] = ()) ->
                 "another run; delete it and resume this one"
             )
     tables = {
-        label: {level: concat([of[label][level] for of in of_runs], names) for level in LEVELS}
-        for label in evaluations[0]
+        label: {level: concat([of[label][level] for of in of_runs], names) for level in levels}
+        for label, levels in of_runs[0].items()
     }
     result: dict[str, dict[str, Any]] = {}
     for label, levels in tables.items():

@@ -280,11 +280,6 @@ class ExportedBaseline:
         found_SC[:, classes] = log_softmax(raw_SK, axis=1)
         return found_SC
 
-    def predict(self, counts: PhraseCounts) -> Longs:
-        """The most likely class of each row, shape (S,)."""
-        found: Longs = self.log_probs(counts).argmax(1)
-        return found
-
     def _linear(self, counts: PhraseCounts) -> NDArray[Any]:
         x = sparse.csr_matrix(counts, copy=True)  # type: ignore[no-untyped-call]
         x.data = (np.log(x.data) + 1) * self.arrays["idf"][x.indices]
@@ -353,28 +348,26 @@ def apply_baselines(
     models: Mapping[Key, ExportedBaseline],
     reader: PhraseReader,
     phrases: Phrases,
-    function: Callable[[ExportedBaseline, PhraseCounts], NDArray[Any]],
-) -> dict[Key, NDArray[Any]]:
-    """The output of fitted baselines; each phrase is read once.
+) -> dict[Key, Floats]:
+    """Log-probabilities of fitted baselines; each phrase is read once.
 
     Args:
         models: The baselines.
         reader: Reads the songs.
         phrases: Their phrases, those of a song one after the other, songs in ascending order.
-        function: ``ExportedBaseline.log_probs`` or ``ExportedBaseline.predict``.
 
     Returns:
-        For each model a row for every phrase, or for every song in ascending order.
+        For each model those of every phrase, or of every song in ascending order, shape (N, C).
     """
     names = list(dict.fromkeys(model.name for model in models.values()))
-    found: dict[Key, list[NDArray[Any]]] = {key: [] for key in models}
+    found: dict[Key, list[Floats]] = {key: [] for key in models}
     for piece, of_phrases in count_songs(reader, phrases, names) if names else ():
         rows = {
             "phrase": of_phrases,
             "song": {name: songs_of(counts, piece) for name, counts in of_phrases.items()},
         }
         for (label, level, name), model in models.items():
-            found[label, level, name].append(function(model, rows[level][model.name]))
+            found[label, level, name].append(model.log_probs(rows[level][model.name]))
     return {key: np.concatenate(parts) for key, parts in found.items()}
 
 
@@ -387,5 +380,5 @@ def exported_log_probs(
         for label, named in experts.items()
         for name, expert in named.items()
     }
-    found = apply_baselines(models, reader, phrases, ExportedBaseline.log_probs)
+    found = apply_baselines(models, reader, phrases)
     return {k: {name: found[k, "song", name] for name in named} for k, named in experts.items()}

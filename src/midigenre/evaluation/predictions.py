@@ -1,10 +1,14 @@
 """The table of predictions: everything that an evaluation is computed from.
 
-A :class:`Predictions` holds one label at one level, ``phrase`` or ``song``; a row is a phrase or a
-song. The tables of several runs, the folds of a cross-validation, are joined by :func:`concat`.
+A :class:`Predictions` holds one label at one level, ``phrase``, ``song`` or ``piece``; a row is one
+of these. A piece is the songs of one ``group`` (the segments of a recording, the movements of a
+work) together, a song without a group is a piece of its own; the level is there where a piece has
+several songs. The tables of several runs, the folds of a cross-validation, are joined by
+:func:`concat`.
 
 A run keeps its tables twice: ``predictions.npz`` in full precision, and for people and other
-programs ``predictions.csv`` and ``predictions_songs.csv``, rounded. Columns of a label, for
+programs ``predictions.csv``, ``predictions_songs.csv`` and ``predictions_pieces.csv``, rounded.
+Columns of a label, for
 instance ``genre``: ``genre`` (the truth; empty where it is not known), ``genre_model`` (the
 prediction), ``genre_<baseline>`` of each baseline, and ``genre_log_prob_<class>``; a blend
 (``task.song``) adds ``genre_encoder`` and ``genre_<component>_log_prob_<class>``. Use
@@ -28,6 +32,11 @@ from midigenre.files import write_bytes, write_csv
 from midigenre.spec import UNKNOWN
 
 LEVELS = ("phrase", "song")
+"""The levels that every evaluation has."""
+
+PIECE = "piece"
+"""The level that it has beside them where the corpus has groups."""
+
 PREDICTIONS_FILE = "predictions.csv"
 SONGS_FILE = "predictions_songs.csv"
 TABLES_FILE = "predictions.npz"
@@ -41,18 +50,20 @@ DAMAGED = (OSError, KeyError, ValueError, TypeError, RuntimeError)
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Predictions of one label at one level, songs in ascending order.
+    """Predictions of one label at one level, songs or pieces in ascending order.
 
     Attributes:
         classes: Class names, length C.
-        song_N: Song of each row, its place among the prepared songs, shape (N,).
+        song_N: Song of each row, its place among the prepared songs, shape (N,); of a piece's row
+            the piece.
+        piece_N: Piece of each row, the first prepared song of its group, shape (N,).
         truth_N: True classes, shape (N,); UNKNOWN where there is none.
         log_probs_NC: The model's log-probabilities, shape (N, C).
         baselines: Classes that each baseline predicts, shape (N,), or why it is missing.
         components: Log-probabilities of each component of a song model, shape (N, C).
         where: Columns that say which phrase or song a row is, each of N values: ``song_id``,
-            ``source`` where that is known, ``first_bar`` and ``end_bar`` of phrases, ``part`` where
-            tables were joined.
+            ``source`` where that is known, ``piece`` where there are groups, ``first_bar`` and
+            ``end_bar`` of phrases, ``part`` where tables were joined.
         temperature_N: Temperature that calibrates each row, shape (N,); None without.
         flags: Which rows are out of the domain, by ``energy`` and by ``max_softmax`` (see
             :mod:`midigenre.evaluation.calibration`), shape (N,); empty where nothing was fitted.
@@ -66,6 +77,7 @@ class Predictions:
 
     classes: tuple[str, ...]
     song_N: Longs
+    piece_N: Longs
     truth_N: Longs
     log_probs_NC: Floats
     baselines: Mapping[str, Longs | str] = field(default_factory=dict)
@@ -193,8 +205,10 @@ def read_tables(path: Path, labels: Sequence[str]) -> Tables:
     try:
         arrays = read_arrays(path)
         for label in labels:
-            for level in LEVELS:
+            for level in (*LEVELS, PIECE):
                 own = below(arrays, f"{label}/{level}")
+                if level == PIECE and not own:
+                    continue
                 columns = below(own, "of")
                 missing = {name: str(why) for name, why in below(own, "missing").items()}
                 baselines = below(columns, "baselines") | missing
@@ -204,14 +218,13 @@ def read_tables(path: Path, labels: Sequence[str]) -> Tables:
     return found
 
 
-def songs_path(path: Path) -> Path:
-    """Where the songs' CSV lies beside the phrases': ``predictions_songs.csv``."""
-    return path.with_name(f"{path.stem}_songs{path.suffix}")
-
-
 def write_predictions(path: Path, tables: Tables) -> None:
-    """Writes the phrases of all labels as CSV, and their songs beside it (:func:`songs_path`)."""
-    for level, place in (("phrase", path), ("song", songs_path(path))):
+    """Writes the phrases of all labels as CSV, ``<name>_songs.csv``, ``<name>_pieces.csv``.
+
+    The last one where there are groups.
+    """
+    for level in next(iter(tables.values())):
+        place = path.with_stem(path.stem + ("" if level == "phrase" else f"_{level}s"))
         columns: dict[str, Sequence[Any]] = {}
         for label, levels in tables.items():
             table = levels[level]
@@ -259,6 +272,34 @@ def song_truth(truth_N: ArrayLike, song_N: ArrayLike) -> tuple[NDArray[Any], Lon
     if (differs := truth_S[song_index_N] != truth_N).any():
         raise ValueError(f"song {np.asarray(song_N)[differs][0]} has phrases of several classes")
     return songs_S, truth_S
+
+
+def pieces_of(songs: Predictions, baselines: Mapping[str, Floats]) -> Predictions:
+    """The pieces of a table of songs: a piece's log-probabilities are the mean over its songs.
+
+    A piece whose songs have different classes is of none (UNKNOWN).
+
+    Args:
+        songs: The table.
+        baselines: Log-probabilities of the songs for each baseline that is not missing, (N, C).
+    """
+    pieces_P, first_P, piece_S = np.unique(songs.piece_N, return_index=True, return_inverse=True)
+    known_S = songs.truth_N != UNKNOWN
+    lowest_P = np.full(len(pieces_P), len(songs.classes))
+    highest_P = np.full(len(pieces_P), UNKNOWN)
+    np.minimum.at(lowest_P, piece_S[known_S], songs.truth_N[known_S])
+    np.maximum.at(highest_P, piece_S[known_S], songs.truth_N[known_S])
+
+    def pooled(log_probs_SC: Floats) -> Floats:
+        return song_log_probs(log_probs_SC, songs.piece_N)[1]
+
+    return Predictions(
+        songs.classes, pieces_P, pieces_P, np.where(lowest_P == highest_P, highest_P, UNKNOWN),
+        pooled(songs.log_probs_NC),
+        {name: pooled(of).argmax(1) for name, of in baselines.items()} | songs.missing,
+        {name: pooled(of) for name, of in songs.components.items()},
+        {PIECE: songs.where[PIECE][first_P]},
+    )  # fmt: skip
 
 
 def _log_sum_exp(values_NC: Floats) -> Floats:

@@ -12,14 +12,14 @@ from rich.table import Table
 
 from midigenre.data.report import named
 from midigenre.evaluation.metrics import METRICS
-from midigenre.evaluation.predictions import LEVELS
+from midigenre.evaluation.predictions import LEVELS, PIECE
 from midigenre.evaluation.scores import SOURCE_MAJORITY
 from midigenre.wording import plural
 
 LevelScores = Mapping[str, Any]
 """The scores of a label at one level."""
 
-LEGEND = "[95 % interval over songs]; * the interval of the difference excludes 0"
+LEGEND = "[95 % interval over {what}]; * the interval of the difference excludes 0"
 
 
 def print_scores(
@@ -30,19 +30,23 @@ def print_scores(
     """Prints for each label one table, of songs and of the model's phrases, and a few lines.
 
     Where the console, standard error if None, is too narrow for the table, each metric has its own.
-    With ``details`` there are tables of the phrases' baselines, of the sources and of the classes.
+    With ``details`` there are tables of the baselines of phrases and of pieces, of the sources and
+    of the classes.
     """
     console = console or Console(stderr=True)
     for label, levels in evaluation.items():
-        for level in ("song", "phrase") if details else ("song",):
+        shown = ("song", "phrase", PIECE) if details else ("song",)
+        for level in (level for level in shown if level in levels):
             title = f"{label}: scores of {level}s"
             tables = [_score_table(levels, level, METRICS)]
+            n = levels[level]["n_pieces"]
+            legend = LEGEND.format(what="songs" if PIECE not in levels else f"{n:,} pieces")
             columns = zip(*tables[0], strict=True)
             # rich puts a space on each side of a cell, and lines between.
             if 1 + sum(3 + max(map(len, column)) for column in columns) > console.width:
                 tables = [_score_table(levels, level, [metric]) for metric in METRICS]
             for i, table in enumerate(tables, 1):
-                _print(console, title, table, LEGEND if i == len(tables) else None)
+                _print(console, title, table, legend if i == len(tables) else None)
         if details:
             if levels["song"].get("within_source"):
                 _print(console, f"{label}: within a source", _source_table(levels["song"]))
@@ -75,8 +79,9 @@ def _score_table(
     scores = levels[level]
     kind = scores.get("song_model", {}).get("kind")
     rivals = {f"model ({kind})" if kind else "model": scores}
-    if level == "song":
-        rivals["model, of phrases"] = {**levels["phrase"], "versus_model": {}}
+    for other in ("phrase", PIECE) if level == "song" else ():
+        if other in levels:
+            rivals[f"model, of {other}s"] = {**levels[other], "versus_model": {}}
     if kind:
         rivals["encoder alone"] = scores["components"]["encoder"]
     rivals |= {name: of for name, of in scores["baselines"].items() if of is not None}

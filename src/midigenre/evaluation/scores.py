@@ -50,18 +50,20 @@ _CELLS_AT_ONCE = 4_000_000  # bounds the memory
 def evaluate(table: Predictions, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP) -> dict[str, Any]:
     """All scores of a table; rows without a class are left out.
 
-    The intervals are percentile bootstraps over *songs*, :mod:`midigenre.evaluation.bootstrap`:
-    resampling phrases would give intervals that are far too narrow.
+    The intervals are percentile bootstraps over *pieces*, that is over songs where none share a
+    group (:mod:`midigenre.evaluation.bootstrap`): resampling phrases, or segments of one
+    recording, would give intervals that are far too narrow.
 
     Returns:
-        ``n``; every metric of :data:`~midigenre.evaluation.metrics.METRICS`; ``roc_auc``
-        (:func:`roc_auc_scores`); ``ci95``; ``per_class``; ``confusion`` (rows are the truth);
-        ``labels``; ``ece``, ``nll`` and ``brier`` (:func:`calibration_scores`); what
-        :func:`confidence_scores` adds; ``baselines`` (None where one is missing) and, if any is
-        missing, ``baselines_missing`` with the reasons; where sources are known what
-        :func:`by_source` gives; where a song model has components ``components``; and
-        ``out_of_domain``: for ``labelled`` and ``unlabelled`` rows ``n`` and the shares that are
-        flagged by ``energy`` and by ``max_softmax`` (see :mod:`midigenre.evaluation.calibration`).
+        ``n``; ``n_pieces``, the number of what is resampled; every metric of
+        :data:`~midigenre.evaluation.metrics.METRICS`; ``roc_auc`` (:func:`roc_auc_scores`);
+        ``ci95``; ``per_class``; ``confusion`` (rows are the truth); ``labels``; ``ece``, ``nll``
+        and ``brier`` (:func:`calibration_scores`); what :func:`confidence_scores` adds;
+        ``baselines`` (None where one is missing) and, if any is missing, ``baselines_missing`` with
+        the reasons; where sources are known what :func:`by_source` gives; where a song model has
+        components ``components``; and ``out_of_domain``: for ``labelled`` and ``unlabelled`` rows
+        ``n`` and the shares that are flagged by ``energy`` and by ``max_softmax`` (see
+        :mod:`midigenre.evaluation.calibration`).
 
         A baseline or component has every metric, ``ci95`` and ``versus_model``: for each metric
         the model minus the baseline, see :meth:`~midigenre.evaluation.bootstrap.Scores.lead`.
@@ -71,7 +73,7 @@ def evaluate(table: Predictions, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP) 
     known = table.select(table.truth_N != UNKNOWN)
     names = table.classes
     scores = score(
-        known.truth_N, [known.predicted_N, *known.given.values()], known.song_N, len(names), seed,
+        known.truth_N, [known.predicted_N, *known.given.values()], known.piece_N, len(names), seed,
         n_bootstrap,
     )  # fmt: skip
     confusion_CC = confusion_matrix(known.truth_N, known.predicted_N, len(names))
@@ -82,7 +84,7 @@ def evaluate(table: Predictions, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP) 
         "f1": ratio(2 * counts.hits, counts.truth + counts.predicted),
     }
     auc_C, auc, auc_interval = roc_auc_scores(
-        known.log_probs_NC, known.truth_N, known.song_N, seed, n_bootstrap
+        known.log_probs_NC, known.truth_N, known.piece_N, seed, n_bootstrap
     )
     model = scores.summary(0)
     ci95 = model.pop("ci95") | {"roc_auc": auc_interval}
@@ -92,6 +94,7 @@ def evaluate(table: Predictions, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP) 
     }
     return {
         "n": len(known),
+        "n_pieces": len(np.unique(known.piece_N)),
         **model,
         "roc_auc": auc,
         "ci95": ci95,
@@ -166,7 +169,7 @@ def by_source(table: Predictions, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP)
     known_K = np.array([allowed_NC[source_N == k].any(1).all() for k in range(len(chosen))])
     scores = score(
         inside.truth_N, [inside.predicted_N, restricted_N, *inside.given.values()],
-        inside.song_N, n_classes, seed, n_bootstrap, source_N,
+        inside.piece_N, n_classes, seed, n_bootstrap, source_N,
     )  # fmt: skip
     rivals = list(enumerate(inside.given, 2))
 

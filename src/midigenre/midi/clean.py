@@ -48,7 +48,6 @@ REJECTIONS = {
     "too_long": "more bars than tokenizer.max_song_bars",
     "unlabelled": "no label that the corpus knows",
     "label_conflict": "a byte-identical file carries another label",
-    "split_conflict": "a byte-identical file is in a later one of the given splits",
     "dropped_label": "labels.map leaves its class out",
     "rare_label": "its class has fewer songs than labels.min_songs",
     "not_written": "the source's own format could not be written as MIDI",

@@ -28,7 +28,9 @@ from midigenre.evaluation.calibration import Calibration, LevelCalibration, song
 from midigenre.evaluation.exported_baselines import ExportedBaseline, exported_log_probs
 from midigenre.evaluation.predictions import (
     LEVELS,
+    PIECE,
     Predictions,
+    pieces_of,
     song_log_probs,
     song_truth,
     write_predictions,
@@ -70,15 +72,16 @@ def evaluate_split(
         train: Where the baselines are fitted, the run's own songs; None if those are gone.
         seed: Seed of the bootstrap and of the baselines.
         predictions: CSV file to write the phrases' predictions to, those of the songs beside it as
-            ``<name>_songs.csv``, and both in full precision as ``<name>.npz`` (see
-            :mod:`midigenre.evaluation.predictions`); None for no files.
+            ``<name>_songs.csv``, of pieces as ``<name>_pieces.csv``, and all in full precision as
+            ``<name>.npz`` (see :mod:`midigenre.evaluation.predictions`); None for no files.
         calibration: The run's own (:func:`fit_calibration`); None without.
         blends: Score songs; None for the mean log-probability over their phrases.
         fitted: The baselines of ``train`` if already fitted (:func:`fitted_baselines`).
 
     Returns:
         For each label and level what :func:`~midigenre.evaluation.scores.evaluate` gives, and
-        ``baselines_train``: how many songs or phrases the baselines saw.
+        ``baselines_train``: how many songs or phrases the baselines saw. The level ``piece`` is
+        there where songs share a group.
     """
     if fitted is None:
         fitted = fitted_baselines(model, train, seed)
@@ -91,6 +94,7 @@ def evaluate_split(
     baselines = predict_baselines(usable, data.reader, phrases) if usable else {}
     parts = {} if blends is None else song_components(blends, found, data.reader, phrases)
     song_N = {"phrase": found.song, "song": np.unique(found.song)}
+    piece_S = _pieces(data)
     where = _where(data, phrases, song_N)
     tables: dict[str, dict[str, Predictions]] = {}
     for label, head in heads.items():
@@ -110,32 +114,40 @@ def evaluate_split(
         known = None if label not in usable or train is None else _training_sources(train, label)
         tables[label] = {}
         for level in LEVELS:
-            theirs: dict[str, Longs | str] = (
-                {**baselines[label][level]} if label in usable
+            fits_NC: dict[str, Floats | str] = (
+                baselines[label][level] if label in usable
                 else dict.fromkeys(BASELINES, str(fitted[label]))
             )  # fmt: skip
+            theirs = {k: of if isinstance(of, str) else of.argmax(1) for k, of in fits_NC.items()}
             allowed_NC, guesses = _by_source(where[level].get("source"), known, len(head.classes))
             if guesses is not None:
                 theirs[SOURCE_MAJORITY] = guesses
             for name, log_probs_SC in components.items() if level == "song" else ():
                 if isinstance(theirs.get(name, ""), str):  # its experts are baselines already
                     theirs[name] = log_probs_SC.argmax(1)
+                    fits_NC = fits_NC | {name: log_probs_SC}
             fit = fits.get(level)
             flags: dict[str, Bools] = {}
             if fit is not None and fit.max_energy is not None:
                 flags["energy"] = fit.out_of_domain(energy[level])
                 flags["max_softmax"] = fit.low_confidence(log_probs[level])
             tables[label][level] = Predictions(
-                tuple(head.classes), song_N[level], truth[level], log_probs[level], theirs,
+                tuple(head.classes), song_N[level], piece_S[song_N[level]], truth[level],
+                log_probs[level], theirs,
                 components if level == "song" else {}, where[level],
                 None if fit is None else np.full(len(truth[level]), fit.temperature),
                 flags, allowed_NC,
             )  # fmt: skip
+            if level == "song" and PIECE in where["song"]:
+                given = {k: of for k, of in fits_NC.items() if not isinstance(of, str)}
+                tables[label][PIECE] = pieces_of(tables[label][level], given)
     result: dict[str, Any] = {}
     for label, levels in tables.items():
         result[label] = {level: evaluate(table, seed) for level, table in levels.items()}
         if label in usable:
             for level, scores in result[label].items():
+                if level == PIECE:  # the songs' baselines, pooled
+                    continue
                 n, available = usable[label].n_train[level], usable[label].n_available[level]
                 scores["baselines_train"] = {"n": n, "available": available}
         if blends is not None:
@@ -146,16 +158,27 @@ def evaluate_split(
     return result
 
 
+def _pieces(data: PhraseDataModule) -> Longs:
+    """Piece of every prepared song: the first one of its group, itself where it has none."""
+    first: dict[str, int] = {}
+    groups = data.shards.manifest.column("group")
+    return np.array([first.setdefault(g, i) if g else i for i, g in enumerate(groups)], np.int64)
+
+
 def _where(
     data: PhraseDataModule, phrases: Phrases, song_N: Mapping[str, Longs]
 ) -> dict[str, dict[str, NDArray[Any]]]:
     """For each level the columns that identify a row."""
     manifest = data.shards.manifest
-    about = {
+    about: dict[str, NDArray[Any]] = {
         name: np.array(manifest.column(name), object)
         for name in ("song_id", "source")
         if name in manifest.columns
     }
+    groups, ids = manifest.column("group"), manifest.column("song_id")
+    if len({*groups} - {""}) < len([g for g in groups if g]):  # one has several songs
+        names = [g or song_id for g, song_id in zip(groups, ids, strict=True)]
+        about[PIECE] = np.array(names, object)
     where: dict[str, dict[str, NDArray[Any]]] = {
         level: {name: column[songs] for name, column in about.items()}
         for level, songs in song_N.items()
