@@ -27,6 +27,10 @@ from midigenre.models.transformer import DropAdd, Encoder, LabelHead, Pooling, R
 
 Model = TypeVar("Model", bound=nn.Module)
 
+# Where its kernels take AVX-512; `torch.backends.mkldnn.enabled` switches oneDNN off.
+_HAS_ONEDNN = (
+    "AVX512" in torch.backends.cpu.get_cpu_capability() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+)
 _BLOCK = 512  # Rows of a product over the tokens: both operands stay in the second-level cache.
 _MANY_ROWS = 64
 _LARGE = 1 << 16  # Weights above which a product of few rows, as in generation, is worth it.
@@ -71,7 +75,8 @@ class Linear(nn.Linear):
             and input.dtype == self.weight.dtype == torch.float32
             and input.ndim == 2
             and (rows >= _MANY_ROWS or few_but_large)
-            and _has_onednn()
+            and _HAS_ONEDNN
+            and torch.backends.mkldnn.enabled
             and not torch.is_autocast_enabled("cpu")  # autocast turns nn.Linear to bfloat16
             and not torch.compiler.is_compiling()  # True for torch.export as well.
         ):
@@ -80,14 +85,6 @@ class Linear(nn.Linear):
             return cast(Tensor, _OneDnnLinear.apply(input, self.weight, self.bias))  # type: ignore[no-untyped-call]
         x_NI = input.contiguous() if rows < _MANY_ROWS else _even_rows(input)
         return _times_transposed(x_NI, self.weight, self.bias)[:rows]
-
-
-def _has_onednn() -> bool:
-    return bool(
-        "AVX512" in torch.backends.cpu.get_cpu_capability()
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and torch.backends.mkldnn.enabled
-    )
 
 
 def _times_transposed(a_MK: Tensor, b_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
@@ -307,7 +304,8 @@ def packed(model: Model, n_rows: int) -> Model:
     def made(linear: nn.Linear) -> Frozen | None:
         weight = linear.weight
         on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
-        gains = on_cpu and weight.numel() >= _LARGE and _has_onednn()
+        onednn = _HAS_ONEDNN and torch.backends.mkldnn.enabled
+        gains = on_cpu and weight.numel() >= _LARGE and onednn
         return layer(linear) if gains else None
 
     return with_linears(model, made)
