@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import NamedTuple
 
 import mido
@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from symusic.core import ScoreTick
 
 from midi import DRUMS, smf
-from midigenre.midi import channels
-from midigenre.midi.channels import played
-from midigenre.midi.clean import clean, read_score
-from midigenre.midi.repair import END, joined, well_formed
+from midigenre.midi import read as reading
+from midigenre.midi.clean import clean
+from midigenre.midi.read import read_score, well_formed
+from midigenre.midi.repair import END, joined, notes_ended
 from midigenre.midi.song import Grid
 
 some_examples = settings(
@@ -288,19 +288,20 @@ def test_notes_end_where_mido_sees_the_next_event_of_their_pitch(events):
 @example([[(0, on(60)), (1, on(60)), (2, off(60)), (2, on(60)), (2, off(60)), (3, off(60))]])
 @example([[(0, b"\xff\x03\x02\x90\xc0"), (0, on(60)), (2100, program(5)), (2100, off(60))]])
 def test_what_is_read_at_once_is_what_is_read_event_by_event(tracks):
-    file = well_formed(file_of(*tracks, end=4000))
+    data = file_of(*tracks, end=4000)
     found: dict[str, int] = {}
-    walked: dict[str, int] = {}
-    score = channels._parsed(channels._written(file, walked))
-    assert sounds(played(file, found)) == sounds(score)
-    assert found == walked
+    walked: Counter[str] = Counter()
+    file = well_formed(data)
+    score = reading._parsed(file.header, notes_ended(file.header, file.bodies, walked))
+    assert sounds(read_score(data, found)) == sounds(score)
+    assert found == +walked
 
 
 def test_most_files_are_read_at_once(monkeypatch):
     def walk(*_):
         raise AssertionError("an ordinary file was read event by event")
 
-    monkeypatch.setattr(channels, "_written", walk)
+    monkeypatch.setattr(reading, "notes_ended", walk)
     setup = [(0, control(120)), (0, control(123)), (0, program(40))]
     part = [(0, on(60)), (5000, off(60)), (5000, on(62)), (5600, on(62)), (5700, off(62))]
     part += [(9000, off(62)), (9000, control(123))]

@@ -18,7 +18,8 @@ from symusic.core import NoteTick, ScoreTick, TempoTick, TimeSignatureTick, Trac
 import midigenre
 from midi import DRUMS, TPQS, make_score, melody, midi_file, note, scores, to_bytes
 from midigenre.errors import RejectedSongError
-from midigenre.midi.clean import NEUTRAL_VELOCITY, REJECTIONS, clean, read_score
+from midigenre.midi.clean import NEUTRAL_VELOCITY, REJECTIONS, clean
+from midigenre.midi.read import read_score
 from midigenre.midi.song import Grid, Song
 
 METERS = (

@@ -7,10 +7,9 @@ from hydra import compose, initialize_config_dir
 from midigenre.build import make_backbone, make_model, make_optim, make_tokenizer, plain
 from midigenre.cli import main
 from midigenre.corpora.toy import Toy
-from midigenre.data.phrases import Phrases
-from midigenre.data.sampler import collate
+from midigenre.data.sandbox import read_song
 from midigenre.registry import conf_dir
-from midigenre.spec import LabelSpec
+from midigenre.spec import Batch, LabelSpec
 from midigenre.tasks.optim import AdamOneCycleSettings
 
 
@@ -51,14 +50,14 @@ def test_every_choice_composes(group, choice):
 @pytest.mark.parametrize("name", choices("tokenizer"))
 def test_every_tokenizer_feeds_a_model(name, midi):
     tokenizer = make_tokenizer(composed(f"tokenizer={name}"))
-    ids = tokenizer.encode(tokenizer.read(midi)).ids_TF[:40].astype("int64")
+    ids = tokenizer.encode(read_song(midi, tokenizer)[0]).ids_TF[:40].astype("int64")
     if tokenizer.spec.bars == "field":
         ids = ids[ids[:, 2] < tokenizer.spec.sizes[2]]
     cfg = composed("model=tiny", "task=genre")
     labels = LabelSpec({"genre": ("a", "b", "c")})
     model = make_model(plain(cfg.model), plain(cfg.task), tokenizer.spec, labels)
     zero = torch.zeros(2, dtype=torch.int64).numpy()
-    batch = collate([ids, ids[:7]], {"genre": zero}, Phrases(zero, zero, zero + 4))
+    batch = Batch.from_phrases([ids, ids[:7]], {"genre": zero}, zero, zero)
     assert model(batch)["genre"].shape == (2, 3)
 
 

@@ -30,6 +30,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from numpy.typing import NDArray
 
+from midigenre.data.sandbox import read_song
 from midigenre.errors import RejectedSongError
 from midigenre.files import write_json
 from midigenre.midi.song import DRUMS
@@ -54,7 +55,7 @@ def full_band(folders: Sequence[Path], n: int) -> list[Path]:
     reader = tokenizer("remi")
     for path in sorted({p for folder in folders for p in folder.rglob("*.mid*")}):
         try:
-            programs = np.unique(reader.read(path.read_bytes()).notes.program)
+            programs = np.unique(read_song(path.read_bytes(), reader)[0].notes.program)
         except RejectedSongError:
             continue
         if DRUMS in programs and len(programs) >= 4:
@@ -68,7 +69,7 @@ def compare(name: str, paths: Sequence[Path], repeats: int) -> dict[str, Any]:
     """Milliseconds a file of both, and how many times faster we are, by repeat."""
     tok = tokenizer(name)
     theirs = tok._tok
-    songs = [tok.read(path.read_bytes()) for path in paths]
+    songs = [read_song(path.read_bytes(), tok)[0] for path in paths]
     scores = [song.to_score() for song in songs]
     encoded = [tok.encode(song) for song in songs]
     same = sum(
@@ -87,7 +88,7 @@ def compare(name: str, paths: Sequence[Path], repeats: int) -> dict[str, Any]:
             lambda i: theirs.encode(scores[i], no_preprocess_score=True),
         ),
         "path": (
-            lambda i: tok.encode(tok.read(paths[i].read_bytes())),
+            lambda i: read_song(paths[i].read_bytes(), tok)[1],
             lambda i: theirs(paths[i]),
         ),
     }

@@ -38,7 +38,7 @@ from midigenre.commands.console import progress_bars
 from midigenre.corpora.xmidi import XMIDI_EMOTIONS, XMIDI_GENRES
 from midigenre.errors import RejectedSongError, UserError
 from midigenre.files import read_json, write_csv, write_json
-from midigenre.midi.clean import read_score
+from midigenre.midi.read import read_score
 
 XMIDI_FILES, XMIDI_SECONDS = 108_023, 176.0  # Tian et al. 2025: 5,278 hours
 TPQ = 480

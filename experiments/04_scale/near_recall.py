@@ -29,7 +29,8 @@ from midigenre.data.duplicates import ROW, SKETCH, near_pairs, sketch
 from midigenre.data.sandbox import _SKETCH_GRID
 from midigenre.errors import RejectedSongError
 from midigenre.files import write_json
-from midigenre.midi.clean import clean, read_score
+from midigenre.midi.clean import clean
+from midigenre.midi.read import read_score
 from midigenre.midi.song import DRUMS, Grid, NoteTable, Song
 
 RULE = "|---|---:|---:|---:|---:|"

@@ -26,13 +26,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 import midigenre.tasks.predict as tasks
-import midigenre.tokenizers.base as tokenizers
 from midigenre.commands import predict
 from midigenre.corpora.folder import midi_files
 from midigenre.data import sandbox as reading
-from midigenre.data.phrases import PhraseReader, consecutive, phrase_length
-from midigenre.data.sampler import collate, group_by_budget
-from midigenre.data.shards import MemorySongs
+from midigenre.data.phrases import MemorySongs, PhraseReader, consecutive, phrase_length
+from midigenre.data.sampler import group_by_budget
+from midigenre.data.sandbox import read_song
 from midigenre.files import write_json
 from midigenre.registry import conf_dir
 from midigenre.spec import Batch
@@ -119,14 +118,14 @@ def answered(cfg: DictConfig, files: Sequence[str]) -> dict[str, Any]:
             ("load", predict.Answerer, "__init__"),
             ("load", reading.FileReader, "wait"),
             ("file", reading, "file_bytes"),
-            ("parse", tokenizers, "read_score"),
+            ("parse", reading, "read_score"),
             ("clean", kind, "clean"),
             ("encode", kind, "encode"),
             ("guard", reading.Sandbox, "read"),
             ("cut", tasks, "consecutive"),
             ("cut", PhraseReader, "lengths"),
             ("cut", PhraseReader, "__call__"),
-            ("cut", tasks, "collate"),
+            ("cut", tasks.Batch, "from_phrases"),
             ("model", tasks, "predict_phrases"),
             ("songs", predict, "song_scores"),
             ("answer", predict.Answerer, "_describe"),
@@ -158,8 +157,7 @@ def median(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def batches_of(trained: Run, files: Sequence[str]) -> list[Batch]:
     """Batches of the files' phrases with made-up labels, which cost what true ones do."""
     tokenizer = from_spec(trained.tokens)
-    read = [tokenizer.read(Path(file).read_bytes()) for file in files]
-    songs = MemorySongs([(song, tokenizer.encode(song)) for song in read])
+    songs = MemorySongs([read_song(Path(file).read_bytes(), tokenizer) for file in files])
     phrases = consecutive(songs, np.arange(len(songs)), phrase_length(trained.data, trained.tokens))
     reader = PhraseReader(songs, trained.tokens, trained.data["max_tokens"], trained.data["marks"])
     heads = trained.classifier.label_heads()
@@ -171,7 +169,7 @@ def batches_of(trained: Run, files: Sequence[str]) -> list[Batch]:
             label: draw.integers(0, len(head.classes), len(chosen)) for label, head in heads.items()
         }
         ids = [reader(*place)[0] for place in chosen.places()]
-        batches.append(collate(ids, labels, chosen))
+        batches.append(Batch.from_phrases(ids, labels, chosen.song, chosen.first))
     return batches
 
 

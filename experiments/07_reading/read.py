@@ -32,7 +32,7 @@ from midigenre.corpora.folder import midi_files
 from midigenre.data.sandbox import Limits, Sandbox, encoded_song
 from midigenre.errors import RejectedSongError
 from midigenre.files import write_json
-from midigenre.midi.clean import read_score
+from midigenre.midi.read import read_score
 from midigenre.tokenizers.base import Tokenizer
 
 RESULTS = Path(__file__).parent / "results"

@@ -26,9 +26,8 @@ from midigenre.corpora.sequencer import (
     in_register,
     triad,
 )
-from midigenre.data.phrases import PhraseReader, Phrases, consecutive
-from midigenre.data.sampler import collate
-from midigenre.data.shards import MemorySongs, ShardSet
+from midigenre.data.phrases import MemorySongs, PhraseReader, Phrases, consecutive
+from midigenre.data.shards import ShardSet
 from midigenre.spec import Batch, LabelSpec, TokenSpec
 from midigenre.tokenizers.base import Tokenizer
 
@@ -69,11 +68,7 @@ class PhraseSet:
             chosen = slice(begin, begin + self.batch_phrases)
             places = np.arange(len(self.ids))[chosen]
             made.append(
-                collate(
-                    self.ids[chosen],
-                    {"genre": self.labels[chosen]},
-                    Phrases(places, places, places),
-                )
+                Batch.from_phrases(self.ids[chosen], {"genre": self.labels[chosen]}, places, places)
             )
         return made
 

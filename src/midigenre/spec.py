@@ -213,6 +213,31 @@ class Batch:
     step_batches: int = 1
     step_size: int = 1
 
+    @classmethod
+    def from_phrases(
+        cls, ids: Sequence[NDArray[np.int64]], labels: Mapping[str, NDArray[np.integer[Any]]],
+        song_B: NDArray[np.integer[Any]], start_B: NDArray[np.integer[Any]],
+    ) -> Batch:  # fmt: skip
+        """Lays phrases end to end.
+
+        Args:
+            ids: Token ids of each phrase, int64 of shape (T, F).
+            labels: Class index of each phrase for each label, shape (B,).
+            song_B: Index of each phrase's song, shape (B,).
+            start_B: First bar of each phrase, shape (B,).
+        """
+        import torch
+
+        lengths = tuple(len(phrase) for phrase in ids)
+        return cls(
+            ids_NF=torch.from_numpy(np.concatenate(ids)),
+            cu_seqlens=torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32),
+            lengths=lengths,
+            labels={k: torch.from_numpy(np.asarray(v, np.int64)) for k, v in labels.items()},
+            song_B=torch.from_numpy(np.asarray(song_B, np.int64)),
+            start_B=torch.from_numpy(np.asarray(start_B, np.int64)),
+        )
+
     @property
     def mean_scale(self) -> float:
         """What makes this batch's mean its share of the mean over the step's batches."""

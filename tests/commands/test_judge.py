@@ -11,6 +11,7 @@ from toy_runs import SMALL, working_in
 
 from midigenre.cli import main
 from midigenre.corpora.toy import Toy
+from midigenre.data.sandbox import read_song
 from midigenre.tasks.predict import classify_songs
 from midigenre.tokenizers.base import from_spec
 from midigenre.trained import load_run
@@ -168,7 +169,7 @@ def test_scores_of_songs_are_predictions(home, toy_judge, midigenre):
         judge = load_run(str(toy_judge))
     tokenizer = from_spec(judge.tokens)
     files = [ref.path for ref in Toy(n_songs=48).songs(home / "corpora").songs[:5]]
-    songs = [tokenizer.read(path.read_bytes()) for path in files]
+    songs = [read_song(path.read_bytes(), tokenizer)[0] for path in files]
     scores = classify_songs(judge.classifier, [songs[0], None, *songs[1:]], tokenizer, judge.data)
     assert scores.known_S.tolist() == [True, False, *[True] * 4]
     assert scores.classes("genre")[1] == -1

@@ -160,7 +160,7 @@ def test_a_file_that_kills_the_reader_costs_itself_alone(toy_run, songs, home, t
         textwrap.dedent("""
         import os, sys
         if "midigenre.data.sandbox" in sys.orig_argv:
-            import midigenre.midi.clean as music
+            import midigenre.midi.read as music
             well_formed = music.well_formed
             def dying(data, *rest):
                 if data[:6] == b"DEADLY":

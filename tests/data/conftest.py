@@ -15,7 +15,8 @@ from toysongs import prepared
 
 from midigenre.corpora.toy import Toy
 from midigenre.data import prepare as prepare_module
-from midigenre.data.shards import MemorySongs, ShardSet
+from midigenre.data.phrases import MemorySongs
+from midigenre.data.shards import ShardSet
 
 
 @pytest.fixture(autouse=True)

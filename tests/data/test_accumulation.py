@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from midigenre.data.phrases import PhraseReader, Phrases, consecutive
-from midigenre.data.sampler import BatchSampler, PhraseDataset, collate
+from midigenre.data.sampler import BatchSampler, PhraseDataset
 from midigenre.data.shards import ShardSet
 from midigenre.models import Encoder, FieldEmbedding, LabelHead, PhraseClassifier, Pooling
 from midigenre.spec import UNKNOWN, Batch
@@ -74,8 +74,7 @@ def large(toy: ShardSet, batches: Sequence[Batch], labels: dict[str, np.ndarray]
     song = torch.cat([b.song_B for b in batches]).numpy()
     first = torch.cat([b.start_B for b in batches]).numpy()
     ids = [part.numpy() for b in batches for part in torch.split(b.ids_NF, list(b.lengths))]
-    phrases = Phrases(song, first, first)
-    return collate(ids, {k: v[song] for k, v in labels.items()}, phrases)
+    return Batch.from_phrases(ids, {k: v[song] for k, v in labels.items()}, song, first)
 
 
 @pytest.mark.parametrize(("accumulate", "batch_phrases"), [(1, 6), (3, 5), (4, 6), (50, 3)])

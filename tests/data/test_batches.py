@@ -21,7 +21,6 @@ from midigenre.data.sampler import (
     PhraseDataset,
     PlannedBatch,
     RandomStarts,
-    collate,
     group_by_budget,
 )
 from midigenre.data.shards import ShardSet
@@ -205,15 +204,15 @@ def test_an_epoch_without_phrases(toy: ShardSet) -> None:
         assert (len(made), list(made)) == (0, [])
 
 
-# Collating
+# Laying phrases end to end
 
 
-def test_collate_packs(toy: ShardSet) -> None:
+def test_a_batch_is_packed(toy: ShardSet) -> None:
     phrases = consecutive(toy, np.array([5, 2]), 4)
     reader = PhraseReader(toy, toy.tokens)
     ids = [reader(*p)[0] for p in zip(phrases.song, phrases.first, phrases.end, strict=True)]
     genre = np.arange(len(ids)) % 3 - 1
-    batch = collate(ids, {"genre": genre}, phrases)
+    batch = Batch.from_phrases(ids, {"genre": genre}, phrases.song, phrases.first)
     assert batch.n_phrases == len(ids)
     assert batch.n_tokens == sum(len(i) for i in ids)
     assert batch.lengths == tuple(len(i) for i in ids)

@@ -14,6 +14,7 @@ from toysongs import midi, tokenizer
 
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.phrases import (
+    MemorySongs,
     PhraseReader,
     Seconds,
     consecutive,
@@ -21,9 +22,11 @@ from midigenre.data.phrases import (
     phrase_length,
 )
 from midigenre.data.sampler import RandomStarts
-from midigenre.data.shards import MemorySongs, ShardSet
+from midigenre.data.sandbox import read_song
+from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
-from midigenre.midi.clean import clean, read_score
+from midigenre.midi.clean import clean
+from midigenre.midi.read import read_score
 from midigenre.tokenizers import Encoded
 
 # A song as (onsets, quarters of a second) of each bar: sums of quarters are exact.
@@ -133,7 +136,7 @@ def test_phrases_follow_the_songs_own_tempo_and_meter() -> None:
 
 def test_neutral_songs_follow_their_one_tempo() -> None:
     tok = tokenizer("remi", neutral=True)
-    song = tok.read(midi([2] * 9, tempi=[(0, 60.0), (12, 240.0)]))
+    song = read_song(midi([2] * 9, tempi=[(0, 60.0), (12, 240.0)]), tok)[0]
     songs = MemorySongs([(song, tok.encode(song))])
     assert triples(consecutive(songs, np.array([0]), Seconds(8.0, 64))) == [
         (0, 0, 4),

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toysongs import CLASSES, in_memory, midi, tokenizer
 
-from midigenre.data.phrases import PhraseReader, Phrases, at_most, consecutive
+from midigenre.data.phrases import MemorySongs, PhraseReader, Phrases, at_most, consecutive
 from midigenre.data.sampler import RandomStarts
-from midigenre.data.shards import MemorySongs, ShardSet
+from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
 from midigenre.spec import Field
 

@@ -39,6 +39,7 @@ from midigenre.data.labels import LabelSettings
 from midigenre.data.phrases import PhraseReader, consecutive
 from midigenre.data.prepare import Settings, estimate, refresh_report
 from midigenre.data.report import print_report
+from midigenre.data.sandbox import read_song
 from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
 from midigenre.files import read_csv, read_json, safe_name
@@ -83,7 +84,7 @@ def test_manifest(toy: ShardSet, toy_home: Path) -> None:
     listed = Toy(n_songs=48).songs(toy_home / "corpora").songs
     tok = tokenizer()
     for row, ref in zip(toy.manifest, listed, strict=True):
-        song = tok.read(ref.path.read_bytes())
+        song = read_song(ref.path.read_bytes(), tok)[0]
         assert row["song_id"] == ref.song_id
         assert row["path"] == str(ref.path)
         assert {k: row[k] for k in ref.labels} == dict(ref.labels)
@@ -285,7 +286,7 @@ def test_report_against_a_plain_count(toy: ShardSet, max_tokens: int) -> None:
     songs, phrases = Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
     lengths = []
     for row in toy.manifest:
-        song = tok.read(Path(row["path"]).read_bytes())
+        song = read_song(Path(row["path"]).read_bytes(), tok)[0]
         n = 0
         for first in range(0, song.n_bars, 4):
             phrase = song.bars(first, min(first + 4, song.n_bars))

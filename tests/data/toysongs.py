@@ -12,8 +12,10 @@ from symusic.core import NoteTick, ScoreTick, TempoTick, TimeSignatureTick, Trac
 
 from midigenre.corpora.base import Corpus, Listing, Progress, SongRef, Unusable, no_progress
 from midigenre.data.chunks import Workers
+from midigenre.data.phrases import MemorySongs
 from midigenre.data.prepare import Settings, prepare
-from midigenre.data.shards import MemorySongs, ShardSet
+from midigenre.data.sandbox import read_song
+from midigenre.data.shards import ShardSet
 from midigenre.tokenizers.base import Tokenizer
 from midigenre.tokenizers.miditok import MidiTokTokenizer
 
@@ -127,8 +129,7 @@ def prepared(
 def in_memory(files: Iterable[bytes], kind: str = "remi") -> MemorySongs:
     """Songs of these files, encoded."""
     tok = tokenizer(kind)
-    songs = [tok.read(data) for data in files]
-    return MemorySongs([(song, tok.encode(song)) for song in songs])
+    return MemorySongs([read_song(data, tok) for data in files])
 
 
 class Stopped(Exception):

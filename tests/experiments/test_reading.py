@@ -6,7 +6,7 @@ import runpy
 from pathlib import Path
 
 from midi import make_score, melody, to_bytes
-from midigenre.midi.clean import read_score
+from midigenre.midi.read import read_score
 
 STUDY = Path(__file__).resolve().parents[2] / "experiments" / "07_reading" / "read.py"
 

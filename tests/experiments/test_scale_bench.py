@@ -17,7 +17,7 @@ import pytest
 from midi import DRUMS, make_score, note, to_bytes
 from midigenre.corpora.xmidi import XMIDI
 from midigenre.files import read_csv, write_csv
-from midigenre.midi.clean import read_score
+from midigenre.midi.read import read_score
 
 SCALE = Path(__file__).resolve().parents[2] / "experiments" / "04_scale"
 MB = 1_000_000

@@ -13,8 +13,7 @@ from torch import nn
 
 from midi import DRUMS, make_score, note
 from midigenre.build import make_tokenizer
-from midigenre.data.phrases import consecutive, phrase_length
-from midigenre.data.shards import MemorySongs
+from midigenre.data.phrases import MemorySongs, consecutive, phrase_length
 from midigenre.models import Encoder, FieldEmbedding, LabelHead, PhraseClassifier, Pooling
 from midigenre.tasks.explain import Explainer, log_odds
 

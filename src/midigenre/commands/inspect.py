@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 
 from midigenre.build import make_tokenizer
 from midigenre.commands.console import console
-from midigenre.data.phrases import PhraseReader, consecutive, phrase_length
+from midigenre.data.phrases import MemorySongs, PhraseReader, SongSource, consecutive, phrase_length
 from midigenre.data.sandbox import FileReader
-from midigenre.data.shards import MemorySongs, ShardSet, SongSource
+from midigenre.data.shards import ShardSet
 from midigenre.errors import RejectedSongError, UserError
 from midigenre.evaluation.figures import save
 from midigenre.evaluation.figures.piano_roll import piano_roll_figure

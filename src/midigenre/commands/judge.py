@@ -35,7 +35,7 @@ from midigenre.evaluation.music import control, descriptors, distance, novelty, 
 from midigenre.files import read_json, write_bytes, write_json
 from midigenre.generation.audio import check_audio
 from midigenre.generation.sampling import SamplingSettings
-from midigenre.midi.clean import read_score
+from midigenre.midi.read import read_score
 from midigenre.midi.song import Song
 from midigenre.spec import UNKNOWN
 from midigenre.storage import check_writable

@@ -18,8 +18,8 @@ from omegaconf import DictConfig
 from midigenre.arrays import Floats
 from midigenre.commands.console import console
 from midigenre.corpora.folder import ENDINGS, LeftOut, in_words, midi_files
+from midigenre.data.phrases import MemorySongs
 from midigenre.data.sandbox import FileLimits, FileReader
-from midigenre.data.shards import MemorySongs
 from midigenre.errors import RejectedSongError, UserError
 from midigenre.evaluation.calibration import Calibration, song_energy
 from midigenre.files import csv_cell, safe_name

@@ -9,20 +9,49 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from midigenre.arrays import Keys, Longs
-from midigenre.data.shards import SongSource
+from midigenre.arrays import Floats, Ints, Keys, Longs
+from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
 from midigenre.midi.song import Song
 from midigenre.spec import TokenSpec
-from midigenre.tokenizers.base import PhraseCutter, Tokenizer, from_spec
+from midigenre.tokenizers.base import Encoded, PhraseCutter, Tokenizer, from_spec
+
+
+class MemorySongs:
+    """Songs that were just read and encoded, with the methods of :class:`ShardSet`."""
+
+    def __init__(self, songs: Sequence[tuple[Song, Encoded]]) -> None:
+        self._songs = songs
+
+    def __len__(self) -> int:
+        return len(self._songs)
+
+    def encoded(self, index: int) -> Encoded:
+        """Tokens of a song."""
+        return self._songs[index][1]
+
+    def song(self, index: int) -> Song:
+        """Notes of a song."""
+        return self._songs[index][0]
+
+    def bar_onsets(self, index: int) -> Ints:
+        """Note onsets in each bar of a song."""
+        return self._songs[index][0].onsets_per_bar()
+
+    def bar_seconds(self, index: int) -> Floats:
+        """See :meth:`midigenre.midi.song.Song.bar_seconds`."""
+        return self._songs[index][0].bar_seconds()
+
+
+SongSource: TypeAlias = ShardSet | MemorySongs
+"""What phrases are cut from: shards, or files that were just read."""
 
 
 @dataclass(frozen=True)
@@ -103,33 +132,31 @@ def length_settings(length: PhraseLength) -> dict[str, int | float | None]:
     return {"phrase_bars": length, "phrase_seconds": None}
 
 
-def phrase_ends(songs: SongSource, row: int, length: PhraseLength) -> Longs:
-    """For each bar of a song the bar after the phrase that would start there, shape (bars,).
+def phrase_ends(songs: SongSource, row: int, length: PhraseLength) -> tuple[Longs, Longs]:
+    """Where the phrases of a song end.
 
-    It may lie after the song's last bar, as if bars like that one followed: such a phrase is cut
-    short by the end of the song.
+    Returns:
+        For each bar the bar after the phrase that would start there, shape (bars,). It may lie
+        after the song's last bar, as if bars like that one followed: such a phrase is cut short by
+        the end of the song. And the first bars of the phrases that lie end to end.
     """
-    if not isinstance(length, Seconds):
-        return np.arange(len(songs.bar_onsets(row))) + length
-    edges = songs.bar_seconds(row)
-    bars = np.arange(len(edges) - 1)
-    more = np.arange(1, length.max_bars + 1) * (edges[-1] - edges[-2])
-    wanted = edges[:-1] + length.seconds
-    edges = np.r_[edges, edges[-1] + more]
-    after = np.minimum(np.searchsorted(edges, wanted), len(edges) - 1)
-    before = after - 1
-    nearest = np.where(wanted - edges[before] <= edges[after] - wanted, before, after)
-    ends: Longs = np.clip(nearest, bars + 1, bars + length.max_bars)
-    return ends
-
-
-def chain(ends: Longs) -> Longs:
-    """First bars of the phrases that lie end to end, of what :func:`phrase_ends` gives."""
+    if isinstance(length, Seconds):
+        edges = songs.bar_seconds(row)
+        bars = np.arange(len(edges) - 1)
+        more = np.arange(1, length.max_bars + 1) * (edges[-1] - edges[-2])
+        wanted = edges[:-1] + length.seconds
+        edges = np.r_[edges, edges[-1] + more]
+        after = np.minimum(np.searchsorted(edges, wanted), len(edges) - 1)
+        before = after - 1
+        nearest = np.where(wanted - edges[before] <= edges[after] - wanted, before, after)
+        ends: Longs = np.clip(nearest, bars + 1, bars + length.max_bars)
+    else:
+        ends = np.arange(len(songs.bar_onsets(row))) + length
     starts, bar, following = [], 0, ends.tolist()
     while bar < len(following):
         starts.append(bar)
         bar = following[bar]
-    return np.array(starts, np.int64)
+    return ends, np.array(starts, np.int64)
 
 
 def consecutive(songs: SongSource, rows: Longs, length: PhraseLength) -> Phrases:
@@ -138,7 +165,7 @@ def consecutive(songs: SongSource, rows: Longs, length: PhraseLength) -> Phrases
     song, first, end = array("q"), array("q"), array("q")
     for row in rows.tolist():
         total = np.r_[0, np.cumsum(songs.bar_onsets(row))]
-        starts = chain(phrase_ends(songs, row, length))
+        _, starts = phrase_ends(songs, row, length)
         ends = np.r_[starts[1:], len(total) - 1][: len(starts)]
         filled = total[ends] > total[starts]
         song.extend([row] * int(filled.sum()))
@@ -197,31 +224,28 @@ class PhraseReader:
 
         ``change`` changes the phrase before it is encoded, which is slower than a slice.
         """
-        sliced = self._cutter is not None and change is None
-        read = self._slice if sliced else partial(self._encode, change=change)
-        if not self.marks:
-            return read(song, first, end, self.max_tokens)
-        n_bars = len(self.songs.bar_onsets(song))
-        begins, ends = first == 0, end == n_bars
+        begins = ends = False
+        if self.marks:
+            n_bars = len(self.songs.bar_onsets(song))
+            begins, ends = first == 0, end == n_bars
         room = None if self.max_tokens is None else self.max_tokens - begins - ends
-        ids, stop = read(song, first, end, room)
-        bos, eos = self._marks
-        # A bar that is too long by itself is cut inside: no EOS.
-        whole = room is None or len(ids) < room
-        parts = [bos] * begins + [ids] + [eos] * (ends and stop == n_bars and whole)
-        return np.concatenate(parts), stop
-
-    def _slice(self, song: int, first: int, end: int, room: int | None) -> tuple[Longs, int]:
-        assert self._cutter is not None
-        encoded = self.songs.encoded(song)
-        stream = (encoded.ids_TF, encoded.bar_steps, encoded.bar_tempo)
-        ids, stop = self._cutter.cut(*stream, first, end, room)
-        if stop < end:
-            onsets = self.songs.bar_onsets(song)[first:end]
-            if not onsets[: stop - first].any():
-                # Empty bars before one that does not fit: that one is cut inside.
-                stop = first + int(np.flatnonzero(onsets)[0]) + 1
-                ids = self._cutter.cut(*stream, first, stop)[0][:room]
+        if self._cutter is None or change is not None:
+            ids, stop = self._encode(song, first, end, room, change)
+        else:
+            encoded = self.songs.encoded(song)
+            stream = (encoded.ids_TF, encoded.bar_steps, encoded.bar_tempo)
+            ids, stop = self._cutter.cut(*stream, first, end, room)
+            if stop < end:
+                onsets = self.songs.bar_onsets(song)[first:end]
+                if not onsets[: stop - first].any():
+                    # Empty bars before one that does not fit: that one is cut inside.
+                    stop = first + int(np.flatnonzero(onsets)[0]) + 1
+                    ids = self._cutter.cut(*stream, first, stop)[0][:room]
+        if begins or ends:
+            bos, eos = self._marks
+            # A bar that is too long by itself is cut inside: no EOS.
+            whole = stop == end and (room is None or len(ids) < room)
+            ids = np.concatenate([bos] * begins + [ids] + [eos] * (ends and whole))
         return ids, stop
 
     def _encode(
@@ -247,7 +271,7 @@ class PhraseReader:
         Exact but for the two steps that may restate the tempo; where phrases are not slices, an
         estimate from the number of notes.
         """
-        out = np.zeros(len(phrases), np.int64)
+        out = np.zeros(len(phrases.song), np.int64)
         order = np.argsort(phrases.song, kind="stable")
         edges = np.flatnonzero(np.diff(phrases.song[order])) + 1
         for chosen in np.split(order, edges) if len(order) else ():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,8 +12,7 @@ from torch.utils.data import Dataset, Sampler
 
 from midigenre.arrays import Floats, Keys, Longs
 from midigenre.data.augment.tokens import PhraseAugmenter
-from midigenre.data.phrases import PhraseLength, PhraseReader, Phrases, chain, phrase_ends
-from midigenre.data.shards import SongSource
+from midigenre.data.phrases import PhraseLength, PhraseReader, Phrases, SongSource, phrase_ends
 from midigenre.spec import UNKNOWN, Batch
 
 # Third number of a generator's seed: each purpose has its own stream.
@@ -69,8 +68,8 @@ class RandomStarts:
         ends: list[Longs] = []
         for row in rows.tolist():
             onsets = songs.bar_onsets(row)
-            end_of_bar = phrase_ends(songs, row, length)
-            counts.append(phrases_per_song or len(chain(end_of_bar)))
+            end_of_bar, end_to_end = phrase_ends(songs, row, length)
+            counts.append(phrases_per_song or len(end_to_end))
             if bars:  # the first bar from there on with an onset, else the song's last such one
                 filled = np.flatnonzero(onsets)
                 at = np.searchsorted(filled, np.arange(len(onsets)))
@@ -309,7 +308,7 @@ class PhraseDataset(Dataset[Batch]):
             ids = [self._reader(*where)[0] for where in phrases.places()]
         labels = {label: indices[phrases.song] for label, indices in self._labels.items()}
         return replace(
-            collate(ids, labels, phrases),
+            Batch.from_phrases(ids, labels, phrases.song, phrases.first),
             step_counts={k: torch.from_numpy(v) for k, v in planned.step_counts.items()},
             step_batches=planned.step_batches,
             step_size=planned.step_size,
@@ -317,22 +316,3 @@ class PhraseDataset(Dataset[Batch]):
 
     # The DataLoader hands a whole planned batch to this method, and what it gives to `collate_fn`.
     __getitems__ = __getitem__
-
-
-def collate(ids: Sequence[Longs], labels: Mapping[str, Longs], phrases: Phrases) -> Batch:
-    """Lays phrases end to end.
-
-    Args:
-        ids: Token ids of each phrase, shape (T, F).
-        labels: Class index of each phrase for each label, shape (B,).
-        phrases: Where the phrases come from.
-    """
-    lengths = tuple(len(i) for i in ids)
-    return Batch(
-        ids_NF=torch.from_numpy(np.concatenate(ids)),
-        cu_seqlens=torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32),
-        lengths=lengths,
-        labels={k: torch.from_numpy(np.asarray(v, np.int64)) for k, v in labels.items()},
-        song_B=torch.from_numpy(np.asarray(phrases.song, np.int64)),
-        start_B=torch.from_numpy(np.asarray(phrases.first, np.int64)),
-    )

@@ -20,21 +20,23 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, ClassVar
 
 import numpy as np
+from upath import UPath
 
 from midigenre.corpora.base import SongRef
 from midigenre.data.duplicates import sketch
 from midigenre.data.shards import song_columns
 from midigenre.errors import RejectedSongError, UserError
-from midigenre.files import SlowReadError, check_regular
-from midigenre.midi.clean import clean, read_score
+from midigenre.files import SlowReadError, check_regular, read_bytes
+from midigenre.midi.clean import clean
+from midigenre.midi.read import read_score
 from midigenre.midi.song import Grid, Song
 from midigenre.spec import TokenSpec
-from midigenre.storage import Location, is_remote, read, unopened
+from midigenre.storage import Location, read, unopened
 from midigenre.tokenizers.base import Encoded, Tokenizer, from_spec
 
 IDLE_SECONDS = 20.0
@@ -92,11 +94,12 @@ def file_bytes(path: Location, limits: Limits, listed: int | None = None) -> byt
     most = int(limits.max_file_mb * 1e6)
     try:
         size = listed or 0
-        if not is_remote(path):
+        get = read
+        if not isinstance(path, UPath):
             about = path.stat()
             check_regular(about.st_mode, str(path))
-            size = about.st_size
-        data = b"" if size > most else read(path, most + 1, limits.max_seconds)
+            size, get = about.st_size, read_bytes  # here no store can be out of reach
+        data = b"" if size > most else get(path, most + 1, limits.max_seconds)
     except SlowReadError as error:
         raise limits.too_slow() from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in its name
@@ -143,12 +146,14 @@ def encoded_song(data: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def read_song(data: bytes, tokenizer: Tokenizer) -> tuple[Song, Encoded]:
-    """The song of a MIDI file's bytes, and its tokens.
+    """The song of a MIDI file's bytes, whose repairs hold those of the file, too; and its tokens.
 
     Raises:
         RejectedSongError: The file cannot be read or used.
     """
-    song = tokenizer.read(data)
+    repairs: dict[str, int] = {}
+    song = tokenizer.clean(read_score(data, repairs))
+    song = replace(song, repairs=repairs | song.repairs)
     return song, tokenizer.encode(song)
 
 
@@ -376,7 +381,7 @@ def _limit_memory() -> None:
 
 def n_bars(data: bytes, tokenizer: Tokenizer) -> int:
     """Bars of a song; a few milliseconds, as nothing is encoded."""
-    return tokenizer.read(data).n_bars
+    return tokenizer.clean(read_score(data)).n_bars
 
 
 if __name__ == "__main__":

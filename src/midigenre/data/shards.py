@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -443,33 +443,3 @@ class ShardSet:
                 bad.append(f"{path} is damaged (checksum differs)")
         if bad:
             raise UserError(f"{first_few(bad, '; ')}; {remedy(self.folder)}")
-
-
-class MemorySongs:
-    """Songs that were just read and encoded, with the methods of :class:`ShardSet`."""
-
-    def __init__(self, songs: Sequence[tuple[Song, Encoded]]) -> None:
-        self._songs = songs
-
-    def __len__(self) -> int:
-        return len(self._songs)
-
-    def encoded(self, index: int) -> Encoded:
-        """Tokens of a song."""
-        return self._songs[index][1]
-
-    def song(self, index: int) -> Song:
-        """Notes of a song."""
-        return self._songs[index][0]
-
-    def bar_onsets(self, index: int) -> Ints:
-        """Note onsets in each bar of a song."""
-        return self.song(index).onsets_per_bar()
-
-    def bar_seconds(self, index: int) -> Floats:
-        """See :meth:`midigenre.midi.song.Song.bar_seconds`."""
-        return self.song(index).bar_seconds()
-
-
-SongSource: TypeAlias = ShardSet | MemorySongs
-"""What phrases are cut from: shards, or files that were just read."""

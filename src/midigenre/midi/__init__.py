@@ -1,1 +1,1 @@
-"""MIDI files to clean, quantised songs: repair, channels, the grid."""
+"""MIDI files to clean, quantised songs: read, repair, clean."""

@@ -1,16 +1,17 @@
-"""MIDI bytes to a clean, quantised song, and the bar grid that every tokenizer shares.
+"""A score to a clean, quantised song, on the bar grid that every tokenizer shares.
 
-A file is read with symusic, then *cleaned*: onsets snap to the grid of the meter in force,
-durations are at least one step and at most ``max_duration_beats``, meters start on barlines, tempo
-changes are finite and never repeat, and notes lie in one canonical order. Bars are computed after
-this, so that a note quantised across a barline belongs to the bar in which it then lies, and a
-phrase holds the same notes whichever tokenizer encodes it.
+Onsets snap to the grid of the meter in force, durations are at least one step and at most
+``max_duration_beats``, meters start on barlines, tempo changes are finite and never repeat, and
+notes lie in one canonical order. Bars are computed after this, so that a note quantised across a
+barline belongs to the bar in which it then lies, and a phrase holds the same notes whichever
+tokenizer encodes it.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from symusic.core import ScoreTick
 
-from midigenre.arrays import Bools, Floats, Longs
+from midigenre.arrays import Bools, Longs
 from midigenre.errors import RejectedSongError
-from midigenre.midi.channels import played
-from midigenre.midi.repair import MAX_BYTES, count, well_formed
 from midigenre.midi.song import (
     DEFAULT_METER,
     DEFAULT_TEMPO,
@@ -57,30 +56,6 @@ REJECTIONS = {
 NEUTRAL_VELOCITY = 64
 
 
-def read_score(
-    data: bytes, repairs: dict[str, int] | None = None, max_bytes: int = MAX_BYTES
-) -> ScoreTick:
-    """Parses the bytes of a MIDI file, damaged ones as far as they can be understood.
-
-    Notes end, and have the programs, as the channels of the file play them
-    (:mod:`midigenre.midi.channels`).
-
-    Args:
-        data: Bytes of any file (:func:`midigenre.midi.repair.well_formed`).
-        repairs: How often each repair was made is added to it.
-        max_bytes: Largest size, before and after unpacking.
-
-    Raises:
-        RejectedSongError: ``unreadable``, ``too_large`` or ``several_songs``; the detail says what
-            was seen.
-    """
-    repairs = {} if repairs is None else repairs
-    file = well_formed(data, max_bytes)
-    for what, n in file.repairs.items():
-        count(repairs, what, n)
-    return played(file, repairs)
-
-
 def clean(score: ScoreTick, grid: Grid, *, tracks: str = "all", neutral: bool = False) -> Song:
     """Quantises a score to ``grid`` and puts it in order.
 
@@ -96,7 +71,7 @@ def clean(score: ScoreTick, grid: Grid, *, tracks: str = "all", neutral: bool = 
     Raises:
         RejectedSongError: ``empty`` or ``too_long``.
     """
-    repairs: dict[str, int] = {}
+    repairs: Counter[str] = Counter()
     raw = _gather(score, tracks, neutral, repairs)
     if len(raw["onset"]) == 0:
         what = "a pitched note (tracks=melody)" if tracks == "melody" else "a note"
@@ -110,7 +85,7 @@ def clean(score: ScoreTick, grid: Grid, *, tracks: str = "all", neutral: bool = 
     # A beat is the denominator only on a grid by beat; otherwise it is the quarter note.
     longest = grid.max_duration_beats * grid.beat_resolution
     steps = np.floor(raw["duration"] * scale / step + 0.5)
-    count(repairs, "durations clamped", int(np.count_nonzero((steps < 1) | (steps > longest))))
+    repairs["durations clamped"] += int(np.count_nonzero((steps < 1) | (steps > longest)))
     duration = (np.minimum(np.maximum(steps, 1), longest) * step).astype(np.int64)
     if tracks == "melody":
         line = skyline(onset, onset + duration, raw["pitch"])
@@ -124,7 +99,7 @@ def clean(score: ScoreTick, grid: Grid, *, tracks: str = "all", neutral: bool = 
         duration = np.maximum(_snap(ends, kept, section_steps[: len(kept)])[0] - onset, step)
 
     bar_ticks, bar_meters = _bars(last_onset, section_ticks, meters, grid)
-    notes = _without_duplicates(_table(raw | {"onset": onset, "duration": duration}), repairs)
+    notes = _in_order(raw | {"onset": onset, "duration": duration}, repairs)
     if tracks == "melody":
         room = np.diff(notes.onset, append=np.iinfo(np.int32).max)
         if not grid.cut_overlaps:
@@ -134,20 +109,25 @@ def clean(score: ScoreTick, grid: Grid, *, tracks: str = "all", neutral: bool = 
         notes = replace(notes, duration=np.minimum(notes.duration, room).astype(np.int32))
     if grid.cut_overlaps:
         notes = _without_overlaps(notes, repairs)
-    raw_ticks, raw_qpm = _tempo_map(score)
+    # The tempi of the file: finite, in order, the first at tick 0.
+    tempi = [(max(0, e.time), e.qpm) for e in sorted(score.tempos, key=lambda e: e.time)]
+    tempi = [(time, qpm) for time, qpm in tempi if math.isfinite(qpm) and qpm > 0]
+    if not tempi or tempi[0][0] > 0:
+        tempi.insert(0, (0, DEFAULT_TEMPO))
+    raw_ticks, raw_qpm = np.array(tempi, np.float64).T
     # The grid stretches no time: a barline lies at the same beat of the file.
     seconds = seconds_at(bar_ticks / scale, raw_ticks, raw_qpm, score.ticks_per_quarter)
     if neutral:
         tempo_ticks, qpm = np.zeros(1, np.int64), np.array([DEFAULT_TEMPO])
     else:
-        # one tempo per tick (the last), each different from the one before.
+        # One tempo per tick (the last), each different from the one before.
         tempo_ticks, _ = _snap(raw_ticks * scale, section_ticks, section_steps)
         last = np.append(tempo_ticks[1:] != tempo_ticks[:-1], True) & (tempo_ticks <= last_onset)
         tempo_ticks, qpm = tempo_ticks[last], raw_qpm[last]
         changed = np.append(True, qpm[1:] != qpm[:-1])
         tempo_ticks, qpm = tempo_ticks[changed], qpm[changed]
     ticks = tempo_ticks.astype(np.int32)
-    return Song(notes, grid.tpq, bar_ticks, bar_meters, ticks, qpm, repairs, seconds)
+    return Song(notes, grid.tpq, bar_ticks, bar_meters, ticks, qpm, dict(+repairs), seconds)
 
 
 def skyline(onset: Longs, end: Longs, pitch: Longs) -> Bools:
@@ -178,7 +158,7 @@ def skyline(onset: Longs, end: Longs, pitch: Longs) -> Bools:
 
 
 def _gather(
-    score: ScoreTick, tracks: str, neutral: bool, repairs: dict[str, int]
+    score: ScoreTick, tracks: str, neutral: bool, repairs: Counter[str]
 ) -> dict[str, Longs]:
     """The notes of all tracks as columns in the score's own ticks."""
     chosen = [t for t in score.tracks if not (t.is_drum and tracks == "melody")]
@@ -194,7 +174,7 @@ def _gather(
     # Bytes over 127 wrap to negative numbers in scores that did not come through `read_score`.
     usable = (raw["pitch"] >= 0) & (raw["onset"] >= 0)
     if not usable.all():
-        count(repairs, "notes out of range", int((~usable).sum()))
+        repairs["notes out of range"] += int((~usable).sum())
         raw = {name: column[usable] for name, column in raw.items()}
     raw["velocity"] = np.minimum(np.maximum(raw["velocity"], 1), 127)
     if tracks != "all":
@@ -205,7 +185,7 @@ def _gather(
 
 
 def _sections(
-    score: ScoreTick, scale: float, grid: Grid, repairs: dict[str, int]
+    score: ScoreTick, scale: float, grid: Grid, repairs: Counter[str]
 ) -> tuple[Longs, list[Meter]]:
     """Stretches of one meter: their start ticks and their meters.
 
@@ -217,12 +197,12 @@ def _sections(
     for event in sorted(score.time_signatures, key=lambda e: e.time):
         bar, step = grid.bar_ticks(meters[-1]), grid.step_ticks(meters[-1])
         meter = grid.supported(event.numerator, event.denominator)
-        count(repairs, "meters replaced", int(meter != (event.numerator, event.denominator)))
+        repairs["meters replaced"] += meter != (event.numerator, event.denominator)
         after = max(0.0, event.time * scale - ticks[-1])
         # Snap to the grid first, so that a change one raw tick late does not wait a whole bar.
         snapped = math.floor(after / step + 0.5) * step
         tick = ticks[-1] + -(-snapped // bar) * bar
-        count(repairs, "meter changes moved to a barline", int(snapped % bar != 0))
+        repairs["meter changes moved to a barline"] += snapped % bar != 0
         if tick == ticks[-1]:
             meters[-1] = meter
         elif meter != meters[-1]:
@@ -262,56 +242,37 @@ def _bars(
     return np.concatenate(ticks).astype(np.int32), meters.repeat(n_bars, axis=0)
 
 
-_BITS = {"onset": 31, "program": 8, "pitch": 7, "duration": 17}
-"""Bits of a note's columns in a key of 63 bits that sorts notes as :class:`NoteTable` has them."""
+def _in_order(columns: dict[str, Longs], repairs: Counter[str]) -> NoteTable:
+    """The notes in canonical order, one for each (onset, program, pitch).
 
-
-def _table(columns: dict[str, Longs]) -> NoteTable:
-    """The notes in canonical order; those that differ only in velocity keep theirs.
-
-    One sort of packed keys takes a third of the time of a sort by four columns.
+    Of duplicates the longest one stays, at the loudest velocity.
     """
-    key = np.zeros_like(columns["onset"])
-    for name, bits in _BITS.items():
-        if columns[name].max() >> bits:
-            return NoteTable.of(**columns)
-        key <<= bits
-        key += columns[name] - DRUMS if name == "program" else columns[name]
-    # Tracks are mostly in order already: merging them takes a quarter of the time of a quicksort.
-    order = np.argsort(key, kind="stable")
-    return NoteTable(*(columns[name].take(order).astype(np.int32) for name in NOTE_COLUMNS))
+    onset, duration, pitch, velocity, program = (columns[name] for name in NOTE_COLUMNS)
+    place = (onset << 15) + ((program - DRUMS) << 7) + pitch
+    if onset.max() >> 31 or duration.max() >> 17:
+        order = np.lexsort((duration, place))
+    else:
+        # One key of 63 bits takes a third of the time of a sort by columns. Tracks are mostly in
+        # order already: merging them takes a quarter of the time of a quicksort.
+        order = np.argsort((place << 17) + duration, kind="stable")
+    place, velocity = place.take(order), velocity.take(order)
+    same = place[1:] == place[:-1]
+    if same.any():
+        repairs["duplicate notes"] += int(same.sum())
+        velocity = np.maximum.reduceat(velocity, np.flatnonzero(np.r_[True, ~same]))
+        order = order[np.r_[~same, True]]  # sorted by duration last: the longest of each
+    onset, duration, pitch, program = (c.take(order) for c in (onset, duration, pitch, program))
+    kept = (onset, duration, pitch, velocity, program)
+    return NoteTable(*(column.astype(np.int32) for column in kept))
 
 
-def _without_duplicates(notes: NoteTable, repairs: dict[str, int]) -> NoteTable:
-    """One note for each (onset, program, pitch): the longest one, at the loudest velocity."""
-    same = notes.onset[1:] == notes.onset[:-1]
-    for column in (notes.program, notes.pitch):
-        same &= column[1:] == column[:-1]
-    if not same.any():
-        return notes
-    count(repairs, "duplicate notes", int(same.sum()))
-    loudest = np.maximum.reduceat(notes.velocity, np.flatnonzero(np.r_[True, ~same]))
-    # Sorted by duration last: the longest of each.
-    return replace(notes.select(np.r_[~same, True]), velocity=loudest)
-
-
-def _without_overlaps(notes: NoteTable, repairs: dict[str, int]) -> NoteTable:
+def _without_overlaps(notes: NoteTable, repairs: Counter[str]) -> NoteTable:
     """Ends each note where the same program starts the same pitch again."""
     order = np.lexsort((notes.onset, notes.pitch, notes.program))
     rows = notes.select(order)
     same = (np.diff(rows.pitch) == 0) & (np.diff(rows.program) == 0)
     room = np.where(same, np.diff(rows.onset), np.iinfo(np.int32).max)
-    count(repairs, "overlaps cut", int((rows.duration[:-1] > room).sum()))
+    repairs["overlaps cut"] += int((rows.duration[:-1] > room).sum())
     duration = notes.duration.copy()
     duration[order[:-1]] = np.minimum(rows.duration[:-1], room)
     return NoteTable.of(**(notes.columns() | {"duration": duration}))
-
-
-def _tempo_map(score: ScoreTick) -> tuple[Floats, Floats]:
-    """Ticks and tempi of a file: finite, in order, the first at tick 0."""
-    pairs = [(max(0, e.time), e.qpm) for e in sorted(score.tempos, key=lambda e: e.time)]
-    usable = [(time, qpm) for time, qpm in pairs if math.isfinite(qpm) and qpm > 0]
-    if not usable or usable[0][0] > 0:
-        usable.insert(0, (0, DEFAULT_TEMPO))
-    ticks, qpm = np.array(usable, np.float64).T
-    return ticks, qpm

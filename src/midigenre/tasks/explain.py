@@ -27,9 +27,7 @@ import numpy as np
 import torch
 
 from midigenre.arrays import LOG_ZERO, Bools, Floats, Longs
-from midigenre.data.phrases import PhraseReader, Phrases
-from midigenre.data.sampler import collate
-from midigenre.data.shards import SongSource
+from midigenre.data.phrases import PhraseReader, Phrases, SongSource
 from midigenre.midi.song import DRUMS, Song
 from midigenre.models import PhraseClassifier
 from midigenre.spec import Batch, TokenSpec
@@ -188,7 +186,7 @@ def _lost(
 def _batch_of(ids: Sequence[Longs]) -> Batch:
     """Phrases as a batch that does not say where they are from."""
     nowhere = np.zeros(len(ids), np.int64)
-    return collate(ids, {}, Phrases(nowhere, nowhere, nowhere))
+    return Batch.from_phrases(ids, {}, nowhere, nowhere)
 
 
 def _keeping(kept_n: Bools) -> Callable[[Song], Song]:

@@ -13,9 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from midigenre.arrays import Bools, Floats, Longs
-from midigenre.data.phrases import PhraseReader, Phrases, consecutive, phrase_length
-from midigenre.data.sampler import collate, group_by_budget
-from midigenre.data.shards import MemorySongs, SongSource
+from midigenre.data.phrases import (
+    MemorySongs,
+    PhraseReader,
+    Phrases,
+    SongSource,
+    consecutive,
+    phrase_length,
+)
+from midigenre.data.sampler import group_by_budget
 from midigenre.errors import RejectedSongError, UserError
 from midigenre.evaluation.blend import SONG_MODELS_FOLDER, Blends, fingerprint
 from midigenre.evaluation.exported_baselines import exported_log_probs
@@ -141,18 +147,21 @@ def predict_songs(
     """
     phrases = consecutive(songs, np.arange(len(songs)), phrase_length(data, tokens))
     reader = PhraseReader(songs, tokens, data["max_tokens"], data["marks"])
-    lengths, cut = reader.lengths(phrases), np.zeros(len(phrases), bool)
-    order = np.argsort(lengths, kind="stable") if by_length else np.arange(len(phrases))
+    lengths = reader.lengths(phrases)
+    cut = np.zeros(len(lengths), bool)
+    order = np.argsort(lengths, kind="stable") if by_length else np.arange(len(lengths))
 
     def batches() -> Iterator[Batch]:
         for group in group_by_budget(lengths[order], batch_phrases, batch_tokens):
-            chosen = phrases.select(order[group])
-            read = [reader(*place) for place in chosen.places()]
-            cut[order[group]] = [
+            rows = order[group]
+            song_B, first_B, end_B = phrases.song[rows], phrases.first[rows], phrases.end[rows]
+            places = zip(song_B.tolist(), first_B.tolist(), end_B.tolist(), strict=True)
+            read = [reader(*place) for place in places]
+            cut[rows] = [
                 stop < end or len(ids) == reader.max_tokens  # within its only bar
-                for (ids, stop), end in zip(read, chosen.end.tolist(), strict=True)
+                for (ids, stop), end in zip(read, end_B.tolist(), strict=True)
             ]
-            yield collate([ids for ids, _ in read], {}, chosen)
+            yield Batch.from_phrases([ids for ids, _ in read], {}, song_B, first_B)
 
     found = predict_phrases(model, batches(), device, vectors)
     return SongPredictions(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +15,6 @@ from symusic.core import ScoreTick
 from midigenre import registry
 from midigenre.arrays import Floats, Ints, Longs
 from midigenre.errors import UserError
-from midigenre.midi.clean import read_score
 from midigenre.midi.song import Grid, Song
 from midigenre.spec import TokenSpec
 
@@ -72,16 +71,6 @@ class Tokenizer(ABC):
     @abstractmethod
     def decode(self, ids_TF: AnyIds) -> ScoreTick:
         """The music of a phrase's tokens, starting at tick 0, in ``grid.tpq`` ticks per quarter."""
-
-    def read(self, data: bytes) -> Song:
-        """Bytes of a MIDI file to a clean song; its repairs hold those of the file, too.
-
-        Raises:
-            midigenre.errors.RejectedSongError: The file cannot be read or used.
-        """
-        repairs: dict[str, int] = {}
-        song = self.clean(read_score(data, repairs))
-        return replace(song, repairs=repairs | song.repairs) if repairs else song
 
 
 def from_spec(spec: TokenSpec) -> Tokenizer:

@@ -141,24 +141,50 @@ class FastEncoder(ABC):
         Raises:
             NotCoveredError: MidiTok must encode it; the message is the reason.
         """
-        if reason := self._objection(song):
-            raise NotCoveredError(reason)
+        notes, n_bars, end = song.notes, len(song.meters), song.bar_ticks[-1]
+        # What cannot come from `Tokenizer.clean`.
+        if n_bars == 0:
+            raise NotCoveredError("no bars")
+        if self._max_bars and n_bars > self._max_bars:
+            what = f"more than the {self._max_bars} bars that the vocabulary numbers"
+            raise NotCoveredError(what)
+        if not song.tempo_ticks.size or song.tempo_ticks[0] != 0:
+            raise NotCoveredError("no tempo at tick 0")
+        if song.tempo_ticks[-1] >= end or (notes.onset.size and notes.onset[-1] >= end):
+            raise NotCoveredError("notes or tempi behind the last bar")
+        if not self._programs and notes.program.any():
+            raise NotCoveredError("several programs, which the vocabulary does not have")
+
         moments = self._moments(song)
-        notes = self._notes(song, moments.bar_of_note)
-        at = np.searchsorted(self._tempo_qpm, song.tempo_qpm)
-        known = self._tempo_qpm.take(at, mode="clip") == song.tempo_qpm
-        tempo = np.where(known, self._tempo_ids.take(at, mode="clip"), np.uint16(MISSING_ID))
+        # The notes' attributes in REMI's order, each of shape (n,).
+        ids, at = {}, notes.pitch
+        if self._programs:
+            ids["Program"] = self._program_ids.take(notes.program)
+            at = notes.program * 128 + at
+        ids["Pitch"] = self._pitch_ids.take(at)
+        if self._velocities:
+            ids["Velocity"] = self._velocity_ids.take(notes.velocity)
+        if self._durations:  # in beats of the meter of the onset
+            rows = self._duration_row.take(song.meters[:, 1])
+            row = rows[0] if (rows == rows[0]).all() else rows.take(moments.bar_of_note)
+            ticks = np.minimum(notes.duration, self._duration_width - 1)
+            ids["Duration"] = self._duration_ids.take(ticks + row)
+        # The changes of tempo, and the meter of each bar.
+        tempo_at = np.searchsorted(self._tempo_qpm, song.tempo_qpm)
+        known = self._tempo_qpm.take(tempo_at, mode="clip") == song.tempo_qpm
+        tempo = np.where(known, self._tempo_ids.take(tempo_at, mode="clip"), np.uint16(MISSING_ID))
         keys = song.meters[:, 0] * _METER_ROW + song.meters[:, 1]
         meter: Ids = self._meter_ids.take(keys, mode="clip")
-        ids_TF, bar_at = self._write(song, moments, notes, tempo, meter)
+
+        ids_TF, bar_at = self._write(song, moments, ids, tempo, meter)
         if (ids_TF == MISSING_ID).any():
             tempo, meter = tempo[: len(tempo) * self._tempi], meter[: len(meter) * self._meters]
-            said = notes | {"Tempo": tempo, "TimeSig": meter, "Position": moments.position}
-            types = [name for name, ids in said.items() if (ids == MISSING_ID).any()]
+            said = ids | {"Tempo": tempo, "TimeSig": meter, "Position": moments.position}
+            types = [name for name, each in said.items() if (each == MISSING_ID).any()]
             raise NotCoveredError(f"no token for a value of {', '.join(types)}")
-        bar_steps = np.full(song.n_bars + 1, len(ids_TF), np.int32)
+        bar_steps = np.full(n_bars + 1, len(ids_TF), np.int32)
         bar_steps[: len(bar_at)] = bar_at
-        bar_tempo = np.zeros(song.n_bars, np.uint16)
+        bar_tempo = np.zeros(n_bars, np.uint16)
         if self.says_tempo_once and self._tempi:  # the one before each bar, at the first its own
             before = np.searchsorted(song.tempo_ticks, song.bar_ticks[:-1]) - 1
             bar_tempo = tempo.take(np.maximum(before, 0))
@@ -170,23 +196,9 @@ class FastEncoder(ABC):
     ) -> tuple[Ids, Longs]:
         """The token stream, shape (T, F), and the first step of each bar that it has.
 
-        ``tempo`` has an id for each change, ``meter`` one for each bar.
+        ``notes`` has the ids of the notes' attributes, ``tempo`` an id for each change, ``meter``
+        one for each bar.
         """
-
-    def _objection(self, song: Song) -> str:
-        """Why a song cannot come from :meth:`Tokenizer.clean`; empty if it can."""
-        notes, end = song.notes, song.bar_ticks[-1]
-        if song.n_bars == 0:
-            return "no bars"
-        if self._max_bars and song.n_bars > self._max_bars:
-            return f"more than the {self._max_bars} bars that the vocabulary numbers"
-        if not len(song.tempo_ticks) or song.tempo_ticks[0] != 0:
-            return "no tempo at tick 0"
-        if song.tempo_ticks[-1] >= end or (len(notes) and notes.onset[-1] >= end):
-            return "notes or tempi behind the last bar"
-        if not self._programs and notes.program.any():
-            return "several programs, which the vocabulary does not have"
-        return ""
 
     def _moments(self, song: Song) -> _Moments:
         onset = song.notes.onset
@@ -204,7 +216,7 @@ class FastEncoder(ABC):
                 tempo_at = tempo_at + np.cumsum(alone) - alone
         last = ticks[-1] if len(ticks) else -1
         n_bars = int(np.searchsorted(song.bar_ticks[:-1], last, side="right"))
-        if self._meters and n_bars < song.n_bars:  # a later meter opens its bar
+        if self._meters and n_bars < len(song.meters):  # a later meter opens its bar
             n_bars = max(n_bars, 1)  # the first meter is always said
             changed = (song.meters[n_bars:] != song.meters[n_bars - 1 : -1]).any(axis=1)
             if changed.any():
@@ -216,23 +228,6 @@ class FastEncoder(ABC):
         position = (ticks - song.bar_ticks.take(bar)) // step
         ids: Ids = self._position_ids.take(position, mode="clip")
         return _Moments(n_notes, tempo_at, bar, bar_edges, np.repeat(bar, n_notes), ids)
-
-    def _notes(self, song: Song, bar_of_note: Longs) -> dict[str, Ids]:
-        """Ids of the notes' attributes, each of shape (n,), in REMI's order."""
-        notes, ids = song.notes, {}
-        at = notes.pitch
-        if self._programs:
-            ids["Program"] = self._program_ids.take(notes.program)
-            at = notes.program * 128 + at
-        ids["Pitch"] = self._pitch_ids.take(at)
-        if self._velocities:
-            ids["Velocity"] = self._velocity_ids.take(notes.velocity)
-        if self._durations:  # in beats of the meter of the onset
-            rows = self._duration_row.take(song.meters[:, 1])
-            row = rows[0] if (rows == rows[0]).all() else rows.take(bar_of_note)
-            ticks = np.minimum(notes.duration, self._duration_width - 1)
-            ids["Duration"] = self._duration_ids.take(ticks + row)
-        return ids
 
 
 def _layout(moments: _Moments, note: int, bar: int, tempo: int = 0) -> tuple[Longs, Longs, Bools]:
