@@ -30,11 +30,11 @@ from midigenre.commands import predict
 from midigenre.corpora.folder import midi_files
 from midigenre.data import sandbox as reading
 from midigenre.data.phrases import MemorySongs, PhraseReader, consecutive, phrase_length
-from midigenre.data.sampler import group_by_budget
 from midigenre.data.sandbox import read_song
 from midigenre.files import write_json
 from midigenre.registry import conf_dir
 from midigenre.spec import Batch
+from midigenre.tasks.predict import group_by_budget
 from midigenre.tokenizers.base import from_spec
 from midigenre.trained import Run, load_run
 

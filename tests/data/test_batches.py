@@ -21,10 +21,10 @@ from midigenre.data.sampler import (
     PhraseDataset,
     PlannedBatch,
     RandomStarts,
-    group_by_budget,
 )
 from midigenre.data.shards import ShardSet
 from midigenre.spec import UNKNOWN, Batch
+from midigenre.tasks.predict import group_by_budget
 
 Key = tuple[int, int]
 

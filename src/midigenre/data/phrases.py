@@ -24,30 +24,30 @@ from midigenre.spec import TokenSpec
 from midigenre.tokenizers.base import Encoded, PhraseCutter, Tokenizer, from_spec
 
 
+@dataclass(frozen=True)
 class MemorySongs:
     """Songs that were just read and encoded, with the methods of :class:`ShardSet`."""
 
-    def __init__(self, songs: Sequence[tuple[Song, Encoded]]) -> None:
-        self._songs = songs
+    songs: Sequence[tuple[Song, Encoded]]
 
     def __len__(self) -> int:
-        return len(self._songs)
+        return len(self.songs)
 
     def encoded(self, index: int) -> Encoded:
         """Tokens of a song."""
-        return self._songs[index][1]
+        return self.songs[index][1]
 
     def song(self, index: int) -> Song:
         """Notes of a song."""
-        return self._songs[index][0]
+        return self.songs[index][0]
 
     def bar_onsets(self, index: int) -> Ints:
         """Note onsets in each bar of a song."""
-        return self._songs[index][0].onsets_per_bar()
+        return self.songs[index][0].onsets_per_bar()
 
     def bar_seconds(self, index: int) -> Floats:
         """See :meth:`midigenre.midi.song.Song.bar_seconds`."""
-        return self._songs[index][0].bar_seconds()
+        return self.songs[index][0].bar_seconds()
 
 
 SongSource: TypeAlias = ShardSet | MemorySongs

@@ -180,24 +180,6 @@ class PlannedBatch:
     step_size: int
 
 
-def group_by_budget(lengths: Longs, batch_phrases: int, batch_tokens: int | None) -> list[Longs]:
-    """Consecutive runs of indices that make a batch.
-
-    Args:
-        lengths: Steps of each phrase, in the order in which they are to be batched.
-        batch_phrases: Most phrases in a batch.
-        batch_tokens: Most steps in a batch; a longer phrase is a batch of its own.
-    """
-    edges, tokens = [0], 0
-    for i, length in enumerate(lengths.tolist()):
-        too_long = batch_tokens is not None and i > edges[-1] and tokens + length > batch_tokens
-        if too_long or i - edges[-1] >= batch_phrases:
-            edges.append(i)
-            tokens = 0
-        tokens += length
-    return np.split(np.arange(len(lengths)), edges[1:]) if len(lengths) else []
-
-
 class BatchSampler(Sampler[PlannedBatch]):
     """Batches of an epoch in a random order that depends on the seed and the epoch only.
 

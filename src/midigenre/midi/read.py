@@ -100,6 +100,10 @@ def read_score(
 # --- a well-formed file ---------------------------------------------------------------------------
 
 
+FarReaching = list[tuple[int, bytes]]
+"""Messages of a track that may concern other tracks: where each one ends, and its bytes."""
+
+
 @dataclass(frozen=True)
 class WellFormed:
     """A MIDI file that symusic can parse.
@@ -113,7 +117,7 @@ class WellFormed:
 
     header: bytes
     bodies: list[bytes]
-    far_reaching: list[list[tuple[int, bytes]]] | None
+    far_reaching: list[FarReaching] | None
     repairs: Counter[str]
 
 
@@ -184,14 +188,12 @@ def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> WellFormed:
         if start < 14 or data[start : start + 4] != b"MTrk":
             start = max(14, data.find(b"MTrk", 8))
     quick = not smpte and format_ != 2 and is_short
-    tracks = _tracks(data, start, repairs, not smpte, quick)
-    bodies = [track.body for track in tracks]
-
+    bodies, far_reaching, n_sounding = _tracks(data, start, repairs, not smpte, quick)
     repairs["track counts corrected"] += n_tracks != len(bodies)
     if format_ > 2:
         repairs["formats corrected"] += 1
         format_ = 1
-    if format_ == 2 and sum(track.has_notes for track in tracks) > 1:
+    if format_ == 2 and n_sounding > 1:
         raise RejectedSongError(
             "several_songs", f"a format 2 file of {len(bodies)} sequences; split it"
         )
@@ -204,29 +206,24 @@ def well_formed(data: bytes, max_bytes: int = MAX_BYTES) -> WellFormed:
         if bodies:
             bodies[0] = b"\x00\xff\x51\x03" + tempo.to_bytes(3, "big") + bodies[0]
     header = struct.pack(">4sIHHH", b"MThd", 6, format_, len(bodies), division)
-    seen = [track.far_reaching for track in tracks if track.far_reaching is not None]
-    return WellFormed(header, bodies, seen if len(seen) == len(bodies) else None, +repairs)
-
-
-@dataclass
-class _Track:
-    """A track as bytes that need no repair; and what the grammar found, if it was not walked."""
-
-    body: bytes
-    far_reaching: list[tuple[int, bytes]] | None
-    has_notes: bool = False  # looked at where it was walked
+    return WellFormed(header, bodies, far_reaching, +repairs)
 
 
 def _tracks(
     data: bytes, pos: int, repairs: Counter[str], keep_tempo: bool, quick: bool
-) -> list[_Track]:
+) -> tuple[list[bytes], list[FarReaching] | None, int]:
     """The tracks of all chunks from ``pos`` on; if ``quick``, those in the grammar are not walked.
+
+    Returns:
+        Their contents, which need no repair any more; what :func:`scan` found in each one, None if
+        any was walked; and how many of those that were walked have notes.
 
     Raises:
         RejectedSongError: ``unreadable``: most of it cannot be understood; ``too_large``.
     """
-    tracks: list[_Track] = []
-    lost, total, damage = 0, 0, ""
+    bodies: list[bytes] = []
+    scanned: list[FarReaching] = []
+    n_sounding, lost, total, damage = 0, 0, 0, ""
     while pos < len(data):
         start = pos + 8
         if data[pos : pos + 4] != b"MTrk" or start > len(data):
@@ -237,12 +234,13 @@ def _tracks(
                 repairs["bytes outside chunks dropped"] += end - pos
             pos = end
             continue
-        if len(tracks) == MAX_TRACKS:
+        if len(bodies) == MAX_TRACKS:
             what = f"more than {MAX_TRACKS:,} tracks, which no piece has"
             raise RejectedSongError("too_large", what)
         end = start + int.from_bytes(data[pos + 4 : start], "big")
         if quick and end <= len(data) and (seen := scan(data, start, end)) is not None:
-            tracks.append(_Track(data[start:end], seen))
+            bodies.append(data[start:end])
+            scanned.append(seen)
             total += end - start
             pos = end
             continue
@@ -255,8 +253,8 @@ def _tracks(
         if walk.ended and exact and not swallowed and walk.pos < limit:
             walk.read_on()
         total += limit - start
-        has_notes = any(m[0] & 0xF0 == 0x90 and m[2] > 0 for _, m in walk.events)
-        tracks.append(_Track(joined(walk.events, walk.tick), None, has_notes))
+        n_sounding += any(m[0] & 0xF0 == 0x90 and m[2] > 0 for _, m in walk.events)
+        bodies.append(joined(walk.events, walk.tick))
         if walk.damage:
             lost, damage = lost + limit - walk.pos, damage or walk.damage
         pos = limit
@@ -265,7 +263,7 @@ def _tracks(
             pos = walk.pos
     if lost * 2 > total:
         raise RejectedSongError("unreadable", f"most of it is damaged: {damage}")
-    return tracks
+    return bodies, scanned if len(scanned) == len(bodies) else None, n_sounding
 
 
 def _next_track(data: bytes, pos: int) -> int:
@@ -282,7 +280,7 @@ def _chunk_end(data: bytes, pos: int) -> int | None:
     return end if known or tag == b"MTrk" else None
 
 
-def scan(data: bytes, start: int, end: int) -> list[tuple[int, bytes]] | None:
+def scan(data: bytes, start: int, end: int) -> FarReaching | None:
     """A whole track's changes of program, All Notes Off and All Sound Off.
 
     Returns:

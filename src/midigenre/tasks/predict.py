@@ -21,7 +21,6 @@ from midigenre.data.phrases import (
     consecutive,
     phrase_length,
 )
-from midigenre.data.sampler import group_by_budget
 from midigenre.errors import RejectedSongError, UserError
 from midigenre.evaluation.blend import SONG_MODELS_FOLDER, Blends, fingerprint
 from midigenre.evaluation.exported_baselines import exported_log_probs
@@ -109,6 +108,24 @@ def predict_phrases(
         torch.cat(encoded).numpy() if vectors else None,
         {k: -v.logsumexp(-1).cpu().double().numpy() for k, v in of_label.items()},
     )
+
+
+def group_by_budget(lengths: Longs, batch_phrases: int, batch_tokens: int | None) -> list[Longs]:
+    """Consecutive runs of indices that make a batch.
+
+    Args:
+        lengths: Steps of each phrase, in the order in which they are to be batched.
+        batch_phrases: Most phrases in a batch.
+        batch_tokens: Most steps in a batch; a longer phrase is a batch of its own.
+    """
+    edges, tokens = [0], 0
+    for i, length in enumerate(lengths.tolist()):
+        too_long = batch_tokens is not None and i > edges[-1] and tokens + length > batch_tokens
+        if too_long or i - edges[-1] >= batch_phrases:
+            edges.append(i)
+            tokens = 0
+        tokens += length
+    return np.split(np.arange(len(lengths)), edges[1:]) if len(lengths) else []
 
 
 class SongPredictions(NamedTuple):

@@ -168,12 +168,6 @@ class MidiTokTokenizer(Tokenizer):
             RejectedSongError: ``empty`` where no note lies in the vocabulary's ranges.
         """
         song = clean(score, self.grid, tracks=self._tracks, neutral=self._neutral)
-        if self._tracks == "melody" and not self.grid.cut_overlaps:
-            # The next note may lie on a finer grid, and leave a note a part of a step.
-            steps = np.array([self.grid.step_ticks((int(n), int(d))) for n, d in song.meters])
-            step = steps[np.searchsorted(song.bar_ticks, song.notes.onset, side="right") - 1]
-            duration = song.notes.duration
-            song = replace(song, notes=replace(song.notes, duration=duration - duration % step))
         known = self._known.take(song.notes.program * 128 + song.notes.pitch)
         if not known.any():
             raise RejectedSongError("empty", "no note in the tokenizer's pitches and programs")
