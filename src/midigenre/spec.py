@@ -94,7 +94,7 @@ class TokenSpec:
     fields: tuple[Field, ...]
     bars: BarKind
     max_bars: int
-    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
 from midigenre.midi.song import Song
 from midigenre.spec import TokenSpec
-from midigenre.tokenizers.base import Encoded, PhraseCutter, Tokenizer, from_spec
+from midigenre.tokenizers.base import Encoded, Tokenizer, from_spec, phrase_cutter
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class PhraseReader:
             if max_tokens is not None and max_tokens < 3:
                 raise UserError(f"data.max_tokens={max_tokens} leaves no room for BOS and EOS")
             self._marks = np.array([bos], np.int64), np.array([eos], np.int64)
-        self._cutter = None if spec.bars == "none" else PhraseCutter(spec)
+        self._cutter = phrase_cutter(spec)
         self._tokenizer: Tokenizer | None = None
 
     def __call__(

@@ -18,7 +18,7 @@ from midigenre.generation.grammar import Grammar, Rows
 from midigenre.models import PhraseGenerator
 from midigenre.models.kernels import packed
 from midigenre.spec import UNKNOWN
-from midigenre.tokenizers.base import PhraseCutter
+from midigenre.tokenizers.base import phrase_cutter
 
 
 @dataclass(frozen=True)
@@ -411,7 +411,7 @@ class Windows:
         # A window that slides must keep a whole bar before the one that is being written.
         self.bars = max(2, min(context.bars, self.spec.max_bars))
         self.max_tokens = context.max_tokens
-        self._cutter = None if self.spec.bars == "none" else PhraseCutter(self.spec)
+        self._cutter = phrase_cutter(self.spec)
 
     def first_bar(self, rows: Rows, row: int, first: int, max_bars: int | None) -> int:
         """Where a row's window that begins with bar ``first`` should begin now.

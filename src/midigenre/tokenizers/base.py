@@ -102,6 +102,12 @@ def _from_settings(settings_json: str) -> Tokenizer:
         raise UserError(f"tokenizer {settings.get('name')!r}: {error}") from error
 
 
+@lru_cache(maxsize=8)
+def phrase_cutter(spec: TokenSpec) -> PhraseCutter | None:
+    """What cuts phrases out of a vocabulary's streams; None where they are no slices of them."""
+    return None if spec.bars == "none" else PhraseCutter(spec)
+
+
 class PhraseCutter:
     """Slices bars out of a token stream and makes the slice equal to encoding the phrase alone.
 

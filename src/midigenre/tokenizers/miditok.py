@@ -23,7 +23,7 @@ from midigenre.errors import RejectedSongError, UserError
 from midigenre.midi.clean import clean
 from midigenre.midi.song import DEFAULT_TEMPO, DRUMS, TRACKS, Grid, Meter, NoteTable, Song
 from midigenre.spec import BarKind, Field, TokenSpec
-from midigenre.tokenizers.base import AnyIds, Encoded, PhraseCutter, Tokenizer
+from midigenre.tokenizers.base import AnyIds, Encoded, Tokenizer, phrase_cutter
 from midigenre.tokenizers.fast import NotCoveredError, fast_encoder
 
 _PARAMS: Mapping[str, Any] = {
@@ -142,7 +142,7 @@ class MidiTokTokenizer(Tokenizer):
                 "tokenizer.time_signatures=[4/4] or tokenizer.params.use_time_signatures=true"
             )
         self.spec = TokenSpec(name, _fields(self._tok, max_bars), bars, max_bars, settings)
-        self._cutter = None if bars == "none" else PhraseCutter(self.spec)
+        self._cutter = phrase_cutter(self.spec)
         self._fast, self._slow = fast_encoder(self._tok)
 
         # Whether the vocabulary has a note, at 128 * program + pitch; drums, -1, come last.
