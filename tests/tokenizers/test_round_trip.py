@@ -23,6 +23,7 @@ from midigenre.errors import RejectedSongError, UserError
 from midigenre.midi.song import Song
 from midigenre.spec import Field, TokenSpec
 from midigenre.tokenizers import Encoded, PhraseCutter, Tokenizer, from_spec
+from midigenre.tokenizers.base import phrase_cutter
 from midigenre.tokenizers.miditok import MidiTokTokenizer
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -283,6 +284,11 @@ def test_which_tokenizers_can_be_sliced():
         "midilike": "none", "midilike291": "none", "tsd": "none",
     }  # fmt: skip
     assert known.items() <= kinds.items()
+    assert {n for n in NAMES if phrase_cutter(tokenizer(n).spec) is None} == {
+        n for n, bars in kinds.items() if bars == "none"
+    }
+    spec = tokenizer("remi").spec
+    assert phrase_cutter(replace(spec)) is phrase_cutter(spec)  # one for equal vocabularies
     with pytest.raises(ValueError, match="not slices"):
         PhraseCutter(tokenizer("tsd").spec)
 

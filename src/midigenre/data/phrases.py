@@ -24,7 +24,7 @@ from midigenre.spec import TokenSpec
 from midigenre.tokenizers.base import Encoded, Tokenizer, from_spec, phrase_cutter
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MemorySongs:
     """Songs that were just read and encoded, with the methods of :class:`ShardSet`."""
 
