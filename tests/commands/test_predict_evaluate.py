@@ -240,7 +240,9 @@ def test_all_unknown_classes_are_named_at_once(tmp_path):
     ]
     write_csv(tmp_path / "refused.csv", rows, list(rows[0]))
     known = {"genre": ("waltz", "rock"), "emotion": ("calm", "happy")}
-    run = SimpleNamespace(labels=LabelSpec(known), classifier=SimpleNamespace(heads=dict(known)))
+    run = SimpleNamespace(
+        labels=LabelSpec(known), classifier=SimpleNamespace(label_heads=lambda: known)
+    )
     with pytest.raises(UserError) as error:
         class_maps(shards, run)
     assert str(error.value).endswith(
