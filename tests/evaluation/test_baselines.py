@@ -51,6 +51,16 @@ def test_they_learn(fitted):
     assert fitted.n_train == fitted.n_available == {"phrase": 360, "song": 90}
 
 
+def test_trees_learn_from_few_songs_and_are_scikit_learns_from_200_on():
+    train, truth = book(np.arange(24) % 2), np.arange(30) % 2
+    found = predictions(fit_baselines(train, train.phrases(), np.arange(24) % 2), book(truth, 1))
+    for name in ("metadata", "hist_gb"):
+        assert (found["song"][name] == truth).mean() > 0.8, name
+    for n, leaf in ((9, 1), (50, 5), (199, 19), (200, 20), (1000, 20)):
+        trees = BASELINES["hist_gb"](0)[-1].set_params(max_iter=1).fit(np.eye(n), np.arange(n) % 2)
+        assert trees.min_samples_leaf == leaf
+
+
 def test_majority_is_the_first_of_the_most_frequent():
     truth = np.array([1, 1, 2, 0, 2, -1, -1, -1])
     reader = book(truth)
