@@ -90,6 +90,15 @@ def test_only_a_baseline_that_is_clearly_better_beats_the_model():
         assert "beats" not in printed(evaluation(level_with_the_model))
 
 
+def test_few_songs_are_said_to_be_few():
+    for n, said in ((3, "only 3 test songs: intervals"), (20, None)):
+        songs = np.arange(n)
+        content = evaluated(np.log(np.where(np.eye(2), 0.9, 0.1)[songs % 2]), songs % 2, songs, ["a", "b"])
+        assert content["song"]["ci95"]["accuracy"] == [1, 1]
+        text = flat(printed({"genre": content}))
+        assert said in text and "protocol=crossval" in text if said else "only" not in text
+
+
 def test_details_are_the_classes_and_the_phrases():
     text = printed(evaluation(0.1), details=True)
     for word in ("[bold]jazz", "a|b", "support", "precision", "scores of phrases"):

@@ -21,6 +21,9 @@ LevelScores = Mapping[str, Any]
 
 LEGEND = "[95 % interval over {what}]; * the interval of the difference excludes 0"
 
+FEW = 20
+"""Fewer songs, or pieces, have a warning: the bootstrap cannot draw what it has not seen."""
+
 
 def print_scores(
     evaluation: Mapping[str, Mapping[str, LevelScores]],
@@ -174,7 +177,13 @@ def _lines(levels: Mapping[str, LevelScores]) -> Iterator[str]:
 
 
 def _warnings(levels: Mapping[str, LevelScores]) -> Iterator[str]:
-    """Warnings: baselines that beat the model, or that are missing."""
+    """Warnings: too few songs, baselines that beat the model, or that are missing."""
+    pieces = PIECE if PIECE in levels else "song"
+    if 0 < (n := levels["song"]["n_pieces"]) < FEW:
+        yield (
+            f"only {plural(n, f'test {pieces}')}: intervals over so few are too narrow, and every "
+            "score may be luck; protocol=crossval tests each song once and pools them"
+        )
     if names := _left_out(levels["phrase"]):
         yield f"no song here has {named(names)}: left out of tables and figures"
     song = levels["song"]
