@@ -111,11 +111,12 @@ def test_order_does_not_depend_on_the_file_system(tmp_path: Path) -> None:
         ("none", "none does not exist"),
         ("file", "file is a file, not a folder"),
         ("empty", "empty has no MIDI file"),
-        ("loose", "loose has no MIDI file"),
+        ("loose", "1 MIDI file lies directly in .*loose, in no genre's folder"),
+        ("music/jazz", r"2 MIDI files lie directly in .*mean corpus\.root=/.*/music\?"),
     ],
 )
 def test_what_root_should_be_is_said(tmp_path: Path, name: str | None, message: str) -> None:
-    touch(tmp_path, "file", "loose/a.mid")
+    touch(tmp_path, "file", "loose/a.mid", "music/jazz/a.mid", "music/jazz/b.mid")
     (tmp_path / "empty" / "jazz").mkdir(parents=True)
     with pytest.raises(UserError, match=message) as caught:
         Folder(name and str(tmp_path / name)).songs(tmp_path)

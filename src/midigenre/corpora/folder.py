@@ -22,7 +22,7 @@ from midigenre.corpora.base import (
 )
 from midigenre.errors import UserError
 from midigenre.storage import MIDI_SUFFIXES, Entry, Location, entries, location
-from midigenre.wording import NAMED, first_few
+from midigenre.wording import NAMED, first_few, plural
 
 ENDINGS = ", ".join(s for s in MIDI_SUFFIXES if not s.endswith(".gz")) + " or one of these and .gz"
 """The names of MIDI files, for messages."""
@@ -165,6 +165,12 @@ class Folder(Corpus):
         # Any folder of MIDI files would do where labels have a default.
         if not found or not any(labels.get(self.labels[-1]) for labels in shared.values()):
             there = in_words(left_out.total())
+            if loose := sum(not entry.labels and "/" not in entry.song_id for entry in unusable):
+                above = os.path.normpath(root / "..") if isinstance(root, Path) else root.parent
+                raise UserError(
+                    f"{plural(loose, self.kind)} lie{'s' * (loose == 1)} directly in {root}, in no "
+                    f"{self.labels[0]}'s folder; did you mean corpus.root={above}? Give {self.layout}"
+                )
             raise UserError(
                 f"corpus.root={root} has no {self.kind}{there and f', only {there}'}; give "
                 f"{self.layout}"
