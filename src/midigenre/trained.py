@@ -65,6 +65,8 @@ class Run:
             trained on (None for all songs).
         config: The resolved training config; None where only a checkpoint is at hand.
         task: ``cfg.task`` of its training as plain data.
+        epoch: The epoch after which the checkpoint was written, from 1; 0 if it does not say.
+        step: The step after which it was.
     """
 
     folder: Path | None
@@ -75,6 +77,8 @@ class Run:
     data: Mapping[str, Any]
     config: DictConfig | None
     task: Mapping[str, Any] = field(default_factory=dict)
+    epoch: int = 0
+    step: int = 0
 
     @property
     def classifier(self) -> PhraseClassifier:
@@ -156,7 +160,10 @@ def load_run(
         model.load_state_dict(_below(content["state_dict"], "model"))
     run_folder = None if folder is None else RunFolder(folder)
     config = run_folder.as_config() if run_folder is not None and run_folder.has_config else None
-    return Run(folder, path, model.eval(), tokens, labels, about["data"], config, about["task"])
+    written = content.get("epoch", -1) + 1, content.get("global_step", 0)
+    return Run(
+        folder, path, model.eval(), tokens, labels, about["data"], config, about["task"], *written
+    )
 
 
 def own_shards(trained: Run, home: str, n_workers: int | None, progress: Any) -> ShardSet:

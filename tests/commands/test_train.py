@@ -142,6 +142,32 @@ def test_resume_lets_only_the_bounds_change(midigenre, home, toy_run):
     assert "trainer.max_*" in err
 
 
+def test_a_finished_run_is_left_as_it_is_unless_its_limit_is_raised(midigenre, home):
+    early = ("name=early", "trainer.max_epochs=9", "callbacks.early_stopping.patience=1",
+             "+callbacks.early_stopping.min_delta=2")  # fmt: skip
+    status, out, err = midigenre("train", *SMALL, *early)
+    assert status == 0, err
+    run = home / out.strip()
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert read(run / "metrics.json")["tested"] == {
+        "epoch": best["epoch"] + 1, "step": best["global_step"],
+    }  # fmt: skip
+    said = f"trained 2 epochs (stopped early), {last_step(run)} steps, tested epoch"
+    assert f"{said} {best['epoch'] + 1}'s checkpoint; " in err
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    status, out, err = midigenre("train", f"resume={run}")
+    assert (status, out, err.count("\n")) == (2, "", 1), err
+    assert f"{run} is finished" in err
+    assert "trainer.max_epochs=9; to train on, give a higher trainer.max_epochs" in err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert midigenre("train", f"resume={run}", "trainer.max_epochs=10")[0] == 0
+    assert read(run / "metrics.json")["epochs"] == 3
+
+
+def last_step(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+
+
 @pytest.mark.slow
 def test_a_sweep_leaves_a_folder_for_each_job(midigenre, home):
     sweeps = home / "runs" / "sweep"  # where other tests may have left theirs

@@ -132,6 +132,8 @@ def train(
         fit(trainer, task, data, ckpt, lambda: None)
         return _best_score(trainer)
 
+    # Results of an earlier end: until there are new ones, the run is not finished.
+    (folder / "evaluation.json").unlink(missing_ok=True)
     # Not earlier: a rejected start leaves no run.
     for given, place in ((cfg, folder), whole or (cfg, folder)):
         OmegaConf.save(OmegaConf.create(plain(given)), place / "config.yaml")
@@ -191,13 +193,15 @@ def _finish(
         "processes": trainer.world_size,
         "threads": torch.get_num_threads(),
     }
-    best = load_run(str(folder), kind=task.kind).model.to(trainer.strategy.root_device)
+    trained = load_run(str(folder), kind=task.kind)
+    best = trained.model.to(trainer.strategy.root_device)
     tested = task.test(best, data, folder, plain(cfg.task))
     cost["seconds"] = round(time.perf_counter() - began, 3)
     monitor = str(trainer.checkpoint_callback.monitor)  # type: ignore[union-attr]
     metrics: dict[str, Any] = {
         "val": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
         "best": {monitor: score},
+        "tested": {"epoch": trained.epoch, "step": trained.step},
         "test": tested.scores,
         "parameters": cost["parameters"],
         # Those that were begun: `current_epoch` is one less in a run that had nothing to train.
@@ -222,8 +226,11 @@ def _finish(
     for logger in trainer.loggers:
         logger.finalize("success")
     task.show(tested.evaluation, console)
+    early: Any = trainer.early_stopping_callback
     say(
-        f"trained {plural(metrics['epochs'], 'epoch')}, {plural(metrics['steps'], 'step')} in "
+        f"trained {plural(metrics['epochs'], 'epoch')}"
+        f"{' (stopped early)' if early and early.stopped_epoch else ''}, "
+        f"{plural(metrics['steps'], 'step')}, tested epoch {trained.epoch}'s checkpoint; "
         f"{cost['fit_seconds']:.0f} s ({cost['tokens_per_second']:,.0f} tokens/s, at most "
         f"{cost['peak_memory_bytes'] / 2**20:,.0f} MB); {cost['seconds']:.0f} s since this command"
     )
@@ -266,6 +273,13 @@ def _resumed(cfg: DictConfig) -> DictConfig:
     saved = run.as_config()
     for key in bounds:
         OmegaConf.update(saved, key, OmegaConf.select(cfg, key), force_add=True)
+    if run.finished and saved == run.as_config():
+        limits = {k: v for k, v in saved.trainer.items() if k.startswith("max_") and v != -1}
+        shown = ", ".join(f"trainer.{k}={v}" for k, v in limits.items() if v is not None)
+        raise UserError(
+            f"resume={cfg.resume} is finished: it stopped early or reached {shown}; to train on, "
+            "give a higher trainer.max_epochs, max_steps or max_time"
+        )
     with reading(run.config_path, "bring back the file that the run was trained with"):
         check_settings(saved)
     return saved
