@@ -59,8 +59,8 @@ def check_settings(cfg: DictConfig) -> None:
         Subset.from_config(cfg.fold)
     protocol_of(cfg)
     for key in ("max_epochs", "max_steps"):
-        if cfg.trainer.get(key) == 0:
-            raise UserError(f"trainer.{key}=0 trains nothing; give 1 or more, or leave it out")
+        if (n := cfg.trainer.get(key)) is not None and n < 1 and n != -1:  # -1: no limit
+            raise UserError(f"trainer.{key}={n} trains nothing; give 1 or more, or leave it out")
     data = plain(cfg.data)
     if unknown := sorted(data.keys() - DataSettings.__dataclass_fields__.keys()):
         raise UserError(f"data.{unknown[0]}: no such setting; midigenre train --help lists them")

@@ -158,11 +158,12 @@ def _run(line: argparse.Namespace) -> int:
     from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
 
-    from midigenre.commands.hints import help_of, option, worded
+    from midigenre.commands.hints import help_of, option, without_plus, worded
     from midigenre.commands.hydra_job import run_once
 
     with initialize_config_dir(str(conf_dir().resolve()), "midigenre", version_base=None):
         try:
+            line.overrides = without_plus(line)
             if line.unknown:
                 raise UserError(option(line))
             if line.help:

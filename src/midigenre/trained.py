@@ -119,6 +119,9 @@ def checkpoint_path(run: str | None, ckpt: str, key: str = "run") -> tuple[Path 
     if not run:
         raise UserError(f"{key}= is missing; give a run's folder, for instance runs/<name>/<when>")
     folder = Path(run).expanduser()
+    if folder.is_file():
+        of = {"run": "ckpt", "judge": "judge_ckpt"}.get(key, key)
+        raise UserError(f"{key}={run} is a file; give the run's folder, or {of}={run}")
     if not folder.is_dir():
         raise UserError(f"{key}={run}: no such folder; trained runs lie in runs/<name>/<when>")
     path = folder / "checkpoints" / f"{ckpt}.ckpt"

@@ -261,7 +261,7 @@ def test_a_sweep_of_many_settings_has_short_names(midigenre, home):
     )]  # fmt: skip
     many += ["optim.weight_decay=choice(0.05)", "optim.warmup_share=choice(0.1)",
              "optim.final_ratio=choice(0.01)", "data.balance=choice(0.5)",
-             f"+note=choice({'x' * 199})"]  # fmt: skip
+             f"+prepare.note=choice({'x' * 199})"]  # fmt: skip
     status, out, err = midigenre(
         "train", "-m", *QUICK, *many, "seed=1,2", "name=many", "logger=all"
     )

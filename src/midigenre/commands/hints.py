@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,22 @@ _SYNONYMS = {
     "wd": "weight_decay", "experimental_rerun": "resume",
 }  # fmt: skip
 """Settings of other programs whose names share no word with ours."""
+
+
+def without_plus(line: argparse.Namespace) -> list[str]:
+    """The overrides, without the plus of those whose first part the command does not have.
+
+    Hydra adds whatever a plus stands before; without it, it answers a typo as any other.
+    """
+    overrides: list[str] = line.overrides
+    if not any(o.startswith("+") for o in overrides):
+        return overrides
+    cfg, groups = _composed(line.command, overrides)
+    known = {*cfg, *groups, *_options("", overrides, ObjectType.GROUP)}
+    return [
+        bare if (bare := o.lstrip("+")) != o and re.split("[.@/=]", bare)[0] not in known else o
+        for o in overrides
+    ]
 
 
 def help_of(line: argparse.Namespace) -> str:
@@ -107,9 +124,9 @@ def _long_words(name: str) -> set[str]:
 
 def _instead(key: str, line: argparse.Namespace, commands: Sequence[str]) -> str:
     """What to write instead of a setting that a command does not have."""
-    if key.startswith("labels.map"):
-        return "write labels.map.LABEL.CLASS=NAME for each class, as labels.map.genre.hiphop=rap"
     cfg, groups = _composed(line.command, line.overrides)
+    if key.startswith("labels.map") and "labels" in cfg:
+        return "write labels.map.LABEL.CLASS=NAME for each class, as labels.map.genre.hiphop=rap"
     if key == "device" and "trainer" in groups:
         return "write trainer=gpu or trainer=cpu"
     hints = [f"did you mean {near}?"] if (near := " or ".join(_nearest(key, cfg, groups))) else []
@@ -160,6 +177,8 @@ def worded(error: Exception, line: argparse.Namespace, commands: Sequence[str]) 
             there = f"; {guess}there is {', '.join(error.options)}" if error.options else ""
             return f"{group}={name}: no such choice{there}"
     text = " ".join(str(error).split())
+    if swept := re.match(r"Ambiguous value for argument '(([^=]*)=(.*?))' 1\.", text):
+        return f"{swept[1]}: -m runs a sweep over several values; a list is {swept[2]}=[{swept[3]}]"
     for override in line.overrides:
         key = override.partition("=")[0].lstrip("+~")
         if text.startswith(f"Could not override '{key}'"):

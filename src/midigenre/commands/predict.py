@@ -88,7 +88,10 @@ def _check(cfg: DictConfig) -> None:
     if cfg.format not in OUTPUT_FORMATS:
         raise UserError(f"format={cfg.format}; choose {', '.join(OUTPUT_FORMATS)}")
     if cfg.out is not None and not cfg.explain:
-        raise UserError(f"out={cfg.out}: figures are of explanations; set explain=true, too")
+        raise UserError(
+            f"out={cfg.out} is for the figures of explain=true; predictions go to stdout, as in "
+            f"midigenre predict ... > {cfg.out}"
+        )
 
 
 def _files(paths: Sequence[str]) -> Iterator[Path]:
