@@ -47,6 +47,8 @@ def arguments(generator, judge, *more):
 def test_a_judgement(midigenre, half_generator, toy_judge, home):
     status, out, err = midigenre(*arguments(half_generator, toy_judge))
     assert status == 0, err
+    assert "of 12 pieces: more than " in err
+    assert "no note in the last bar " in err
     path = home / out.strip()
     assert path.parent.parent == home / half_generator / "judgement"
     report = json.loads(path.read_text())

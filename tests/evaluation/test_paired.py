@@ -148,14 +148,16 @@ def test_runs_that_cannot_be_paired_say_why(tmp_path):
     add_songs(tmp_path / "c", guesses(0.5, 1)[:50], TRUTH[:50])
     write_run(tmp_path / "d", 0.5, trainer__max_epochs=4)
     (tmp_path / "d" / "predictions_songs.csv").write_text("song_id,emotion\ns000,Q1\n")
+    write_run(tmp_path / "e", 0.5, trainer__max_epochs=5)
+    add_songs(tmp_path / "e", guesses(0.5, 1)[:50], TRUTH[:50])
     comparison = compare(find_runs([tmp_path])[0])
-    a, b, c, d = (row.paired["genre"] for row in comparison.rows)
+    a, b, c, d, e = (row.paired["genre"] for row in comparison.rows)
     assert a is None
     assert b == "no predictions_songs.csv"
-    assert "tested on other songs" in c
+    assert c == e == f"tested on other songs than {tmp_path / 'a'}"
     assert "no column 'genre'" in d
     (note,) = [note for note in comparison.notes if "not compared in pairs" in note]
-    assert all(name in note for name in ("/b (", "/c (", "/d ("))
+    assert all(name in note for name in ("/b (", f"/c, {tmp_path / 'e'} (", "/d ("))
     assert "| – |" in to_markdown(comparison)
 
 

@@ -310,10 +310,10 @@ def _show(report: Mapping[str, Any]) -> None:
             )  # fmt: skip
     copied = report["novelty"]["generated"]["copied"]
     console.print(
-        f"{copied['n']} of {plural(report['novelty']['generated']['n'], 'piece')} share more than "
-        f"{report['novelty']['settings']['copied_above_bars']} bars in a row with a training song; "
-        f"{report['silent']} are silent, {report['cut_short']} end before their last bar, "
-        f"{report['end_early']['generated']} have no note in it (of "
+        f"of {plural(report['novelty']['generated']['n'], 'piece')}: more than "
+        f"{report['novelty']['settings']['copied_above_bars']} bars in a row of a training song in "
+        f"{copied['n']}, silent {report['silent']}, ending early {report['cut_short']}, "
+        f"no note in the last bar {report['end_early']['generated']} (of "
         f"{plural(report['n_real'], 'real excerpt')} {report['end_early']['real']})",
         highlight=False,
     )

@@ -353,7 +353,11 @@ class Comparison:
             alike = [
                 str(folder) for folder, of in pairs if isinstance(of, Paired) and not of.is_clear
             ]
-            missing = [f"{folder} ({why})" for folder, why in pairs if isinstance(why, str)]
+            reasons: dict[str, list[str]] = {}
+            for folder, why in pairs:
+                if isinstance(why, str):
+                    reasons.setdefault(why, []).append(str(folder))
+            missing = [f"{', '.join(folders)} ({why})" for why, folders in reasons.items()]
             if alike:
                 found.append(
                     f"{label}, songs: not clearly different from {self.paired[label]} in "
