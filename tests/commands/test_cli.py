@@ -116,16 +116,20 @@ MISTAKES = {
     "an added typo twice": (["predict", "++tresh=1", "--", "x"], ["tresh: no such setting"]),
     "labels of a command without": (["compare", "labels.map.genre.a=b"], ["labels.map: no such"]),
     "a number below none": (
-        ["train", "trainer.max_epochs=-5"], ["max_epochs=-5 trains nothing; give 1 or more"],
+        ["train", "trainer.max_epochs=-5"],
+        ["max_epochs=-5 trains nothing; give 1 or more"],
     ),
     "a sweep without -m": (
-        ["train", "tokenizer=remi,cp"], ["tokenizer=remi,cp: -m runs", "tokenizer=[remi,cp]"],
+        ["train", "tokenizer=remi,cp"],
+        ["tokenizer=remi,cp: -m runs", "tokenizer=[remi,cp]"],
     ),
     "a file as a run": (
-        ["generate", f"run={__file__}"], [f"is a file; give the run's folder, or ckpt={__file__}"],
+        ["generate", f"run={__file__}"],
+        [f"is a file; give the run's folder, or ckpt={__file__}"],
     ),
     "an output of predict": (
-        ["predict", "format=csv", "out=a.csv", "--", "x"], ["out=a.csv", "explain=true", "> a.csv"],
+        ["predict", "format=csv", "out=a.csv", "--", "x"],
+        ["out=a.csv", "explain=true", "> a.csv"],
     ),
     "a missing folder": (
         ["train", "corpus=folder", "corpus.root=/nowhere"],

@@ -1,6 +1,7 @@
 """``train``: what a run leaves, the same twice, resumed as if never stopped."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -31,7 +32,9 @@ def test_a_run_explains_itself(toy_run, home):
     assert spec["labels"]["genre"] == ["waltz", "rock", "ballad", "swing"]
     assert len(spec["tokens"]["fields"][0]["tokens"]) > 600
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-    assert "parameters" in (run / "train.log").read_text()
+    log = (run / "train.log").read_text()
+    assert "parameters" in log
+    assert len(re.findall(r"INFO epoch [1-6]: train/loss \d.*, val/macro_f1 \d", log)) == 6
     metrics = read(run / "metrics.json")
     assert metrics["best"]["val/macro_f1"] > 0.5
     assert metrics["epochs"] == 6
@@ -147,6 +150,8 @@ def test_a_finished_run_is_left_as_it_is_unless_its_limit_is_raised(midigenre, h
              "+callbacks.early_stopping.min_delta=2")  # fmt: skip
     status, out, err = midigenre("train", *SMALL, *early)
     assert status == 0, err
+    assert err.count("shards/toy-") == 1
+    assert "train/loss" not in err
     run = home / out.strip()
     best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     assert read(run / "metrics.json")["tested"] == {

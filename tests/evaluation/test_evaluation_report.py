@@ -93,7 +93,8 @@ def test_only_a_baseline_that_is_clearly_better_beats_the_model():
 def test_few_songs_are_said_to_be_few():
     for n, said in ((3, "only 3 test songs: intervals"), (20, None)):
         songs = np.arange(n)
-        content = evaluated(np.log(np.where(np.eye(2), 0.9, 0.1)[songs % 2]), songs % 2, songs, ["a", "b"])
+        log_probs_NC = np.log(np.where(np.eye(2), 0.9, 0.1)[songs % 2])
+        content = evaluated(log_probs_NC, songs % 2, songs, ["a", "b"])
         assert content["song"]["ci95"]["accuracy"] == [1, 1]
         text = flat(printed({"genre": content}))
         assert said in text and "protocol=crossval" in text if said else "only" not in text

@@ -292,6 +292,7 @@ def _songs(cfg: DictConfig, protocol: Protocol | None, resumed: bool) -> ShardSe
         with progress_bars() as progress:
             shards = prepared(cfg, progress, check=check)
         length = phrase_length(cfg.data, shards.tokens)
+        say(f"songs and the files named below: {shards.folder}")
         print_report(refresh_report(shards, length, cfg.data.max_tokens), console, tables=False)
         if protocol is None and not resumed:
             warn_of_shared_songs(cfg, shards, warn)

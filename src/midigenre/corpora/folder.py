@@ -169,7 +169,8 @@ class Folder(Corpus):
                 above = os.path.normpath(root / "..") if isinstance(root, Path) else root.parent
                 raise UserError(
                     f"{plural(loose, self.kind)} lie{'s' * (loose == 1)} directly in {root}, in no "
-                    f"{self.labels[0]}'s folder; did you mean corpus.root={above}? Give {self.layout}"
+                    f"{self.labels[0]}'s folder; did you mean corpus.root={above}? Give "
+                    f"{self.layout}"
                 )
             raise UserError(
                 f"corpus.root={root} has no {self.kind}{there and f', only {there}'}; give "

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from torch import Tensor
 from midigenre.errors import UserError
 from midigenre.files import whole, write_bytes
 from midigenre.tasks.optim import time_limits
+
+log = getLogger(__name__)
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -183,8 +186,13 @@ class LastCheckpoint(ModelCheckpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves, and stops if that was held back."""
+        """Saves, and stops if that was held back; the log of the run has a line of the scores."""
         super().on_train_epoch_end(trainer, pl_module)
+        if trainer.is_global_zero:
+            found = trainer.callback_metrics
+            names = ("train/loss", getattr(trainer.checkpoint_callback, "monitor", None))
+            shown = [f"{name} {float(found[name]):.4f}" for name in names if name in found]
+            log.info("epoch %d: %s", trainer.current_epoch + 1, ", ".join(shown))
         self._saved = time.monotonic()
         Loop(trainer).received_sigterm |= self._stopping
         if self._before is not None and trainer.is_global_zero:
