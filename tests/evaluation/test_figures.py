@@ -113,6 +113,17 @@ def test_piano_roll_figure(rows, panels, bars, tmp_path):
     save(figure, tmp_path / "roll.png")
 
 
+def test_bar_numbers_and_times_do_not_overlap():
+    meters = np.r_[np.full(4, 4), np.full(12, 1), np.full(8, 4)]
+    bars = np.r_[0, np.cumsum(meters * 8)]
+    notes = table([(0, 8, 60, 80, 0), (400, 8, 70, 80, 0)])
+    figure = piano_roll_figure(notes, bars, 8, "", np.arange(len(bars)) * 61.0)
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+    assert len(boxes) == 9
+
+
 def test_piano_roll_names_the_instruments():
     figure = piano_roll_figure(table(BAND + DRUM_PART), BARS, 480, "band")
     names = [text.get_text() for text in figure.legends[0].get_texts()]

@@ -34,6 +34,23 @@ def test_all_figures_are_drawn(n, temperatures, tmp_path):
     assert panels == (2 if temperatures is None else 4)
 
 
+def test_thresholds_lie_in_the_plot_and_no_score_is_above_1():
+    truth = np.arange(12) % 3
+    log_probs = np.log(np.where(np.eye(3), 0.98, 0.01)[truth])
+    content = {"genre": evaluated(log_probs, truth, np.arange(12), ["a", "b", "c"], n_bootstrap=9)}
+    for found in (content, evaluation()):
+        figure = evaluation_figures(found, "test")["genre/song/coverage"]
+        figure.canvas.draw()
+        (axes,) = figure.axes
+        assert max(axes.get_yticks()) <= 1
+        plot, texts = axes.get_window_extent(), [t for t in axes.texts if "≥" in t.get_text()]
+        assert len(texts) == 5
+        for text in texts:
+            box = text.get_window_extent()
+            assert plot.x0 <= box.x0 < box.x1 <= plot.x1
+            assert plot.y0 <= box.y0 < box.y1 <= plot.y1
+
+
 def test_bars_reach_from_accuracy_to_confidence():
     content = evaluation()
     axes = evaluation_figures(content, "test")["genre/song/reliability"].axes[0]

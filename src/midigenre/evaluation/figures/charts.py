@@ -290,8 +290,10 @@ def _coverage_figure(abstention: Mapping[str, Any], title: str) -> Figure:
                 f"≥ {row['threshold']:.2f}", place, (2, 5), textcoords="offset points",
                 fontsize=7.5, color=FAINT, ha="left",
             )  # fmt: skip
-    axes.set_xlim(0, 1.08)
-    axes.set_ylim(max(0.0, lowest - 0.08), 1.03)
+    lowest = max(0.0, lowest - 0.08)
+    axes.set_xlim(0, 1.12)  # the thresholds stand to the right of their points, and above them
+    axes.set_ylim(lowest, 1 + 0.08 * (1 - lowest))
+    axes.set_yticks([tick for tick in axes.get_yticks() if lowest <= tick < 1 + 1e-9])
     axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
     axes.set_xlabel("Answered (most confident first)", color=INK, fontsize=9)
     axes.set_ylabel("Score of the answers", color=INK, fontsize=9)

@@ -248,7 +248,10 @@ def _bar_lines(
     )  # fmt: skip
     axes.add_collection(lines, autolim=False)
     axes.set_xlim(*span)
-    numbered = range(0, len(starts), step)
+    room, numbered = (span[1] - span[0]) / (width * 2.2), [0]
+    for i in range(step, len(starts), step):  # bars of a shorter meter have no room for a time
+        if starts[i] - starts[numbered[-1]] >= room:
+            numbered.append(i)
     places = [float(starts[i]) for i in numbered]
     axes.xaxis.set_major_locator(FixedLocator(places))
     axes.xaxis.set_minor_locator(NullLocator())
