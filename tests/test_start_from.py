@@ -38,18 +38,27 @@ class Made:
         return start_from(str(source), self.settings, self.task, self.tokens)
 
 
+PLAIN = ("model.intervals=false",)  # as a generator is
+
+
 @pytest.mark.parametrize(
     ("there", "here"),
     [
-        ((), ("task=generate",)),
-        (("task=generate", "task.condition_by=add"), ("model.pooling=cls", "model.dropout=0.5")),
-        (("tokenizer=octuple",), ("tokenizer=octuple", "task=generate", "model.lr=1")),
+        (PLAIN, ("task=generate",)),
+        (
+            ("task=generate", "task.condition_by=add"),
+            (*PLAIN, "model.pooling=cls", "model.dropout=0.5"),
+        ),
+        ((*PLAIN, "tokenizer=octuple"), ("tokenizer=octuple", "task=generate", "model.lr=1")),
         (("model=lstm", "task=generate"), ("model=lstm", "task=generate", "task.conditions=[]")),
         (("model=lstm",), ("model=lstm", "task.class_weight_power=0")),
-        (("model.max_positions=9",), ("task=generate",)),  # rotary positions do not ask for it
+        (
+            (*PLAIN, "model.max_positions=9"),
+            ("task=generate",),
+        ),  # rotary positions do not ask for it
         (("task=mlm",), ()),
-        (("task=mlm", "tokenizer=octuple"), ("task=generate", "tokenizer=octuple")),
-        (("task=generate",), ("task=mlm", "task.strategy=bar")),
+        ((*PLAIN, "task=mlm", "tokenizer=octuple"), ("task=generate", "tokenizer=octuple")),
+        (("task=generate",), (*PLAIN, "task=mlm", "task.strategy=bar")),
         (("task=mlm", "model=lstm"), ("model=lstm",)),
     ],
 )
@@ -81,7 +90,7 @@ BESIDE = (*OCTUPLE, "task.mlm_weight=0.3")
         (BESIDE, (*OCTUPLE, "task=mlm"), True),
         (BESIDE, BESIDE, True),
         ((*OCTUPLE, "task=mlm", "task.structure=true"), BESIDE, False),  # it has more fields
-        ((*OCTUPLE, "task=generate"), BESIDE, False),
+        ((*OCTUPLE, "task=generate"), (*BESIDE, *PLAIN), False),
     ],
     ids=["pretrained", "back", "beside", "other fields", "another head"],
 )
@@ -135,9 +144,10 @@ def test_a_checkpoint_does_as_a_run(tmp_path):
         (
             ("model.d_model=64", "model.n_layers=3"),
             ("task=generate",),
-            r"\(d_model=64 there, 32 here, n_layers=3 there, 2 here\)",
+            r"\(d_model=64 there, 32 here, n_layers=3 there, 2 here, intervals=true there, false here",
         ),
         ((), ("model.n_heads=8",), r"\(n_heads=4 there, 8 here\)"),
+        ((), ("task=generate",), r"\(intervals=true there, false here\)"),
         ((), ("model.norm=post",), r"\(norm=pre there, post here\)"),
         ((), ("model.combine=sum",), r"\(combine=concat there, sum here\)"),
         (

@@ -48,7 +48,7 @@ DATA_KEYS = ("phrase_bars", "phrase_seconds", "max_tokens", "marks", "fold")
 """What a checkpoint stores about its phrases, besides a protocol."""
 
 # Keys of conf/model that do not belong to the backbone's own constructor.
-_MODEL_KEYS = ("name", "lr", "combine", "d_field", "pooling")
+_MODEL_KEYS = ("name", "lr", "combine", "d_field", "pooling", "intervals")
 
 
 def plain(cfg: Any) -> Any:
@@ -245,6 +245,11 @@ def backbone_settings(model: Mapping[str, Any], causal: bool) -> dict[str, Any]:
     return settings
 
 
+def has_intervals(model: Mapping[str, Any], causal: bool) -> bool:
+    """Whether the embedding of ``cfg.model`` sees intervals; in generation none does."""
+    return bool(model["intervals"]) and not causal
+
+
 def make_backbone(model: Mapping[str, Any], causal: bool) -> Any:
     """The backbone of ``cfg.model``."""
     return make(backbone_settings(model, causal), "model", nn.Module)
@@ -275,8 +280,9 @@ def make_model(
         backbone = make_backbone(model, found.causal)
         width: Any = backbone.d_model
         embedding = FieldEmbedding(
-            tokens.sizes, width, model["combine"], model["d_field"], model["dropout"]
-        )
+            tokens.sizes, width, model["combine"], model["d_field"], model["dropout"],
+            tokens.pitches if has_intervals(model, found.causal) else None,
+        )  # fmt: skip
         parts = ModelParts(embedding, backbone, model["pooling"], tokens, labels, counts)
         return use_cpu_kernels(found.make_model(task, parts))
     except ValueError as error:

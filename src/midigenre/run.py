@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +44,14 @@ FAILED = "failed.txt"
 
 SWEEP = "sweep.json"
 """In a sweep's folder: its command line, its jobs and the config that they have in common."""
+
+
+def _joined(names: str | Sequence[str]) -> str:
+    return names if isinstance(names, str) else "_".join(names)
+
+
+# A classifier is named after its labels; whoever composes a config imports this module.
+OmegaConf.register_new_resolver("joined", _joined, replace=True)
 
 
 def literal(data: Any) -> Any:

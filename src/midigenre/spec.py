@@ -102,6 +102,17 @@ class TokenSpec:
         return tuple(len(f) for f in self.fields)
 
     @property
+    def pitches(self) -> list[list[int]]:
+        """Pitch of each id of each field; -1 for an id without one, drums included."""
+        return [
+            [
+                int(value) if kind in ("Pitch", "NoteOn") else -1
+                for kind, value in zip(f.types, f.values, strict=True)
+            ]
+            for f in self.fields
+        ]
+
+    @property
     def n_tokens(self) -> int:
         """Sum of the vocabulary sizes over the fields."""
         return sum(self.sizes)

@@ -19,6 +19,7 @@ from midigenre.build import (
     DATA_KEYS,
     backbone_settings,
     class_of,
+    has_intervals,
     make_model,
     plain,
     prepared,
@@ -392,8 +393,11 @@ def _other_backbone(
             "another run"
         )
     theirs, ours = (
-        dict(of) | backbone_settings(of, class_of(its_task).causal)
-        for of, its_task in ((other, about["task"]), (model, task))
+        dict(of) | backbone_settings(of, causal) | {"intervals": has_intervals(of, causal)}
+        for of, causal in (
+            (of, class_of(its_task).causal)
+            for of, its_task in ((other, about["task"]), (model, task))
+        )
     )
     if theirs.get("bidirectional") != ours.get("bidirectional"):
         needed, made = (

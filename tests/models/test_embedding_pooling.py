@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from packing import packed
 from torch import nn
 
 from midigenre.models import FieldEmbedding, Pooling
-from midigenre.models.sequences import insert_prefix
+from midigenre.models.sequences import MAX_INTERVAL, Intervals, insert_prefix
 
 SIZES = (7, 5, 3)
 IDS_NF = torch.tensor([[6, 4, 2], [0, 0, 0], [3, 4, 1], [6, 0, 2]])
@@ -151,3 +153,55 @@ def test_attention_weights_sum_to_one_and_start_as_the_mean() -> None:
 def test_pooling_refuses_what_it_does_not_know() -> None:
     with pytest.raises(ValueError, match=r"pooling='max'.*cls, mean, attention"):
         Pooling("max", 8)
+
+
+# Intervals
+
+PITCHES = [[-1, -1, *range(60, 72)], [-1] * 5]  # of the ids of two fields
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 13), min_size=1, max_size=12), min_size=1, max_size=6),
+    st.integers(-2, 2),
+)
+@settings(deadline=None)
+def test_intervals_are_those_of_each_phrase_by_itself(phrases: list[list[int]], up: int) -> None:
+    made = Intervals(PITCHES)
+    ids_N = torch.tensor([i for phrase in phrases for i in phrase])
+    ids_NF = torch.stack((ids_N, torch.zeros_like(ids_N)), 1)
+    cu_seqlens = torch.tensor([0, *accumulate(map(len, phrases))], dtype=torch.int32)
+    found = made(ids_NF, cu_seqlens)
+    assert torch.equal(found[:, :2], ids_NF)
+    want = []
+    for phrase in phrases:
+        before = None
+        for i in phrase:
+            pitch = PITCHES[0][i]
+            known = pitch >= 0 and before is not None
+            want.append(pitch - before + MAX_INTERVAL + 1 if known else 0)
+            before = pitch if pitch >= 0 else before
+    assert found[:, 2].tolist() == want
+    # In another key they stay.
+    if all(i < 2 or 2 <= i + up < 14 for i in ids_N.tolist()):
+        moved_NF = torch.stack((torch.where(ids_N < 2, ids_N, ids_N + up), ids_NF[:, 1]), 1)
+        assert torch.equal(made(moved_NF, cu_seqlens)[:, 2], found[:, 2])
+
+
+def test_large_intervals_count_as_the_largest() -> None:
+    made = Intervals([[0, 127]])
+    ids_NF = torch.tensor([[0], [1], [0]])
+    cu_seqlens = torch.tensor([0, 3], dtype=torch.int32)
+    assert made(ids_NF, cu_seqlens)[:, 1].tolist() == [0, 2 * MAX_INTERVAL + 1, 1]
+    assert made.size == 2 * MAX_INTERVAL + 2
+
+
+@pytest.mark.parametrize("combine", ["concat", "sum"])
+def test_an_embedding_with_intervals_is_one_with_a_column_more(combine: str) -> None:
+    embedding = FieldEmbedding((14, 5), 16, combine, dropout=0.0, pitches=PITCHES)
+    assert embedding.sizes == (14, 5)  # what heads predict
+    plain = FieldEmbedding((14, 5, 2 * MAX_INTERVAL + 2), 16, combine, dropout=0.0)
+    plain.load_state_dict(embedding.state_dict())
+    ids_NF = torch.tensor([[2, 0], [9, 4], [0, 1], [5, 2]])
+    cu_seqlens = torch.tensor([0, 2, 4], dtype=torch.int32)
+    with_column = torch.cat((ids_NF, torch.tensor([[0], [44], [0], [0]])), 1)
+    torch.testing.assert_close(embedding(ids_NF, cu_seqlens), plain(with_column))

@@ -67,9 +67,6 @@ def shortened(text: str, n_bytes: int) -> str:
 
 
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-OmegaConf.register_new_resolver(
-    "joined", lambda names: names if isinstance(names, str) else "_".join(names), replace=True
-)
 OmegaConf.register_new_resolver("run_title", run_title, replace=True)
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 # An id that no other run has. Cached: within one config it stays the same.

@@ -313,7 +313,7 @@ class MaskedModel(PhraseModel):
     def forward(self, batch: Batch, seen_NF: Tensor) -> Tensor:
         """The backbone's output for a batch with these tokens in place of its own, shape (N, D)."""
         h_ND: Tensor = self.backbone(
-            self.embedding(seen_NF), batch.cu_seqlens, batch.lengths, causal=False
+            self.embedding(seen_NF, batch.cu_seqlens), batch.cu_seqlens, batch.lengths, causal=False
         )
         return h_ND
 

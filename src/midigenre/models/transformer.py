@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as fn
 
 from midigenre.models.sequences import (
+    Intervals,
     KeyValueState,
     insert_prefix,
     packed_attention,
@@ -66,7 +67,7 @@ class FieldEmbedding(nn.Module):
 
     Each field has a table. The vectors of a token are concatenated and projected (MusicBERT, Zeng
     et al. 2021, arXiv 2106.05630, section 3.2; with narrow tables Compound Word, Hsiao et al. 2021,
-    arXiv 2101.02402, section 4.2), or summed. With one field (REMI) there is nothing to combine.
+    arXiv 2101.02402, section 4.2), or summed. With one column (REMI) there is nothing to combine.
 
     Args:
         sizes: Vocabulary size of each field (``TokenSpec.sizes``), length F.
@@ -74,6 +75,7 @@ class FieldEmbedding(nn.Module):
         combine: ``concat`` or ``sum``.
         d_field: Width of each table for ``concat``; ``d_model`` if None, as in MusicBERT.
         dropout: Dropout of the result.
+        pitches: ``TokenSpec.pitches``, for one column more, :class:`Intervals`; None without.
 
     Raises:
         ValueError: An unknown ``combine``, or a ``d_field`` that ``sum`` cannot use.
@@ -82,16 +84,19 @@ class FieldEmbedding(nn.Module):
     def __init__(
         self, sizes: Sequence[int], d_model: int, combine: str = "concat",
         d_field: int | None = None, dropout: float = 0.1,
+        pitches: Sequence[Sequence[int]] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         check_choice("combine", combine, ("concat", "sum"))
+        self.sizes, self.d_model = tuple(sizes), d_model
+        self.intervals = None if pitches is None else Intervals(pitches)
+        sizes = self.sizes if self.intervals is None else (*self.sizes, self.intervals.size)
         concat = combine == "concat" and len(sizes) > 1
         if combine == "sum" and len(sizes) > 1 and d_field not in (None, d_model):
             raise ValueError(
                 f"d_field={d_field} cannot be summed into d_model={d_model}; leave d_field empty "
                 "or take combine='concat'"
             )
-        self.sizes, self.d_model = tuple(sizes), d_model
         d_table = d_field or d_model if concat else d_model
         self.tables = nn.ModuleList(nn.Embedding(size, d_table) for size in sizes)
         self.project = nn.Linear(len(sizes) * d_table, d_model) if concat else None
@@ -101,14 +106,14 @@ class FieldEmbedding(nn.Module):
         if self.project is not None:  # 1 / sqrt(fan in) keeps the scale; 0.02 would shrink it
             init_weights(self.project, 1 / math.sqrt(self.project.in_features))
 
-    def forward(self, ids_NF: Tensor) -> Tensor:
-        """Token ids, int64 (N, F), to vectors, (N, D)."""
+    def forward(self, ids_NF: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
+        """Token ids, int64 (N, F), to vectors, (N, D); intervals need the boundaries, (B + 1,)."""
+        if self.intervals is not None:
+            ids_NF = self.intervals(ids_NF, cu_seqlens)
         fields = [table(ids_N) for table, ids_N in zip(self.tables, ids_NF.T, strict=True)]
-        if self.project is not None:
-            h_ND = self.project(torch.cat(fields, dim=-1))
-        else:
-            h_ND = sum(fields[1:], fields[0])
-        return cast(Tensor, self.dropout(h_ND))
+        if self.project is None:
+            return cast(Tensor, self.dropout(sum(fields[1:], fields[0])))
+        return cast(Tensor, self.dropout(self.project(torch.cat(fields, dim=-1))))
 
 
 # --- the encoder ----------------------------------------------------------------------------------
@@ -520,7 +525,8 @@ class PhraseClassifier(PhraseModel):
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One vector for each phrase, (B, D), and one for each token, (N, D), without CLS."""
-        h, cu_seqlens, lengths = self.embedding(batch.ids_NF), batch.cu_seqlens, batch.lengths
+        cu_seqlens, lengths = batch.cu_seqlens, batch.lengths
+        h = self.embedding(batch.ids_NF, cu_seqlens)
         tokens_N: Tensor | slice = slice(None)
         if self.cls_D is not None:
             cls_BPD = self.cls_D.expand(batch.n_phrases, 1, -1)
@@ -538,8 +544,6 @@ class PhraseClassifier(PhraseModel):
 
     def loss(self, logits: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum over the labels, and ``{label: loss}``."""
-        heads, total = self.label_heads(), torch.zeros((), device=batch.ids_NF.device)
+        heads = self.label_heads()
         losses = {label: head.loss(logits[label], batch) for label, head in heads.items()}
-        for loss in losses.values():
-            total = total + loss
-        return total, losses
+        return sum(losses.values(), torch.zeros((), device=batch.ids_NF.device)), losses
