@@ -144,7 +144,7 @@ def test_a_checkpoint_does_as_a_run(tmp_path):
         (
             ("model.d_model=64", "model.n_layers=3"),
             ("task=generate",),
-            r"\(d_model=64 there, 32 here, n_layers=3 there, 2 here, intervals=true there, false here",
+            r"\(d_model=64 there, 32 here, intervals=true there, false here, n_layers=3 there, 2",
         ),
         ((), ("model.n_heads=8",), r"\(n_heads=4 there, 8 here\)"),
         ((), ("task=generate",), r"\(intervals=true there, false here\)"),

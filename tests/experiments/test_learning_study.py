@@ -142,7 +142,7 @@ def test_runs_of_other_songs_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_study_trains_once_and_keeps_the_scores(tmp_path: Path) -> None:
-    name = "emotion at half weight"
+    name = "genre and emotion"
     shutil.copytree(STUDY, tmp_path / "study", ignore=shutil.ignore_patterns("results", "__*"))
 
     def study() -> str:
