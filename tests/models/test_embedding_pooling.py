@@ -12,7 +12,7 @@ from packing import packed
 from torch import nn
 
 from midigenre.models import FieldEmbedding, Pooling
-from midigenre.models.sequences import MAX_INTERVAL, Intervals, insert_prefix
+from midigenre.models.sequences import LARGEST_INTERVAL, Intervals, insert_prefix
 
 SIZES = (7, 5, 3)
 IDS_NF = torch.tensor([[6, 4, 2], [0, 0, 0], [3, 4, 1], [6, 0, 2]])
@@ -178,7 +178,7 @@ def test_intervals_are_those_of_each_phrase_by_itself(phrases: list[list[int]], 
         for i in phrase:
             pitch = PITCHES[0][i]
             known = pitch >= 0 and before is not None
-            want.append(pitch - before + MAX_INTERVAL + 1 if known else 0)
+            want.append(pitch - before + LARGEST_INTERVAL + 1 if known else 0)
             before = pitch if pitch >= 0 else before
     assert found[:, 2].tolist() == want
     # In another key they stay.
@@ -191,15 +191,15 @@ def test_large_intervals_count_as_the_largest() -> None:
     made = Intervals([[0, 127]])
     ids_NF = torch.tensor([[0], [1], [0]])
     cu_seqlens = torch.tensor([0, 3], dtype=torch.int32)
-    assert made(ids_NF, cu_seqlens)[:, 1].tolist() == [0, 2 * MAX_INTERVAL + 1, 1]
-    assert made.size == 2 * MAX_INTERVAL + 2
+    assert made(ids_NF, cu_seqlens)[:, 1].tolist() == [0, 2 * LARGEST_INTERVAL + 1, 1]
+    assert made.size == 2 * LARGEST_INTERVAL + 2
 
 
 @pytest.mark.parametrize("combine", ["concat", "sum"])
 def test_an_embedding_with_intervals_is_one_with_a_column_more(combine: str) -> None:
     embedding = FieldEmbedding((14, 5), 16, combine, dropout=0.0, pitches=PITCHES)
     assert embedding.sizes == (14, 5)  # what heads predict
-    plain = FieldEmbedding((14, 5, 2 * MAX_INTERVAL + 2), 16, combine, dropout=0.0)
+    plain = FieldEmbedding((14, 5, 2 * LARGEST_INTERVAL + 2), 16, combine, dropout=0.0)
     plain.load_state_dict(embedding.state_dict())
     ids_NF = torch.tensor([[2, 0], [9, 4], [0, 1], [5, 2]])
     cu_seqlens = torch.tensor([0, 2, 4], dtype=torch.int32)

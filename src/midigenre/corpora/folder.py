@@ -167,10 +167,10 @@ class Folder(Corpus):
             there = in_words(left_out.total())
             if loose := sum(not entry.labels and "/" not in entry.song_id for entry in unusable):
                 above = os.path.normpath(root / "..") if isinstance(root, Path) else root.parent
+                lie = plural(loose, f"{self.kind} lies", f"{self.kind}s lie")
                 raise UserError(
-                    f"{plural(loose, self.kind)} lie{'s' * (loose == 1)} directly in {root}, in no "
-                    f"{self.labels[0]}'s folder; did you mean corpus.root={above}? Give "
-                    f"{self.layout}"
+                    f"{lie} directly in {root}, in no {self.labels[0]}'s folder; did you mean "
+                    f"corpus.root={above}? Give {self.layout}"
                 )
             raise UserError(
                 f"corpus.root={root} has no {self.kind}{there and f', only {there}'}; give "

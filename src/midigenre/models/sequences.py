@@ -36,7 +36,7 @@ def positions_N(cu_seqlens: Tensor, N: int) -> Tensor:
     return torch.arange(N, device=cu_seqlens.device) - starts_N
 
 
-MAX_INTERVAL = 36
+LARGEST_INTERVAL = 36
 """Semitones; larger leaps count as this one."""
 
 
@@ -49,23 +49,23 @@ class Intervals(nn.Module):
 
     def __init__(self, pitches: Sequence[Sequence[int]]) -> None:
         super().__init__()
-        self.size = 2 * MAX_INTERVAL + 2
+        self.size = 2 * LARGEST_INTERVAL + 2
         self.field = max(range(len(pitches)), key=lambda field: max(pitches[field]))
         self.pitch_V = nn.Buffer(torch.tensor(pitches[self.field]), persistent=False)
 
     def forward(self, ids_NF: Tensor, cu_seqlens: Tensor) -> Tensor:
         """The ids with the column behind them, int64 (N, F + 1).
 
-        0 stands for no interval (no pitch, or the phrase's first one), ``i + MAX_INTERVAL + 1`` for
-        i semitones up from the note before.
+        0 stands for no interval (no pitch, or the phrase's first one),
+        ``i + LARGEST_INTERVAL + 1`` for i semitones up from the note before.
         """
         N, pitch_N = len(ids_NF), self.pitch_V[ids_NF[:, self.field]]
         at_N = torch.arange(N, device=ids_NF.device)
         last_N = torch.where(pitch_N >= 0, at_N, -1).cummax(0).values
         before_N = torch.cat((last_N.new_full((1,), -1), last_N))[:N]
         known_N = (pitch_N >= 0) & (before_N >= at_N - positions_N(cu_seqlens, N))
-        up_N = (pitch_N - pitch_N[before_N.clamp_min(0)]).clamp(-MAX_INTERVAL, MAX_INTERVAL)
-        interval_N = torch.where(known_N, up_N + MAX_INTERVAL + 1, 0)
+        up_N = (pitch_N - pitch_N[before_N.clamp_min(0)]).clamp(-LARGEST_INTERVAL, LARGEST_INTERVAL)
+        interval_N = torch.where(known_N, up_N + LARGEST_INTERVAL + 1, 0)
         return torch.cat((ids_NF, interval_N[:, None]), dim=1)
 
 

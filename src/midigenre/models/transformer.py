@@ -67,7 +67,7 @@ class FieldEmbedding(nn.Module):
 
     Each field has a table. The vectors of a token are concatenated and projected (MusicBERT, Zeng
     et al. 2021, arXiv 2106.05630, section 3.2; with narrow tables Compound Word, Hsiao et al. 2021,
-    arXiv 2101.02402, section 4.2), or summed. With one column (REMI) there is nothing to combine.
+    arXiv 2101.02402, section 4.2), or summed. With one field (REMI) there is nothing to project.
 
     Args:
         sizes: Vocabulary size of each field (``TokenSpec.sizes``), length F.
@@ -91,7 +91,7 @@ class FieldEmbedding(nn.Module):
         self.sizes, self.d_model = tuple(sizes), d_model
         self.intervals = None if pitches is None else Intervals(pitches)
         sizes = self.sizes if self.intervals is None else (*self.sizes, self.intervals.size)
-        concat = combine == "concat" and len(sizes) > 1
+        concat = combine == "concat" and len(self.sizes) > 1
         if combine == "sum" and len(sizes) > 1 and d_field not in (None, d_model):
             raise ValueError(
                 f"d_field={d_field} cannot be summed into d_model={d_model}; leave d_field empty "
