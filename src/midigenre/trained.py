@@ -392,12 +392,10 @@ def _other_backbone(
             f"{model['_target_']} (model={model['name']}); set model={other['name']} or give "
             "another run"
         )
+    causal = class_of(task).causal
     theirs, ours = (
-        dict(of) | backbone_settings(of, causal) | {"intervals": has_intervals(of, causal)}
-        for of, causal in (
-            (of, class_of(its_task).causal)
-            for of, its_task in ((other, about["task"]), (model, task))
-        )
+        dict(of) | backbone_settings(of, way) | {"intervals": has_intervals(of, way)}
+        for of, way in ((other, class_of(about["task"]).causal), (model, causal))
     )
     if theirs.get("bidirectional") != ours.get("bidirectional"):
         needed, made = (
@@ -415,10 +413,10 @@ def _other_backbone(
             settings.pop("max_positions", None)
     if theirs == ours:
         return None
-    return (
-        f"has another backbone ({', '.join(differing(theirs, ours))}); set the same or give "
-        "another run"
-    )
+    remedy = "set the same or give another run"
+    if causal and theirs["intervals"]:
+        remedy = "a generator sees no intervals: give a run trained with model.intervals=false"
+    return f"has another backbone ({', '.join(differing(theirs, ours))}); {remedy}"
 
 
 def finetuned(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
