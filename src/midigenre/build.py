@@ -32,6 +32,7 @@ from midigenre.data.shards import ShardSet, open_shards
 from midigenre.errors import UserError
 from midigenre.models import FieldEmbedding
 from midigenre.models.kernels import use_cpu_kernels
+from midigenre.models.sequences import Intervals
 from midigenre.run import differing
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.storage import location
@@ -279,10 +280,12 @@ def make_model(
     try:
         backbone = make_backbone(model, found.causal)
         width: Any = backbone.d_model
+        intervals = None
+        if has_intervals(model, found.causal):
+            intervals = Intervals(tokens.pitches, tokens.times, width)
         embedding = FieldEmbedding(
-            tokens.sizes, width, model["combine"], model["d_field"], model["dropout"],
-            tokens.pitches if has_intervals(model, found.causal) else None,
-        )  # fmt: skip
+            tokens.sizes, width, model["combine"], model["d_field"], model["dropout"], intervals
+        )
         parts = ModelParts(embedding, backbone, model["pooling"], tokens, labels, counts)
         return use_cpu_kernels(found.make_model(task, parts))
     except ValueError as error:

@@ -113,6 +113,11 @@ class TokenSpec:
         ]
 
     @property
+    def times(self) -> list[list[bool]]:
+        """Whether each id of each field says when a note begins, or lets time pass."""
+        return [f.is_type("Bar", "Position", "TimeShift").tolist() for f in self.fields]
+
+    @property
     def n_tokens(self) -> int:
         """Sum of the vocabulary sizes over the fields."""
         return sum(self.sizes)

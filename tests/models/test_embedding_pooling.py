@@ -157,51 +157,77 @@ def test_pooling_refuses_what_it_does_not_know() -> None:
 
 # Intervals
 
-PITCHES = [[-1, -1, *range(60, 72)], [-1] * 5]  # of the ids of two fields
+# Ids of a stream's one field (PAD, Bar, two positions, then pitches), and of Octuple's two.
+STREAM = [[-1, -1, -1, -1, *range(60, 72)]], [[False, True, True, True, *[False] * 12]]
+OCTUPLE = [[-1, -1, *range(60, 72)], [-1] * 5], [[False] * 14, [False, True, True, True, True]]
+Ids = list[tuple[int, ...]]
 
 
-@given(
-    st.lists(st.lists(st.integers(0, 13), min_size=1, max_size=12), min_size=1, max_size=6),
-    st.integers(-2, 2),
-)
+def intervals_of(phrase: Ids, pitches: list[list[int]], times: list[list[bool]]) -> Ids:
+    """Columns of one phrase, onset by onset."""
+    onsets: list[list[int]] = []
+    before: tuple[int, ...] | None = None
+    for ids in phrase:
+        said = [field for field, i in enumerate(ids) if times[field][i]]
+        if before is None or any(ids[field] != before[field] for field in said):
+            onsets.append([])
+        onsets[-1].append(pitches[0][ids[0]])
+        before = ids
+    found, last = [], None
+    for onset in onsets:
+        bass = min((pitch for pitch in onset if pitch >= 0), default=None)
+        for pitch in onset:
+            if pitch < 0:
+                found.append((0, 0))
+                continue
+            melodic = 0 if last is None else pitch - last + LARGEST_INTERVAL + 1
+            found.append((melodic, pitch - bass + 1))
+            last = pitch
+    return found
+
+
+@pytest.mark.parametrize("vocabulary", [STREAM, OCTUPLE], ids=["stream", "octuple"])
+@given(data=st.data(), up=st.integers(-2, 2))
 @settings(deadline=None)
-def test_intervals_are_those_of_each_phrase_by_itself(phrases: list[list[int]], up: int) -> None:
-    made = Intervals(PITCHES)
-    ids_N = torch.tensor([i for phrase in phrases for i in phrase])
-    ids_NF = torch.stack((ids_N, torch.zeros_like(ids_N)), 1)
+def test_intervals_are_those_of_each_phrase_by_itself(
+    vocabulary: tuple[list[list[int]], list[list[bool]]], data: st.DataObject, up: int
+) -> None:
+    pitches, _ = vocabulary
+    token = st.tuples(*(st.integers(0, len(of) - 1) for of in pitches))
+    phrase = st.lists(token, min_size=1, max_size=12)
+    phrases = data.draw(st.lists(phrase, min_size=1, max_size=6))
+    made = Intervals(*vocabulary, 4)
+    ids_NF = torch.tensor([ids for phrase in phrases for ids in phrase])
     cu_seqlens = torch.tensor([0, *accumulate(map(len, phrases))], dtype=torch.int32)
-    found = made(ids_NF, cu_seqlens)
-    assert torch.equal(found[:, :2], ids_NF)
-    want = []
-    for phrase in phrases:
-        before = None
-        for i in phrase:
-            pitch = PITCHES[0][i]
-            known = pitch >= 0 and before is not None
-            want.append(pitch - before + LARGEST_INTERVAL + 1 if known else 0)
-            before = pitch if pitch >= 0 else before
-    assert found[:, 2].tolist() == want
+    found = made.of(ids_NF, cu_seqlens)
+    want = [row for phrase in phrases for row in intervals_of(phrase, *vocabulary)]
+    assert list(zip(*(of_N.tolist() for of_N in found), strict=True)) == want
     # In another key they stay.
-    if all(i < 2 or 2 <= i + up < 14 for i in ids_N.tolist()):
-        moved_NF = torch.stack((torch.where(ids_N < 2, ids_N, ids_N + up), ids_NF[:, 1]), 1)
-        assert torch.equal(made(moved_NF, cu_seqlens)[:, 2], found[:, 2])
+    first, moved_NF = pitches[0].index(60), ids_NF.clone()
+    notes = moved_NF[:, 0] >= first
+    moved_NF[notes, 0] += up
+    if ((moved_NF[notes, 0] >= first) & (moved_NF[notes, 0] < first + 12)).all():
+        torch.testing.assert_close(made.of(moved_NF, cu_seqlens), found)
 
 
 def test_large_intervals_count_as_the_largest() -> None:
-    made = Intervals([[0, 127]])
-    ids_NF = torch.tensor([[0], [1], [0]])
-    cu_seqlens = torch.tensor([0, 3], dtype=torch.int32)
-    assert made(ids_NF, cu_seqlens)[:, 1].tolist() == [0, 2 * LARGEST_INTERVAL + 1, 1]
-    assert made.size == 2 * LARGEST_INTERVAL + 2
+    made = Intervals([[0, 127], [-1]], [[False, False], [True]], 4)
+    ids_NF = torch.tensor([[0, 0], [1, 0], [0, 0]])
+    melodic_N, harmonic_N = made.of(ids_NF, torch.tensor([0, 3], dtype=torch.int32))
+    assert melodic_N.tolist() == [0, 2 * LARGEST_INTERVAL + 1, 1]
+    assert harmonic_N.tolist() == [1, LARGEST_INTERVAL + 1, 1]
+    assert made.melodic.num_embeddings == 2 * LARGEST_INTERVAL + 2
+    assert made.harmonic.num_embeddings == LARGEST_INTERVAL + 2
 
 
 @pytest.mark.parametrize("combine", ["concat", "sum"])
-def test_an_embedding_with_intervals_is_one_with_a_column_more(combine: str) -> None:
-    embedding = FieldEmbedding((14, 5), 16, combine, dropout=0.0, pitches=PITCHES)
+def test_intervals_are_added_to_the_fields(combine: str) -> None:
+    made = Intervals(*OCTUPLE, 16)
+    embedding = FieldEmbedding((14, 5), 16, combine, dropout=0.0, intervals=made)
     assert embedding.sizes == (14, 5)  # what heads predict
-    plain = FieldEmbedding((14, 5, 2 * LARGEST_INTERVAL + 2), 16, combine, dropout=0.0)
-    plain.load_state_dict(embedding.state_dict())
-    ids_NF = torch.tensor([[2, 0], [9, 4], [0, 1], [5, 2]])
+    plain = FieldEmbedding((14, 5), 16, combine, dropout=0.0)
+    plain.load_state_dict(embedding.state_dict(), strict=False)
+    ids_NF = torch.tensor([[2, 1], [9, 1], [0, 1], [5, 2]])
     cu_seqlens = torch.tensor([0, 2, 4], dtype=torch.int32)
-    with_column = torch.cat((ids_NF, torch.tensor([[0], [44], [0], [0]])), 1)
-    torch.testing.assert_close(embedding(ids_NF, cu_seqlens), plain(with_column))
+    added_ND = made.melodic.weight[[0, 44, 0, 0]] + made.harmonic.weight[[1, 8, 0, 1]]
+    torch.testing.assert_close(embedding(ids_NF, cu_seqlens), plain(ids_NF) + added_ND)

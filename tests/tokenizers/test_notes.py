@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from midi import DRUMS, make_score, note, scores
 from midigenre.build import make_tokenizer
 from midigenre.errors import RejectedSongError
 from midigenre.midi.song import Song
+from midigenre.models.sequences import LARGEST_INTERVAL, Intervals
 from midigenre.tokenizers import PhraseCutter, Tokenizer
 from midigenre.tokenizers.miditok import MidiTokTokenizer
 from midigenre.tokenizers.notes import ATTRIBUTES, NoteFinder
@@ -143,6 +145,22 @@ def test_each_attribute_is_that_of_its_note(name):
     assert [float(v.split(".")[0]) + int(v.split(".")[1]) / 8 for v in said] == beats.tolist()
     if name == "durations of some":
         assert 0 < there.sum() < len(there)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_intervals_are_the_same_whatever_the_tokens(name):
+    tok = tokenizer(name)
+    chords = [(0, 48), (0, 55), (0, 64), (1, 62), (6, 50), (6, 66)]
+    song = tok.clean(make_score([note(beat, 2, pitch) for beat, pitch in chords]))
+    ids_TF = torch.from_numpy(tok.encode(song).ids_TF).long()
+    made = Intervals(tok.spec.pitches, tok.spec.times, 4)
+    melodic_T, harmonic_T = made.of(ids_TF, torch.tensor([0, len(ids_TF)], dtype=torch.int32))
+    notes = made.pitch_V[ids_TF[:, made.field]] >= 0
+    up = [i + LARGEST_INTERVAL + 1 for i in (7, 9, -2, -12, 16)]
+    assert melodic_T[notes].tolist() == [0, *up]
+    assert harmonic_T[notes].tolist() == [i + 1 for i in (0, 7, 16, 0, 0, 16)]
+    assert not melodic_T[~notes].any()
+    assert not harmonic_T[~notes].any()
 
 
 @pytest.mark.parametrize("name", SLICED)

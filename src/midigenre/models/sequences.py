@@ -14,11 +14,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, pad, scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:  # it imports this file
     from midigenre.models.transformer import Attend, Encoder
@@ -37,36 +38,69 @@ def positions_N(cu_seqlens: Tensor, N: int) -> Tensor:
 
 
 LARGEST_INTERVAL = 36
-"""Semitones; larger leaps count as this one."""
+"""Semitones; larger ones count as this one."""
+INTERVAL_STD = 0.2
+NO_BASS = 1000  # above every pitch
 
 
 class Intervals(nn.Module):
-    """A column of the intervals between notes that follow each other, which tell a tune in any key.
+    """Vectors of each note's intervals, which tell music in any key.
+
+    The *melodic* interval is that from the note before; the *harmonic* interval is that above the
+    bass, the lowest note of the same onset. Each has a table, drawn with a larger standard
+    deviation than the fields: the intervals are then learned first (experiments/08_peers).
 
     Args:
-        pitches: Pitch of each id of each field, -1 for an id without one.
+        pitches: Pitch of each id of each field, -1 for an id without one (``TokenSpec.pitches``).
+        times: Whether each id of each field says a time (``TokenSpec.times``). Where such an id is
+            not that of the token before, an onset begins, as with each phrase.
+        d_model: Model width D.
     """
 
-    def __init__(self, pitches: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, pitches: Sequence[Sequence[int]], times: Sequence[Sequence[bool]], d_model: int
+    ) -> None:
         super().__init__()
-        self.size = 2 * LARGEST_INTERVAL + 2
+        self.melodic = nn.Embedding(2 * LARGEST_INTERVAL + 2, d_model)
+        self.harmonic = nn.Embedding(LARGEST_INTERVAL + 2, d_model)
+        for table in (self.melodic, self.harmonic):
+            nn.init.normal_(table.weight, std=INTERVAL_STD)
         self.field = max(range(len(pitches)), key=lambda field: max(pitches[field]))
         self.pitch_V = nn.Buffer(torch.tensor(pitches[self.field]), persistent=False)
+        self.timed = [field for field, of in enumerate(times) if any(of)]
+        saying = [torch.tensor(times[field]) for field in self.timed]
+        self.time_VT = nn.Buffer(pad_sequence(saying), persistent=False)
 
     def forward(self, ids_NF: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """The ids with the column behind them, int64 (N, F + 1).
+        """Token ids, int64 (N, F), with boundaries, (B + 1,), to vectors, (N, D)."""
+        melodic_N, harmonic_N = self.of(ids_NF, cu_seqlens)
+        return cast(Tensor, self.melodic(melodic_N) + self.harmonic(harmonic_N))
 
-        0 stands for no interval (no pitch, or the phrase's first one),
-        ``i + LARGEST_INTERVAL + 1`` for i semitones up from the note before.
+    def of(self, ids_NF: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+        """Melodic and harmonic intervals as rows of their tables, int64 (N,); 0 for none.
+
+        A melodic one of i semitones up is ``i + LARGEST_INTERVAL + 1``, and missing on a phrase's
+        first note; a harmonic one is ``i + 1``.
         """
         N, pitch_N = len(ids_NF), self.pitch_V[ids_NF[:, self.field]]
-        at_N = torch.arange(N, device=ids_NF.device)
-        last_N = torch.where(pitch_N >= 0, at_N, -1).cummax(0).values
+        at_N, is_note_N = torch.arange(N, device=ids_NF.device), pitch_N >= 0
+        phrase_at_N = at_N - positions_N(cu_seqlens, N)
+        last_N = torch.where(is_note_N, at_N, -1).cummax(0).values
         before_N = torch.cat((last_N.new_full((1,), -1), last_N))[:N]
-        known_N = (pitch_N >= 0) & (before_N >= at_N - positions_N(cu_seqlens, N))
         up_N = (pitch_N - pitch_N[before_N.clamp_min(0)]).clamp(-LARGEST_INTERVAL, LARGEST_INTERVAL)
-        interval_N = torch.where(known_N, up_N + LARGEST_INTERVAL + 1, 0)
-        return torch.cat((ids_NF, interval_N[:, None]), dim=1)
+        melodic_N = torch.where(
+            is_note_N & (before_N >= phrase_at_N), up_N + LARGEST_INTERVAL + 1, 0
+        )
+        time_NT = ids_NF[:, self.timed]
+        said_NT = self.time_VT[time_NT, torch.arange(len(self.timed), device=ids_NF.device)]
+        begins_N = (at_N == phrase_at_N) | (said_NT & (time_NT != time_NT.roll(1, 0))).any(1)
+        onset_N = begins_N.cumsum(0) - 1
+        # As many places as tokens: how many onsets there are, only the device knows.
+        bass_N = pitch_N.new_full((N,), NO_BASS).scatter_reduce(
+            0, onset_N, torch.where(is_note_N, pitch_N, NO_BASS), "amin"
+        )[onset_N]
+        above_N = (pitch_N - bass_N).clamp_max(LARGEST_INTERVAL)
+        return melodic_N, torch.where(is_note_N, above_N + 1, 0)
 
 
 class Prefixed(NamedTuple):

@@ -75,7 +75,7 @@ class FieldEmbedding(nn.Module):
         combine: ``concat`` or ``sum``.
         d_field: Width of each table for ``concat``; ``d_model`` if None, as in MusicBERT.
         dropout: Dropout of the result.
-        pitches: ``TokenSpec.pitches``, for one column more, :class:`Intervals`; None without.
+        intervals: Added to the fields' vectors; None for the fields alone.
 
     Raises:
         ValueError: An unknown ``combine``, or a ``d_field`` that ``sum`` cannot use.
@@ -84,13 +84,12 @@ class FieldEmbedding(nn.Module):
     def __init__(
         self, sizes: Sequence[int], d_model: int, combine: str = "concat",
         d_field: int | None = None, dropout: float = 0.1,
-        pitches: Sequence[Sequence[int]] | None = None,
+        intervals: Intervals | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         check_choice("combine", combine, ("concat", "sum"))
         self.sizes, self.d_model = tuple(sizes), d_model
-        self.intervals = None if pitches is None else Intervals(pitches)
-        sizes = self.sizes if self.intervals is None else (*self.sizes, self.intervals.size)
+        self.intervals = intervals
         concat = combine == "concat" and len(self.sizes) > 1
         if combine == "sum" and len(sizes) > 1 and d_field not in (None, d_model):
             raise ValueError(
@@ -108,12 +107,14 @@ class FieldEmbedding(nn.Module):
 
     def forward(self, ids_NF: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
         """Token ids, int64 (N, F), to vectors, (N, D); intervals need the boundaries, (B + 1,)."""
-        if self.intervals is not None:
-            ids_NF = self.intervals(ids_NF, cu_seqlens)
         fields = [table(ids_N) for table, ids_N in zip(self.tables, ids_NF.T, strict=True)]
         if self.project is None:
-            return cast(Tensor, self.dropout(sum(fields[1:], fields[0])))
-        return cast(Tensor, self.dropout(self.project(torch.cat(fields, dim=-1))))
+            h_ND = sum(fields[1:], fields[0])
+        else:
+            h_ND = self.project(torch.cat(fields, dim=-1))
+        if self.intervals is not None:
+            h_ND = h_ND + self.intervals(ids_NF, cu_seqlens)
+        return cast(Tensor, self.dropout(h_ND))
 
 
 # --- the encoder ----------------------------------------------------------------------------------
