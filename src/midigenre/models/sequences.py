@@ -61,10 +61,12 @@ class Intervals(nn.Module):
         self, pitches: Sequence[Sequence[int]], times: Sequence[Sequence[bool]], d_model: int
     ) -> None:
         super().__init__()
-        self.melodic = nn.Embedding(2 * LARGEST_INTERVAL + 2, d_model)
-        self.harmonic = nn.Embedding(LARGEST_INTERVAL + 2, d_model)
+        # A token without an interval stays its fields' vector: row 0 is zeros and not learned.
+        self.melodic = nn.Embedding(2 * LARGEST_INTERVAL + 2, d_model, padding_idx=0)
+        self.harmonic = nn.Embedding(LARGEST_INTERVAL + 2, d_model, padding_idx=0)
         for table in (self.melodic, self.harmonic):
             nn.init.normal_(table.weight, std=INTERVAL_STD)
+            nn.init.zeros_(table.weight[0])
         self.field = max(range(len(pitches)), key=lambda field: max(pitches[field]))
         self.pitch_V = nn.Buffer(torch.tensor(pitches[self.field]), persistent=False)
         self.timed = [field for field, of in enumerate(times) if any(of)]
