@@ -190,6 +190,8 @@ def test_a_part_of_another_split_is_noticed(tmp_path):
         write_tables(run.folder / TABLES_FILE, {"genre": made(number, first=first)})
         runs.append(run)
     assert pool(runs, tmp_path)["genre"]["song"]["parts"][1]["part"] == 2
+    joined = read_tables(tmp_path / TABLES_FILE, ["genre"])["genre"]["song"]
+    assert set(joined.where["part"]) == {"fold-1-of-2", "fold-2-of-2"}
     write_tables(runs[1].folder / TABLES_FILE, {"genre": made(2, first=29)})
     with pytest.raises(UserError, match=r"2 has tested songs that fold-2-of-2 does not test"):
         pool(runs, tmp_path)

@@ -27,6 +27,7 @@ from midigenre.evaluation.predictions import (
     concat,
     read_tables,
     write_predictions,
+    write_tables,
 )
 from midigenre.evaluation.scores import evaluate
 from midigenre.files import read_json
@@ -56,7 +57,7 @@ def pool(runs: Sequence[PartRun], folder: Path, skipped: Sequence[Fold] = ()) ->
 
     Args:
         runs: The finished parts, at least one.
-        folder: Where the CSVs of all predictions go, with a column ``part``.
+        folder: Where the predictions of all parts go, with a column ``part``.
         skipped: Parts of which no song can be tested.
 
     Returns:
@@ -113,6 +114,7 @@ def pool(runs: Sequence[PartRun], folder: Path, skipped: Sequence[Fold] = ()) ->
                 "parts": models,
             }
     write_predictions(folder / PREDICTIONS_FILE, tables)
+    write_tables(folder / TABLES_FILE, tables)
     return result
 
 
