@@ -14,6 +14,7 @@ are read by the last evaluation of each run, and nothing is chosen by them.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from collections import defaultdict
@@ -27,7 +28,7 @@ from tables import TABLES, Table, overrides, unlabelled
 from midigenre.evaluation.bootstrap import score
 from midigenre.evaluation.compare import markdown_table
 from midigenre.evaluation.predictions import TABLES_FILE, read_tables
-from midigenre.files import read_json, write_json
+from midigenre.files import read_json, whole, write_json
 from midigenre.spec import UNKNOWN
 
 RESULTS = Path(__file__).parent / "results"
@@ -79,7 +80,8 @@ def _cell(name: str, row: str, seed: int, peers: Path, out: Path, work: Path) ->
         more = [f"init_from={before}"]
     folder = out / name / row / str(seed)
     _train(folder, "genre_best", row, seed, [*overrides(TABLES[name], peers, work), *more])
-    write_json(kept, result(folder, TABLES[name], row, seed))
+    with whole(kept) as part:  # on one line: indented, a table of folds has 60,000
+        part.write_text(json.dumps(result(folder, TABLES[name], row, seed)) + "\n")
     print(f"{kept.name} written", file=sys.stderr)
 
 

@@ -220,6 +220,16 @@ def test_large_intervals_count_as_the_largest() -> None:
     assert made.harmonic.num_embeddings == LARGEST_INTERVAL + 2
 
 
+@pytest.mark.parametrize(
+    ("pitches", "times"), [([[-1, -1]], [[True, False]]), ([[-1, 60]], [[False, False]])]
+)
+def test_a_vocabulary_without_pitches_or_times_has_no_intervals(
+    pitches: list[list[int]], times: list[list[bool]]
+) -> None:
+    with pytest.raises(ValueError, match=r"no tokens of pitch .* set model\.intervals=false"):
+        Intervals(pitches, times, 4)
+
+
 @pytest.mark.parametrize("combine", ["concat", "sum"])
 def test_intervals_are_added_to_the_fields(combine: str) -> None:
     made = Intervals(*OCTUPLE, 16)

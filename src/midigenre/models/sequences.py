@@ -1,4 +1,4 @@
-"""Packed sequences: boundaries, attention inside them, vectors before them, rows that grow.
+"""Packed sequences: boundaries, intervals, attention, vectors before them, rows that grow.
 
     B phrases or rows   N packed tokens of all phrases   T tokens of a row   D model width
     P vectors before a phrase   H heads   d width of a head (D / H)
@@ -55,21 +55,29 @@ class Intervals(nn.Module):
         times: Whether each id of each field says a time (``TokenSpec.times``). Where such an id is
             not that of the token before, an onset begins, as with each phrase.
         d_model: Model width D.
+
+    Raises:
+        ValueError: The vocabulary has no pitches or no times.
     """
 
     def __init__(
         self, pitches: Sequence[Sequence[int]], times: Sequence[Sequence[bool]], d_model: int
     ) -> None:
         super().__init__()
+        self.field = max(range(len(pitches)), key=lambda field: max(pitches[field]))
+        self.timed = [field for field, of in enumerate(times) if any(of)]
+        if max(pitches[self.field]) < 0 or not self.timed:
+            raise ValueError(
+                "the tokenizer has no tokens of pitch (Pitch, NoteOn) or none of time (Bar, "
+                "Position, TimeShift), so there are no intervals; set model.intervals=false"
+            )
         # A token without an interval stays its fields' vector: row 0 is zeros and not learned.
         self.melodic = nn.Embedding(2 * LARGEST_INTERVAL + 2, d_model, padding_idx=0)
         self.harmonic = nn.Embedding(LARGEST_INTERVAL + 2, d_model, padding_idx=0)
         for table in (self.melodic, self.harmonic):
             nn.init.normal_(table.weight, std=INTERVAL_STD)
             nn.init.zeros_(table.weight[0])
-        self.field = max(range(len(pitches)), key=lambda field: max(pitches[field]))
         self.pitch_V = nn.Buffer(torch.tensor(pitches[self.field]), persistent=False)
-        self.timed = [field for field, of in enumerate(times) if any(of)]
         saying = [torch.tensor(times[field]) for field in self.timed]
         self.time_VT = nn.Buffer(pad_sequence(saying), persistent=False)
 
