@@ -43,7 +43,7 @@ from midigenre.tokenizers.base import Tokenizer
 
 T = TypeVar("T")
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 
 DATA_KEYS = ("phrase_bars", "phrase_seconds", "max_tokens", "marks", "fold")
 """What a checkpoint stores about its phrases, besides a protocol."""

@@ -423,8 +423,7 @@ def finetuned(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The config of a run that may start from another one.
 
     With ``init_model`` model and tokenizer are those of the run of ``init_from``, except for what
-    the command line says about them; a recipe's own are overridden, as defaults are. Without
-    ``init_from`` a recipe's ``optim.layer_decay`` has no effect: new layers learn at one rate.
+    the command line says about them; a recipe's own are overridden, as defaults are.
 
     Args:
         cfg: The composed config.
@@ -439,10 +438,9 @@ def finetuned(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     source, freeze_layers = cfg.init_from, cfg.freeze_layers or 0
     layer_decay = cfg.optim.get("layer_decay", 1.0)
     if source is None:
-        said = any(override.lstrip("+").startswith("optim.layer_decay=") for override in overrides)
         for key, is_on, value in (
             ("freeze_layers", freeze_layers != 0, freeze_layers),
-            ("optim.layer_decay", layer_decay != 1 and said, layer_decay),
+            ("optim.layer_decay", layer_decay != 1, layer_decay),
             ("init_model", cfg.init_model, "true"),
         ):
             if is_on:
@@ -450,9 +448,6 @@ def finetuned(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
                     f"{key}={value} needs the weights of a trained model; add init_from=RUN, for "
                     "instance a run of: midigenre train task=mlm"
                 )
-        if layer_decay != 1:
-            cfg = copy.deepcopy(cfg)
-            OmegaConf.update(cfg, "optim.layer_decay", 1.0)
     elif cfg.init_model:
         cfg = _with_model_of(source, cfg, overrides)
     check_frozen(freeze_layers, cfg.model.n_layers)

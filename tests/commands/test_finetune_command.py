@@ -7,7 +7,6 @@ import signal
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from toy_runs import SMALL
 
 from midigenre.data.datamodule import PhraseDataModule
@@ -193,23 +192,20 @@ def test_a_time_box_ends_with_a_low_rate_and_a_validation(home, midigenre):
 
 @pytest.mark.slow
 def test_the_recipe_runs_with_and_without_pretraining(home, midigenre):
-    """Lower layers learn slower only where they start from something."""
     box = ("model.d_model=32", "model.n_layers=1", "trainer.max_time=00:00:00:02", *TOY)
     status, out, err = midigenre("train", "experiment=mlm_best", *box)
     assert status == 0, err
-    decays, kept = {}, set()
+    kept = set()
     for start in ((), (f"init_from={out.strip()}",)):
         status, found, err = midigenre("train", "experiment=genre_best", *box, *start)
         assert status == 0, err
         run = home / found.strip()
-        decays[bool(start)] = OmegaConf.load(run / "config.yaml").optim.layer_decay
         scores = json.loads((run / "evaluation.json").read_text())["genre"]["song"]
         assert set(scores["components"]) == {"encoder", "hist_gb", "ngram_lr", "without_encoder"}
         assert all(scores["baselines"].values())
         now = set((home / "shards").glob("toy-octuple-*/baselines/*.npz"))
         assert now == kept or not start, "the second run fitted its baselines anew"
         kept = now
-    assert decays == {False: 1.0, True: 0.75}
 
 
 def test_the_clock_alone_may_end_a_run(home, midigenre):

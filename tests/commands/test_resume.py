@@ -44,6 +44,7 @@ VARIANTS = {
     "workers": ("data.num_workers=2",),
     "accumulated": ("trainer.accumulate_grad_batches=3",),
     "one cycle": ("optim=adam_onecycle",),
+    "muon": ("optim=muon",),
     "augmented": (
         "augment=strong",
         "augment.target=genre",

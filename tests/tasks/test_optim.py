@@ -1,7 +1,8 @@
-"""AdamW's groups, the shapes of the schedules, Adam under one cycle."""
+"""AdamW's groups, the shapes of the schedules, Adam under one cycle, Muon."""
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import pairwise
 from typing import Any
@@ -13,8 +14,16 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
+from midigenre.errors import UserError
 from midigenre.models import Encoder, FieldEmbedding, LabelHead, PhraseClassifier, Pooling
-from midigenre.tasks.optim import SCHEDULES, AdamOneCycleSettings, AdamWSettings, OptimSettings
+from midigenre.tasks.optim import (
+    SCHEDULES,
+    AdamOneCycleSettings,
+    AdamWSettings,
+    Muon,
+    MuonSettings,
+    OptimSettings,
+)
 
 
 def rates(total: int, **values: Any) -> list[float]:
@@ -38,13 +47,17 @@ def trained(optim: OptimSettings, total: int) -> list[Any]:
     return walk(optimizer, optim.scheduler(optimizer, total), total)
 
 
-def test_only_matrices_decay() -> None:
-    model = PhraseClassifier(
+def classifier() -> PhraseClassifier:
+    return PhraseClassifier(
         FieldEmbedding((5, 7), 8),
         Encoder(8, 1, 2, 8, positions="learned"),
         Pooling("cls", 8),
         [LabelHead("genre", ("a", "b"), 8)],
     )
+
+
+def test_only_matrices_decay() -> None:
+    model = classifier()
     optimizer = AdamWSettings(lr=0.1, weight_decay=0.3).optimizer(model)
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     assert len(decay) == len(list(model.parameters()))
@@ -216,3 +229,102 @@ def test_one_cycle_continues_from_a_checkpoint() -> None:
 def test_bad_values_of_one_cycle_are_named(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"optim\.{name}"):
         AdamOneCycleSettings(**({"lr": 0.1} | {name: value}))
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.floats(1e-6, 1e6))
+@settings(max_examples=50, deadline=None)
+def test_orthogonal_keeps_the_directions(rows: int, columns: int, scale: float) -> None:
+    torch.manual_seed(rows * 41 + columns)
+    left, _ = torch.linalg.qr(torch.randn(rows, rows))
+    right, _ = torch.linalg.qr(torch.randn(columns, columns))
+    n = min(rows, columns)
+    values = scale * torch.linspace(0.1, 1.0, n)
+    matrix = left[:, :n] * values @ right[:n]
+    found = left[:, :n].T @ Muon.orthogonal(matrix) @ right[:n].T
+    assert ((found.diag() > 0.6) & (found.diag() < 1.3)).all()
+    assert (found - torch.diag(found.diag())).abs().max() < 1e-3
+
+
+def test_muon_is_torchs_for_matrices() -> None:
+    """But for its bfloat16."""
+    torch.manual_seed(0)
+    before, gradients = torch.randn(12, 7), torch.randn(20, 12, 7)
+    mine, theirs = (nn.Parameter(before.clone()) for _ in range(2))
+    ours = Muon([{"params": [mine], "muon": True}], lr=0.01, weight_decay=0.1)
+    torchs = torch.optim.Muon([theirs], 0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for gradient in gradients:
+        mine.grad, theirs.grad = gradient.clone(), gradient.clone()
+        ours.step()
+        torchs.step()
+    assert (mine - before).abs().max() > 0.05
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-3)
+
+
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest() -> None:
+    model = classifier()
+    names = {id(p): name for name, p in model.named_parameters()}
+    optim = MuonSettings(lr=0.1, weight_decay=0.3, layer_decay=0.5)
+    optimizer = optim.optimizer(model)
+    hidden = {names[id(p)] for g in optimizer.param_groups if g["muon"] for p in g["params"]}
+    assert hidden == {
+        "embedding.project.weight", "heads.0.hidden.weight",
+        "backbone.layers.0.attention.qkv.weight", "backbone.layers.0.attention.out.weight",
+        "backbone.layers.0.feed_forward.up.weight", "backbone.layers.0.feed_forward.down.weight",
+    }  # fmt: skip
+
+    def settings_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return {
+            names[id(p)]: (g["lr"], g["weight_decay"])
+            for g in optimizer.param_groups
+            for p in g["params"]
+        }
+
+    adamw = AdamWSettings(lr=0.1, weight_decay=0.3, layer_decay=0.5)
+    assert settings_of(optimizer) == settings_of(adamw.optimizer(model))
+
+
+def test_a_step_of_muon_is_adamws_for_the_rest_and_resumes() -> None:
+    def run(optim: OptimSettings, resume_at: int | None = None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4))
+        optimizer = optim.optimizer(model)
+        for step in range(6):
+            if step == resume_at:
+                saved = optimizer.state_dict()
+                optimizer = optim.optimizer(model)
+                optimizer.load_state_dict(saved)
+
+            def closure() -> float:
+                optimizer.zero_grad()  # noqa: B023
+                loss = (model(torch.arange(5)) - torch.arange(4)).square().sum()
+                loss.backward()
+                return float(loss.detach())
+
+            assert optimizer.step(closure) > 0
+        return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    muon = run(MuonSettings(lr=0.1))
+    resumed = run(MuonSettings(lr=0.1), resume_at=3)
+    assert all(torch.equal(muon[name], resumed[name]) for name in muon)
+    assert not torch.equal(muon["1.weight"], run(AdamWSettings(lr=0.1))["1.weight"])
+    # Its own gradients know the matrix, so only the first step of the others is AdamW's to the bit.
+    layer = classifier()
+    steps = []
+    for optim in (MuonSettings(lr=0.1), AdamWSettings(lr=0.1)):
+        model = copy.deepcopy(layer)
+        optimizer = optim.optimizer(model)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        steps.append(dict(model.named_parameters()))
+    for name in ("cls_D", "embedding.tables.0.weight", "heads.0.out.weight"):
+        torch.testing.assert_close(steps[0][name], steps[1][name])
+
+
+def test_muon_rejects_sharded_matrices() -> None:
+    model = classifier()
+    hidden = model.label_heads()["genre"].hidden
+    assert hidden is not None
+    hidden.weight = nn.Parameter(torch.zeros(64))
+    with pytest.raises(UserError, match=r"trainer=fsdp take optim=adamw"):
+        MuonSettings(lr=0.1).optimizer(model)

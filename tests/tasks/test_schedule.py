@@ -18,6 +18,7 @@ from midigenre.tasks.optim import (
     SCHEDULES,
     AdamOneCycleSettings,
     AdamWSettings,
+    MuonSettings,
     OptimSettings,
     time_share,
 )
@@ -26,6 +27,7 @@ SETTINGS = {
     "adamw": AdamWSettings(lr=0.1, final_ratio=0.01),
     "warm-up of steps": AdamWSettings(lr=0.1, warmup_steps=5, schedule="linear"),
     "one cycle": AdamOneCycleSettings(lr=0.1),
+    "muon": MuonSettings(lr=0.1, final_ratio=0.01),
 }
 
 

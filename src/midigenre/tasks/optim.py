@@ -18,7 +18,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Timer
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
@@ -289,7 +289,17 @@ class AdamWSettings(OptimSettings):
                 raise ValueError(f"optim.{name} must be 0 or more, got {value}")
 
     def optimizer(self, model: nn.Module, decayed: Collection[str] | None = None) -> Optimizer:
-        """Groups by layer and decay, the highest rate first; see :meth:`OptimSettings.optimizer`.
+        """AdamW over :meth:`groups`; see :meth:`OptimSettings.optimizer`."""
+        # `fused` is one pass over all parameters; on CPU too it beats the per-tensor loop.
+        return torch.optim.AdamW(
+            self.groups(model, decayed), lr=self.lr, betas=(self.betas[0], self.betas[1]),
+            eps=self.eps, fused=True,
+        )  # fmt: skip
+
+    def groups(
+        self, model: nn.Module, decayed: Collection[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """The trained parameters by layer and decay, the highest rate first.
 
         ``lr`` for the heads, ``lr * layer_decay ** (L + 1 - depth)`` for the others of L layers.
         """
@@ -305,7 +315,7 @@ class AdamWSettings(OptimSettings):
         for name, p in used.items():
             below_heads = 0 if self.layer_decay == 1 else layers + 1 - depth(name, layers)
             found.setdefault((below_heads, name not in decayed), []).append(p)
-        groups = [
+        return [
             {
                 "params": params,
                 "weight_decay": 0.0 if plain else self.weight_decay,
@@ -313,10 +323,6 @@ class AdamWSettings(OptimSettings):
             }
             for (below_heads, plain), params in sorted(found.items())
         ]
-        # `fused` is one pass over all parameters; on CPU too it beats the per-tensor loop.
-        return torch.optim.AdamW(
-            groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True
-        )
 
     def scheduler(
         self, optimizer: Optimizer, total_steps: float, share: TimeShare | None = None
@@ -362,6 +368,109 @@ class AdamWSettings(OptimSettings):
             return end + (1 - end) * (1 - done)
 
         return at
+
+
+# --- Muon -----------------------------------------------------------------------------------------
+
+_LOGITS = re.compile(r"(^|\.)heads?\.(.*\.)?out\.")
+
+
+def hidden_matrices(model: nn.Module) -> frozenset[str]:
+    """Names of the weights of linear layers, but for the last ones of heads, which make logits."""
+    return frozenset(
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not _LOGITS.search(f"{name}.")
+    )
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for the groups with ``muon=True``, matrices all of them, and AdamW for the others.
+
+    The update of a matrix is its Nesterov momentum with all singular values near 1, so that rare
+    directions are learned as fast as common ones (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon). It is scaled to the root mean square of AdamW's
+    (Liu et al. 2025, arXiv 2502.16982, section 2.2), and so takes AdamW's rate and decay.
+
+    ``torch.optim.Muon`` takes matrices alone, where a run has one optimizer, and computes in
+    bfloat16, which many CPUs emulate.
+    """
+
+    MOMENTUM = 0.95  # this and the coefficients are Jordan's and torch's
+    COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+    ITERATIONS = 5
+
+    def __init__(self, groups: list[dict[str, Any]], **adamw: Any) -> None:
+        super().__init__([{"muon": False} | group for group in groups], **adamw)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of all groups."""
+        loss = None
+        if closure is not None:  # before the groups are divided: it clears their gradients
+            with torch.enable_grad():
+                loss = closure()
+        every = self.param_groups
+        self.param_groups = [group for group in every if not group["muon"]]
+        try:
+            super().step()
+        finally:
+            self.param_groups = every
+        for group in every:
+            for p in group["params"] if group["muon"] else ():
+                if p.grad is not None:
+                    self._step_matrix(p, p.grad, group["lr"], group["weight_decay"])
+        return loss
+
+    @torch.no_grad()
+    def _step_matrix(self, p: Tensor, grad: Tensor, lr: float, weight_decay: float) -> None:
+        state = self.state[p]
+        if not state:
+            state["momentum"] = torch.zeros_like(grad)
+            state["step"] = torch.zeros(())  # AdamW looks for it in what it loads
+        state["step"] += 1
+        momentum = state["momentum"].lerp_(grad, 1 - self.MOMENTUM)
+        update = self.orthogonal(grad.lerp(momentum, self.MOMENTUM))
+        p.mul_(1 - lr * weight_decay)
+        p.add_(update, alpha=-lr * 0.2 * math.sqrt(max(p.shape)))
+
+    @classmethod
+    def orthogonal(cls, matrix: Tensor) -> Tensor:
+        """The matrix with singular values of 0.7 to 1.2, by Newton-Schulz iterations.
+
+        A singular value far below the largest one, or a matrix of zeros, stays small.
+        """
+        a, b, c = cls.COEFFICIENTS
+        tall = matrix.shape[0] > matrix.shape[1]
+        x = matrix.T.float() if tall else matrix.float()
+        x = x / x.norm().clamp_min(1e-7)
+        for _ in range(cls.ITERATIONS):
+            gram = x @ x.T
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return (x.T if tall else x).to(matrix.dtype)
+
+
+@dataclass(frozen=True)
+class MuonSettings(AdamWSettings):
+    """:class:`Muon` for :func:`hidden_matrices`, AdamW for the rest, with AdamW's settings."""
+
+    def optimizer(self, model: nn.Module, decayed: Collection[str] | None = None) -> Muon:
+        """See :meth:`AdamWSettings.optimizer`.
+
+        Raises:
+            UserError: The matrices are sharded.
+        """
+        hidden = hidden_matrices(model)
+        sharded = [n for n, p in model.named_parameters() if n in hidden and p.ndim != 2]
+        if sharded:
+            raise UserError("optim=muon needs whole matrices; with trainer=fsdp take optim=adamw")
+        groups: list[dict[str, Any]] = []
+        names = {p: name for name, p in model.named_parameters()}
+        for group in self.groups(model, decayed):
+            for muon in (True, False):
+                params = [p for p in group["params"] if (names[p] in hidden) == muon]
+                if params:
+                    groups.append(group | {"params": params, "muon": muon})
+        return Muon(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps)
 
 
 @dataclass(frozen=True)
