@@ -32,9 +32,9 @@ from midigenre.files import read_json, whole, write_json
 from midigenre.spec import UNKNOWN
 
 RESULTS = Path(__file__).parent / "results"
-SCRATCH, PRETRAINED = "scratch", "pretrained"
+SCRATCH, PRETRAINED, ADAMW = "scratch", "pretrained", "adamw"
 PRETRAINING = ["asap", "pop909"]
-STEPS = {SCRATCH: 1000, PRETRAINED: 1000, "mlm": 4000}
+STEPS = {SCRATCH: 1000, PRETRAINED: 1000, ADAMW: 1000, "mlm": 4000}
 EVERY = 100  # steps between two validations
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", type=Path, help="folder of the archives")
     parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
-    parser.add_argument("--rows", nargs="+", choices=(SCRATCH, PRETRAINED),
+    parser.add_argument("--rows", nargs="+", choices=(SCRATCH, PRETRAINED, ADAMW),
                         default=[SCRATCH, PRETRAINED])  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/08_peers"))
@@ -73,10 +73,10 @@ def _cell(name: str, row: str, seed: int, peers: Path, out: Path, work: Path) ->
     kept = RESULTS / f"{name}-{row}-{seed}.json"
     if kept.is_file():
         return
-    more = []
+    more = ["optim=adamw"] if row == ADAMW else []
     if row == PRETRAINED:
-        before = out / "mlm" / str(seed)
-        _train(before, "mlm_best", "mlm", seed, unlabelled(PRETRAINING, peers, work))
+        before = out / "mlm"  # one for all seeds
+        _train(before, "mlm_best", "mlm", 0, unlabelled(PRETRAINING, peers, work))
         more = [f"init_from={before}"]
     folder = out / name / row / str(seed)
     _train(folder, "genre_best", row, seed, [*overrides(TABLES[name], peers, work), *more])
