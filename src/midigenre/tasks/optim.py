@@ -393,7 +393,7 @@ class Muon(torch.optim.AdamW):
     (Liu et al. 2025, arXiv 2502.16982, section 2.2), and so takes AdamW's rate and decay.
 
     ``torch.optim.Muon`` takes matrices alone, where a run has one optimizer, and computes in
-    bfloat16, which many CPUs emulate.
+    bfloat16: 1,054 ms instead of 64 for ``model=shallow`` on a CPU that emulates it.
     """
 
     MOMENTUM = 0.95  # this and the coefficients are Jordan's and torch's
