@@ -440,8 +440,8 @@ def finetuned(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     if source is None:
         for key, is_on, value in (
             ("freeze_layers", freeze_layers != 0, freeze_layers),
+            ("init_model", cfg.init_model, "true"),  # what experiment=finetune is about
             ("optim.layer_decay", layer_decay != 1, layer_decay),
-            ("init_model", cfg.init_model, "true"),
         ):
             if is_on:
                 raise UserError(
