@@ -53,6 +53,7 @@ def main() -> None:
     if not args.table:
         if args.peers is None:
             parser.error("--peers DIR is missing: the folder of pianist8.tar.xz and the others")
+        args.out = args.out.resolve()  # paths in a manifest are relative to the manifest
         work = args.out / "corpora"
         work.mkdir(parents=True, exist_ok=True)
         if args.leaks:

@@ -26,11 +26,11 @@ from midigenre.files import inside, read_json
 from midigenre.registry import reading
 from midigenre.storage import check_writable
 
-GROUPS = ("corpus", "tokenizer", "model", "task")
+GROUPS = ("corpus", "tokenizer", "model", "optim", "task")
 """Groups that the config of every run has; :func:`settings_of` names them by their choices."""
 
 _TRAINING = (
-    *GROUPS, "data", "optim", "trainer", "precision", "split", "labels", "prepare", "protocol",
+    *GROUPS, "data", "trainer", "precision", "split", "labels", "prepare", "protocol",
     "augment", "seed", "fold", "shards", "init_from",
     "freeze_layers", "compile", "n_workers",
 )  # fmt: skip
@@ -300,8 +300,8 @@ _KEPT = ("callbacks.early_stopping.", "callbacks.average.", "callbacks.checkpoin
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """A run's settings under the names of the command line, without paths and outputs.
 
-    ``tokenizer``, ``model``, ``task``, ``corpus`` and ``precision`` stand for the names of their
-    choices; ``optim.lr`` is the rate that was used. What is not set is left out.
+    ``corpus``, ``tokenizer``, ``model``, ``optim``, ``task`` and ``precision`` stand for the names
+    of their choices; ``optim.lr`` is the rate that was used. What is not set is left out.
 
     Args:
         config: The content of ``config.yaml``.
@@ -311,9 +311,11 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     out: dict[str, Any] = {
         # midigenre.corpora.twelve.Twelve
-        "corpus": str(config["corpus"]["_target_"]).rpartition(".")[0].rpartition(".")[2],
+        "corpus": _last(str(config["corpus"]["_target_"]).rpartition(".")[0]),
         "tokenizer": config["tokenizer"]["name"],
         "model": config["model"]["name"],
+        # midigenre.tasks.optim.MuonSettings
+        "optim": _last(config["optim"]["_target_"]).removesuffix("Settings").lower(),
         "task": config["task"]["name"],
         "precision": config["precision"]["precision"],
     }
@@ -331,6 +333,10 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(devices := out.get("trainer.devices"), list):
         out["trainer.devices"] = len(devices)  # which device does not matter
     return out
+
+
+def _last(path: Any) -> str:
+    return str(path).rpartition(".")[2]
 
 
 def protocol_name(config: Mapping[str, Any]) -> str:

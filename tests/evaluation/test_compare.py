@@ -142,6 +142,15 @@ def test_the_learning_rate_is_the_one_that_was_used(tmp_path):
     assert {r.settings["optim.lr"]: len(r.runs) for r in comparison.rows} == {0.001: 2, 0.01: 1}
 
 
+def test_optimizers_with_equal_settings_are_no_seeds_of_one_row(tmp_path):
+    for seed, name in enumerate(("AdamW", "Muon")):
+        target = f"midigenre.tasks.optim.{name}Settings"
+        write_run(tmp_path / name, 0.5, seed=seed, optim={"_target_": target, "lr": None})
+    comparison = table_of(tmp_path)
+    assert comparison.settings == ("optim",)
+    assert {row.settings["optim"] for row in comparison.rows} == {"adamw", "muon"}
+
+
 def test_the_best_baseline_stands_beside_each_score(tmp_path):
     write_run(tmp_path / "a", 0.15)
     comparison = table_of(tmp_path)
