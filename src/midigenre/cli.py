@@ -158,7 +158,7 @@ def _run(line: argparse.Namespace) -> int:
     from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
 
-    from midigenre.commands.hints import help_of, option, without_plus, worded
+    from midigenre.commands.hints import check_choices, help_of, option, without_plus, worded
     from midigenre.commands.hydra_job import run_once
 
     with initialize_config_dir(str(conf_dir().resolve()), "midigenre", version_base=None):
@@ -166,6 +166,7 @@ def _run(line: argparse.Namespace) -> int:
             line.overrides = without_plus(line)
             if line.unknown:
                 raise UserError(option(line))
+            check_choices(line)
             if line.help:
                 print(help_of(line))
             elif line.cfg is not None:

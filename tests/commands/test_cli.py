@@ -87,6 +87,7 @@ MISTAKES = {
         ["d_modle", "did you mean model.d_model?"],
     ),
     "a misspelt group": (["train", "modle=tiny"], ["modle", "did you mean model?"]),
+    "a group of none": (["train", "augment=null"], ["augment=null", "none, standard, strong"]),
     "a setting by its last part": (["train", "epochs=3"], ["epochs", "mean trainer.max_epochs"]),
     "another name of a setting": (["train", "lr=1e-3"], ["did you mean model.lr or optim.lr?"]),
     "another word for a setting": (["train", "learning_rate=1"], ["mean model.lr or optim.lr?"]),

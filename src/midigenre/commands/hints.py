@@ -18,6 +18,7 @@ from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 
+from midigenre.errors import UserError
 from midigenre.run import flatten
 
 PLUGINS = {
@@ -48,6 +49,19 @@ def without_plus(line: argparse.Namespace) -> list[str]:
         bare if (bare := o.lstrip("+")) != o and re.split("[.@/=]", bare)[0] not in known else o
         for o in overrides
     ]
+
+
+def check_choices(line: argparse.Namespace) -> None:
+    """Rejects ``GROUP=null``, which Hydra answers with a traceback.
+
+    Raises:
+        UserError: A group is given null.
+    """
+    for key in (o.removesuffix("=null") for o in line.overrides if o.endswith("=null")):
+        if choices := _options(key, line.overrides):
+            raise UserError(
+                f"{key}=null: {key} is one of {', '.join(choices)}; leave it out for the default"
+            )
 
 
 def help_of(line: argparse.Namespace) -> str:
