@@ -34,7 +34,7 @@ from midigenre.spec import UNKNOWN
 RESULTS = Path(__file__).parent / "results"
 SCRATCH, PRETRAINED, ADAMW = "scratch", "pretrained", "adamw"
 PRETRAINING = ["asap", "pop909"]
-STEPS = {SCRATCH: 1000, PRETRAINED: 1000, ADAMW: 1000, "mlm": 4000}
+STEPS = {SCRATCH: 1000, PRETRAINED: 1000, ADAMW: 1000, "mlm": 8000}
 EVERY = 100  # steps between two validations
 
 

@@ -47,6 +47,7 @@ TABLES = {
         published={"logistic regression": 0.581, "LSTM and attention, REMI": 0.615,
                    "LSTM and attention, MIDI-like": 0.684},
     ),
+    "emopia_cv": Table("emopia_official", "emotion", folds=5),
     "vgmidi_valence": Table(
         "vgmidi", "valence",
         published={"LSTM": 0.69, "pretrained LSTM": 0.74, "pretrained GPT-2": 0.80},

@@ -40,6 +40,7 @@ from midigenre.models import Encoder
 from midigenre.models.sequences import no_varlen
 from midigenre.run import HOLDOUT, RunFolder, differing, protocol_name
 from midigenre.spec import UNKNOWN, LabelSpec
+from midigenre.tasks.optim import MuonSettings
 
 Say = Callable[[str], None]
 """Shows a line to the user."""
@@ -127,11 +128,23 @@ def check_compile(cfg: DictConfig) -> None:
             f"{model.d_model}, model.n_heads={model.n_heads} on {torch.cuda.get_device_name()}: "
             "change that, or leave compile out"
         )
-    elif "FSDP" in str(OmegaConf.select(cfg, "trainer.strategy._target_")):
+    elif _is_sharded(cfg):
         why = " does not go with trainer=fsdp; leave it out, or trainer=ddp"
     else:
         return
     raise UserError(f"compile=true{why}")
+
+
+def check_sharding(cfg: DictConfig) -> None:
+    """Rejects Muon with sharded weights, which leave no whole matrices."""
+    if _is_sharded(cfg) and registry.find_class("optim", cfg.optim._target_) is MuonSettings:
+        raise UserError(
+            "trainer=fsdp shards matrices that optim=muon needs whole; give optim=adamw"
+        )
+
+
+def _is_sharded(cfg: DictConfig) -> bool:
+    return "FSDP" in str(OmegaConf.select(cfg, "trainer.strategy._target_"))
 
 
 def check_clock(cfg: DictConfig, n_processes: int) -> None:

@@ -88,6 +88,15 @@ def test_refused_before_anything_is_prepared(midigenre, home) -> None:
     assert (sorted(shards.iterdir()) if shards.is_dir() else []) == before
 
 
+def test_sharded_matrices_are_no_work_for_muon(midigenre, home) -> None:
+    before = sorted(home.rglob("*"))
+    status, _, err = midigenre("train", "corpus=toy", "corpus.n_songs=31", "trainer=fsdp")
+    assert status == 2
+    assert "trainer=fsdp shards matrices" in err
+    assert "give optim=adamw" in err
+    assert sorted(home.rglob("*")) == before
+
+
 def test_a_run_compiles_its_layers(midigenre, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled pass itself needs a GPU; here it is only seen that it is asked for."""
     asked = []

@@ -46,6 +46,10 @@ def peers(tmp_path: Path) -> Path:
             table.writerow([f"{i}.mid", genre, split, f"piece {i % 3} {i // 6}"])
     with tarfile.open(tmp_path / "pianist8.tar.xz", "w:xz") as archive:
         archive.add(folder, "pianist8")
+    for name in ("asap", "pop909"):  # music for pretraining: files alone
+        with tarfile.open(tmp_path / f"{name}.tar.xz", "w:xz") as archive:
+            for i in range(8):
+                archive.add(folder / f"{i}.mid", f"{name}/{i}/{name}.mid")
     return tmp_path
 
 
@@ -71,12 +75,17 @@ def test_cells_are_trained_once_and_make_the_table(
     monkeypatch.chdir(peers)
     monkeypatch.setattr(study, "STEPS", {"scratch": 3, "pretrained": 3, "mlm": 3})
     monkeypatch.setattr(study, "EVERY", 3)
-    arguments = ["study.py", "--peers", str(peers), "--only", "pianist8", "--rows", "scratch"]
+    arguments = ["study.py", "--peers", ".", "--only", "pianist8", "--rows"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "pretrained", "--seeds", "0"])
+    study.main()
+    assert "init_from: " in Path("runs/08_peers/pianist8/pretrained/0/config.yaml").read_text()
+    assert "| encoder, pretrained | 1 |" in capsys.readouterr().out
+    arguments.append("scratch")
     monkeypatch.setattr(sys, "argv", [*arguments, "--seeds", "0", "1"])
     study.main()
     out = capsys.readouterr().out
     kept = sorted(path.name for path in study.RESULTS.iterdir())
-    assert kept == ["pianist8-scratch-0.json", "pianist8-scratch-1.json"]
+    assert kept == [f"pianist8-{cell}.json" for cell in ("pretrained-0", "scratch-0", "scratch-1")]
     assert "phrase, n = " in out
     assert "song, n = 6" in out
     assert "piece, n = 3" in out

@@ -73,7 +73,7 @@ def test_fsdp_trains_and_its_checkpoint_loads(tmp_path: Path, precision: str) ->
 
     run = midigenre(
         "train", "corpus=toy", f"home={tmp_path}", "trainer=fsdp", "trainer.devices=1",
-        f"precision={precision}", "model=tiny", "trainer.max_epochs=1",
+        f"precision={precision}", "model=tiny", "optim=adamw", "trainer.max_epochs=1",
     )  # fmt: skip
     midigenre("train", f"resume={run}", f"home={tmp_path}", "trainer.max_epochs=2")
     assert Path(tmp_path, midigenre("evaluate", f"run={run}", "device=cuda")).is_file()

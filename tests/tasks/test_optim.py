@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from midigenre.errors import UserError
 from midigenre.models import Encoder, FieldEmbedding, LabelHead, PhraseClassifier, Pooling
 from midigenre.tasks.optim import (
     SCHEDULES,
@@ -319,12 +318,3 @@ def test_a_step_of_muon_is_adamws_for_the_rest_and_resumes() -> None:
         steps.append(dict(model.named_parameters()))
     for name in ("cls_D", "embedding.tables.0.weight", "heads.0.out.weight"):
         torch.testing.assert_close(steps[0][name], steps[1][name])
-
-
-def test_muon_rejects_sharded_matrices() -> None:
-    model = classifier()
-    hidden = model.label_heads()["genre"].hidden
-    assert hidden is not None
-    hidden.weight = nn.Parameter(torch.zeros(64))
-    with pytest.raises(UserError, match=r"trainer=fsdp take optim=adamw"):
-        MuonSettings(lr=0.1).optimizer(model)

@@ -22,6 +22,7 @@ from midigenre.checks import (
     check_compile,
     check_listing,
     check_settings,
+    check_sharding,
     check_songs,
     protocol_of,
     source_of,
@@ -68,6 +69,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> float:
             raise UserError(f"{folder} holds another run; start again in a second, or set name=")
         check_settings(cfg)
     check_compile(cfg)
+    check_sharding(cfg)
     if resumed and is_first_process():
         remove_parts(folder)
     protocol = protocol_of(cfg)

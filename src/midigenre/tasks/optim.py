@@ -454,15 +454,8 @@ class MuonSettings(AdamWSettings):
     """:class:`Muon` for :func:`hidden_matrices`, AdamW for the rest, with AdamW's settings."""
 
     def optimizer(self, model: nn.Module, decayed: Collection[str] | None = None) -> Muon:
-        """See :meth:`AdamWSettings.optimizer`.
-
-        Raises:
-            UserError: The matrices are sharded.
-        """
+        """See :meth:`AdamWSettings.optimizer`; the matrices must not be sharded."""
         hidden = hidden_matrices(model)
-        sharded = [n for n, p in model.named_parameters() if n in hidden and p.ndim != 2]
-        if sharded:
-            raise UserError("optim=muon needs whole matrices; with trainer=fsdp take optim=adamw")
         groups: list[dict[str, Any]] = []
         names = {p: name for name, p in model.named_parameters()}
         for group in self.groups(model, decayed):
