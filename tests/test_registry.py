@@ -132,7 +132,8 @@ def test_nothing_is_interpolated_where_objects_are_made(monkeypatch: pytest.Monk
 
 def test_a_config_reads_as_it_was_saved(tmp_path: Path) -> None:
     text = (
-        "corpus: {root: '/a/${b', date: 2026-01-01}\ntokenizer: {}\nmodel: {lr: 1e-3}\ntask: {}\n"
+        "corpus: {root: '/a/${b', date: 2026-01-01}\ntokenizer: {}\nmodel: {lr: 1e-3}\n"
+        "optim: {}\ntask: {}\n"
     )
     (tmp_path / "config.yaml").write_text(text)
     config = RunFolder(tmp_path).config

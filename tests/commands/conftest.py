@@ -64,7 +64,7 @@ def toy_run(home):
     """A small model trained on genre and emotion of the toy corpus, good enough to be right."""
     with working_in(home), mock.patch.object(SummaryWriter, "add_figure", ADD_FIGURE):
         # Without intervals, so that a generator can start from it.
-        status = main(["train", *SMALL, "task=genre_emotion", "name=shared", "optim.lr=0.003",
+        status = main(["train", *SMALL, "task=genre_emotion", "name=shared", "optim.lr=0.006",
                        "model.intervals=false", "trainer.max_epochs=6",
                        "trainer.log_every_n_steps=1"])  # fmt: skip
         assert status == 0

@@ -18,7 +18,7 @@ from midigenre.errors import UserError
 def settings(**changed: Any) -> dict[str, Any]:
     return {
         "corpus": {"_target_": "midigenre.corpora.toy.Toy", "seed": 0},
-        "tokenizer": {"name": "remi"}, "model": {"name": "tiny"},
+        "tokenizer": {"name": "remi"}, "model": {"name": "tiny"}, "optim": {},
         "split": {"seed": 0, "fractions": [0.8, 0.1, 0.1]},
         "task": {"_target_": "midigenre.tasks.classify.ClassifyTask", "name": "genre"},
         "protocol": {"name": "leave_one_source_out", "sources": ["groove"], "part": 1},

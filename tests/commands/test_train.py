@@ -27,7 +27,7 @@ def test_a_run_explains_itself(toy_run, home):
     run = home / toy_run
     config = OmegaConf.load(run / "config.yaml")
     assert config.task.name == "genre_emotion"
-    assert config.optim.lr == 0.003
+    assert config.optim.lr == 0.006
     spec = read(run / "spec.json")
     assert spec["labels"]["genre"] == ["waltz", "rock", "ballad", "swing"]
     assert len(spec["tokens"]["fields"][0]["tokens"]) > 600
