@@ -76,7 +76,7 @@ def test_tensorboard_shows_what_a_person_asks_for(toy_run, home):
     assert 1 <= len(rows) <= 8
     assert "predicted emotion" in text
     rates = [e.value for e in events.Scalars("train/lr")]
-    assert max(rates) == pytest.approx(0.003, rel=0.05)
+    assert max(rates) == pytest.approx(0.006, rel=0.05)
     assert rates[-1] < rates[len(rates) // 3]
 
 
