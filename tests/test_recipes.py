@@ -9,8 +9,9 @@ from midigenre.cli import main
 from midigenre.corpora.toy import Toy
 from midigenre.data.sandbox import read_song
 from midigenre.registry import conf_dir
+from midigenre.run import settings_of
 from midigenre.spec import Batch, LabelSpec
-from midigenre.tasks.optim import AdamOneCycleSettings
+from midigenre.tasks.optim import OneCycleSettings
 
 
 def choices(group):
@@ -45,6 +46,14 @@ def test_commands_compose(command):
 def test_every_choice_composes(group, choice):
     command = {"sampling": "generate"}.get(group, "train")
     assert composed(f"{group}={choice}", command=command)
+
+
+@pytest.mark.parametrize("group", ["tokenizer", "model", "optim"])
+def test_choices_are_known_by_their_names(group):
+    """In the table of ``compare``."""
+    for choice in choices(group):
+        config = plain(composed(f"{group}={choice}", "name=any"))
+        assert settings_of(config)[group] == choice
 
 
 @pytest.mark.parametrize("name", choices("tokenizer"))
@@ -104,7 +113,7 @@ def test_the_slides_set_up():
     cfg = composed("experiment=slides")
     shape = {"norm": "post", "d_model": 512, "n_layers": 12, "n_heads": 16, "extra_norm": False}
     assert shape.items() <= cfg.model.items()
-    assert isinstance(make_optim(cfg), AdamOneCycleSettings)
+    assert isinstance(make_optim(cfg), OneCycleSettings)
     assert (make_optim(cfg).lr, cfg.data.batch_phrases, cfg.data.max_tokens) == (1e-4, 64, 1024)
     assert (cfg.trainer.max_epochs, cfg.callbacks.early_stopping) == (50, None)
     assert cfg.task.condition_by == "add"

@@ -136,7 +136,10 @@ def check_compile(cfg: DictConfig) -> None:
 
 
 def check_sharding(cfg: DictConfig) -> None:
-    """Rejects Muon with sharded weights, which leave no whole matrices."""
+    """Rejects Muon with ``trainer=fsdp`` before a corpus is prepared.
+
+    Its optimizer rejects what any other strategy shards, but only once the model is built.
+    """
     if _is_sharded(cfg) and registry.find_class("optim", cfg.optim._target_) is MuonSettings:
         raise UserError(
             "trainer=fsdp shards matrices that optim=muon needs whole; give optim=adamw"

@@ -43,7 +43,7 @@ VARIANTS = {
     "plain": (),
     "workers": ("data.num_workers=2",),
     "accumulated": ("trainer.accumulate_grad_batches=3",),
-    "one cycle": ("optim=adam_onecycle",),
+    "one cycle": ("optim=onecycle",),
     "muon": ("optim=muon",),
     "augmented": (
         "augment=strong",

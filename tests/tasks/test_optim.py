@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
+from midigenre.errors import UserError
 from midigenre.models import Encoder, FieldEmbedding, LabelHead, PhraseClassifier, Pooling
 from midigenre.tasks.optim import (
     SCHEDULES,
-    AdamOneCycleSettings,
     AdamWSettings,
     Muon,
     MuonSettings,
+    OneCycleSettings,
     OptimSettings,
 )
 
@@ -164,11 +165,11 @@ def test_bad_values_are_named(name: str, value: Any) -> None:
 def test_one_cycle_is_torchs_with_its_defaults() -> None:
     optimizer = torch.optim.Adam(nn.Linear(2, 2).parameters(), lr=0.1)
     expected = walk(optimizer, OneCycleLR(optimizer, max_lr=0.1, total_steps=101), 101)
-    assert trained(AdamOneCycleSettings(lr=0.1), 101) == expected
+    assert trained(OneCycleSettings(lr=0.1), 101) == expected
 
 
 def test_one_cycle_rises_and_falls_and_beta1_goes_against_it() -> None:
-    found = trained(AdamOneCycleSettings(lr=0.1), 100)
+    found = trained(OneCycleSettings(lr=0.1), 100)
     rates, betas = [rate for rate, _ in found], [b for _, (b, _) in found]
     assert rates[0] == pytest.approx(0.1 / 25)
     assert rates[29] == max(rates) == pytest.approx(0.1)  # the last of the first 30 %
@@ -179,7 +180,7 @@ def test_one_cycle_rises_and_falls_and_beta1_goes_against_it() -> None:
 
 @pytest.mark.parametrize("total", range(1, 25))
 def test_one_cycle_of_any_length(total: int) -> None:
-    found = [rate for rate, _ in trained(AdamOneCycleSettings(lr=0.1), total)]
+    found = [rate for rate, _ in trained(OneCycleSettings(lr=0.1), total)]
     assert all(math.isfinite(rate) and 0 < rate <= 0.1 for rate in found)
     assert found[-1] == pytest.approx(0.1 / 25 / 1e4)
 
@@ -187,7 +188,7 @@ def test_one_cycle_of_any_length(total: int) -> None:
 def test_adam_decays_nothing_and_leaves_frozen_parameters_out() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)
-    optimizer = AdamOneCycleSettings(lr=0.1, eps=1e-6).optimizer(model)
+    optimizer = OneCycleSettings(lr=0.1, eps=1e-6).optimizer(model)
     (group,) = optimizer.param_groups
     assert type(optimizer) is torch.optim.Adam
     assert [id(p) for p in group["params"]] == [id(p) for p in model[1].parameters()]
@@ -195,7 +196,7 @@ def test_adam_decays_nothing_and_leaves_frozen_parameters_out() -> None:
 
 
 def test_one_cycle_continues_from_a_checkpoint() -> None:
-    optim = AdamOneCycleSettings(lr=0.1)
+    optim = OneCycleSettings(lr=0.1)
     layer = nn.Linear(2, 2)
     optimizer = optim.optimizer(layer)
     schedule = optim.scheduler(optimizer, 20)
@@ -227,7 +228,7 @@ def test_one_cycle_continues_from_a_checkpoint() -> None:
 )
 def test_bad_values_of_one_cycle_are_named(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"optim\.{name}"):
-        AdamOneCycleSettings(**({"lr": 0.1} | {name: value}))
+        OneCycleSettings(**({"lr": 0.1} | {name: value}))
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(1e-6, 1e6))
@@ -318,3 +319,12 @@ def test_a_step_of_muon_is_adamws_for_the_rest_and_resumes() -> None:
         steps.append(dict(model.named_parameters()))
     for name in ("cls_D", "embedding.tables.0.weight", "heads.0.out.weight"):
         torch.testing.assert_close(steps[0][name], steps[1][name])
+
+
+def test_muon_rejects_sharded_matrices() -> None:
+    model = classifier()
+    hidden = model.label_heads()["genre"].hidden
+    assert hidden is not None
+    hidden.weight = nn.Parameter(torch.zeros(64))
+    with pytest.raises(UserError, match=r"trainer=fsdp take optim=adamw"):
+        MuonSettings(lr=0.1).optimizer(model)

@@ -16,9 +16,9 @@ from torch import nn
 
 from midigenre.tasks.optim import (
     SCHEDULES,
-    AdamOneCycleSettings,
     AdamWSettings,
     MuonSettings,
+    OneCycleSettings,
     OptimSettings,
     time_share,
 )
@@ -26,7 +26,7 @@ from midigenre.tasks.optim import (
 SETTINGS = {
     "adamw": AdamWSettings(lr=0.1, final_ratio=0.01),
     "warm-up of steps": AdamWSettings(lr=0.1, warmup_steps=5, schedule="linear"),
-    "one cycle": AdamOneCycleSettings(lr=0.1),
+    "one cycle": OneCycleSettings(lr=0.1),
     "muon": MuonSettings(lr=0.1, final_ratio=0.01),
 }
 

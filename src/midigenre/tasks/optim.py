@@ -454,8 +454,15 @@ class MuonSettings(AdamWSettings):
     """:class:`Muon` for :func:`hidden_matrices`, AdamW for the rest, with AdamW's settings."""
 
     def optimizer(self, model: nn.Module, decayed: Collection[str] | None = None) -> Muon:
-        """See :meth:`AdamWSettings.optimizer`; the matrices must not be sharded."""
+        """See :meth:`AdamWSettings.optimizer`.
+
+        Raises:
+            UserError: The matrices are sharded.
+        """
         hidden = hidden_matrices(model)
+        sharded = [n for n, p in model.named_parameters() if n in hidden and p.ndim != 2]
+        if sharded:
+            raise UserError("optim=muon needs whole matrices; with trainer=fsdp take optim=adamw")
         groups: list[dict[str, Any]] = []
         names = {p: name for name, p in model.named_parameters()}
         for group in self.groups(model, decayed):
@@ -467,7 +474,7 @@ class MuonSettings(AdamWSettings):
 
 
 @dataclass(frozen=True)
-class AdamOneCycleSettings(OptimSettings):
+class OneCycleSettings(OptimSettings):
     """Adam (Kingma and Ba 2015) without decay, under torch's ``OneCycleLR`` with its defaults.
 
     The rate rises to its peak and falls along two half cosines, and the decay rate of Adam's first
