@@ -58,7 +58,8 @@ def check_settings(cfg: DictConfig) -> None:
         raise UserError(f"seed={cfg.seed} must lie in 0 to {2**32 - 1}")
     if cfg.fold is not None:
         Subset.from_config(cfg.fold)
-    protocol_of(cfg)
+    if protocol_of(cfg) is not None and not cfg.test:
+        raise UserError(f"test=false: protocol={cfg.protocol.name} is its tests; leave one out")
     for key in ("max_epochs", "max_steps"):
         if (n := cfg.trainer.get(key)) is not None and n < 1 and n != -1:  # -1: no limit
             raise UserError(f"trainer.{key}={n} trains nothing; give 1 or more, or leave it out")

@@ -25,6 +25,7 @@ COMMANDS = {
     "predict": "labels of MIDI files, as JSON lines",
     "generate": "pieces of a genre or emotion, or continuations of a file, as MIDI and piano rolls",
     "judge": "control, distance, structure and novelty of generated music, and a page to listen",
+    "tune": "the settings of train that validate best, found by trials",
     "compare": "the table of runs: settings that differ, scores, cost",
 }
 
@@ -40,7 +41,7 @@ USAGE = "\n".join([
 TEXT_KEYS = (
     "corpus.root", "corpus.path", "corpus.group_pattern", "corpus.url", "run", "resume", "shards",
     "path", "song", "out", "home", "csv", "prime", "init_from", "soundfont", "judge", "clean",
-    "prepare.folder", "prepare.scheduler", "genre", "emotion",
+    "prepare.folder", "prepare.scheduler", "genre", "emotion", "storage",
 )  # fmt: skip
 """Paths and names of classes: any text a shell can pass; Hydra's grammar must not parse it.
 
@@ -172,6 +173,8 @@ def _run(line: argparse.Namespace) -> int:
             elif line.cfg is not None:
                 hydra: Any = GlobalHydra.instance().hydra
                 hydra.show_cfg(line.command, line.overrides, line.cfg, line.package, line.resolve)
+            elif line.command == "tune":
+                return _tune(line)
             elif line.multirun or any(
                 o.startswith(("sweep=", "hydra.mode=MULTIRUN")) for o in line.overrides
             ):
@@ -186,6 +189,16 @@ def _run(line: argparse.Namespace) -> int:
             return 0
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(worded(error, line, tuple(COMMANDS))) from error
+
+
+def _tune(line: argparse.Namespace) -> int:
+    try:
+        from midigenre.commands.tune import run_tune
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
+        raise UserError('tune needs Optuna: pip install "midigenre[tune]"') from error
+    return run_tune(line)
 
 
 if __name__ == "__main__":

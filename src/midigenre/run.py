@@ -32,7 +32,7 @@ GROUPS = ("corpus", "tokenizer", "model", "optim", "task")
 _TRAINING = (
     *GROUPS, "data", "trainer", "precision", "split", "labels", "prepare", "protocol",
     "augment", "seed", "fold", "shards", "init_from",
-    "freeze_layers", "compile", "n_workers",
+    "freeze_layers", "test", "compile", "n_workers",
 )  # fmt: skip
 """What a config must have for a run to resume."""
 
@@ -100,9 +100,24 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether it has all files of a finished run."""
-        names = ("evaluation", "metrics", "cost")
-        return all((self.path / f"{name}.json").is_file() for name in names)
+        """Whether it has all files of a finished run, but for the scores of a test."""
+        return all((self.path / f"{name}.json").is_file() for name in ("metrics", "cost"))
+
+    @property
+    def tested(self) -> bool:
+        """Whether it has scores of the test songs; with ``test=false`` a finished run has none."""
+        return (self.path / "evaluation.json").is_file()
+
+    @property
+    def best_score(self) -> tuple[str, float]:
+        """Name and value of a finished run's best validation score."""
+        ((name, value),) = read_json(self.path / "metrics.json")["best"].items()
+        return name, float(value)
+
+    @property
+    def test_command(self) -> str:
+        """What tests it, if it was not."""
+        return f"midigenre train resume={self.path} test=true"
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -291,7 +306,7 @@ def locked(folder: Path, seconds: float = 0) -> Iterator[None]:
 
 # They determine where a run is and what it shows, not what it computes.
 _IGNORED = (
-    "home", "name", "resume", "debug", "n_workers", "compile", "trainer.log_every_n_steps",
+    "home", "name", "resume", "test", "debug", "n_workers", "compile", "trainer.log_every_n_steps",
 )  # fmt: skip
 _IGNORED_GROUPS = ("logger", "profiler", "hydra", "callbacks")
 _KEPT = ("callbacks.early_stopping.", "callbacks.average.", "callbacks.checkpoint.monitor")

@@ -43,20 +43,23 @@ def warn(message: str) -> None:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Report]:
+def progress_bars(on: Console = console) -> Iterator[Report]:
     """Shows work that takes long: bars on a terminal, else a line every half minute.
+
+    Args:
+        on: Where to.
 
     Yields:
         A function to pass as ``progress``; with total 0 it shows a count only.
     """
-    if not console.is_terminal:
-        yield _Lines()
+    if not on.is_terminal:
+        yield _Lines(on)
         return
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console) as bars:
+    with Progress(*columns, console=on) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:
@@ -74,7 +77,8 @@ class _Lines:
 
     every = 30.0
 
-    def __init__(self) -> None:
+    def __init__(self, on: Console) -> None:
+        self._on = on
         self._since: dict[str, tuple[float, int]] = {}
         self._said = time.monotonic()
 
@@ -89,7 +93,7 @@ class _Lines:
             rate = (done - first) / max(1e-9, now - started)
             left = f", {(total - done) / rate:,.0f} s left" if rate else ""
             line += f" of {total:,} ({rate:,.1f}/s{left})"
-        console.print(line, highlight=False)
+        self._on.print(line, highlight=False)
 
 
 def quiet_lightning() -> None:

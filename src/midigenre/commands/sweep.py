@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -197,28 +198,12 @@ class SweepJob:
         is_local = launcher not in ("slurm", "submitit_slurm")
         orphaned = end_with(self.sweep_pid) if is_local else threading.Event()
         if run.finished:
-            (kept,) = read_json(run.path / "metrics.json")["best"].values()
             print(f"{name}: finished before", file=stderr, flush=True)
-            return float(kept)
+            return run.best_score[1]
         try:
-            (run.path / FAILED).unlink(missing_ok=True)
-            if run.has_config:
-                cfg.resume = str(run.path)
-            check_one_device(cfg, ONE_DEVICE)
             take_share(cfg, hydra)
-            with contextlib.ExitStack() as held:
-                # stdout is for the sweep's own answer, and parallel jobs must not mix their lines.
-                out = stderr
-                if "n_jobs" in hydra.launcher:
-                    path = run.path / "console.log"
-                    out = held.enter_context(
-                        path.open("a", encoding="utf-8", errors="surrogateescape")
-                    )
-                    held.enter_context(contextlib.redirect_stderr(out))
-                held.enter_context(contextlib.redirect_stdout(out))
-                # A job of a sweep that was killed may be ending still.
-                held.enter_context(locked(Path(os.path.relpath(run.path)), 2 * GRACE_SECONDS))
-                score: float = execute("train", self.paths, cfg)
+            # Parallel jobs must not mix their lines.
+            score = train_job(run, cfg, self.paths, "n_jobs" in hydra.launcher)
         except (Exception, SystemExit) as error:
             # A signal to the process that runs all jobs in turn is meant for all of them.
             if isinstance(error, StoppedError) and launcher in (None, "basic"):
@@ -226,16 +211,51 @@ class SweepJob:
                 raise SystemExit(error.status) from error
             if orphaned.is_set():
                 os._exit(1)  # loky's process would take the next job
-            why = one_line(error)
-            is_defect = not isinstance(error, UserError)
-            log.error(why, exc_info=error if is_defect else None)
-            details = "\n" + "".join(traceback.format_exception(error)) if is_defect else ""
-            with whole(run.path / FAILED) as part:
-                part.write_text(f"{why}\n{details}", encoding="utf-8", errors="surrogateescape")
-            print(f"{name}: failed: {why}", file=stderr, flush=True)
+            print(f"{name}: failed: {note_failure(run, error)}", file=stderr, flush=True)
             return None
         print(f"{name}: {cfg.callbacks.checkpoint.monitor} {score:.4f}", file=stderr, flush=True)
         return score
+
+
+def train_job(run: RunFolder, cfg: DictConfig, paths: Sequence[str], to_file: bool) -> float:
+    """Trains one of several jobs in its folder, or resumes it there.
+
+    Args:
+        run: The folder; Hydra has made it.
+        cfg: The job's config.
+        paths: What follows ``--``.
+        to_file: Whether what it prints is kept in its ``console.log`` instead of being shown.
+
+    Returns:
+        The best validation score.
+    """
+    (run.path / FAILED).unlink(missing_ok=True)
+    if run.has_config:
+        cfg.resume = str(run.path)
+    check_one_device(cfg, ONE_DEVICE)
+    with contextlib.ExitStack() as held:
+        # stdout is for the answer of the whole command.
+        out = sys.stderr
+        if to_file:
+            path = run.path / "console.log"
+            out = held.enter_context(path.open("a", encoding="utf-8", errors="surrogateescape"))
+            held.enter_context(contextlib.redirect_stderr(out))
+        held.enter_context(contextlib.redirect_stdout(out))
+        # A job that was killed may be ending still.
+        held.enter_context(locked(Path(os.path.relpath(run.path)), 2 * GRACE_SECONDS))
+        score: float = execute("train", paths, cfg)
+        return score
+
+
+def note_failure(run: RunFolder, error: BaseException) -> str:
+    """Keeps why a job failed in its log and in :data:`~midigenre.run.FAILED`; returns one line."""
+    why = one_line(error)
+    is_defect = not isinstance(error, UserError)
+    log.error(why, exc_info=error if is_defect else None)
+    details = "\n" + "".join(traceback.format_exception(error)) if is_defect else ""
+    with whole(run.path / FAILED) as part:
+        part.write_text(f"{why}\n{details}", encoding="utf-8", errors="surrogateescape")
+    return why
 
 
 @functools.cache

@@ -42,7 +42,7 @@ from midigenre.files import FULL, remove_parts, write_json
 from midigenre.models.kernels import compile_layers
 from midigenre.registry import reading
 from midigenre.run import SWEEP, RunFolder
-from midigenre.tasks.base import Task, fit, peak_memory_bytes, tensorboard_of
+from midigenre.tasks.base import FinalScores, Task, fit, peak_memory_bytes, tensorboard_of
 from midigenre.tasks.loggers import final_tag, finish_hparams, start_hparams
 from midigenre.trained import Start, check_last, finetuned, load_run, start_from
 from midigenre.wording import plural
@@ -135,7 +135,8 @@ def train(
         return _best_score(trainer)
 
     # Results of an earlier end: until there are new ones, the run is not finished.
-    (folder / "evaluation.json").unlink(missing_ok=True)
+    for name in ("evaluation.json", "cost.json"):
+        (folder / name).unlink(missing_ok=True)
     # Not earlier: a rejected start leaves no run.
     for given, place in ((cfg, folder), whole or (cfg, folder)):
         OmegaConf.save(OmegaConf.create(plain(given)), place / "config.yaml")
@@ -182,7 +183,11 @@ def _finish(
     data: PhraseDataModule,
     began: float,
 ) -> float:
-    """Tests the best checkpoint and writes the run's results; returns the best validation score."""
+    """Tests the best checkpoint unless ``test=false``, and writes the run's results.
+
+    Returns:
+        The best validation score.
+    """
     score = _best_score(trainer)
     cost: dict[str, Any] = {
         "fit_seconds": round(task.cost.seconds, 3),
@@ -195,15 +200,17 @@ def _finish(
         "processes": trainer.world_size,
         "threads": torch.get_num_threads(),
     }
-    trained = load_run(str(folder), kind=task.kind)
-    best = trained.model.to(trainer.strategy.root_device)
-    tested = task.test(best, data, folder, plain(cfg.task))
+    tested = FinalScores({}, {}, {})
+    if cfg.test:
+        trained = load_run(str(folder), kind=task.kind)
+        best = trained.model.to(trainer.strategy.root_device)
+        tested = task.test(best, data, folder, plain(cfg.task))
     cost["seconds"] = round(time.perf_counter() - began, 3)
     monitor = str(trainer.checkpoint_callback.monitor)  # type: ignore[union-attr]
     metrics: dict[str, Any] = {
         "val": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
         "best": {monitor: score},
-        "tested": {"epoch": trained.epoch, "step": trained.step},
+        "tested": {"epoch": trained.epoch, "step": trained.step} if cfg.test else None,
         "test": tested.scores,
         "parameters": cost["parameters"],
         # Those that were begun: `current_epoch` is one less in a run that had nothing to train.
@@ -213,7 +220,8 @@ def _finish(
     }
     if data.part is not None:
         metrics["protocol"] = {"part": cfg.protocol.part} | data.part.to_dict()
-    write_json(folder / "evaluation.json", tested.evaluation)
+    if cfg.test:
+        write_json(folder / "evaluation.json", tested.evaluation)
     write_json(folder / "metrics.json", metrics)
     # Apart from the metrics, which are the same for a given seed.
     write_json(folder / "cost.json", cost)
@@ -227,16 +235,23 @@ def _finish(
         writer.flush()
     for logger in trainer.loggers:
         logger.finalize("success")
-    task.show(tested.evaluation, console)
+    if cfg.test:
+        task.show(tested.evaluation, console)
+        end = f"tested epoch {trained.epoch}'s checkpoint"
+    else:
+        end = f"not tested: {monitor} {score:.4f} at best"
     early: Any = trainer.early_stopping_callback
     say(
         f"trained {plural(metrics['epochs'], 'epoch')}"
         f"{' (stopped early)' if early and early.stopped_epoch else ''}, "
-        f"{plural(metrics['steps'], 'step')}, tested epoch {trained.epoch}'s checkpoint; "
+        f"{plural(metrics['steps'], 'step')}, {end}; "
         f"{cost['fit_seconds']:.0f} s ({cost['tokens_per_second']:,.0f} tokens/s, at most "
         f"{cost['peak_memory_bytes'] / 2**20:,.0f} MB); {cost['seconds']:.0f} s since this command"
     )
-    console.print(task.next_command(folder), highlight=False, soft_wrap=True)
+    following = (
+        task.next_command(folder) if cfg.test else f"test it with: {RunFolder(folder).test_command}"
+    )
+    console.print(following, highlight=False, soft_wrap=True)
     return score
 
 
@@ -248,7 +263,7 @@ def start_of(cfg: DictConfig) -> Start | None:
 
 
 def _resumed(cfg: DictConfig) -> DictConfig:
-    """The saved config with the new limits of the trainer."""
+    """The saved config with the new limits of the trainer, and whether it is tested."""
     run = RunFolder(Path(cfg.resume))
     if not run.has_config and (run.path / SWEEP).is_file():
         jobs = [str(job) for job in sorted(run.path.glob("[0-9]*")) if RunFolder(job).has_config]
@@ -263,19 +278,20 @@ def _resumed(cfg: DictConfig) -> DictConfig:
     bounds = []
     for override in given:
         key = override.partition("=")[0].lstrip("+")
-        if key.startswith("trainer.max_"):
+        if key.startswith("trainer.max_") or key == "test":
             bounds.append(key)
         # A custom class must be named again on the command line, so that the saved config may name
         # it.
         elif key not in ("resume", "debug", "home") and not key.endswith(registry.TARGET):
             raise UserError(
-                f"{override} cannot change on resume: the saved config wins; only trainer.max_* may"
+                f"{override} cannot change on resume: the saved config wins; only trainer.max_* "
+                "and test may"
             )
     run.check_for_training()
     saved = run.as_config()
     for key in bounds:
         OmegaConf.update(saved, key, OmegaConf.select(cfg, key), force_add=True)
-    if run.finished and saved == run.as_config():
+    if run.finished and saved == run.as_config() and (run.tested or not saved.test):
         limits = {k: v for k, v in saved.trainer.items() if k.startswith("max_") and v != -1}
         shown = ", ".join(f"trainer.{k}={v}" for k, v in limits.items() if v is not None)
         raise UserError(

@@ -119,6 +119,10 @@ def _read(folder: Path) -> RunRecord | Unfinished:
             reason = next(iter(text.splitlines()), "failed without a word")
         return Unfinished(folder, reason)
     try:
+        if not RunFolder(folder).tested:
+            name, score = RunFolder(folder).best_score
+            how = f"test it with: {RunFolder(folder).test_command}"
+            return Unfinished(folder, f"not tested ({name} {score:.4f}); {how}", finished=True)
         evaluation = read_json(folder / "evaluation.json")
         for key, kind in (("tokens", "generator"), ("masked", "masked model")):
             if key in evaluation:

@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from datetime import timedelta
 from logging import getLogger
 from pathlib import Path
@@ -26,6 +27,13 @@ from midigenre.files import whole, write_bytes
 from midigenre.tasks.optim import time_limits
 
 log = getLogger(__name__)
+
+
+TRIAL: ContextVar[Any] = ContextVar("trial", default=None)
+"""The trial of ``midigenre tune`` (``optuna.Trial``) that this process trains, if any."""
+
+PRUNED = "pruned"
+"""The trial's attribute for the validation after which it was stopped."""
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -55,6 +63,32 @@ class ValidateLastStep(Callback):
         """Asks the trainer to stop, which validates, instead of just breaking off."""
         if 0 < trainer.max_steps <= trainer.global_step:
             trainer.should_stop = True
+
+
+class Pruning(Callback):
+    """Reports every validation to :data:`TRIAL`, and stops a run that it prunes."""
+
+    def __init__(self) -> None:
+        self._validations = 0
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Reports the score that chooses the best checkpoint."""
+        if (trial := TRIAL.get()) is None:  # a trial that is resumed by itself
+            return
+        self._validations += 1
+        monitor = str(trainer.checkpoint_callback.monitor)  # type: ignore[union-attr]
+        trial.report(float(trainer.callback_metrics[monitor]), self._validations)
+        if trial.should_prune():
+            trial.set_user_attr(PRUNED, self._validations)
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it back."""
+        self._validations = state_dict["validations"]
 
 
 class Loop:
