@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,16 @@ def scramble(x: NDArray[np.integer[Any]]) -> Keys:
 def splitmix64(x: Keys) -> Keys:
     """The number that SplitMix64 gives in each of these states; see :func:`scramble`."""
     return scramble(x + GAMMA)
+
+
+def song_keys(song_ids: Iterable[str]) -> Longs:
+    """A number for each song by its id."""
+    digests = (
+        # File names need not be UTF-8.
+        hashlib.blake2b(song_id.encode(errors="surrogateescape"), digest_size=8).digest()
+        for song_id in song_ids
+    )
+    return np.frombuffer(b"".join(digests), "<i8").astype(np.int64)
 
 
 def components(n: int, pairs_P2: NDArray[np.integer[Any]]) -> Longs:

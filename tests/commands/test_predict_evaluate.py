@@ -202,6 +202,29 @@ def test_evaluate_subsets_differ(midigenre, toy_run, home):
     assert n["train"] + n["val"] + n["test"] == n["all"] == 48
 
 
+def test_noise_costs_accuracy_of_the_model_and_of_the_baselines(midigenre, toy_run, home):
+    found = {}
+    for noise in (
+        (),
+        ("noise.wrong=1.0", "noise.drop=0.97", "noise.program=1.0"),
+        ("noise.jitter_ms=0.01",),
+    ):
+        status, out, err = midigenre("evaluate", f"run={toy_run}", "subset=all", *noise)
+        assert status == 0, err
+        found[noise] = json.loads((home / out.strip()).read_text())["genre"]["song"]
+        assert Path(out.strip()).name == "-".join(
+            ["toy-all", *(of.removeprefix("noise.") for of in noise)]
+        ) + ".json"  # fmt: skip
+    clean, wrong, none = found.values()
+    assert wrong["n"] == clean["n"]
+    assert wrong["nll"] > clean["nll"]
+    assert wrong["baselines"]["ngram_lr"]["accuracy"] < clean["baselines"]["ngram_lr"]["accuracy"]
+    assert none["confusion"] == clean["confusion"]  # rounded away by the grid
+    status, _, err = midigenre("evaluate", f"run={toy_run}", "noise.drop=2")
+    assert status == 2
+    assert "noise.drop=2" in err
+
+
 def test_evaluate_on_a_folder_with_some_of_the_labels(midigenre, toy_run, songs, tmp_path, home):
     for song in songs:
         if song.parent.name in ("rock", "swing"):

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data"))  # for toysongs.py
 
 from toysongs import prepared
 
+from midigenre.arrays import song_keys
 from midigenre.corpora.toy import Toy
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.evaluation import tokens as tokens_module
@@ -20,7 +21,6 @@ from midigenre.evaluation.tokens import (
     chosen_notes,
     evaluate_masked,
     phrase_keys,
-    song_keys,
 )
 from midigenre.models import Encoder, FieldEmbedding, MaskedHead, MaskedModel, Masking
 from midigenre.tasks.optim import AdamWSettings

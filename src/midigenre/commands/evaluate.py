@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from omegaconf import DictConfig
 
 from midigenre.arrays import Longs
-from midigenre.build import prepared
+from midigenre.build import plain, prepared
 from midigenre.commands.console import console, progress_bars, say, warn
 from midigenre.data.datamodule import PhraseDataModule
+from midigenre.data.noise import NoiseSettings, noisy_songs
 from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
 from midigenre.evaluation.calibration import Calibration
@@ -34,6 +37,8 @@ SUBSETS = ("train", "val", "test", "all")
 def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     """Writes ``RUN/evaluation/<corpus>-<subset>.json``, predictions and figures.
 
+    With noise the names end in it: ``<corpus>-<subset>-jitter_ms=30.0.json``.
+
     The predictions of phrases and of songs lie beside the JSON as ``...-predictions.csv`` and
     ``...-predictions_songs.csv``. Figures are PNG files: for each label and level the confusion
     matrix, ``...-reliability.png`` and ``...-coverage.png``.
@@ -45,6 +50,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         raise UserError(f"evaluate takes no paths after --, got {paths[0]!r}; set corpus.root=DIR")
     if cfg.subset not in SUBSETS:
         raise UserError(f"subset={cfg.subset}; choose {', '.join(SUBSETS)}")
+    noise = NoiseSettings(**plain(cfg.noise))
     device = device_of(cfg.device)
     trained = load_run(cfg.run, cfg.ckpt)
     folder = (trained.folder or Path(".")) / "evaluation"
@@ -79,29 +85,48 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         say("fitting the calibration on the run's validation songs")
         calibration = fit_calibration(trained.classifier, own, device=device, blends=blends)
     corpus = shards.folder.name.rsplit("-", 2)[0]
-    name = f"{corpus}-{cfg.subset}"
-    evaluation = evaluate_split(
-        trained.classifier,
-        data,
-        None if cfg.subset == "all" else cfg.subset,
-        device=device,
-        class_maps=class_maps(shards, trained),
-        train=own,
-        predictions=folder / f"{name}-predictions.csv",
-        calibration=calibration,
-        blends=blends,
-    )
+    what = [corpus, cfg.subset, *(f"{key}={value}" for key, value in noise.changed.items())]
+    name = "-".join(what)
+    split = None if cfg.subset == "all" else cfg.subset
+    with contextlib.ExitStack() as held:
+        if noise.changed:
+            data, split = _noisy(data, split, noise, trained, held), None
+        evaluation = evaluate_split(
+            trained.classifier,
+            data,
+            split,
+            device=device,
+            class_maps=class_maps(shards, trained),
+            train=own,
+            predictions=folder / f"{name}-predictions.csv",
+            calibration=calibration,
+            blends=blends,
+        )
     if not evaluation:
         raise UserError(
             f"{shards.folder} has no label of this run ({', '.join(trained.labels.classes)})"
         )
     write_json(folder / f"{name}.json", evaluation)
-    for place, figure in evaluation_figures(evaluation, f"{corpus} {cfg.subset}").items():
+    for place, figure in evaluation_figures(evaluation, " ".join(what)).items():
         # The confusion matrix has no name of its own: GENRE-LEVEL.png.
         tail = place.removesuffix("/confusion").replace("/", "-")
         save(figure, folder / f"{name}-{tail}.png")
     print_scores(evaluation, console, details=True)
     print(folder / f"{name}.json")
+
+
+def _noisy(
+    data: PhraseDataModule,
+    split: str | None,
+    noise: NoiseSettings,
+    trained: Run,
+    held: contextlib.ExitStack,
+) -> PhraseDataModule:
+    """The songs of a split with noise, and no others; their files are removed with ``held``."""
+    folder = Path(held.enter_context(TemporaryDirectory(prefix="midigenre-noise-")))
+    with progress_bars() as progress:
+        shards = noisy_songs(data.shards, data.rows(split), noise, folder, progress)
+    return PhraseDataModule(shards, **{**trained.data, "fold": None, "protocol": None})
 
 
 def class_maps(shards: ShardSet, trained: Run) -> dict[str, Longs]:

@@ -76,8 +76,6 @@ STUDY = "study.json"
 REASON = "reason"
 """Attribute of a trial: why it failed."""
 
-RESUMES = "the same command line resumes the study"
-
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 """States of trials that are not run again."""
 
@@ -670,7 +668,7 @@ class TrialJob:
         try:
             return train_job(run, cfg, (), to_file=True)
         except StoppedError as error:
-            print(f"midigenre: stopped; {RESUMES}", file=sys.stderr)
+            print("midigenre: stopped; the same command line resumes the study", file=sys.stderr)
             raise SystemExit(error.status) from error
         except (Exception, SystemExit) as error:
             return note_failure(run, error)

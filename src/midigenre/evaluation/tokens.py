@@ -10,8 +10,7 @@ N packed tokens or steps   F fields   B phrases   A attributes of a note
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from midigenre.arrays import Bools, Floats, Longs
+from midigenre.arrays import Bools, Floats, Longs, song_keys
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.evaluation.bootstrap import N_BOOTSTRAP, interval
 from midigenre.evaluation.metrics import plain_number
@@ -214,16 +213,6 @@ def phrase_keys(batch: Batch) -> Tensor:
     of a run.
     """
     return splitmix64_torch(batch.song_B) + batch.start_B
-
-
-def song_keys(song_ids: Iterable[str]) -> Longs:
-    """A number for each song by its id."""
-    digests = (
-        # File names need not be UTF-8.
-        hashlib.blake2b(song_id.encode(errors="surrogateescape"), digest_size=8).digest()
-        for song_id in song_ids
-    )
-    return np.frombuffer(b"".join(digests), "<i8").astype(np.int64)
 
 
 def chosen_notes(
