@@ -164,6 +164,14 @@ def test_what_no_study_can_be_of_is_rejected_in_one_line(given, says, midigenre,
     assert not (home / "tune" / "none" / "0").exists()
 
 
+def test_without_optuna_it_says_what_to_install(midigenre, monkeypatch):
+    monkeypatch.delitem(sys.modules, "midigenre.commands.tune")
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    status, _, err = midigenre("tune", "search=classifier")
+    assert status == 2
+    assert 'pip install "midigenre[tune]"' in err
+
+
 def test_a_killed_study_resumes_its_trial_and_repeats_none(home, midigenre):
     line = [
         "tune", *SMALL, "trainer.max_epochs=40", "callbacks.early_stopping=null", *TRIED,

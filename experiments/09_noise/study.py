@@ -1,0 +1,224 @@
+"""What noise in the music costs: each tokenizer's model and the baselines, by kind and strength.
+
+    python experiments/09_noise/study.py                                # on twelve: 75 minutes
+    python experiments/09_noise/study.py --name mine --kinds velocity tempo -- corpus=folder \\
+        corpus.root=DIR
+    python experiments/09_noise/study.py --table                        # from what is kept
+
+For each tokenizer and seed one run is trained (what follows ``--`` goes to it) and then tested on
+its test songs without noise and with each kind and strength. A run that has ended is not trained
+again, one that was stopped resumes, and what was evaluated is kept: ``--out``. The scores are
+written to ``results/<name>.json`` (``--name``), without names of songs, the curves to
+``results/<name>.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from midigenre.commands.console import progress_bars
+from midigenre.evaluation.compare import markdown_table
+from midigenre.evaluation.figures import BLUE, FAINT, GRID, INK, RED, new_figure, save, titles
+from midigenre.evaluation.predictions import LEVELS
+from midigenre.files import read_json, write_json
+
+RESULTS = Path(__file__).parent / "results"
+KINDS: dict[str, tuple[float, ...]] = {
+    "jitter_ms": (10.0, 20.0, 40.0, 80.0),
+    "wrong": (0.05, 0.1, 0.2, 0.4),
+    "drop": (0.1, 0.2, 0.4, 0.6),
+    "double": (0.1, 0.2, 0.4, 0.8),
+    "transpose": (1, 3, 6),
+    "velocity": (5.0, 10.0, 20.0, 40.0),
+    "tempo": (0.5, 0.75, 1.5, 2.0),
+    "program": (0.25, 0.5, 1.0),
+}
+NEUTRAL = ("jitter_ms", "wrong", "drop", "double", "transpose")
+"""Kinds that are heard in music of one velocity, tempo and program, as that of ``twelve``."""
+
+TITLES = {
+    "jitter_ms": "Timing jitter, ms", "wrong": "Wrong notes, share", "drop": "Missing notes, share",
+    "double": "Doubled notes, share", "transpose": "Transposed, semitones",
+    "velocity": "Velocity, of 127", "tempo": "Tempo, factor", "program": "Other programs, share",
+}  # fmt: skip
+NONE = {"transpose": 0, "tempo": 1.0}
+"""The strength without noise of a kind; 0.0 of the others."""
+
+BASELINES = ("ngram_lr", "hist_gb")
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokenizers", nargs="+", default=["remi", "cp", "octuple"])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(NEUTRAL))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/09_noise"))
+    parser.add_argument("--name", default="twelve", help="of the results")
+    parser.add_argument("--table", action="store_true", help="print what is kept")
+    at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    args, more = parser.parse_args(sys.argv[1:at]), sys.argv[at + 1 :]
+    kept = RESULTS / f"{args.name}.json"
+    if not args.table:
+        found = study(args.tokenizers, args.kinds, args.seeds, args.out, more)
+        write_json(kept, found)
+        save(curves(found), RESULTS / f"{args.name}.png")
+    print(table(read_json(kept)))
+
+
+def study(
+    tokenizers: Sequence[str],
+    kinds: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    more: Sequence[str],
+) -> dict[str, Any]:
+    """Trains and tests what is missing; macro-F1 and intervals of all of it."""
+    cells = [("", None), *((kind, strength) for kind in kinds for strength in KINDS[kind])]
+    rows: list[dict[str, Any]] = []
+    with progress_bars() as progress:
+        for seed in seeds:
+            for tokenizer in tokenizers:
+                run = out / f"{tokenizer}-{seed}"
+                _train(run, [f"tokenizer={tokenizer}", f"seed={seed}", *more])
+                for kind, strength in cells:
+                    evaluation = _evaluated(run, kind, strength)
+                    for label, of in evaluation.items():
+                        row = {"label": label, "tokenizer": tokenizer, "seed": seed}
+                        row |= {"kind": kind, "strength": strength}
+                        rows += [row | {"level": level} | _scores(of[level]) for level in LEVELS]
+                    total = len(seeds) * len(tokenizers) * len(cells)
+                    progress("tests", len({_cell(row) for row in rows}), total)
+    commit = ["git", "rev-parse", "--short", "HEAD"]
+    said = subprocess.run(commit, cwd=RESULTS.parent, capture_output=True, text=True, check=True)
+    return {"commit": said.stdout.strip(), "settings": list(more), "rows": rows}
+
+
+def _cell(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("tokenizer", "seed", "kind", "strength"))
+
+
+def _train(run: Path, overrides: Sequence[str]) -> None:
+    if (run / "cost.json").is_file():  # the last thing that a run writes
+        return
+    resumes = (run / "config.yaml").is_file()
+    given = [f"resume={run}"] if resumes else [f"hydra.run.dir={run}", *overrides]
+    _midigenre("train", *given)
+
+
+def _evaluated(run: Path, kind: str, strength: float | None) -> dict[str, Any]:
+    """The evaluation of a run's test songs with a noise; of earlier calls too."""
+    if not kind:
+        found: dict[str, Any] = read_json(run / "evaluation.json")
+        return found
+    there = list((run / "evaluation").glob(f"*-test-{kind}={strength}.json"))
+    path = (
+        there[0]
+        if there
+        else Path(_midigenre("evaluate", f"run={run}", f"noise.{kind}={strength}"))
+    )
+    return read_json(path)  # type: ignore[no-any-return]
+
+
+def _midigenre(*arguments: str) -> str:
+    """What a command prints last: the file or folder that it has written."""
+    done = subprocess.run(
+        [sys.executable, "-m", "midigenre", *arguments],
+        check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    return done.stdout.strip().splitlines()[-1]
+
+
+def _scores(of: dict[str, Any]) -> dict[str, Any]:
+    """Macro-F1 of the model and the baselines, with its interval over the songs."""
+    found = {"n": of["n"], "model": [of["macro_f1"], *of["ci95"]["macro_f1"]]}
+    for name in BASELINES:
+        if theirs := of["baselines"].get(name):
+            found[name] = [theirs["macro_f1"], *theirs["ci95"]["macro_f1"]]
+    return found
+
+
+def _value(
+    found: dict[str, Any], tokenizer: str, name: str, level: str, kind: str, strength: float | None
+) -> list[float] | None:
+    """Macro-F1 and its interval, mean over the seeds; None where there is none."""
+    values = [
+        row[name]
+        for row in found["rows"]
+        if (row["tokenizer"], row["level"], row["kind"], row["strength"])
+        == (tokenizer, level, kind, strength)
+        and name in row
+    ]
+    return np.mean(values, axis=0).tolist() if values else None
+
+
+def table(found: dict[str, Any]) -> str:
+    """Macro-F1 of phrases without noise and with each, the interval of the first alone."""
+    tokenizers = list(dict.fromkeys(row["tokenizer"] for row in found["rows"]))
+    cells = list(dict.fromkeys((row["kind"], row["strength"]) for row in found["rows"]))
+    header = ["noise", *(f"{tokenizer}, {name}" for tokenizer in tokenizers
+                         for name in ("model", *BASELINES))]  # fmt: skip
+    lines = []
+    for kind, strength in cells:
+        line = [f"{kind} {strength:g}" if kind else "none"]
+        for tokenizer in tokenizers:
+            for name in ("model", *BASELINES):
+                value = _value(found, tokenizer, name, "phrase", kind, strength)
+                shown = "–" if value is None else f"{value[0]:.3f}"
+                if value is not None and not kind:
+                    shown += f" [{value[1]:.3f}, {value[2]:.3f}]"
+                line.append(shown)
+        lines.append(line)
+    return markdown_table(header, lines, 1)
+
+
+def curves(found: dict[str, Any]) -> Figure:
+    """Macro-F1 of phrases by the strength of each kind of noise: models above, baselines below."""
+    kinds = [k for k in dict.fromkeys(row["kind"] for row in found["rows"]) if k]
+    tokenizers = list(dict.fromkeys(row["tokenizer"] for row in found["rows"]))
+    colors = dict(zip(tokenizers, (BLUE, RED, "#009E73", FAINT), strict=False))
+    figure = new_figure(3.1 * len(kinds), 6.4)
+    grid = figure.subplots(2, len(kinds), sharey=True, sharex="col", squeeze=False)
+    for column, kind in enumerate(kinds):
+        for axes, names in ((grid[0, column], ("model",)), (grid[1, column], BASELINES)):
+            for tokenizer in tokenizers:
+                for name, line in zip(names, ("-", "--"), strict=False):
+                    _curve(axes, found, tokenizer, name, kind, colors[tokenizer], line)
+            axes.tick_params(length=0, colors=INK, labelsize=9)
+            axes.spines[:].set_visible(False)
+            axes.grid(axis="y", color=GRID, linewidth=0.6)
+        titles(grid[0, column], TITLES[kind], "the models" if not column else "")
+    grid[0, 0].set_ylabel("macro-F1, phrases", color=INK)
+    grid[1, 0].set_ylabel("baselines", color=INK)
+    for axes in grid[:, 0]:
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower left")
+    return figure
+
+
+def _curve(
+    axes: Axes, found: dict[str, Any], tokenizer: str, name: str, kind: str, color: str, line: str
+) -> None:
+    """One classifier's curve, with its interval as a band."""
+    points = [(NONE.get(kind, 0.0), _value(found, tokenizer, name, "phrase", "", None))]
+    points += [(s, _value(found, tokenizer, name, "phrase", kind, s)) for s in KINDS[kind]]
+    there = sorted((x, value) for x, value in points if value is not None)
+    if not there:
+        return
+    x = [place for place, _ in there]
+    mean, low, high = np.array([value for _, value in there]).T
+    axes.plot(x, mean, line, color=color, label=tokenizer if name == "model" else
+              f"{tokenizer}, {name}", linewidth=1.6, marker="o", markersize=3.5)  # fmt: skip
+    axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
+
+
+if __name__ == "__main__":
+    main()
