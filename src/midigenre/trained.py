@@ -134,14 +134,17 @@ def checkpoint_path(run: str | None, ckpt: str, key: str = "run") -> tuple[Path 
 
 
 def load_run(
-    run: str | None, ckpt: str = "best", kind: str = "classifier", key: str = "run"
+    run: str | None,
+    ckpt: str = "best",
+    kind: str | Sequence[str] = "classifier",
+    key: str = "run",
 ) -> Run:
     """Rebuilds a trained model from its checkpoint alone.
 
     Args:
         run: The run's folder.
         ckpt: ``best``, ``last`` or a checkpoint's path.
-        kind: What it must be (:attr:`midigenre.tasks.base.Task.kind`).
+        kind: What it must be (:attr:`midigenre.tasks.base.Task.kind`), or one of several.
         key: The setting that names the run.
 
     Raises:
@@ -151,7 +154,9 @@ def load_run(
     folder, path = checkpoint_path(run, ckpt, key)
     about, content = _content(path)
     found = class_of(about["task"]).kind
-    if found != kind:
+    kinds = [kind] if isinstance(kind, str) else list(kind)
+    if found not in kinds:
+        kind = kinds[0]
         there = _runs_of(kind, folder)
         hint = f"there is {', '.join(there)}" if there else f"train one: {_HOW[kind]}"
         raise UserError(

@@ -17,6 +17,24 @@ from midigenre.midi.clean import clean
 from midigenre.midi.song import Grid
 
 
+def test_noise_costs_a_generator_nats(midigenre, toy_generator, home):
+    status, out, err = midigenre("evaluate", f"run={toy_generator}")
+    assert status == 0, err
+    own = json.loads((home / toy_generator / "evaluation.json").read_text())
+    clean = json.loads((home / out.strip()).read_text())
+    assert clean["tokens"]["nats_per_note"] == pytest.approx(own["tokens"]["nats_per_note"])
+    assert clean["tokens"]["n_notes"] == own["tokens"]["n_notes"]
+    status, out, err = midigenre("evaluate", f"run={toy_generator}", "noise.wrong=0.9")
+    assert status == 0, err
+    assert out.strip().endswith("evaluation/toy-test-wrong=0.9.json")
+    wrong = json.loads((home / out.strip()).read_text())
+    assert wrong["tokens"]["nats_per_note"] != clean["tokens"]["nats_per_note"]
+    assert abs(wrong["tokens"]["n_notes"] / clean["tokens"]["n_notes"] - 1) < 0.1
+    status, _, err = midigenre("evaluate", f"run={toy_generator}", "corpus=toy")
+    assert status == 2
+    assert "is a generator" in err
+
+
 def test_pieces_and_their_account(midigenre, toy_generator, home):
     run = f"run={toy_generator}"
     args = ("generate", run, "genre=waltz", "bars=4", "n=3", "seed=5", "guidance=2")

@@ -153,6 +153,8 @@ def test_a_study_whose_first_trials_all_fail_ends(home, midigenre):
         (("search=classifier", "trainer.devices=2"), "trainer.devices=2"),
         (("search=classifier", "storage=mysqll://nowhere"), "storage=mysqll://nowhere"),
         (("search=classifier", "resume=runs/x"), "resume="),
+        (("search=classifier", "sweep=depth"), "sweep=depth"),
+        (("search=classifier", "hydra/launcher=cores"), "hydra/launcher=cores"),
         (("search=classifier", "~callbacks.early_stopping"), "~callbacks.early_stopping"),
     ],
 )

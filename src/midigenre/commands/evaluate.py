@@ -1,4 +1,4 @@
-"""``midigenre evaluate``: a run on its own test set, or on any labelled corpus."""
+"""``midigenre evaluate``: a run on its own test set or any labelled corpus, with noise or not."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from midigenre.evaluation.figures import save
 from midigenre.evaluation.figures.charts import evaluation_figures
 from midigenre.evaluation.report import print_scores
 from midigenre.files import read_csv, write_json
+from midigenre.models import PhraseGenerator
 from midigenre.spec import UNKNOWN
 from midigenre.storage import check_writable
 from midigenre.tasks.evaluate import evaluate_split, fit_calibration
+from midigenre.tasks.generate import GenerateTask
 from midigenre.tasks.predict import load_song_models
 from midigenre.tokenizers.base import from_spec
 from midigenre.trained import Run, device_of, load_run, own_shards
@@ -52,9 +54,12 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         raise UserError(f"subset={cfg.subset}; choose {', '.join(SUBSETS)}")
     noise = NoiseSettings(**plain(cfg.noise))
     device = device_of(cfg.device)
-    trained = load_run(cfg.run, cfg.ckpt)
+    trained = load_run(cfg.run, cfg.ckpt, ("classifier", "generator"))
     folder = (trained.folder or Path(".")) / "evaluation"
     check_writable(folder, "evaluate a copy of the run that is yours: cp -r RUN COPY, run=COPY")
+    if isinstance(trained.model, PhraseGenerator):
+        _evaluate_generator(cfg, trained, trained.model.to(device), noise, folder)
+        return
     foreign = cfg.get("corpus") is not None or cfg.shards is not None
     own = None
     with progress_bars() as progress:
@@ -84,8 +89,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     if calibration is None and own is not None:
         say("fitting the calibration on the run's validation songs")
         calibration = fit_calibration(trained.classifier, own, device=device, blends=blends)
-    corpus = shards.folder.name.rsplit("-", 2)[0]
-    what = [corpus, cfg.subset, *(f"{key}={value}" for key, value in noise.changed.items())]
+    what = _names(shards, cfg.subset, noise)
     name = "-".join(what)
     split = None if cfg.subset == "all" else cfg.subset
     with contextlib.ExitStack() as held:
@@ -113,6 +117,35 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         save(figure, folder / f"{name}-{tail}.png")
     print_scores(evaluation, console, details=True)
     print(folder / f"{name}.json")
+
+
+def _evaluate_generator(
+    cfg: DictConfig, trained: Run, model: PhraseGenerator, noise: NoiseSettings, folder: Path
+) -> None:
+    """Writes ``<corpus>-<subset>.json`` with the nats and hits of a generator on its own songs."""
+    if cfg.get("corpus") is not None or cfg.shards is not None:
+        raise UserError(
+            f"run={cfg.run} is a generator, which is evaluated on its own songs: leave out corpus= "
+            "and shards=, or give a classifier"
+        )
+    with progress_bars() as progress:
+        shards = own_shards(trained, cfg.home, cfg.n_workers, progress)
+    data = PhraseDataModule(shards, **trained.data)
+    split = None if cfg.subset == "all" else cfg.subset
+    with contextlib.ExitStack() as held:
+        if noise.changed:
+            data, split = _noisy(data, split, noise, trained, held), None
+        evaluation = GenerateTask.evaluate(model, data, split)
+    path = folder / f"{'-'.join(_names(shards, cfg.subset, noise))}.json"
+    write_json(path, evaluation)
+    GenerateTask.show(evaluation, console)
+    print(path)
+
+
+def _names(shards: ShardSet, subset: str, noise: NoiseSettings) -> list[str]:
+    """What was evaluated: corpus, subset and noise."""
+    corpus = shards.folder.name.rsplit("-", 2)[0]
+    return [corpus, subset, *(f"{key}={value}" for key, value in noise.changed.items())]
 
 
 def _noisy(

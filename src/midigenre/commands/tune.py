@@ -153,6 +153,14 @@ def _checked(cfg: DictConfig) -> float | None:
             f"protocol={protocol.name}: a study chooses by the validation songs of one split; "
             "leave it out, and cross-validate the settings that it ends with"
         )
+    choices = cfg.hydra.runtime.choices
+    if choices.get("sweep") not in (None, "null"):
+        raise UserError(f"sweep={choices.sweep}: a sweep trains all its values; leave it out")
+    if choices["hydra/launcher"] != "basic":
+        raise UserError(
+            f"hydra/launcher={choices['hydra/launcher']}: a study has one trial at a time; start "
+            "the command several times, and they share its trials"
+        )
     check_one_device(cfg, "each trial has one device; set trainer.devices=1")
     try:
         return None if cfg.timeout is None else Timer(cfg.timeout).time_remaining()

@@ -114,18 +114,30 @@ class GenerateTask(Task):
         self.val_metrics.update(nats_NF, hits_NF, batch.ids_NF)
 
     @classmethod
-    @torch.no_grad()
     def test(
         cls, model: nn.Module, data: PhraseDataModule, folder: Path | None, task: Mapping[str, Any]
     ) -> FinalScores:
         """See :meth:`Task.test`: with the songs' own labels, and with all labels hidden."""
         assert isinstance(model, PhraseGenerator)
+        evaluation = cls.evaluate(model, data, "test")
+        # Numbers of phrases, steps and notes are whole, scores are not.
+        found = {k: v for k, v in evaluation["tokens"].items() if isinstance(v, float)}
+        scores = {f"test/{name}": value for name, value in found.items()}
+        final = {f"test_{name}": found[name] for name in CAUSAL_SCORES}
+        return FinalScores(evaluation, scores, final)
+
+    @staticmethod
+    @torch.no_grad()
+    def evaluate(
+        model: PhraseGenerator, data: PhraseDataModule, split: str | None
+    ) -> dict[str, Any]:
+        """``evaluation.json`` of the songs of a split, or of all songs for None."""
         model.eval()
         spec, device = data.shards.tokens, model.start_D.device
         metrics, hidden = TokenMetrics(spec).to(device), TokenMetrics(spec).to(device)
         nats, notes, song = [], [], []
         truth: dict[str, list[Any]] = {label: [] for label in data.labels}
-        for loaded in data.eval_dataloader("test"):
+        for loaded in data.eval_dataloader(split):
             batch = loaded.to(device)
             nats_NF, hits_NF = model.loss(batch)
             metrics.update(nats_NF, hits_NF, batch.ids_NF)
@@ -142,7 +154,7 @@ class GenerateTask(Task):
         nats_B, notes_B, song_B = map(np.concatenate, (nats, notes, song))
         found = {k: float(v) for k, v in metrics.compute().items()}
         without = {k: float(v) for k, v in hidden.compute().items()}
-        evaluation = {
+        return {
             "tokens": {
                 "n": len(nats_B),
                 "n_steps": int(metrics.counts[0]),
@@ -156,17 +168,13 @@ class GenerateTask(Task):
                 ),
             }
         }  # fmt: skip
-        scores = {f"test/{name}": value for name, value in found.items()}
-        return FinalScores(
-            evaluation, scores, {f"test_{name}": found[name] for name in CAUSAL_SCORES}
-        )
 
     @staticmethod
     def show(evaluation: Mapping[str, Any], console: Console) -> None:
         """See :meth:`Task.show`."""
         scores = evaluation["tokens"]
         low, high = scores["ci95"]["nats_per_note"]
-        table = Table(title="next step, test songs", title_justify="left")
+        table = Table(title="next step", title_justify="left")
         for name in ("conditions", "nats per step", "nats per note", "95 %", "token accuracy"):
             table.add_column(name, justify="left" if name == "conditions" else "right")
         for name, row, span in (
