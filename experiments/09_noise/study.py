@@ -1,15 +1,15 @@
-"""What noise in the music costs: each tokenizer's model and the baselines, by kind and strength.
+"""What noise in the music costs classifiers, baselines and a generator, by kind and strength.
 
     python experiments/09_noise/study.py                                # on twelve: 75 minutes
     python experiments/09_noise/study.py --name mine --kinds velocity tempo -- corpus=folder \\
         corpus.root=DIR
     python experiments/09_noise/study.py --table                        # from what is kept
 
-For each tokenizer and seed one run is trained (what follows ``--`` goes to it) and then tested on
-its test songs without noise and with each kind and strength. A run that has ended is not trained
-again, one that was stopped resumes, and what was evaluated is kept: ``--out``. The scores are
-written to ``results/<name>.json`` (``--name``), without names of songs, the curves to
-``results/<name>.png``.
+For each tokenizer and seed a classifier is trained, and for each seed a generator over REMI (what
+follows ``--`` goes to all of them). They are tested on their test songs without noise and with each
+kind and strength. A run that has ended is not trained again, one that was stopped resumes, and what
+was evaluated is kept: ``--out``. The scores are written to ``results/<name>.json`` (``--name``),
+without names of songs, the curves to ``results/<name>.png``.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ TITLES = {
 NONE = {"transpose": 0, "tempo": 1.0}
 """The strength without noise of a kind; 0.0 of the others."""
 
+GENERATOR = "generator"
+"""Name of the generator's runs."""
+
 BASELINES = ("ngram_lr", "hist_gb")
 
 
@@ -61,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokenizers", nargs="+", default=["remi", "cp", "octuple"])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(NEUTRAL))
+    parser.add_argument("--no-generator", action="store_true", help="classifiers alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("runs/09_noise"))
     parser.add_argument("--name", default="twelve", help="of the results")
@@ -69,42 +73,53 @@ def main() -> None:
     args, more = parser.parse_args(sys.argv[1:at]), sys.argv[at + 1 :]
     kept = RESULTS / f"{args.name}.json"
     if not args.table:
-        found = study(args.tokenizers, args.kinds, args.seeds, args.out, more)
+        runs = [(name, [f"tokenizer={name}"]) for name in args.tokenizers]
+        if not args.no_generator:
+            runs.append((GENERATOR, ["task=generate", "tokenizer=remi"]))
+        found = study(runs, args.kinds, args.seeds, args.out, more)
         write_json(kept, found)
         save(curves(found), RESULTS / f"{args.name}.png")
     print(table(read_json(kept)))
 
 
 def study(
-    tokenizers: Sequence[str],
+    runs: Sequence[tuple[str, list[str]]],
     kinds: Sequence[str],
     seeds: Sequence[int],
     out: Path,
     more: Sequence[str],
 ) -> dict[str, Any]:
-    """Trains and tests what is missing; macro-F1 and intervals of all of it."""
+    """Trains and tests what is missing; the scores and intervals of all of it.
+
+    Args:
+        runs: Names, and what ``midigenre train`` is told of each.
+        kinds: Keys of :data:`KINDS`.
+        seeds: Of the trainings.
+        out: Where the runs lie.
+        more: What every training is told.
+    """
     cells = [("", None), *((kind, strength) for kind in kinds for strength in KINDS[kind])]
     rows: list[dict[str, Any]] = []
+    total, done = len(seeds) * len(runs) * len(cells), 0
     with progress_bars() as progress:
         for seed in seeds:
-            for tokenizer in tokenizers:
-                run = out / f"{tokenizer}-{seed}"
-                _train(run, [f"tokenizer={tokenizer}", f"seed={seed}", *more])
+            for name, overrides in runs:
+                run = out / f"{name}-{seed}"
+                _train(run, [*overrides, f"seed={seed}", *more])
                 for kind, strength in cells:
-                    evaluation = _evaluated(run, kind, strength)
-                    for label, of in evaluation.items():
-                        row = {"label": label, "tokenizer": tokenizer, "seed": seed}
-                        row |= {"kind": kind, "strength": strength}
+                    row = {"run": name, "seed": seed, "kind": kind, "strength": strength}
+                    for label, of in _evaluated(run, kind, strength).items():
+                        if label == "tokens":
+                            nats = [of["nats_per_note"], *of["ci95"]["nats_per_note"]]
+                            rows.append(row | {"level": "note", "n": of["n_notes"], "nats": nats})
+                            continue
+                        row["label"] = label
                         rows += [row | {"level": level} | _scores(of[level]) for level in LEVELS]
-                    total = len(seeds) * len(tokenizers) * len(cells)
-                    progress("tests", len({_cell(row) for row in rows}), total)
+                    done += 1
+                    progress("tests", done, total)
     commit = ["git", "rev-parse", "--short", "HEAD"]
     said = subprocess.run(commit, cwd=RESULTS.parent, capture_output=True, text=True, check=True)
     return {"commit": said.stdout.strip(), "settings": list(more), "rows": rows}
-
-
-def _cell(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[key] for key in ("tokenizer", "seed", "kind", "strength"))
 
 
 def _train(run: Path, overrides: Sequence[str]) -> None:
@@ -148,75 +163,84 @@ def _scores(of: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value(
-    found: dict[str, Any], tokenizer: str, name: str, level: str, kind: str, strength: float | None
+    found: dict[str, Any], run: str, name: str, kind: str, strength: float | None
 ) -> list[float] | None:
-    """Macro-F1 and its interval, mean over the seeds; None where there is none."""
+    """A score of phrases (or notes) and its interval, mean over the seeds; None without one."""
     values = [
         row[name]
         for row in found["rows"]
-        if (row["tokenizer"], row["level"], row["kind"], row["strength"])
-        == (tokenizer, level, kind, strength)
+        if (row["run"], row["kind"], row["strength"]) == (run, kind, strength)
+        and row["level"] != "song"
         and name in row
     ]
     return np.mean(values, axis=0).tolist() if values else None
 
 
+def _columns(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What has scores: run and classifier, or the generator and its nats."""
+    names = list(dict.fromkeys(row["run"] for row in found["rows"]))
+    classifiers = [name for name in names if name != GENERATOR]
+    columns = [(run, name) for run in classifiers for name in ("model", *BASELINES)]
+    return [*columns, *((GENERATOR, "nats") for _ in range(GENERATOR in names))]
+
+
 def table(found: dict[str, Any]) -> str:
-    """Macro-F1 of phrases without noise and with each, the interval of the first alone."""
-    tokenizers = list(dict.fromkeys(row["tokenizer"] for row in found["rows"]))
+    """Macro-F1 of phrases, and nats per note, without noise (with intervals) and with each."""
     cells = list(dict.fromkeys((row["kind"], row["strength"]) for row in found["rows"]))
-    header = ["noise", *(f"{tokenizer}, {name}" for tokenizer in tokenizers
-                         for name in ("model", *BASELINES))]  # fmt: skip
+    columns = _columns(found)
     lines = []
     for kind, strength in cells:
         line = [f"{kind} {strength:g}" if kind else "none"]
-        for tokenizer in tokenizers:
-            for name in ("model", *BASELINES):
-                value = _value(found, tokenizer, name, "phrase", kind, strength)
-                shown = "–" if value is None else f"{value[0]:.3f}"
-                if value is not None and not kind:
-                    shown += f" [{value[1]:.3f}, {value[2]:.3f}]"
-                line.append(shown)
+        for run, name in columns:
+            value = _value(found, run, name, kind, strength)
+            line.append("–" if value is None else f"{value[0]:.3f}")
+            if value is not None and not kind:
+                line[-1] += f" [{value[1]:.3f}, {value[2]:.3f}]"
         lines.append(line)
-    return markdown_table(header, lines, 1)
+    return markdown_table(["noise", *(f"{run}, {name}" for run, name in columns)], lines, 1)
 
 
 def curves(found: dict[str, Any]) -> Figure:
-    """Macro-F1 of phrases by the strength of each kind of noise: models above, baselines below."""
+    """Scores by the strength of each kind of noise: a row of models, of baselines, of nats."""
     kinds = [k for k in dict.fromkeys(row["kind"] for row in found["rows"]) if k]
-    tokenizers = list(dict.fromkeys(row["tokenizer"] for row in found["rows"]))
-    colors = dict(zip(tokenizers, (BLUE, RED, "#009E73", FAINT), strict=False))
-    figure = new_figure(3.1 * len(kinds), 6.4)
-    grid = figure.subplots(2, len(kinds), sharey=True, sharex="col", squeeze=False)
-    for column, kind in enumerate(kinds):
-        for axes, names in ((grid[0, column], ("model",)), (grid[1, column], BASELINES)):
-            for tokenizer in tokenizers:
-                for name, line in zip(names, ("-", "--"), strict=False):
-                    _curve(axes, found, tokenizer, name, kind, colors[tokenizer], line)
+    columns = _columns(found)
+    runs = list(dict.fromkeys(run for run, _ in columns if run != GENERATOR))
+    colors = dict(zip(runs, (BLUE, RED, "#009E73", FAINT), strict=False)) | {GENERATOR: INK}
+    groups = {
+        "models, macro-F1": [c for c in columns if c[1] == "model"],
+        "baselines, macro-F1": [c for c in columns if c[1] in BASELINES],
+        "generator, nats per note": [c for c in columns if c[1] == "nats"],
+    }
+    groups = {title: group for title, group in groups.items() if group}
+    figure = new_figure(3.1 * len(kinds), 3.1 * len(groups))
+    grid = figure.subplots(len(groups), len(kinds), sharex="col", sharey="row", squeeze=False)
+    for row, (title, group) in enumerate(groups.items()):
+        for axes, kind in zip(grid[row], kinds, strict=True):
+            for run, name in group:
+                _curve(axes, found, run, name, kind, colors[run])
             axes.tick_params(length=0, colors=INK, labelsize=9)
             axes.spines[:].set_visible(False)
             axes.grid(axis="y", color=GRID, linewidth=0.6)
-        titles(grid[0, column], TITLES[kind], "the models" if not column else "")
-    grid[0, 0].set_ylabel("macro-F1, phrases", color=INK)
-    grid[1, 0].set_ylabel("baselines", color=INK)
-    for axes in grid[:, 0]:
-        axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower left")
+            if not row:
+                titles(axes, TITLES[kind], "")
+        grid[row, 0].set_ylabel(title, color=INK)
+        if len(group) > 1:
+            grid[row, 0].legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower left")
     return figure
 
 
-def _curve(
-    axes: Axes, found: dict[str, Any], tokenizer: str, name: str, kind: str, color: str, line: str
-) -> None:
-    """One classifier's curve, with its interval as a band."""
-    points = [(NONE.get(kind, 0.0), _value(found, tokenizer, name, "phrase", "", None))]
-    points += [(s, _value(found, tokenizer, name, "phrase", kind, s)) for s in KINDS[kind]]
+def _curve(axes: Axes, found: dict[str, Any], run: str, name: str, kind: str, color: str) -> None:
+    """One curve, with its interval as a band."""
+    points = [(NONE.get(kind, 0.0), _value(found, run, name, "", None))]
+    points += [(strength, _value(found, run, name, kind, strength)) for strength in KINDS[kind]]
     there = sorted((x, value) for x, value in points if value is not None)
     if not there:
         return
     x = [place for place, _ in there]
     mean, low, high = np.array([value for _, value in there]).T
-    axes.plot(x, mean, line, color=color, label=tokenizer if name == "model" else
-              f"{tokenizer}, {name}", linewidth=1.6, marker="o", markersize=3.5)  # fmt: skip
+    label = run if name == "model" else f"{run}, {name}"
+    dash = "--" if name == BASELINES[1] else "-"
+    axes.plot(x, mean, dash, color=color, label=label, linewidth=1.6, marker="o", markersize=3.5)
     axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
 
 

@@ -22,7 +22,7 @@ def study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     import study as module  # type: ignore[import-not-found]
 
     monkeypatch.setattr(module, "RESULTS", tmp_path)
-    monkeypatch.setattr(module, "KINDS", {"wrong": (0.5,), "tempo": (2.0,)})
+    monkeypatch.setattr(module, "KINDS", {"wrong": (0.5,)})
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MIDIGENRE_HOME", raising=False)
     return module
@@ -41,28 +41,30 @@ def test_every_noise_is_tested_once_and_kept(
     monkeypatch.setattr(study, "_midigenre", counted)
     monkeypatch.setattr(study.subprocess, "run", _with_commit(study.subprocess.run))
     out = tmp_path / "runs"
-    found = study.study(["remi"], ["wrong", "tempo"], [0], out, QUICK)
-    assert [call[0] for call in calls] == ["train", "evaluate", "evaluate"]
-    assert [(row["kind"], row["strength"], row["level"]) for row in found["rows"]] == [
-        (kind, strength, level)
-        for kind, strength in (("", None), ("wrong", 0.5), ("tempo", 2.0))
-        for level in ("phrase", "song")
-    ]
-    for row in found["rows"]:
+    runs = [("remi", ["tokenizer=remi"]), (study.GENERATOR, ["task=generate"])]
+    found = study.study(runs, ["wrong"], [0], out, QUICK)
+    assert [call[0] for call in calls] == ["train", "evaluate"] * 2
+    assert [(row["run"], row["kind"], row["level"]) for row in found["rows"]] == [
+        ("remi", "", "phrase"), ("remi", "", "song"),
+        ("remi", "wrong", "phrase"), ("remi", "wrong", "song"),
+        ("generator", "", "note"), ("generator", "wrong", "note"),
+    ]  # fmt: skip
+    for row in found["rows"][:4]:
         for name in ("model", "ngram_lr", "hist_gb"):
             value, low, high = row[name]
             assert low <= value <= high
-    assert study.study(["remi"], ["wrong", "tempo"], [0], out, QUICK) == found
-    assert len(calls) == 3  # nothing twice
+    for row in found["rows"][4:]:
+        value, low, high = row["nats"]
+        assert 0 < low <= value <= high
+    assert study.study(runs, ["wrong"], [0], out, QUICK) == found
+    assert len(calls) == 4  # nothing twice
 
     lines = study.table(found).splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == [
-        "none", "wrong 0.5", "tempo 2",
-    ]  # fmt: skip
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["none", "wrong 0.5"]
+    assert lines[0].count("|") == 6
     figure = study.curves(found)
-    assert len(figure.axes) == 4
-    tempo = figure.axes[1].lines[0].get_xdata()
-    assert list(tempo) == [1.0, 2.0]  # with the one without noise
+    assert len(figure.axes) == 3  # models, baselines, nats
+    assert [list(axes.lines[0].get_xdata()) for axes in figure.axes] == [[0.0, 0.5]] * 3
 
 
 def _with_commit(real: Any) -> Any:
