@@ -309,8 +309,8 @@ def _write_trials(study: Study) -> None:
 def study_figure(study: Study) -> Figure:
     """The scores in order, the share of each setting in how they differ, and each setting alone.
 
-    The shares are Optuna's (PED-ANOVA, Watanabe et al. 2023, arXiv 2304.10255, which needs two
-    trials); without them the bars stay empty.
+    The shares are Optuna's (fANOVA, Hutter et al. 2014, ICML), which needs scores that differ;
+    without them the bars stay empty.
     """
     finished = study.trials(TrialState.COMPLETE)
     best = study.optuna.best_trial
@@ -336,13 +336,15 @@ def study_figure(study: Study) -> Figure:
     history.set_xlabel("trial", color=INK)
     history.xaxis.set_major_locator(MaxNLocator(integer=True))
     if stopped:
-        history.legend(frameon=False, fontsize=9, labelcolor=INK)
+        history.legend(
+            frameon=False, fontsize=9, labelcolor=INK, loc="lower right", bbox_to_anchor=(1, 1)
+        )
 
     bars = figure.add_subplot(grid[0, 2:])
-    titles(bars, "What matters", "share of each setting in how the scores differ (PED-ANOVA)")
+    titles(bars, "What matters", "share of each setting in how the scores differ (fANOVA)")
     shares: dict[str, float] = {}
     if len(set(_scores(finished))) > 1:
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         shares = optuna.importance.get_param_importances(study.optuna, evaluator=evaluator)
     drawn = bars.barh(list(shares), list(shares.values()), color=BLUE, height=0.6)
     bars.bar_label(drawn, fmt="{:.0%}", padding=4, fontsize=9, color=INK)
