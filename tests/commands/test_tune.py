@@ -221,6 +221,19 @@ def test_two_processes_share_a_study(home):
     assert sum(RunFolder(folder / str(n)).tested for n in range(5)) == 1
 
 
+def test_a_study_may_lie_in_a_database(home, midigenre):
+    storage = f"storage=sqlite:///{home}/studies.db"
+    for n_trials in (1, 2):
+        status, _, err = midigenre(
+            "tune", *QUICK, *TRIED, storage, "name=stored", f"n_trials={n_trials}"
+        )
+        assert status == 0, err
+    assert len(rows_of(home / "tune" / "stored")) == 2
+    assert not (home / "tune" / "stored" / "journal.log").exists()
+    names = optuna.get_all_study_names(f"sqlite:///{home}/studies.db")
+    assert list(names) == ["stored"]
+
+
 def test_the_pruner_ends_a_run_after_a_validation(home, midigenre):
     seen = []
     trial = SimpleNamespace(

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -21,8 +21,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-
-from midigenre.corpora.base import Progress as Report
 
 # A log or a pipe has no width to break lines at.
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
@@ -43,14 +41,15 @@ def warn(message: str) -> None:
 
 
 @contextmanager
-def progress_bars(on: Console = console) -> Iterator[Report]:
+def progress_bars(on: Console = console) -> Iterator[Callable[..., None]]:
     """Shows work that takes long: bars on a terminal, else a line every half minute.
 
     Args:
         on: Where to.
 
     Yields:
-        A function to pass as ``progress``; with total 0 it shows a count only.
+        A function to pass as ``progress``; with total 0 it shows a count only. It takes a fourth
+        argument too, a note that is shown beside the bar.
     """
     if not on.is_terminal:
         yield _Lines(on)
@@ -58,16 +57,17 @@ def progress_bars(on: Console = console) -> Iterator[Report]:
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     with Progress(*columns, console=on) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def report(what: str, done: int, total: int) -> None:
+        def report(what: str, done: int, total: int, note: str = "") -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total or None, rate="")
+                tasks[what] = bars.add_task(what, total=total or None, rate="", note="")
             speed = bars.tasks[tasks[what]].speed
             rate = f"{speed:,.1f}/s" if speed else ""
-            bars.update(tasks[what], completed=done, total=total or None, rate=rate)
+            bars.update(tasks[what], completed=done, total=total or None, rate=rate, note=note)
 
         yield report
 
@@ -82,7 +82,7 @@ class _Lines:
         self._since: dict[str, tuple[float, int]] = {}
         self._said = time.monotonic()
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
         started, first = self._since.setdefault(what, (now, done))
         if now - self._said < self.every:
@@ -93,6 +93,7 @@ class _Lines:
             rate = (done - first) / max(1e-9, now - started)
             left = f", {(total - done) / rate:,.0f} s left" if rate else ""
             line += f" of {total:,} ({rate:,.1f}/s{left})"
+        line += f", {note}" if note else ""
         self._on.print(line, highlight=False)
 
 

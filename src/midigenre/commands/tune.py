@@ -218,7 +218,8 @@ def _run_trials(study: Study, n_trials: int, deadline: float) -> None:
     with progress_bars(screen) as progress:
         while True:
             ended = study.trials(*ENDED)
-            progress("trials", len(ended), n_trials)
+            note = "" if best is None else f"best {best.value:.4f} (trial {best.number})"
+            progress("trials", len(ended), n_trials, note)
             failed = [trial for trial in ended if trial.state == TrialState.FAIL]
             if len(failed) == len(ended) >= _HOPELESS:
                 raise UserError(
