@@ -1,0 +1,78 @@
+"""Study 11 on the toy corpus: each setting trained once, without a test; its tables and figure."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STUDY = Path(__file__).resolve().parents[2] / "experiments" / "11_sensitivity"
+QUICK = ("corpus=toy", "corpus.n_songs=48", "model.d_model=32", "model.n_heads=2", "model.d_ff=32",
+         "data.max_tokens=64", "trainer.max_epochs=1", "trainer.max_steps=2")  # fmt: skip
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    monkeypatch.syspath_prepend(str(STUDY))
+    monkeypatch.delitem(sys.modules, "study", raising=False)
+    import study as module  # type: ignore[import-not-found]
+
+    base = replace(module.BASE, layers=1, batch=16)
+    monkeypatch.setattr(module, "SWEEPS", {"batch": {16: base}})
+    monkeypatch.setattr(module, "SLIDES", {"batch": {16: 0.5}})
+    cause = replace(base, lr=1e-3, norm="pre", schedule="onecycle")
+    monkeypatch.setattr(module, "CAUSES", {"pre-norm, OneCycle": cause})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MIDIGENRE_HOME", raising=False)
+    return module
+
+
+def test_every_setting_is_trained_once_and_never_tested(
+    study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = study.subprocess.run, []
+
+    def run(command: list[str], **settings: Any) -> Any:
+        if command[0] == "git":
+            return type("Done", (), {"stdout": "abc1234\\n"})()
+        calls.append(command)
+        return real(command, **settings)
+
+    monkeypatch.setattr(study.subprocess, "run", run)
+    found = study.study([0], tmp_path / "runs", QUICK)
+    assert len(calls) == 2
+    assert [row["steps"] for row in found["rows"]] == [2, 2]
+    assert all(0 <= row["accuracy"] < 1 and row["loss"] > 0 for row in found["rows"])
+    configs = [path.read_text() for path in sorted((tmp_path / "runs").glob("*/0/config.yaml"))]
+    assert [("norm: pre" in text, "OneCycleSettings" in text) for text in configs] == [
+        (True, True), (False, False),
+    ]  # fmt: skip
+    assert not list((tmp_path / "runs").glob("*/0/evaluation.json"))
+    assert study.study([0], tmp_path / "runs", QUICK) == found
+    assert len(calls) == 2  # nothing twice
+    text = study.tables(found)
+    assert "| batch 16 |" in text
+    assert "| pre-norm, OneCycle |" in text
+
+
+def test_the_full_study_is_the_slides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(STUDY))
+    monkeypatch.delitem(sys.modules, "study", raising=False)
+    import study as module
+
+    everything = module.settings()
+    assert len(everything) == len({setting.name for setting in everything}) == 8 + 3
+    assert {name: set(sweep) for name, sweep in module.SWEEPS.items()} == {
+        name: set(values) for name, values in module.SLIDES.items()
+    }
+    rows = [
+        {"setting": setting.name, "seed": seed, "accuracy": 0.1 * seed, "loss": 1.0, "steps": 5,
+         "seconds": 60}
+        for setting in everything for seed in (1, 2, 3)
+    ]  # fmt: skip
+    made = module.figure({"rows": rows})
+    assert [len(axes.lines[0].get_xdata()) for axes in made.axes] == [4, 3, 3]
+    assert "0.200 (0.100–0.300)" in module.tables({"rows": rows})
