@@ -176,7 +176,7 @@ def test_without_optuna_it_says_what_to_install(midigenre, monkeypatch):
 
 def test_a_killed_study_resumes_its_trial_and_repeats_none(home, midigenre):
     line = [
-        "tune", *SMALL, "trainer.max_epochs=40", "callbacks.early_stopping=null", *TRIED,
+        "tune", *SMALL, "trainer.max_epochs=8", "callbacks.early_stopping=null", *TRIED,
         "name=killed", "n_trials=2",
     ]  # fmt: skip
     process = subprocess.Popen(
