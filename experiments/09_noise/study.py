@@ -15,7 +15,6 @@ without names of songs, the curves to ``results/<name>.png``.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,9 @@ from midigenre.evaluation.compare import markdown_table
 from midigenre.evaluation.figures import BLUE, FAINT, GRID, INK, RED, new_figure, save, titles
 from midigenre.evaluation.predictions import LEVELS
 from midigenre.files import read_json, write_json
+
+sys.path.append(str(Path(__file__).parents[1]))
+from quietly import commit, midigenre
 
 RESULTS = Path(__file__).parent / "results"
 KINDS: dict[str, tuple[float, ...]] = {
@@ -117,9 +119,7 @@ def study(
                         rows += [row | {"level": level} | _scores(of[level]) for level in LEVELS]
                     done += 1
                     progress("tests", done, total)
-    commit = ["git", "rev-parse", "--short", "HEAD"]
-    said = subprocess.run(commit, cwd=RESULTS.parent, capture_output=True, text=True, check=True)
-    return {"commit": said.stdout.strip(), "settings": list(more), "rows": rows}
+    return {"commit": commit(), "settings": list(more), "rows": rows}
 
 
 def _train(run: Path, overrides: Sequence[str]) -> None:
@@ -127,7 +127,7 @@ def _train(run: Path, overrides: Sequence[str]) -> None:
         return
     resumes = (run / "config.yaml").is_file()
     given = [f"resume={run}"] if resumes else [f"hydra.run.dir={run}", *overrides]
-    _midigenre("train", *given)
+    midigenre("train", *given)
 
 
 def _evaluated(run: Path, kind: str, strength: float | None) -> dict[str, Any]:
@@ -137,20 +137,9 @@ def _evaluated(run: Path, kind: str, strength: float | None) -> dict[str, Any]:
         return found
     there = list((run / "evaluation").glob(f"*-test-{kind}={strength}.json"))
     path = (
-        there[0]
-        if there
-        else Path(_midigenre("evaluate", f"run={run}", f"noise.{kind}={strength}"))
+        there[0] if there else Path(midigenre("evaluate", f"run={run}", f"noise.{kind}={strength}"))
     )
     return read_json(path)  # type: ignore[no-any-return]
-
-
-def _midigenre(*arguments: str) -> str:
-    """What a command prints last: the file or folder that it has written."""
-    done = subprocess.run(
-        [sys.executable, "-m", "midigenre", *arguments],
-        check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    return done.stdout.strip().splitlines()[-1]
 
 
 def _scores(of: dict[str, Any]) -> dict[str, Any]:

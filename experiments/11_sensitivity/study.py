@@ -15,7 +15,6 @@ not trained again, one that was stopped resumes (``--out``). Scores go to ``resu
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,9 @@ from midigenre.commands.console import progress_bars
 from midigenre.evaluation.compare import markdown_table
 from midigenre.evaluation.figures import BLUE, FAINT, GRID, INK, new_figure, save, titles
 from midigenre.files import read_json, write_json
+
+sys.path.append(str(Path(__file__).parents[1]))
+from quietly import commit, midigenre
 
 RESULTS = Path(__file__).parent / "results"
 CUT = (
@@ -137,9 +139,7 @@ def study(seeds: Sequence[int], out: Path, more: Sequence[str]) -> dict[str, Any
                  "seconds": round(cost["fit_seconds"])}
             )  # fmt: skip
             progress("trainings", len(rows), len(jobs))
-    commit = ["git", "rev-parse", "--short", "HEAD"]
-    said = subprocess.run(commit, cwd=RESULTS.parent, capture_output=True, text=True, check=True)
-    return {"commit": said.stdout.strip(), "settings": list(more), "rows": rows}
+    return {"commit": commit(), "settings": list(more), "rows": rows}
 
 
 def _train(run: Path, overrides: Sequence[str]) -> None:
@@ -149,10 +149,7 @@ def _train(run: Path, overrides: Sequence[str]) -> None:
     if not (run / "config.yaml").is_file():
         given = [f"hydra.run.dir={run}", "experiment=slides", "callbacks.samples=null",
                  "test=false", *overrides]  # fmt: skip
-    command = [sys.executable, "-m", "midigenre", "train", *given]
-    subprocess.run(
-        command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )  # a line of progress for each epoch of 33 runs would hide the study's own
+    midigenre("train", *given)
 
 
 def _of(found: dict[str, Any], setting: Setting, score: str) -> list[float]:

@@ -32,14 +32,14 @@ def test_every_noise_is_tested_once_and_kept(
     study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[str, ...]] = []
-    real = study._midigenre
+    real = study.midigenre
 
     def counted(*arguments: str) -> str:
         calls.append(arguments)
         return real(*arguments)
 
-    monkeypatch.setattr(study, "_midigenre", counted)
-    monkeypatch.setattr(study.subprocess, "run", _with_commit(study.subprocess.run))
+    monkeypatch.setattr(study, "midigenre", counted)
+    monkeypatch.setattr(study, "commit", lambda: "abc1234")
     out = tmp_path / "runs"
     runs = [("remi", ["tokenizer=remi"]), (study.GENERATOR, ["task=generate"])]
     found = study.study(runs, ["wrong"], [0], out, QUICK)
@@ -65,14 +65,3 @@ def test_every_noise_is_tested_once_and_kept(
     figure = study.curves(found)
     assert len(figure.axes) == 3  # models, baselines, nats
     assert [list(axes.lines[0].get_xdata()) for axes in figure.axes] == [[0.0, 0.5]] * 3
-
-
-def _with_commit(real: Any) -> Any:
-    """``subprocess.run``, where ``git`` answers as in a checkout."""
-
-    def run(command: list[str], **settings: Any) -> Any:
-        if command[0] == "git":
-            return type("Done", (), {"stdout": "abc1234\n"})()
-        return real(command, **settings)
-
-    return run

@@ -33,15 +33,14 @@ def study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 def test_every_setting_is_trained_once_and_never_tested(
     study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = study.subprocess.run, []
+    real, calls = study.midigenre, []
 
-    def run(command: list[str], **settings: Any) -> Any:
-        if command[0] == "git":
-            return type("Done", (), {"stdout": "abc1234\\n"})()
-        calls.append(command)
-        return real(command, **settings)
+    def counted(*arguments: str) -> str:
+        calls.append(arguments)
+        return real(*arguments)
 
-    monkeypatch.setattr(study.subprocess, "run", run)
+    monkeypatch.setattr(study, "midigenre", counted)
+    monkeypatch.setattr(study, "commit", lambda: "abc1234")
     found = study.study([0], tmp_path / "runs", QUICK)
     assert len(calls) == 2
     assert [row["steps"] for row in found["rows"]] == [2, 2]
