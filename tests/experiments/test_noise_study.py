@@ -28,6 +28,7 @@ def study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_every_noise_is_tested_once_and_kept(
     study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
