@@ -103,7 +103,7 @@ def study(
     with progress_bars() as progress:
         for place, name in enumerate(names):
             run = out / name
-            given = [*MODEL, f"trainer.max_steps={steps}", *_clock(steps)]
+            given = [*MODEL, f"trainer.max_steps={steps}", *clock(steps)]
             _midigenre_once(run / "cost.json", "train", *_run_of(run, [*given, *songs_of(
                 name, replaced.get(name), out)]))  # fmt: skip
             samples = run / "samples"
@@ -114,7 +114,7 @@ def study(
             progress("models", place + 1, len(names))
 
 
-def _clock(steps: int) -> list[str]:
+def clock(steps: int) -> list[str]:
     """Training for a number of updates, with six validations."""
     return ["trainer.max_epochs=-1", "trainer.check_val_every_n_epoch=null",
             f"trainer.val_check_interval={max(1, steps // 6)}"]  # fmt: skip

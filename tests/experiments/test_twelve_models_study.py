@@ -88,6 +88,22 @@ def test_a_corpus_alone_is_the_twelve_without_the_others(study: Any, tmp_path: P
     assert "labels.map.genre.rap=null" in told
 
 
+def test_the_plain_loop_learns(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "loop", raising=False)
+    import loop  # type: ignore[import-not-found]
+    import torch
+
+    from midigenre.data.shards import ShardSet
+
+    folder = study.midigenre("prepare", "corpus=toy", "corpus.n_songs=12", "tokenizer=midilike291")
+    assert loop.plain(ShardSet(Path(folder)), 2) > 0
+    model = loop.PlainDecoder(291).eval()
+    ids = torch.arange(20)[None]
+    changed = ids.clone()
+    changed[0, -1] = 200
+    assert torch.equal(model(ids)[0, :-1], model(changed)[0, :-1])  # it cannot see what follows
+
+
 def test_the_figure_has_a_panel_for_each_model(study: Any) -> None:
     from midigenre.midi.clean import clean
     from midigenre.midi.song import Grid
