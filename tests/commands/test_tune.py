@@ -151,7 +151,7 @@ def test_a_study_whose_first_trials_all_fail_ends(home, midigenre):
         (("search=classifier", "timeout=2h"), "days:hours:minutes:seconds"),
         (("search=classifier", "protocol=crossval"), "protocol=crossval"),
         (("search=classifier", "trainer.devices=2"), "trainer.devices=2"),
-        (("search=classifier", "storage=mysqll://nowhere"), "storage=mysqll://nowhere"),
+        (("search=classifier", "storage=mysqll://me:secret@here/x"), "storage=mysqll://...@here/x"),
         (("search=classifier", "resume=runs/x"), "resume="),
         (("search=classifier", "sweep=depth"), "sweep=depth"),
         (("search=classifier", "hydra/launcher=cores"), "hydra/launcher=cores"),

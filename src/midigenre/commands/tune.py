@@ -12,6 +12,7 @@ import contextlib
 import io
 import math
 import os
+import re
 import sys
 import time
 import warnings
@@ -187,7 +188,9 @@ def _optuna(cfg: DictConfig, name: str, folder: Path) -> optuna.Study:
         )
     except Exception as error:  # of any database's driver
         where = folder / "journal.log" if cfg.storage is None else f"storage={cfg.storage}"
-        raise UserError(f"{where}: {one_line(error)}") from error
+        # Passwords stay out of the console and of logs.
+        said = re.sub(r"//[^@/\s]*@", "//...@", f"{where}: {one_line(error)}")
+        raise UserError(said) from error
 
 
 def _keep(path: Path, about: Mapping[str, Any]) -> None:
@@ -230,14 +233,13 @@ def _run_trials(study: Study, n_trials: int, deadline: float) -> None:
                     return
                 study.run(trial)
             frozen = study.optuna.trials[trial.number]
-            now = study.best
+            best = study.best  # which another process may have found
             if frozen.state == TrialState.FAIL:
                 shown = f"[red]failed:[/] {escape(frozen.user_attrs[REASON])}"
-            elif now is not None and (best is None or now.number != best.number):
-                shown = f"best so far, {now.value:.4f}"
+            elif best is not None and best.number == frozen.number:
+                shown = f"best so far, {best.value:.4f}"
             else:
                 continue
-            best = now
             params = escape(" ".join(f"{k}={_shown(v)}" for k, v in frozen.params.items()))
             screen.print(
                 f"trial {frozen.number}: {shown}  {params}", highlight=False, soft_wrap=True
