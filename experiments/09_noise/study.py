@@ -135,7 +135,7 @@ def _evaluated(run: Path, kind: str, strength: float | None) -> dict[str, Any]:
     if not kind:
         found: dict[str, Any] = read_json(run / "evaluation.json")
         return found
-    there = list((run / "evaluation").glob(f"*-test-{kind}={strength}.json"))
+    there = list((run / "evaluation").glob(f"*-test-{kind}={strength:g}.json"))
     path = (
         there[0] if there else Path(midigenre("evaluate", f"run={run}", f"noise.{kind}={strength}"))
     )

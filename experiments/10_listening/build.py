@@ -28,6 +28,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from symusic.core import ScoreTick
 
 from midigenre.commands.console import progress_bars
+from midigenre.errors import RejectedSongError
 from midigenre.files import read_csv, read_json, write_bytes, write_json
 from midigenre.generation.audio import render, write_audio
 from midigenre.midi.clean import clean
@@ -69,6 +70,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="of each piece, at most")
     parser.add_argument("--title", default="Listening test")
     args = parser.parse_args()
+    for path in (args.key, args.out):
+        if path.exists():
+            parser.error(f"{path} is there: answers to its page need that key; give other names")
     pieces = []
     for given in args.model:
         name, equals, folder = given.partition("=")
@@ -76,7 +80,10 @@ def main() -> None:
             parser.error(f"--model {given}: write NAME=FOLDER, a folder of `midigenre generate`")
         pieces += generated(name, Path(folder))
     if args.real is not None:
-        pieces += real(args.real, args.bars)
+        try:
+            pieces += real(args.real, args.bars)
+        except (OSError, KeyError, RejectedSongError) as error:
+            parser.error(f"--real {args.real}: {error!r}; it needs the columns path and genre")
     if not pieces:
         parser.error("there is no piece: give --model NAME=FOLDER, and --real CSV for real music")
     build(pieces, args.out, args.key, args.seconds, args.title)

@@ -57,11 +57,13 @@ def main() -> None:
     parser.add_argument("--key", type=Path, default=Path("key.json"))
     parser.add_argument("--out", type=Path, default=Path("results"))
     args = parser.parse_args()
-    key = read_json(args.key)
     try:
+        key = _read(args.key, ("test", "pieces"))
         answers = read_answers(args.answers, key)
     except UserError as error:
         parser.error(str(error))
+    if not answers:
+        parser.error("these files hold no answer")
     found = summary(answers, key)
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "listening.json", found)
@@ -80,7 +82,7 @@ def read_answers(paths: Iterable[Path], key: dict[str, Any]) -> list[Answer]:
     """
     of_listener: dict[str, list[Answer]] = {}
     for path in paths:
-        about = read_json(path)
+        about = _read(path, ("test", "listener", "answers"))
         if about.get("test") != key["test"]:
             raise UserError(f"{path}: of test {about.get('test')}, and the key is of {key['test']}")
         own = []
@@ -94,6 +96,21 @@ def read_answers(paths: Iterable[Path], key: dict[str, Any]) -> list[Answer]:
         before = of_listener.get(str(about["listener"]), [])
         of_listener[str(about["listener"])] = max(before, own, key=len)
     return [answer for own in of_listener.values() for answer in own]
+
+
+def _read(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """A JSON file with these keys.
+
+    Raises:
+        UserError: It is not there, damaged, or another file.
+    """
+    try:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict) or (missing := [key for key in keys if key not in found]):
+        raise UserError(f"{path} is another file: it has no {' and '.join(missing or keys)}")
+    return found
 
 
 def summary(answers: Sequence[Answer], key: dict[str, Any]) -> dict[str, Any]:

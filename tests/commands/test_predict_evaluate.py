@@ -220,9 +220,14 @@ def test_noise_costs_accuracy_of_the_model_and_of_the_baselines(midigenre, toy_r
     assert wrong["nll"] > clean["nll"]
     assert wrong["baselines"]["ngram_lr"]["accuracy"] < clean["baselines"]["ngram_lr"]["accuracy"]
     assert none["confusion"] == clean["confusion"]  # rounded away by the grid
-    status, _, err = midigenre("evaluate", f"run={toy_run}", "noise.drop=2")
-    assert status == 2
-    assert "noise.drop=2" in err
+    for given, says in (
+        ("noise.drop=2", "noise.drop=2"),
+        ("noise=0.1", "name what is noisy"),
+        ("noise.seed=3", "alone changes nothing"),
+    ):
+        status, _, err = midigenre("evaluate", f"run={toy_run}", given)
+        assert status == 2
+        assert says in err
 
 
 def test_evaluate_on_a_folder_with_some_of_the_labels(midigenre, toy_run, songs, tmp_path, home):

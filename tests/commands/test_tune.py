@@ -91,6 +91,37 @@ def test_the_best_settings_are_an_experiment(study, midigenre):
     assert again.test  # a trial is not, a run is
 
 
+def test_a_folder_of_ones_own_is_known_to_the_test_and_named_for_the_next_run(
+    home, midigenre, tmp_path, monkeypatch
+):
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "mine.yaml").write_text(
+        "name: mine\nwhen: {}\nparams:\n  optim.lr: interval(0.001, 0.01)\n"
+        "  model.dropout: interval(0, 0.1)\n"
+    )
+    (tmp_path / "optim").mkdir()
+    (tmp_path / "optim" / "own.yaml").write_text(
+        "defaults: [adamw@_here_, _self_]\n_target_: ownoptim.Own\n"
+    )
+    (tmp_path / "ownoptim.py").write_text(
+        "from midigenre.tasks.optim import AdamWSettings\n\n\nclass Own(AdamWSettings):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    line = ("tune", "-cd", str(tmp_path), *QUICK, "search=mine", "optim=own", "n_trials=2")
+    status, out, err = midigenre(*line)
+    assert status == 0, err
+    study = home / out.strip()
+    assert study.name == "mine-toy"
+    assert sum(RunFolder(study / str(n)).tested for n in range(2)) == 1
+    assert f"hydra.searchpath=['file://{tmp_path}']" in err
+    assert "hydra" not in (study / "experiment" / "best.yaml").read_text()
+    status, out, err = midigenre(
+        "train", "-cd", str(study), f"hydra.searchpath=['file://{tmp_path}']", "experiment=best",
+        "name=again",
+    )  # fmt: skip
+    assert status == 0, err
+
+
 def test_more_trials_are_added_and_none_is_run_again(study, midigenre):
     before = {n: (study / str(n) / "metrics.json").stat().st_mtime_ns for n in range(3)}
     old = rows_of(study)
@@ -136,8 +167,9 @@ def test_a_study_whose_first_trials_all_fail_ends(home, midigenre):
         "tune", *QUICK, "model.n_heads=3", "optim.lr=interval(1e-3,1e-2)", "name=hopeless"
     )
     assert status == 2
-    assert "the first 3 trials failed" in err
+    assert "3 trials failed and none succeeded" in err
     assert "n_heads" in err
+    assert [row["state"] for row in rows_of(home / "tune" / "hopeless")] == ["failed"] * 3
 
 
 @pytest.mark.parametrize(
@@ -148,6 +180,9 @@ def test_a_study_whose_first_trials_all_fail_ends(home, midigenre):
         (("optim.lrr=interval(0,1)",), "lrr"),
         (("optim.lr=interval(1,0)",), "interval(low, high)"),
         (("search=classifier", "n_trials=0"), "n_trials=0"),
+        (("search=classifier", "n_trials=x"), "n_trials=x must be a whole number"),
+        (("search=classifier", "search.params=[augment]"), "search.params="),
+        (("search=classifier", "+search.param={}"), "search.param: "),
         (("search=classifier", "timeout=2h"), "days:hours:minutes:seconds"),
         (("search=classifier", "protocol=crossval"), "protocol=crossval"),
         (("search=classifier", "trainer.devices=2"), "trainer.devices=2"),
@@ -232,13 +267,19 @@ def test_a_study_may_lie_in_a_database(home, midigenre):
     assert not (home / "tune" / "stored" / "journal.log").exists()
     names = optuna.get_all_study_names(f"sqlite:///{home}/studies.db")
     assert list(names) == ["stored"]
+    # Another study of that name, in another folder.
+    status, _, err = midigenre(
+        "tune", *QUICK, "optim.lr=interval(0,1)", storage, "name=stored", f"home={home}/other"
+    )
+    assert status == 2
+    assert "has another study" in err
 
 
 def test_the_pruner_ends_a_run_after_a_validation(home, midigenre):
     seen = []
     trial = SimpleNamespace(
         report=lambda value, step: seen.append((step, value)),
-        should_prune=lambda: len(seen) == 2,
+        should_prune=lambda: len(seen) == 3,
         set_user_attr=lambda key, value: seen.append((key, value)),
     )
     token = TRIAL.set(trial)
@@ -249,7 +290,9 @@ def test_the_pruner_ends_a_run_after_a_validation(home, midigenre):
     finally:
         TRIAL.reset(token)
     assert status == 0, err
-    assert [key for key, _ in seen] == [1, 2, "pruned"]
+    assert seen[1] == ("pruned", None)
+    assert seen[3] == ("pruned", 2)
+    assert [key for key, _ in seen] == [1, "pruned", 2, "pruned"]
     metrics = json.loads((home / out.strip() / "metrics.json").read_text())
     assert metrics["epochs"] == 2
     assert metrics["tested"] is None
@@ -272,6 +315,10 @@ def test_a_run_without_a_test_is_tested_later(home, midigenre):
     assert after["best"] == before["best"]
     assert after["steps"] == before["steps"]
     assert "test/genre/macro_f1" in after["test"] or after["test"]
+    assert (run / "evaluation.json").is_file()
+    status, _, err = midigenre("train", f"resume={out.strip()}", "test=false")
+    assert status == 2
+    assert "is tested already" in err
     assert (run / "evaluation.json").is_file()
     status, _, err = midigenre("train", "test=false", "protocol=crossval", *QUICK)
     assert status == 2

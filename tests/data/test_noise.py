@@ -165,6 +165,9 @@ def test_what_comes_out_is_music(noise, n):
         ({"tempo": 0.0}, "noise.tempo=0.0"),
         ({"drop": 1.5}, "noise.drop=1.5"),
         ({"transpose": 13}, "noise.transpose=13"),
+        ({"transpose": 1.5}, "noise.transpose=1.5 must be a whole number"),
+        ({"wrong": None}, "noise.wrong=None must be a number"),
+        ({"seed": -1}, "noise.seed=-1"),
     ],
 )
 def test_values_out_of_range_are_rejected(settings, says):

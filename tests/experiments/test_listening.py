@@ -163,6 +163,32 @@ def test_answers_that_are_none_are_rejected(
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"test": "abc"}'])
+def test_a_damaged_file_is_rejected_by_name(
+    text: str, fold: Any, key: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "answers.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        fold.read_answers([path, tmp_path / "none.json"], key)
+
+
+def test_a_page_that_was_handed_out_is_not_replaced(
+    page: Path, build: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = page.with_name("key.json").read_bytes()
+    with pytest.raises(SystemExit):
+        build.main()
+    assert "key.json is there" in capsys.readouterr().err
+    assert page.with_name("key.json").read_bytes() == before
+    for path in (page, page.with_name("key.json")):
+        path.unlink()
+    (page.parent / "real.csv").write_text("path,genre\ngone.mid,rock\n")
+    with pytest.raises(SystemExit):
+        build.main()
+    assert "gone.mid" in capsys.readouterr().err
+
+
 def test_agreement_is_one_where_all_agree_and_about_zero_by_chance(fold: Any) -> None:
     same = np.tile(np.array([1.0, 2, 3, 4, 5]), (4, 1))
     assert fold.agreement(same) == pytest.approx(1.0)

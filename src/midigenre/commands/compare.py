@@ -40,7 +40,8 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         console.print(f"[yellow]left out:[/] {escape(f'{other.folder}: {other.reason}')}",
                       highlight=False, soft_wrap=True)  # fmt: skip
     if not runs:
-        what = "is a classifier" if any(one.finished for one in unfinished) else "has finished"
+        finished = any(one.finished for one in unfinished)
+        what = "is a classifier that was tested" if finished else "has finished"
         raise UserError(f"{paths[0]}: none of the {len(unfinished)} runs {what}")
     comparison = compare(
         runs,

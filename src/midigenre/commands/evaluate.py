@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from midigenre.arrays import Longs
 from midigenre.build import plain, prepared
@@ -39,7 +39,7 @@ SUBSETS = ("train", "val", "test", "all")
 def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     """Writes ``RUN/evaluation/<corpus>-<subset>.json``, predictions and figures.
 
-    With noise the names end in it: ``<corpus>-<subset>-jitter_ms=30.0.json``.
+    With noise the names end in it: ``<corpus>-<subset>-jitter_ms=30.json``.
 
     The predictions of phrases and of songs lie beside the JSON as ``...-predictions.csv`` and
     ``...-predictions_songs.csv``. Figures are PNG files: for each label and level the confusion
@@ -52,7 +52,11 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         raise UserError(f"evaluate takes no paths after --, got {paths[0]!r}; set corpus.root=DIR")
     if cfg.subset not in SUBSETS:
         raise UserError(f"subset={cfg.subset}; choose {', '.join(SUBSETS)}")
+    if not OmegaConf.is_dict(cfg.noise):
+        raise UserError(f"noise={cfg.noise}: name what is noisy, as noise.wrong={cfg.noise}")
     noise = NoiseSettings(**plain(cfg.noise))
+    if noise.seed and not noise.changed:
+        raise UserError(f"noise.seed={noise.seed} alone changes nothing; add noise.wrong=0.1, say")
     device = device_of(cfg.device)
     trained = load_run(cfg.run, cfg.ckpt, ("classifier", "generator"))
     folder = (trained.folder or Path(".")) / "evaluation"
@@ -145,7 +149,7 @@ def _evaluate_generator(
 def _names(shards: ShardSet, subset: str, noise: NoiseSettings) -> list[str]:
     """What was evaluated: corpus, subset and noise."""
     corpus = shards.folder.name.rsplit("-", 2)[0]
-    return [corpus, subset, *(f"{key}={value}" for key, value in noise.changed.items())]
+    return [corpus, subset, *(f"{key}={value:g}" for key, value in noise.changed.items())]
 
 
 def _noisy(
@@ -156,6 +160,7 @@ def _noisy(
     held: contextlib.ExitStack,
 ) -> PhraseDataModule:
     """The songs of a split with noise, and no others; their files are removed with ``held``."""
+    say(f"noise: {', '.join(f'{key}={value:g}' for key, value in noise.changed.items())}")
     folder = Path(held.enter_context(TemporaryDirectory(prefix="midigenre-noise-")))
     with progress_bars() as progress:
         shards = noisy_songs(data.shards, data.rows(split), noise, folder, progress)

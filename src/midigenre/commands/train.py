@@ -274,8 +274,9 @@ def _resumed(cfg: DictConfig) -> DictConfig:
     if not run.has_config:
         raise UserError(f"resume={cfg.resume}: no run (no config.yaml); give runs/<name>/<when>")
     # A sweep resumes its own jobs, by the command line that started them.
-    given = [] if HydraConfig.get().mode == RunMode.MULTIRUN else HydraConfig.get().overrides.task
-    bounds = []
+    is_job = HydraConfig.get().mode == RunMode.MULTIRUN
+    given = [] if is_job else HydraConfig.get().overrides.task
+    bounds = ["test"] if is_job else []
     for override in given:
         key = override.partition("=")[0].lstrip("+")
         if key.startswith("trainer.max_") or key == "test":
@@ -287,6 +288,8 @@ def _resumed(cfg: DictConfig) -> DictConfig:
                 f"{override} cannot change on resume: the saved config wins; only trainer.max_* "
                 "and test may"
             )
+    if "test" in bounds and not cfg.test and run.tested and not is_job:
+        raise UserError(f"resume={cfg.resume} is tested already; leave test=false out")
     run.check_for_training()
     saved = run.as_config()
     for key in bounds:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
+import json
 import math
 import os
 import re
@@ -52,7 +52,7 @@ from rich.markup import escape
 from midigenre.build import plain
 from midigenre.checks import check_one_device, protocol_of
 from midigenre.commands.console import progress_bars, say, warn
-from midigenre.commands.hydra_job import one_line, quoted, run_once
+from midigenre.commands.hydra_job import one_line, quoted
 from midigenre.commands.sweep import note_failure, train_job
 from midigenre.errors import StoppedError, UserError
 from midigenre.evaluation.figures import (
@@ -84,7 +84,7 @@ DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "mi
 """By ``callbacks.checkpoint.mode``."""
 
 _OWN = ("search", "n_trials", "timeout", "storage", "name")
-_ELSEWHERE = ("home", "n_workers", "debug")  # of this machine, not of the study
+_ELSEWHERE = ("home", "n_workers", "debug", "hydra")  # of this machine, not of the study
 _STARTUP = 5  # trials that end before others are pruned
 _WARMUP = 2  # the first validation says little of the last
 _HOPELESS = 3  # first trials that fail: the fault is in what they have in common
@@ -112,7 +112,7 @@ def run_tune(line: argparse.Namespace) -> int:
     fixed = [o for o in given if not o.is_sweep_override()]
     cfg = compose("tune", [str(o.input_line) for o in fixed], return_hydra_config=True)
     limit = _checked(cfg)
-    search = plain(cfg.search) if "search" in cfg else {}
+    search = _search(cfg)
     common = [o for o in fixed if o.key_or_group.partition(".")[0] not in _OWN]
     if deletes := [str(o.input_line) for o in common if o.is_delete()]:
         raise UserError(f"{deletes[0]}: a study cannot take a setting away; give it a value")
@@ -128,27 +128,28 @@ def run_tune(line: argparse.Namespace) -> int:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     # What a resumed trial reports once more.
     warnings.filterwarnings("ignore", "The reported value is ignored")
-    overrides = [str(o.input_line) for o in common]
-    named = [f"name={quoted(name)}", "test=false"]
-    study = Study(folder, _optuna(cfg, name, folder), space, [*overrides, *named], cfg.seed)
-    recipe = [o for o in common if o.key_or_group not in _ELSEWHERE]
+    overrides = [*(str(o.input_line) for o in common), f"name={quoted(name)}"]
+    study = Study(folder, _optuna(cfg, name, folder), space, overrides, cfg.seed, not cfg.storage)
+    own = [o for o in common if o.key_or_group.partition(".")[0] not in _ELSEWHERE]
     about = {
-        "overrides": [str(o.input_line) for o in recipe],
-        "space": {key: setting.to_dict() for key, setting in space.items()},
+        "overrides": [str(o.input_line) for o in own],
+        "space": {key: setting.text for key, setting in space.items()},
+        "when": {key: setting.when for key, setting in space.items() if setting.when},
     }
     with FileLock(folder / ".lock"):
-        _keep(folder / STUDY, about)
+        _keep(study, json.loads(json.dumps(about)))
     deadline = math.inf if limit is None else time.monotonic() + limit
     _run_trials(study, cfg.n_trials, deadline)
-    return _finish(study, recipe, parser)
+    with FileLock(folder / ".finish.lock"):  # of processes that end together, one tests
+        return _finish(study, own, parser)
 
 
 def _checked(cfg: DictConfig) -> float | None:
     """Rejects what no study can be of; returns its seconds, None for no limit."""
     if cfg.resume is not None:
         raise UserError("resume= continues one run; the command line that began a study resumes it")
-    if cfg.n_trials < 1:
-        raise UserError(f"n_trials={cfg.n_trials} must be 1 or more")
+    if not isinstance(cfg.n_trials, int) or cfg.n_trials < 1:
+        raise UserError(f"n_trials={cfg.n_trials} must be a whole number, 1 or more")
     if (protocol := protocol_of(cfg)) is not None:
         raise UserError(
             f"protocol={protocol.name}: a study chooses by the validation songs of one split; "
@@ -193,20 +194,38 @@ def _optuna(cfg: DictConfig, name: str, folder: Path) -> optuna.Study:
         raise UserError(said) from error
 
 
-def _keep(path: Path, about: Mapping[str, Any]) -> None:
-    """Writes what a study is of, or rejects that of another one.
+def _search(cfg: DictConfig) -> dict[str, Any]:
+    """``conf/search``: its name, ``params`` and ``when``; empty without one."""
+    search = plain(cfg.search) if "search" in cfg else {}
+    if unknown := search.keys() - {"name", "params", "when"}:
+        raise UserError(f"search.{min(unknown)}: a search has params, when and a name")
+    for key in ("params", "when"):
+        of = search.get(key) or {}
+        if not isinstance(of, dict) or (
+            key == "when" and not all(isinstance(values, dict) for values in of.values())
+        ):
+            raise UserError(f"search.{key}={of}: write it as conf/search/classifier.yaml does")
+    return search
+
+
+def _keep(study: Study, about: Mapping[str, Any]) -> None:
+    """Notes what a study is of, or rejects that of another one.
 
     Raises:
-        UserError: The file there says something else.
+        UserError: Its folder or its database says something else.
     """
-    if not path.is_file():
-        write_json(path, about)
-    elif (then := read_json(path)) != about:
+    path = study.folder / STUDY
+    noted = study.optuna.user_attrs.get("about")
+    then = read_json(path) if noted is None and path.is_file() else noted
+    if then is None:
+        study.optuna.set_user_attr("about", about)
+    elif then != about:
         first = (differing(then["space"], about["space"]) or differing(then, about))[0]
         raise UserError(
-            f"{path.parent} has another study ({first}); give name=NEW, or the settings that it "
+            f"{study.folder} has another study ({first}); give name=NEW, or the settings that it "
             "was begun with"
         )
+    write_json(path, about)
 
 
 def _run_trials(study: Study, n_trials: int, deadline: float) -> None:
@@ -218,24 +237,28 @@ def _run_trials(study: Study, n_trials: int, deadline: float) -> None:
     # Not the console of the trials, whose lines go to a file.
     screen = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 200)
     best = study.best
+    failed: list[FrozenTrial] = []  # since this command began
     with progress_bars(screen) as progress:
         while True:
             ended = study.trials(*ENDED)
             note = "" if best is None else f"best {best.value:.4f} (trial {best.number})"
             progress("trials", len(ended), n_trials, note)
-            failed = [trial for trial in ended if trial.state == TrialState.FAIL]
-            if len(failed) == len(ended) >= _HOPELESS:
-                raise UserError(
-                    f"the first {len(failed)} trials failed: {failed[-1].user_attrs[REASON]}"
-                )
             with study.next_trial(n_trials, deadline) as trial:
                 if trial is None:
                     return
                 study.run(trial)
             frozen = study.optuna.trials[trial.number]
+            _write_trials(study)
             best = study.best  # which another process may have found
             if frozen.state == TrialState.FAIL:
-                shown = f"[red]failed:[/] {escape(frozen.user_attrs[REASON])}"
+                failed.append(frozen)
+                why = frozen.user_attrs[REASON]
+                if best is None and len(failed) == _HOPELESS:
+                    raise UserError(
+                        f"{study.folder}: {_HOPELESS} trials failed and none succeeded; the last: "
+                        f"{why}"
+                    )
+                shown = f"[red]failed:[/] {escape(why)}"
             elif best is not None and best.number == frozen.number:
                 shown = f"best so far, {best.value:.4f}"
             else:
@@ -252,8 +275,9 @@ def _shown(value: Any) -> str:
 
 def _finish(study: Study, recipe: Sequence[Override], parser: OverridesParser) -> int:
     """Writes the study's files and tests the best trial, unless others are running still."""
+    # In this order: where none is running, the best one stays it.
+    n_running, best = len(study.trials(TrialState.RUNNING)), study.best
     _write_trials(study)
-    best = study.best
     if best is None:
         raise UserError(f"{study.folder}: no trial was trained to its end; see its trials.csv")
     counts = {state: len(study.trials(state)) for state in ENDED}
@@ -269,20 +293,21 @@ def _finish(study: Study, recipe: Sequence[Override], parser: OverridesParser) -
         part.write_text(as_experiment([*recipe, *parser.parse_overrides(values)], about))
     save(study_figure(study), study.folder / "study.png")
     run = study.run_folder(best.number)
-    earlier = [t for t in study.trials(TrialState.COMPLETE) if study.run_folder(t.number).tested]
-    if n_running := len(study.trials(TrialState.RUNNING)):
-        what = plural(n_running, "trial")
-        say(f"{what} still running in another process, which tests the best one at the end")
+    if n_running:
+        where = "in another process" if study.is_local else "elsewhere"
+        say(f"{plural(n_running, 'trial')} still running {where}: the last to end tests the best")
     elif not run.path.is_dir():
         say(f"{run.path} is on another machine; test it there with: {run.test_command}")
     elif not run.tested:
-        if earlier:
-            number = earlier[0].number
-            warn(f"trial {number} was tested before: this is one more look at the test songs")
-        given = [f"resume={quoted(str(run.path))}", "test=true"]
-        with contextlib.redirect_stdout(io.StringIO()):  # which names the run alone
-            run_once(compose("train", given, return_hydra_config=True), "train", ())
-    say(f"train it again with: midigenre train -cd {study.folder} experiment=best seed=1")
+        for trial in study.trials(TrialState.COMPLETE):
+            if study.run_folder(trial.number).tested:
+                warn(f"trial {trial.number} was tested before: this is one more look at the songs")
+                break
+        say(f"testing trial {best.number}, once")
+        study.test(best)
+    paths = " ".join(o for o in study.overrides if o.startswith("hydra.searchpath="))
+    where = f'{study.folder} "{paths}"' if paths else str(study.folder)
+    say(f"train it again with: midigenre train -cd {where} experiment=best seed=1")
     print(study.folder)
     return 0
 
@@ -291,14 +316,15 @@ def _write_trials(study: Study) -> None:
     """``trials.csv``: what each trial tried, and how it ended."""
     rows = []
     for trial in study.trials():
-        seconds = trial.duration.total_seconds() if trial.duration else None
+        cost = study.run_folder(trial.number).path / "cost.json"
+        seconds = read_json(cost)["fit_seconds"] if cost.is_file() else ""
         rows.append(
             {
                 "trial": trial.number,
                 "state": "failed" if trial.state == TrialState.FAIL else trial.state.name.lower(),
                 "score": "" if trial.value is None else trial.value,
                 "pruned_after": trial.user_attrs.get(PRUNED) or "",
-                "seconds": "" if seconds is None else round(seconds, 1),
+                "seconds": seconds,
                 **{
                     key: _spelt(trial.params[key]) if key in trial.params else ""
                     for key in study.space
@@ -344,7 +370,10 @@ def study_figure(study: Study) -> Figure:
         )
 
     bars = figure.add_subplot(grid[0, 2:])
-    titles(bars, "What matters", "share of each setting in how the scores differ (fANOVA)")
+    subtitle = "share of each setting in how the scores differ (fANOVA)"
+    if any(setting.when for setting in study.space.values()):
+        subtitle += ", of those that every trial has"
+    titles(bars, "What matters", subtitle)
     shares: dict[str, float] = {}
     if len(set(_scores(finished))) > 1:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
@@ -421,10 +450,12 @@ class Setting:
     """A setting or group of ``train``, and the values that it may take.
 
     Attributes:
+        text: As it was written.
         distribution: The values; those of a choice as the command line has them.
         when: Settings that must have one of some values for this one to be tried.
     """
 
+    text: str
     distribution: BaseDistribution
     when: Mapping[str, tuple[str, ...]]
 
@@ -435,7 +466,7 @@ class Setting:
         Raises:
             UserError: It is none of these, or its bounds make no interval.
         """
-        values, text = override.value(), override.input_line
+        values, text = override.value(), str(override.input_line)
         try:
             if isinstance(values, ChoiceSweep):
                 choices = tuple(override.sweep_string_iterator())
@@ -455,7 +486,7 @@ class Setting:
             key: tuple(map(_spelt, value if isinstance(value, list) else [value]))
             for key, value in when.items()
         }
-        return cls(found, conditions)
+        return cls(text.partition("=")[2], found, conditions)
 
     def applies(self, chosen: Mapping[str, Any]) -> bool:
         """Whether it is tried beside what was chosen before."""
@@ -476,11 +507,6 @@ class Setting:
         """One of its values."""
         of: Any = self.distribution
         return of.choices[0] if isinstance(of, CategoricalDistribution) else of.low
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        values = optuna.distributions.distribution_to_json(self.distribution)
-        return {"values": values, "when": {key: list(of) for key, of in self.when.items()}}
 
 
 def _numbers(low: Any, high: Any, step: Any, log: bool) -> BaseDistribution:
@@ -576,6 +602,7 @@ class Study:
         overrides: What all trials have in common, as the command line has it.
         seed: Of the sampler: a trial depends on it, on its own number, and on those that ended
             before.
+        is_local: Whether its storage lies in the folder, with the locks of all its trials.
     """
 
     folder: Path
@@ -583,6 +610,7 @@ class Study:
     space: Mapping[str, Setting]
     overrides: Sequence[str]
     seed: int
+    is_local: bool = True
 
     def run_folder(self, number: int) -> RunFolder:
         """The folder of a trial's training."""
@@ -611,8 +639,8 @@ class Study:
     def _interrupted(self, held: contextlib.ExitStack) -> Trial | None:
         for frozen in self.trials(TrialState.RUNNING):
             lock = self._lock(frozen.number)
-            # Without the file it runs on a machine that has a folder of its own.
-            if not Path(lock.lock_file).is_file():
+            # In a database it may run on a machine that has a folder of its own.
+            if not (self.is_local or Path(lock.lock_file).is_file()):
                 continue
             with contextlib.suppress(Timeout):  # another process has it
                 held.enter_context(lock.acquire(timeout=0))
@@ -625,37 +653,54 @@ class Study:
     def run(self, trial: Trial) -> None:
         """Trains a trial and tells Optuna how it ended."""
         self.optuna.sampler = sampler_of(self.seed, trial.number)
-        tried = [f"{key}={_spelt(value)}" for key, value in suggest(trial, self.space).items()]
-        trial.set_user_attr(PRUNED, None)
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        fixed = [o.partition("=")[0].lstrip("+") for o in self.overrides]
-        (((job,),),) = (
-            hydra.multirun(
-                "train",
-                TrialJob(trial),
-                [
-                    *self.overrides,
-                    *tried,
-                    "hydra.mode=MULTIRUN",
-                    f"hydra.sweep.dir={quoted(str(self.folder))}",
-                    f"hydra.sweep.subdir='{trial.number}'",
-                    "hydra.job.config.override_dirname.exclude_keys="
-                    f"[{','.join(map(quoted, fixed))}]",
-                ],
-            ),
-        )
-        (self.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's, of this trial alone
-        outcome = job.return_value
+        values = suggest(trial, self.space)
+        outcome = self._train(trial.number, values, TrialJob(trial), test=False)
         if not isinstance(outcome, str) and not math.isfinite(outcome):
             outcome = f"the best validation score is {outcome}"
         if isinstance(outcome, str):
             trial.set_user_attr(REASON, outcome)
             self.optuna.tell(trial, state=TrialState.FAIL)
-        elif self.optuna.trials[trial.number].user_attrs[PRUNED]:
+        elif self.optuna.trials[trial.number].user_attrs.get(PRUNED):
             self.optuna.tell(trial, state=TrialState.PRUNED)
         else:
             self.optuna.tell(trial, outcome)
+
+    def test(self, trial: FrozenTrial) -> None:
+        """Tests a trial that has been trained, and shows the scores.
+
+        Raises:
+            UserError: It cannot be tested.
+        """
+        outcome = self._train(trial.number, trial.params, TrialJob(None), test=True)
+        if isinstance(outcome, str):
+            raise UserError(f"{self.run_folder(trial.number).path} cannot be tested: {outcome}")
+
+    def _train(
+        self, number: int, values: Mapping[str, Any], job: TrialJob, *, test: bool
+    ) -> float | str:
+        """Trains, resumes or tests a trial in its folder; its score, or why it failed."""
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        fixed = [o.partition("=")[0].lstrip("+") for o in (*self.overrides, "test=")]
+        exclude = ",".join(map(quoted, fixed))
+        (((done,),),) = (
+            hydra.multirun(
+                "train",
+                job,
+                [
+                    *self.overrides,
+                    *(f"{key}={_spelt(value)}" for key, value in values.items()),
+                    f"test={_spelt(test)}",
+                    "hydra.mode=MULTIRUN",
+                    f"hydra.sweep.dir={quoted(str(self.folder))}",
+                    f"hydra.sweep.subdir='{number}'",
+                    f"hydra.job.config.override_dirname.exclude_keys=[{exclude}]",
+                ],
+            ),
+        )
+        (self.folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's, of this trial alone
+        outcome: float | str = done.return_value
+        return outcome
 
 
 @dataclass(frozen=True)
@@ -663,10 +708,10 @@ class TrialJob:
     """What Hydra runs for a trial.
 
     Attributes:
-        trial: The trial, which validations are reported to.
+        trial: The trial, which validations are reported to; None to test one.
     """
 
-    trial: Trial
+    trial: Trial | None
 
     def __call__(self, cfg: DictConfig) -> float | str:
         """Trains.
@@ -675,11 +720,11 @@ class TrialJob:
             The best validation score, or why it failed.
         """
         run = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-        if run.finished:  # killed before Optuna was told
+        if self.trial is not None and run.finished:  # killed before Optuna was told
             return run.best_score[1]
         token = TRIAL.set(self.trial)
         try:
-            return train_job(run, cfg, (), to_file=True)
+            return train_job(run, cfg, (), to_file=self.trial is not None)
         except StoppedError as error:
             print("midigenre: stopped; the same command line resumes the study", file=sys.stderr)
             raise SystemExit(error.status) from error

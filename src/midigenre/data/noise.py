@@ -31,6 +31,7 @@ _FINE = 60  # ticks of the perturbed song in one of the cleaned song's
 _BOUNDS: Mapping[str, tuple[float, float]] = {
     "jitter_ms": (0, 10_000), "velocity": (0, 1000), "wrong": (0, 1), "drop": (0, 1),
     "double": (0, 1), "transpose": (-12, 12), "tempo": (0.01, 100), "program": (0, 1),
+    "seed": (0, 2**32 - 1),
 }  # fmt: skip
 _WRONG = (-2, -1, 1, 2)  # semitones
 _OCTAVE = 12
@@ -73,8 +74,11 @@ class NoiseSettings:
 
     def __post_init__(self) -> None:
         for name, (least, most) in _BOUNDS.items():
-            if not least <= (value := getattr(self, name)) <= most:
-                raise UserError(f"noise.{name}={value} must lie in {least:g} to {most:g}")
+            value = getattr(self, name)
+            kinds = int if name in ("transpose", "seed") else (int, float)
+            if not isinstance(value, kinds) or not least <= value <= most:
+                what = "a whole number" if kinds is int else "a number"
+                raise UserError(f"noise.{name}={value} must be {what} of {least:g} to {most:g}")
 
     @property
     def changed(self) -> dict[str, Any]:

@@ -121,8 +121,7 @@ def _read(folder: Path) -> RunRecord | Unfinished:
     try:
         if not RunFolder(folder).tested:
             name, score = RunFolder(folder).best_score
-            how = f"test it with: {RunFolder(folder).test_command}"
-            return Unfinished(folder, f"not tested ({name} {score:.4f}); {how}", finished=True)
+            return Unfinished(folder, f"not tested; {name} {score:.4f}", finished=True)
         evaluation = read_json(folder / "evaluation.json")
         for key, kind in (("tokens", "generator"), ("masked", "masked model")):
             if key in evaluation:

@@ -78,9 +78,10 @@ class Pruning(Callback):
         self._validations += 1
         monitor = str(trainer.checkpoint_callback.monitor)  # type: ignore[union-attr]
         trial.report(float(trainer.callback_metrics[monitor]), self._validations)
-        if trial.should_prune():
-            trial.set_user_attr(PRUNED, self._validations)
-            trainer.should_stop = True
+        # A run that was killed after it was pruned may be resumed before that, and then go on.
+        pruned = trial.should_prune()
+        trial.set_user_attr(PRUNED, self._validations if pruned else None)
+        trainer.should_stop |= pruned
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data."""
