@@ -83,7 +83,8 @@ def main() -> None:
         try:
             pieces += real(args.real, args.bars)
         except (OSError, KeyError, RejectedSongError) as error:
-            parser.error(f"--real {args.real}: {error!r}; it needs the columns path and genre")
+            why = f"{error.filename} is not there" if isinstance(error, OSError) else repr(error)
+            parser.error(f"--real {args.real}: {why}; it needs the columns path and genre")
     if not pieces:
         parser.error("there is no piece: give --model NAME=FOLDER, and --real CSV for real music")
     build(pieces, args.out, args.key, args.seconds, args.title)

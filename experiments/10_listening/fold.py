@@ -108,8 +108,9 @@ def _read(path: Path, keys: Sequence[str]) -> dict[str, Any]:
         found = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict) or (missing := [key for key in keys if key not in found]):
-        raise UserError(f"{path} is another file: it has no {' and '.join(missing or keys)}")
+    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise UserError(f"{path} is another file: it has no {' and '.join(missing)}")
     return found
 
 

@@ -213,7 +213,7 @@ def test_noise_costs_accuracy_of_the_model_and_of_the_baselines(midigenre, toy_r
         assert status == 0, err
         found[noise] = json.loads((home / out.strip()).read_text())["genre"]["song"]
         assert Path(out.strip()).name == "-".join(
-            ["toy-all", *(of.removeprefix("noise.") for of in noise)]
+            ["toy-all", *(of.removeprefix("noise.").removesuffix(".0") for of in noise)]
         ) + ".json"  # fmt: skip
     clean, wrong, none = found.values()
     assert wrong["n"] == clean["n"]
