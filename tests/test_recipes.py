@@ -44,7 +44,7 @@ def test_commands_compose(command):
     ],
 )
 def test_every_choice_composes(group, choice):
-    command = {"sampling": "generate"}.get(group, "train")
+    command = {"sampling": "generate", "search": "tune"}.get(group, "train")
     assert composed(f"{group}={choice}", command=command)
 
 
