@@ -223,6 +223,7 @@ def _browser(size: str, folder: Path) -> Any:
     return webdriver.Chrome(options=options, service=service)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["1280,900", "390,844"])
 def test_listeners_answer_in_a_browser(page: Path, fold: Any, size: str, tmp_path: Path) -> None:
     browser = _browser(size, tmp_path)
