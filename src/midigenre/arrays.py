@@ -40,7 +40,7 @@ def splitmix64(x: Keys) -> Keys:
 
 
 def song_keys(song_ids: Iterable[str]) -> Longs:
-    """A number for each song by its id."""
+    """A number for each song by its id, shape (songs,)."""
     digests = (
         # File names need not be UTF-8.
         hashlib.blake2b(song_id.encode(errors="surrogateescape"), digest_size=8).digest()

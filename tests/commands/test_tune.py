@@ -184,6 +184,7 @@ def test_a_study_whose_first_trials_all_fail_ends(home, midigenre):
         (("search=classifier", "search.params=[augment]"), "search.params="),
         (("search=classifier", "+search.param={}"), "search.param: "),
         (("search=classifier", "timeout=2h"), "days:hours:minutes:seconds"),
+        (("search=classifier", "timeout=600"), "days:hours:minutes:seconds"),
         (("search=classifier", "protocol=crossval"), "protocol=crossval"),
         (("search=classifier", "trainer.devices=2"), "trainer.devices=2"),
         (("search=classifier", "storage=mysqll://me:secret@here/x"), "storage=mysqll://...@here/x"),

@@ -228,6 +228,10 @@ def train_job(run: RunFolder, cfg: DictConfig, paths: Sequence[str], to_file: bo
 
     Returns:
         The best validation score.
+
+    Raises:
+        UserError: ``train`` rejects it, it has several devices, or another process trains there.
+        StoppedError: A signal ended it.
     """
     (run.path / FAILED).unlink(missing_ok=True)
     if run.has_config:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import os
 import re
@@ -134,10 +133,10 @@ def run_tune(line: argparse.Namespace) -> int:
     about = {
         "overrides": [str(o.input_line) for o in own],
         "space": {key: setting.text for key, setting in space.items()},
-        "when": {key: setting.when for key, setting in space.items() if setting.when},
+        "when": search.get("when") or {},
     }
     with FileLock(folder / ".lock"):
-        _keep(study, json.loads(json.dumps(about)))
+        _keep(study, about)
     deadline = math.inf if limit is None else time.monotonic() + limit
     _run_trials(study, cfg.n_trials, deadline)
     with FileLock(folder / ".finish.lock"):  # of processes that end together, one tests
@@ -165,7 +164,7 @@ def _checked(cfg: DictConfig) -> float | None:
         )
     check_one_device(cfg, "each trial has one device; set trainer.devices=1")
     try:
-        return None if cfg.timeout is None else Timer(cfg.timeout).time_remaining()
+        return None if cfg.timeout is None else Timer(str(cfg.timeout)).time_remaining()
     except (MisconfigurationException, ValueError) as error:
         raise UserError(
             f"timeout={cfg.timeout}: write days:hours:minutes:seconds, as 00:02:30:00"
@@ -425,7 +424,8 @@ def as_experiment(overrides: Sequence[Override], about: str) -> str:
         overrides: Of groups and settings; later ones win.
         about: Its comment.
     """
-    groups = {o.key_or_group: o for o in overrides if o.key_or_group in _groups()}
+    known = GlobalHydra.instance().config_loader().get_group_options("", ObjectType.GROUP)
+    groups = {o.key_or_group: o for o in overrides if o.key_or_group in known}
     base = groups.pop("experiment", None)
     defaults: list[Any] = [] if base is None else [base.value()]
     defaults += [{f"override /{key}": o.value()} for key, o in groups.items()]
@@ -434,15 +434,8 @@ def as_experiment(overrides: Sequence[Override], about: str) -> str:
         if o.key_or_group not in groups and o.key_or_group != "experiment":
             OmegaConf.update(settings, o.key_or_group, o.value())
     text = OmegaConf.to_yaml(OmegaConf.create({"defaults": [*defaults, "_self_"]}))
-    return f"# @package _global_\n# {about}\n{text}" + (
-        OmegaConf.to_yaml(settings) if settings else ""
-    )
-
-
-def _groups() -> list[str]:
-    """The groups of ``train``'s config."""
-    loader = GlobalHydra.instance().config_loader()
-    return loader.get_group_options("", ObjectType.GROUP)
+    text += OmegaConf.to_yaml(settings) if settings else ""
+    return f"# @package _global_\n# {about}\n{text}"
 
 
 @dataclass(frozen=True)

@@ -112,15 +112,16 @@ def _folders(path: Path) -> Iterator[Path]:
 
 
 def _read(folder: Path) -> RunRecord | Unfinished:
-    if not RunFolder(folder).finished:
+    run = RunFolder(folder)
+    if not run.finished:
         reason = f"did not finish; resume it with: midigenre train resume={folder}"
         if (folder / "failed.txt").is_file():
             text = (folder / "failed.txt").read_text(encoding="utf-8", errors="replace")
             reason = next(iter(text.splitlines()), "failed without a word")
         return Unfinished(folder, reason)
     try:
-        if not RunFolder(folder).tested:
-            name, score = RunFolder(folder).best_score
+        if not run.tested:
+            name, score = run.best_score
             return Unfinished(folder, f"not tested; {name} {score:.4f}", finished=True)
         evaluation = read_json(folder / "evaluation.json")
         for key, kind in (("tokens", "generator"), ("masked", "masked model")):
@@ -133,7 +134,7 @@ def _read(folder: Path) -> RunRecord | Unfinished:
                     "table compares classifiers",
                     finished=True,
                 )
-        config = RunFolder(folder).config
+        config = run.config
         settings, test_set = settings_of(config), _test_set(config, evaluation)
         recipe, earlier = _start_of(config)
         same = {k: v for k, v in settings.items() if k != "seed"}
