@@ -1,7 +1,7 @@
 """The slides' sensitivity study: learning rate, batch and depth, and what broke at 1e-3.
 
-    python experiments/11_sensitivity/study.py                  # twelve: three hours of one core
-    python experiments/11_sensitivity/study.py --full -- corpus=xmidi corpus.root=DIR trainer=gpu
+    python experiments/11_sensitivity/study.py                  # twelve: some 90 minutes of 2 cores
+    python experiments/11_sensitivity/study.py --full --jobs 1 -- corpus=xmidi trainer=gpu
     python experiments/11_sensitivity/study.py --table              # from what is kept
 
 One setting at a time is changed around a learning rate of 1e-4, batches of 64 and 8 layers; the
@@ -18,19 +18,19 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from midigenre.commands.console import progress_bars
 from midigenre.evaluation.compare import markdown_table
 from midigenre.evaluation.figures import BLUE, FAINT, GRID, INK, new_figure, save, titles
 from midigenre.files import read_json, write_json
 
 sys.path.append(str(Path(__file__).parents[1]))
-from quietly import commit, midigenre
+from quietly import commit, midigenre, side_by_side
 
 RESULTS = Path(__file__).parent / "results"
 CUT = (
@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--full", action="store_true", help="the slides' size: needs a GPU")
+    parser.add_argument("--jobs", type=int, help="trainings at a time; default: one a core")
     parser.add_argument("--out", type=Path, default=Path("runs/11_sensitivity"))
     parser.add_argument("--name", default="twelve", help="of the results")
     parser.add_argument("--table", action="store_true", help="print what is kept")
@@ -112,7 +113,7 @@ def main() -> None:
     kept = RESULTS / f"{args.name}.json"
     if not args.table:
         more = [f"trainer.max_epochs={args.epochs}", *(() if args.full else CUT), *more]
-        write_json(kept, study(args.seeds, args.out, more))
+        write_json(kept, study(args.seeds, args.out, more, args.jobs))
         save(figure(read_json(kept)), RESULTS / f"{args.name}.png")
     print(tables(read_json(kept)))
 
@@ -123,22 +124,26 @@ def settings() -> list[Setting]:
     return list(dict.fromkeys((*swept, *CAUSES.values())))
 
 
-def study(seeds: Sequence[int], out: Path, more: Sequence[str]) -> dict[str, Any]:
+def study(
+    seeds: Sequence[int], out: Path, more: Sequence[str], jobs: int | None = None
+) -> dict[str, Any]:
     """Trains what is missing; validation loss and accuracy of each run, and what it cost."""
-    jobs = [(setting, seed) for seed in seeds for setting in settings()]
-    rows: list[dict[str, Any]] = []
-    with progress_bars() as progress:
-        progress("trainings", 0, len(jobs))
-        for setting, seed in jobs:
-            run = out / setting.name / str(seed)
-            _train(run, [*setting.overrides(), f"seed={seed}", *more])
-            found, cost = read_json(run / "metrics.json"), read_json(run / "cost.json")
-            rows.append(
-                {"setting": setting.name, "seed": seed, "accuracy": found["val"]["val/accuracy"],
-                 "loss": found["val"]["val/loss"], "steps": found["steps"],
-                 "seconds": round(cost["fit_seconds"])}
-            )  # fmt: skip
-            progress("trainings", len(rows), len(jobs))
+    runs = [(setting, seed) for seed in seeds for setting in settings()]
+    work = [
+        partial(_train, out / setting.name / str(seed),
+                [*setting.overrides(), f"seed={seed}", *more])
+        for setting, seed in runs
+    ]  # fmt: skip
+    side_by_side("trainings", work, jobs)
+    rows = []
+    for setting, seed in runs:
+        run = out / setting.name / str(seed)
+        found, cost = read_json(run / "metrics.json"), read_json(run / "cost.json")
+        rows.append(
+            {"setting": setting.name, "seed": seed, "accuracy": found["val"]["val/accuracy"],
+             "loss": found["val"]["val/loss"], "steps": found["steps"],
+             "seconds": round(cost["fit_seconds"])}
+        )  # fmt: skip
     return {"commit": commit(), "settings": list(more), "rows": rows}
 
 

@@ -19,6 +19,7 @@ import base64
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from midigenre.commands.console import progress_bars
 from midigenre.corpora.twelve import REAL
 from midigenre.evaluation.compare import markdown_table
 from midigenre.evaluation.figures import BLUE, FAINT, GRID, INK, RED, new_figure, save, small_axes
@@ -36,7 +36,7 @@ from midigenre.midi.read import read_score
 from midigenre.midi.song import Grid, Song
 
 sys.path.append(str(Path(__file__).parents[1]))
-from quietly import midigenre
+from quietly import midigenre, side_by_side
 
 HERE = Path(__file__).parent
 RESULTS, SAMPLES = HERE / "results", HERE / "samples"
@@ -71,6 +71,7 @@ def main() -> None:
                         help="a folder of MIDI files in the place of a corpus")  # fmt: skip
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--jobs", type=int, help="models at a time; default: one a core")
     parser.add_argument("--out", type=Path, default=Path("runs/12_twelve_models"))
     parser.add_argument("--rebuild-page", action="store_true", help="page and figure alone")
     args = parser.parse_args()
@@ -81,7 +82,7 @@ def main() -> None:
             parser.error(f"--replace {given}: write NAME=DIR, NAME one of {', '.join(CORPORA)}")
         replaced[name] = Path(folder)
     if not args.rebuild_page:
-        study(args.only, replaced, args.steps, args.seconds, args.out)
+        study(args.only, replaced, args.steps, args.seconds, args.out, args.jobs)
     done = [name for name in args.only if (args.out / name / "samples" / "samples.json").is_file()]
     if not done:
         parser.error(f"{args.out} has no sample yet: run the study without --rebuild-page")
@@ -97,21 +98,26 @@ def main() -> None:
 
 
 def study(
-    names: Sequence[str], replaced: Mapping[str, Path], steps: int, seconds: float, out: Path
+    names: Sequence[str],
+    replaced: Mapping[str, Path],
+    steps: int,
+    seconds: float,
+    out: Path,
+    jobs: int | None = None,
 ) -> None:
     """Trains and plays what is missing."""
-    with progress_bars() as progress:
-        for place, name in enumerate(names):
-            run = out / name
-            given = [*MODEL, f"trainer.max_steps={steps}", *clock(steps)]
-            _midigenre_once(run / "cost.json", "train", *_run_of(run, [*given, *songs_of(
-                name, replaced.get(name), out)]))  # fmt: skip
-            samples = run / "samples"
-            _midigenre_once(
-                samples / "samples.json", "generate", f"run={run}", f"out={samples}", "n=2",
-                "bars=null", f"seconds={seconds}", "temperature=0.9", "top_k=40", "audio=mp3",
-            )  # fmt: skip
-            progress("models", place + 1, len(names))
+
+    def one(name: str) -> None:
+        run, samples = out / name, out / name / "samples"
+        given = [*MODEL, f"trainer.max_steps={steps}", *clock(steps)]
+        _midigenre_once(run / "cost.json", "train", *_run_of(run, [*given, *songs_of(
+            name, replaced.get(name), out)]))  # fmt: skip
+        _midigenre_once(
+            samples / "samples.json", "generate", f"run={run}", f"out={samples}", "n=2",
+            "bars=null", f"seconds={seconds}", "temperature=0.9", "top_k=40", "audio=mp3",
+        )  # fmt: skip
+
+    side_by_side("models", [partial(one, name) for name in names], jobs)
 
 
 def clock(steps: int) -> list[str]:
