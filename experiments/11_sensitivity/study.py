@@ -1,20 +1,22 @@
-"""The slides' sensitivity study: learning rate, batch and depth, and what broke at 1e-3.
+"""The slides' sensitivity study: learning rate, batch, depth, noise, and what broke at 1e-3.
 
     python experiments/11_sensitivity/study.py                  # twelve: some 90 minutes of 2 cores
     python experiments/11_sensitivity/study.py --full --jobs 1 -- corpus=xmidi trainer=gpu
     python experiments/11_sensitivity/study.py --table              # from what is kept
 
-One setting at a time is changed around a learning rate of 1e-4, batches of 64 and 8 layers; the
-generator is the slides' (norms after the residuals, Adam), cut to what two cores can train, or in
-their size with ``--full``. What follows ``--`` goes to every training. The test songs are not read
+One setting at a time is changed around a learning rate of 1e-4, batches of 64 and 8 layers; then
+noise is added to the token ids (:mod:`token_noise`), as the slides do. The generator is the slides'
+(norms after the residuals, Adam), cut to what two cores can train, or in their size with
+``--full``. What follows ``--`` goes to every training. The test songs are not read
 (``test=false``): scores are of the validation songs after the last epoch. A run that has ended is
 not trained again, one that was stopped resumes (``--out``). Scores go to ``results/<name>.json``
-(``--name``), the figure to ``results/<name>.png``.
+(``--name``; those of other seeds stay there), the figure to ``results/<name>.png``.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,6 +52,9 @@ class Setting:
         layers: Depth.
         norm: ``post`` the residuals, as the slides' model, or ``pre``.
         schedule: ``none``, or ``onecycle`` with its warm-up.
+        change: What the slides set against noise: ``attention dropout`` of 0.3, or an
+            ``extra norm`` of each layer's output; empty for neither.
+        noise: Whether token ids are noisy.
     """
 
     lr: float = 1e-4
@@ -57,14 +62,18 @@ class Setting:
     layers: int = 8
     norm: str = "post"
     schedule: str = "none"
+    change: str = ""
+    noise: bool = False
 
     @property
     def name(self) -> str:
         """Of its run's folder."""
-        return f"lr{self.lr:g}-batch{self.batch}-layers{self.layers}-{self.norm}-{self.schedule}"
+        name = f"lr{self.lr:g}-batch{self.batch}-layers{self.layers}-{self.norm}-{self.schedule}"
+        noise = "-noise" if self.noise else ""
+        return name + (f"-{self.change.replace(' ', '_')}" if self.change else "") + noise
 
-    def overrides(self) -> list[str]:
-        """What ``midigenre train`` is told of it."""
+    def overrides(self, seed: int) -> list[str]:
+        """For ``midigenre train``."""
         optim = ["optim=onecycle"]
         if self.schedule == "none":  # Adam with torch's defaults, at one rate from the first step
             optim = [
@@ -73,9 +82,17 @@ class Setting:
             ]  # fmt: skip
         return [
             *optim, f"optim.lr={self.lr}", f"data.batch_phrases={self.batch}",
-            f"model.n_layers={self.layers}", f"model.norm={self.norm}",
+            f"model.n_layers={self.layers}", f"model.norm={self.norm}", *CHANGES[self.change],
+            *(NOISE if self.noise else ()), f"seed={seed}",
         ]  # fmt: skip
 
+
+CHANGES = {
+    "": (),
+    "attention dropout": ("model.attention_dropout=0.3",),
+    "extra norm": ("model.extra_norm=true",),
+}
+NOISE = ("+callbacks.noise._target_=token_noise.TokenNoise", "+callbacks.noise.seed=${seed}")
 
 BASE = Setting()
 SWEEPS: Mapping[str, Mapping[float, Setting]] = {
@@ -90,12 +107,23 @@ CAUSES: Mapping[str, Setting] = {
 }
 """At 1e-3: which of the norm and the missing schedule breaks the training?"""
 
+NOISES: Mapping[str, tuple[Setting, Setting]] = {
+    change or "base": (replace(BASE, change=change), replace(BASE, change=change, noise=True))
+    for change in CHANGES
+}
+"""Each without noise and with it."""
+
 SLIDES: Mapping[str, Mapping[float, float]] = {
     "learning rate": {5e-5: 0.591, 1e-4: 0.701, 5e-4: 0.744, 1e-3: 0.013},
     "batch": {32: 0.722, 64: 0.704, 128: 0.663},
     "layers": {6: 0.689, 8: 0.701, 12: 0.716},
 }
 """Validation token accuracy after ten epochs of XMIDI, as the slides have it."""
+
+SLIDES_NOISE: Mapping[str, tuple[float, float]] = {
+    "base": (0.700, 0.367), "attention dropout": (0.699, 0.358), "extra norm": (0.716, 0.369)
+}  # fmt: skip
+"""Likewise, without noise and with it."""
 
 
 def main() -> None:
@@ -113,7 +141,11 @@ def main() -> None:
     kept = RESULTS / f"{args.name}.json"
     if not args.table:
         more = [f"trainer.max_epochs={args.epochs}", *(() if args.full else CUT), *more]
-        write_json(kept, study(args.seeds, args.out, more, args.jobs))
+        before = read_json(kept) if kept.is_file() else {}
+        rows = study(args.seeds, args.out, more, args.jobs)
+        if before.get("settings") == more:  # of other seeds
+            rows += [row for row in before["rows"] if row["seed"] not in args.seeds]
+        write_json(kept, {"settings": more, "rows": rows})
         save(figure(read_json(kept)), RESULTS / f"{args.name}.png")
     print(tables(read_json(kept)))
 
@@ -121,30 +153,36 @@ def main() -> None:
 def settings() -> list[Setting]:
     """All configurations, each once."""
     swept = (setting for sweep in SWEEPS.values() for setting in sweep.values())
-    return list(dict.fromkeys((*swept, *CAUSES.values())))
+    noisy = (setting for pair in NOISES.values() for setting in pair)
+    return list(dict.fromkeys((*swept, *CAUSES.values(), *noisy)))
 
 
 def study(
     seeds: Sequence[int], out: Path, more: Sequence[str], jobs: int | None = None
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     """Trains what is missing; validation loss and accuracy of each run, and what it cost."""
     runs = [(setting, seed) for seed in seeds for setting in settings()]
     work = [
         partial(_train, out / setting.name / str(seed),
-                [*setting.overrides(), f"seed={seed}", *more])
+                [*setting.overrides(seed), *more])
         for setting, seed in runs
     ]  # fmt: skip
+    # Where the trainings find the noise.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))
+    )
     side_by_side("trainings", work, jobs)
     rows = []
     for setting, seed in runs:
         run = out / setting.name / str(seed)
         found, cost = read_json(run / "metrics.json"), read_json(run / "cost.json")
         rows.append(
-            {"setting": setting.name, "seed": seed, "accuracy": found["val"]["val/accuracy"],
+            {"setting": setting.name, "seed": seed, "commit": commit(),
+             "accuracy": found["val"]["val/accuracy"],
              "loss": found["val"]["val/loss"], "steps": found["steps"],
              "seconds": round(cost["fit_seconds"])}
         )  # fmt: skip
-    return {"commit": commit(), "settings": list(more), "rows": rows}
+    return rows
 
 
 def _train(run: Path, overrides: Sequence[str]) -> None:
@@ -171,17 +209,24 @@ def _shown(values: Sequence[float]) -> str:
 
 
 def tables(found: dict[str, Any]) -> str:
-    """The three sweeps beside the slides, and the two by two at 1e-3."""
+    """The three sweeps beside the slides, the two by two at 1e-3, and the noise."""
     header = ["", "accuracy", "loss", "updates", "minutes", "accuracy, slides"]
     lines = []
     for name, sweep in SWEEPS.items():
         for value, setting in sweep.items():
             lines.append([f"{name} {value:g}", *_row(found, setting), f"{SLIDES[name][value]:.3f}"])
     causes = [[name, *_row(found, setting)] for name, setting in CAUSES.items()]
+    noises = [
+        [name, *(_shown(_of(found, setting, "accuracy")) for setting in pair),
+         *(f"{accuracy:.3f}" for accuracy in SLIDES_NOISE[name])]
+        for name, pair in NOISES.items()
+    ]  # fmt: skip
     return (
         markdown_table(header, lines, 1)
         + "\n\nAt a learning rate of 1e-3:\n\n"
         + markdown_table(header[:-1], causes, 1)
+        + "\n\nAccuracy with noise on the token ids:\n\n"
+        + markdown_table(["", "clean", "noise", "clean, slides", "noise, slides"], noises, 1)
     )
 
 

@@ -30,7 +30,7 @@ from midigenre.run import RunFolder
 sys.path.append(str(Path(__file__).parents[1]))
 from quietly import commit, midigenre
 
-LENGTH, BATCH = 256, 16
+LENGTH, BATCH = 256, 8
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ CORPORA: Mapping[str, str] = {
 }
 MODEL = (
     "task=generate", "task.conditions=[]", "tokenizer=midilike291", "model=tiny",
-    "model.conv_width=0", "model.dropout=0.1", "data.max_tokens=256", "data.batch_phrases=16",
+    "model.conv_width=0", "model.dropout=0.1", "data.max_tokens=256", "data.batch_phrases=8",
     "optim=adamw", "optim.lr=1e-3", "optim.weight_decay=0", "optim.betas=[0.9,0.999]",
     "callbacks.early_stopping=null", "callbacks.samples=null",
 )  # fmt: skip
@@ -121,9 +121,9 @@ def study(
 
 
 def clock(steps: int) -> list[str]:
-    """Training for a number of updates, with six validations."""
+    """Training for a number of updates, with twelve validations."""
     return ["trainer.max_epochs=-1", "trainer.check_val_every_n_epoch=null",
-            f"trainer.val_check_interval={max(1, steps // 6)}"]  # fmt: skip
+            f"trainer.val_check_interval={max(1, steps // 12)}"]  # fmt: skip
 
 
 def songs_of(name: str, folder: Path | None, out: Path) -> list[str]:
