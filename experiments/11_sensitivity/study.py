@@ -37,7 +37,7 @@ from quietly import commit, midigenre, side_by_side
 RESULTS = Path(__file__).parent / "results"
 CUT = (
     "model.d_model=128", "model.n_heads=4", "model.d_ff=512", "data.max_tokens=128",
-    "data.phrase_bars=4",    "corpus.limit=480", "augment=none",
+    "data.phrase_bars=4",    "corpus.limit=320", "augment=none",
 )  # fmt: skip
 """The slides' model and windows cut to two cores."""
 

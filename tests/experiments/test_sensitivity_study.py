@@ -56,7 +56,7 @@ def test_every_setting_is_trained_once_and_never_tested(
         tuple(of in text for of in ("norm: pre", "OneCycle", "extra_norm: true", "TokenNoise"))
         for text in configs
     ] == [
-        (False, False, False, False), (False, False, True, True), (False, False, True, False),
+        (False, False, False, False), (False, False, True, False), (False, False, True, True),
         (True, True, False, False),
     ]  # fmt: skip
     assert found[2]["loss"] != found[3]["loss"]

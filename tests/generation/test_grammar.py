@@ -274,6 +274,31 @@ def test_types_follow_miditoks_graph(name):
         assert all(b in graph[a] for a, b in itertools.pairwise(kinds))
 
 
+@pytest.mark.parametrize("tracks", ["all", "merged"])
+def test_chords_stand_before_the_first_note_of_their_program(tracks):
+    tok = tokenizer("remi", f"tokenizer.tracks={tracks}", "+tokenizer.params.use_chords=true")
+    grammar, types = Grammar(tok), tok.spec.fields[0].types
+    score = toy_song(np.random.default_rng(0), "waltz", "happy")
+    real = np.concatenate(list(streams(tok, score, 4)))[:, 0]
+    assert sum(types[i] == "Chord" for i in real) > 4
+    for ids in streams(tok, score, 4):
+        grammar.start(1).feed(0, ids)
+    graph, plain = tok._tok.tokens_types_graph, tokenizer("remi", f"tokenizer.tracks={tracks}")
+    n_chords = 0
+    for ids in sample(grammar, grammar.start(60, max_bars=4), 5, 0.5, 400):
+        steps = music(tok, ids)
+        kinds = [types[i] for (i,) in steps.tolist()]
+        assert all(b in graph[a] for a, b in itertools.pairwise(kinds))
+        n_chords += kinds.count("Chord")
+        # What is left without the chords (and the second program tokens) is music as ever.
+        after = np.array([a == "Chord" for a in [*kinds[1:], ""]])
+        unnamed = after & np.array([kind == "Program" for kind in kinds])
+        left = steps[~np.array([kind == "Chord" for kind in kinds]) & ~unnamed]
+        words = [tok.spec.fields[0].tokens[i] for (i,) in left.tolist()]
+        check_music(plain, np.array([[plain.spec.fields[0].index[word]] for word in words]), 4)
+    assert n_chords > 20
+
+
 @every_tokenizer
 def test_a_row_ends_with_its_last_bar_and_not_before(name):
     tok = tokenizer(name)
@@ -369,7 +394,7 @@ def test_numbered_bars_slide():
     [
         ("Structured", {"use_time_signatures": False}, "no grammar"),
         ("MuMIDI", {"use_programs": True, "use_time_signatures": False}, "no grammar"),
-        ("REMI", {"use_chords": True}, "Chord"),
+        ("CPWord", {"use_chords": True}, "Chord"),
         ("REMI", {"use_sustain_pedals": True}, "Pedal"),
         ("REMI", {"use_bar_end_tokens": True}, "Bar_End"),
         ("TSD", {"use_rests": True}, "Rest"),

@@ -60,7 +60,7 @@ class Grammar:
                 f"is no grammar for it; use one of {known}"
             )
         kinds = {kind for f in fields for kind in f.types}
-        unknown = kinds - _MUSIC - set(SPECIAL)
+        unknown = kinds - _MUSIC - set(SPECIAL) - ({"Chord"} if name == "REMI" else set())
         params = settings.get("params", {})
         unknown |= {
             key for key in ("program_changes", "use_rests", "use_microtiming") if params.get(key)

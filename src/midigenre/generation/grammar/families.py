@@ -108,10 +108,16 @@ class RemiRules(BarRules):
     """``Bar [TimeSig] (Position [Tempo] ([Program] Pitch [Velocity] Duration)*)*``.
 
     REMI (Huang and Yang 2020, arXiv 2002.00212) with the programs of REMI+ (von Rütte et al. 2022,
-    arXiv 2201.10936), as MidiTok writes it. The first bar states a tempo at position 0.
+    arXiv 2201.10936), as MidiTok writes it. The first bar states a tempo at position 0. With
+    ``use_chords`` the first note of a program at an onset may follow ``[Program] Chord``; which
+    notes the chord then gets is left to the model.
     """
 
     start = State(phase="bar")
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        self.chord_ids = self.ids("Chord")
 
     def _allow(self, s: State, field: int, chosen: Sequence[int], out: Mask) -> None:
         match s.phase:
@@ -119,8 +125,12 @@ class RemiRules(BarRules):
                 out[self.durations(s)] = True
             case "velocity":
                 out[self.velocity_ids] = True
-            case "pitch":
+            case "pitch" | "pitch of chord":
                 out[self.pitches(s, s.note[0])] = True
+                if s.phase == "pitch" and s.program != s.note[0]:
+                    out[self.chord_ids] = True
+            case "program of chord":
+                out[self.program_ids[s.note[0]]] = True
             case "meter":
                 out[self.meters(s)] = True
             case "position 0":
@@ -134,6 +144,8 @@ class RemiRules(BarRules):
                     out[self.programs(s)] = True
                 elif self.first_program(s) == 0:
                     out[self.pitches(s, 0)] = True
+                    if s.program < 0:
+                        out[self.chord_ids] = True
                 if phase == "position":  # which is followed by something
                     out[self.tempi(s)] = True
                 else:
@@ -159,7 +171,11 @@ class RemiRules(BarRules):
             case "Tempo":
                 return s._replace(tempo=step[0], phase="event")
             case "Program":
-                return s._replace(note=(rank, 0), phase="pitch")
+                of_chord = s.phase == "program of chord"
+                return s._replace(note=(rank, 0), phase="pitch of chord" if of_chord else "pitch")
+            case "Chord":
+                named = len(self.program_ids) > 0
+                return s._replace(phase="program of chord" if named else "pitch of chord")
             case "Pitch" | "PitchDrum":
                 phase = "velocity" if len(self.velocity_ids) else "duration"
                 return s._replace(note=(s.note[0], rank), phase=phase)

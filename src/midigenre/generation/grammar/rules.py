@@ -251,7 +251,7 @@ class Rules(ABC):
 
 def _number(kind: str, value: str, i: int) -> Any:
     """A token's value in numbers; where it has none, its id keeps the order."""
-    if value == "None" or kind == "Family":
+    if value == "None" or kind in ("Family", "Chord"):
         return i
     if kind in ("Duration", "TimeShift"):
         beats, positions, resolution = (int(part) for part in value.split("."))
