@@ -4,8 +4,9 @@
 
 The loop is frozen: embedding, torch's own Transformer layers under a causal mask, Adam, a cosine;
 no validation, no checkpoint, no log. Ours is ``midigenre train`` as the study runs it, with all of
-these. Each trains for ``--steps`` updates in a process of its own. Seconds are per 1,000 tokens, of
-which packed windows and padded batches hold different numbers.
+these and a validation every 100 updates. Each trains for ``--steps`` updates in a process of its
+own. Seconds are per 1,000 tokens, of which packed windows and padded batches hold different
+numbers.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def main() -> None:
 def _ours(run: Path, corpus: str, steps: int) -> tuple[float, Path]:
     """Seconds per 1,000 tokens of the study's training, and its shards."""
     midigenre(
-        "train", f"hydra.run.dir={run}", *MODEL, f"trainer.max_steps={steps}", *clock(steps),
+        "train", f"hydra.run.dir={run}", *MODEL, f"trainer.max_steps={steps}", *clock(1200),
         *songs_of(corpus, None, run.parent), "test=false",
     )  # fmt: skip
     cost = read_json(run / "cost.json")

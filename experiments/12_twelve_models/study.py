@@ -5,11 +5,11 @@
     python experiments/12_twelve_models/study.py --rebuild-page           # from the samples there
 
 The source's decoder (128 wide, 3 layers, 4 heads, 256 steps of its 291 tokens, Adam under a cosine,
-1,200 updates) is trained on each corpus alone. Then it plays ``--seconds`` at temperature 0.9, of
-the 40 likeliest tokens. A run that has ended is not trained again, one that was stopped resumes
-(``--out``, where ``page.html`` is written too: one file, to open or to send). The scores go to
-``results/models.json``, the twelve piano rolls to ``results/rolls.png``, the first sample of each
-to ``samples/``.
+1,200 updates) is trained on each corpus alone. Then it plays ``--bars`` at temperature 0.9, of the
+40 likeliest tokens: 15 bars are half a minute, for its tokens know one meter and one tempo. A run
+that has ended is not trained again, one that was stopped resumes (``--out``, where ``page.html`` is
+written too: one file, to open or to send). The scores go to ``results/models.json``, the twelve
+piano rolls to ``results/rolls.png``, the first sample of each to ``samples/``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("--replace", action="append", default=[], metavar="NAME=DIR",
                         help="a folder of MIDI files in the place of a corpus")  # fmt: skip
     parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--bars", type=int, default=15, help="of a sample; two seconds each")
     parser.add_argument("--jobs", type=int, help="models at a time; default: one a core")
     parser.add_argument("--out", type=Path, default=Path("runs/12_twelve_models"))
     parser.add_argument("--rebuild-page", action="store_true", help="page and figure alone")
@@ -82,7 +83,7 @@ def main() -> None:
             parser.error(f"--replace {given}: write NAME=DIR, NAME one of {', '.join(CORPORA)}")
         replaced[name] = Path(folder)
     if not args.rebuild_page:
-        study(args.only, replaced, args.steps, args.seconds, args.out, args.jobs)
+        study(args.only, replaced, args.steps, args.bars, args.out, args.jobs)
     done = [name for name in args.only if (args.out / name / "samples" / "samples.json").is_file()]
     if not done:
         parser.error(f"{args.out} has no sample yet: run the study without --rebuild-page")
@@ -101,7 +102,7 @@ def study(
     names: Sequence[str],
     replaced: Mapping[str, Path],
     steps: int,
-    seconds: float,
+    bars: int,
     out: Path,
     jobs: int | None = None,
 ) -> None:
@@ -114,7 +115,7 @@ def study(
             name, replaced.get(name), out)]))  # fmt: skip
         _midigenre_once(
             samples / "samples.json", "generate", f"run={run}", f"out={samples}", "n=2",
-            "bars=null", f"seconds={seconds}", "temperature=0.9", "top_k=40", "audio=mp3",
+            f"bars={bars}", "temperature=0.9", "top_k=40", "audio=mp3",
         )  # fmt: skip
 
     side_by_side("models", [partial(one, name) for name in names], jobs)
@@ -200,19 +201,34 @@ def rolls(songs: Mapping[str, Song]) -> Figure:
     figure = new_figure(3.6 * columns, 2.2 * rows)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, (name, song) in zip(grid, songs.items(), strict=False):
-        seconds = 60 / float(song.tempo_qpm[0]) / song.tpq  # of a tick: these have one tempo
-        begin = song.notes.onset * seconds
-        end = begin + song.notes.duration * seconds
-        color = BLUE if name in REAL else RED
-        axes.hlines(song.notes.pitch, begin, end, color=color, linewidth=1.6)
         small_axes(axes, name)
-        axes.spines[:].set_visible(False)
-        axes.grid(axis="y", color=GRID, linewidth=0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        _draw(axes, name, song)
     for axes in grid[len(songs) :]:
         axes.set_visible(False)
     figure.supxlabel("seconds", fontsize=9, color=INK)
     figure.supylabel("pitch", fontsize=9, color=FAINT)
+    return figure
+
+
+def _draw(axes: Axes, name: str, song: Song) -> None:
+    seconds = 60 / float(song.tempo_qpm[0]) / song.tpq  # of a tick: these have one tempo
+    begin = song.notes.onset * seconds
+    end = begin + song.notes.duration * seconds
+    color = BLUE if name in REAL else RED
+    axes.hlines(song.notes.pitch, begin, end, color=color, linewidth=1.6)
+    axes.spines[:].set_visible(False)
+    axes.grid(axis="y", color=GRID, linewidth=0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+
+
+def _roll(name: str, song: Song) -> Figure:
+    """A sample's piano roll for the page, whose card has the title."""
+    figure = new_figure(6.4, 2.4)
+    axes = figure.subplots()
+    _draw(axes, name, song)
+    axes.tick_params(length=0, colors=INK, labelsize=8)
+    axes.set_xlabel("seconds", fontsize=8, color=FAINT)
+    axes.set_ylabel("pitch", fontsize=8, color=FAINT)
     return figure
 
 
@@ -227,9 +243,9 @@ def write_page(
         shown.append({
             "name": name,
             "about": CORPORA[name],
-            "roll": _data(folder / pieces[0]["piano_roll"], "image/png"),
+            "roll": _data(save(_roll(name, songs[name]), out / name / "roll.png"), "image/png"),
             "sounds": [_data(folder / piece["audio"], "audio/mpeg") for piece in pieces],
-            "notes": len(songs[name].notes),
+            "sample_notes": len(songs[name].notes),
             **of,
         })  # fmt: skip
     environment = Environment(

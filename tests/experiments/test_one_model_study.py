@@ -47,7 +47,7 @@ def test_every_question_is_answered_once(
             song = toy_song(np.random.default_rng([3, i]), genre, "happy")
             (replaced[name] / f"{i}.mid").write_bytes(song.dumps_midi())
     singles = tmp_path / "runs/12_twelve_models"
-    study.twelve_models.study(list(replaced), replaced, 2, 4.0, singles)
+    study.twelve_models.study(list(replaced), replaced, 2, 2, singles)
     real, calls = study.midigenre, []
 
     def counted(*arguments: str) -> str:

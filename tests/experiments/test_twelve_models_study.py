@@ -34,7 +34,7 @@ def study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 def test_models_are_trained_and_played_once(
     study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["study.py", "--only", "rock", "pop", "--steps", "2", "--seconds", "4"]
+    given = ["study.py", "--only", "rock", "pop", "--steps", "2", "--bars", "2"]
     for name, genre in zip(("rock", "pop"), GENRES, strict=False):
         folder = tmp_path / f"my {name}"
         folder.mkdir()
@@ -64,6 +64,8 @@ def test_models_are_trained_and_played_once(
     assert spec["labels"] == {"genre": ["rock"]}
     assert {path.name for path in (tmp_path / "samples").iterdir()} == {"rock.mid", "pop.mid"}
     page = (tmp_path / "runs/12_twelve_models/page.html").read_text()
+    samples = json.loads((tmp_path / "runs/12_twelve_models/pop/samples/samples.json").read_text())
+    assert f"<dd>{samples['pieces'][0]['notes']}</dd>" in page
     assert re.findall(r'<article id="(\w+)">', page) == ["rock", "pop"]
     assert 2 <= page.count("data:audio/mpeg;base64,") <= 4
     assert page.count("data:image/png;base64,") == 2
