@@ -36,8 +36,8 @@ from quietly import commit, midigenre, side_by_side
 
 RESULTS = Path(__file__).parent / "results"
 CUT = (
-    "model.d_model=128", "model.n_heads=4", "model.d_ff=512", "data.max_tokens=128",
-    "data.phrase_bars=4",    "corpus.limit=320", "augment=none",
+    "model.d_model=64", "model.n_heads=4", "model.d_ff=256", "data.max_tokens=64",
+    "data.phrase_bars=2", "corpus.limit=400", "augment=none",
 )  # fmt: skip
 """The slides' model and windows cut to two cores."""
 
