@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from midigenre.commands.console import progress_bars
+from midigenre.errors import UserError
+from midigenre.run import locked
 
 _SHOWN = 15  # last lines of a command that failed
 
@@ -30,6 +33,33 @@ def midigenre(*arguments: str) -> str:
         said = "\n".join(done.stderr.strip().splitlines()[-_SHOWN:])
         sys.exit(f"midigenre {' '.join(arguments)}\nended with {done.returncode}:\n{said}")
     return (done.stdout.strip().splitlines() or [""])[-1]
+
+
+def training(run: Path, overrides: Sequence[str]) -> list[str] | None:
+    """What ``midigenre train`` needs to end a run, whatever an earlier call has left of it.
+
+    Args:
+        run: The run's folder.
+        overrides: For a run that has not begun.
+
+    Returns:
+        Its arguments; None where the run has ended.
+
+    Raises:
+        SystemExit: Another process trains there.
+    """
+    if (run / "cost.json").is_file():  # the last thing that a run writes
+        return None
+    if run.is_dir():
+        try:
+            with locked(run):  # what a study starts outlives it when it is killed
+                pass
+        except UserError as error:
+            sys.exit(str(error))
+        if (run / "config.yaml").is_file():
+            return [f"resume={run}"]
+        shutil.rmtree(run)  # it was killed before its training began
+    return [f"hydra.run.dir={run}", *overrides]
 
 
 def side_by_side(what: str, work: Sequence[Callable[[], None]], jobs: int | None = None) -> None:

@@ -83,6 +83,7 @@ def test_the_wheel_trains_from_another_folder(program):
     assert {p.name for p in elsewhere.iterdir()} == {"runs", "shards", "corpora"}
 
 
+@pytest.mark.slow
 def test_choices_of_ones_own(program):
     call, elsewhere = program
     for name, text in OWN.items():

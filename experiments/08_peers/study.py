@@ -31,6 +31,9 @@ from midigenre.evaluation.predictions import TABLES_FILE, read_tables
 from midigenre.files import read_json, whole, write_json
 from midigenre.spec import UNKNOWN
 
+sys.path.append(str(Path(__file__).parents[1]))
+from quietly import training
+
 RESULTS = Path(__file__).parent / "results"
 SCRATCH, PRETRAINED, ADAMW = "scratch", "pretrained", "adamw"
 PRETRAINING = ["asap", "pop909"]
@@ -87,18 +90,15 @@ def _cell(name: str, row: str, seed: int, peers: Path, out: Path, work: Path) ->
 
 
 def _train(folder: Path, recipe: str, row: str, seed: int, more: Sequence[str]) -> None:
-    if (folder / "cost.json").is_file():  # the last thing that a run writes
+    begin = [
+        f"experiment={recipe}", f"seed={seed}", "trainer.max_time=null",
+        f"trainer.max_steps={STEPS[row]}", f"trainer.val_check_interval={EVERY}", *more,
+    ]  # fmt: skip
+    if (given := training(folder, begin)) is None:
         return
-    command = [f"resume={folder}"]
-    if not (folder / "config.yaml").is_file():
-        command = [
-            f"experiment={recipe}", f"hydra.run.dir={folder}", f"seed={seed}",
-            "trainer.max_time=null", f"trainer.max_steps={STEPS[row]}",
-            f"trainer.val_check_interval={EVERY}", *more,
-        ]  # fmt: skip
-    print(f"midigenre train {' '.join(command)}", file=sys.stderr)
+    print(f"midigenre train {' '.join(given)}", file=sys.stderr)
     subprocess.run(
-        [sys.executable, "-m", "midigenre", "train", *command],
+        [sys.executable, "-m", "midigenre", "train", *given],
         check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
 

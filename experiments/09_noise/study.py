@@ -31,7 +31,7 @@ from midigenre.evaluation.predictions import LEVELS
 from midigenre.files import read_json, write_json
 
 sys.path.append(str(Path(__file__).parents[1]))
-from quietly import commit, midigenre
+from quietly import commit, midigenre, training
 
 RESULTS = Path(__file__).parent / "results"
 KINDS: dict[str, tuple[float, ...]] = {
@@ -123,11 +123,8 @@ def study(
 
 
 def _train(run: Path, overrides: Sequence[str]) -> None:
-    if (run / "cost.json").is_file():  # the last thing that a run writes
-        return
-    resumes = (run / "config.yaml").is_file()
-    given = [f"resume={run}"] if resumes else [f"hydra.run.dir={run}", *overrides]
-    midigenre("train", *given)
+    if (given := training(run, overrides)) is not None:
+        midigenre("train", *given)
 
 
 def _evaluated(run: Path, kind: str, strength: float | None) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from midigenre.evaluation.figures import BLUE, FAINT, GRID, INK, new_figure, sav
 from midigenre.files import read_json, write_json
 
 sys.path.append(str(Path(__file__).parents[1]))
-from quietly import commit, midigenre, side_by_side
+from quietly import commit, midigenre, side_by_side, training
 
 RESULTS = Path(__file__).parent / "results"
 CUT = (
@@ -186,13 +186,9 @@ def study(
 
 
 def _train(run: Path, overrides: Sequence[str]) -> None:
-    if (run / "cost.json").is_file():  # the last thing that a run writes
-        return
-    given = [f"resume={run}"]
-    if not (run / "config.yaml").is_file():
-        given = [f"hydra.run.dir={run}", "experiment=slides", "callbacks.samples=null",
-                 "test=false", *overrides]  # fmt: skip
-    midigenre("train", *given)
+    begin = ("experiment=slides", "callbacks.samples=null", "test=false", *overrides)
+    if (given := training(run, begin)) is not None:
+        midigenre("train", *given)
 
 
 def _of(found: dict[str, Any], setting: Setting, score: str) -> list[float]:

@@ -37,7 +37,7 @@ from midigenre.midi.read import read_score
 from midigenre.midi.song import Grid, Song
 
 sys.path.append(str(Path(__file__).parents[1]))
-from quietly import midigenre, side_by_side
+from quietly import midigenre, side_by_side, training
 
 HERE = Path(__file__).parent
 RESULTS, SAMPLES = HERE / "results", HERE / "samples"
@@ -110,13 +110,13 @@ def study(
 
     def one(name: str) -> None:
         run, samples = out / name, out / name / "samples"
-        given = [*MODEL, f"trainer.max_steps={steps}", *clock(steps)]
-        _midigenre_once(run / "cost.json", "train", *_run_of(run, [*given, *songs_of(
-            name, replaced.get(name), out)]))  # fmt: skip
-        _midigenre_once(
-            samples / "samples.json", "generate", f"run={run}", f"out={samples}", "n=2",
-            f"bars={bars}", "temperature=0.9", "top_k=40", "audio=mp3",
-        )  # fmt: skip
+        begin = [*MODEL, f"trainer.max_steps={steps}", *clock(steps)]
+        begin += songs_of(name, replaced.get(name), out)
+        if (given := training(run, begin)) is not None:
+            midigenre("train", *given)
+        if not (samples / "samples.json").is_file():  # the last thing that it writes
+            midigenre("generate", f"run={run}", f"out={samples}", "n=2", f"bars={bars}",
+                      "temperature=0.9", "top_k=40", "audio=mp3")  # fmt: skip
 
     side_by_side("models", [partial(one, name) for name in names], jobs)
 
@@ -138,18 +138,6 @@ def songs_of(name: str, folder: Path | None, out: Path) -> list[str]:
     write_csv(table_path, rows, ["path", "genre"])
     return ["corpus=manifest", f"corpus.path={table_path}", "tokenizer.tracks=merged",
             "tokenizer.neutral=true", "labels.min_songs=1"]  # fmt: skip
-
-
-def _run_of(run: Path, overrides: Sequence[str]) -> list[str]:
-    if (run / "config.yaml").is_file():
-        return [f"resume={run}"]
-    return [f"hydra.run.dir={run}", *overrides]
-
-
-def _midigenre_once(done: Path, *command: str) -> None:
-    """Runs a command unless the last thing that it writes is there."""
-    if not done.is_file():
-        midigenre(*command)
 
 
 def result(run: Path) -> dict[str, Any]:
@@ -218,7 +206,8 @@ def _draw(axes: Axes, name: str, song: Song) -> None:
     axes.hlines(song.notes.pitch, begin, end, color=color, linewidth=1.6)
     axes.spines[:].set_visible(False)
     axes.grid(axis="y", color=GRID, linewidth=0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(4, integer=True))
 
 
 def _roll(name: str, song: Song) -> Figure:

@@ -53,7 +53,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "12_twelve_models")]
 import study as twelve_models  # noqa: E402
-from quietly import commit, midigenre, side_by_side  # noqa: E402
+from quietly import commit, midigenre, side_by_side, training  # noqa: E402
 
 QUESTIONS = ("together", "prompts", "tokens")
 BARS = 4
@@ -154,11 +154,8 @@ def train(
 
 
 def _train(run: Path, overrides: Sequence[str]) -> None:
-    if not (run / "cost.json").is_file():  # the last thing that a run writes
-        resumed = (run / "config.yaml").is_file()
-        midigenre(
-            "train", *([f"resume={run}"] if resumed else [f"hydra.run.dir={run}", *overrides])
-        )
+    if (given := training(run, overrides)) is not None:
+        midigenre("train", *given)
 
 
 # --- one model beside twelve ----------------------------------------------------------------------
