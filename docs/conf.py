@@ -1,20 +1,24 @@
-"""Sphinx's settings; ``make docs`` builds ``build/site/``.
+"""Settings of Sphinx; ``make docs`` builds ``build/site``.
 
-The source folder is the root of the repository, so that links from one page to another, to a study or
-to CONTRIBUTING are the same on the site and in the repository.
+The sources are read from the root of the repository, so that a link from a page to a study or to
+CONTRIBUTING is the same on the site and in the repository.
 """
 
 project = "midigenre"
+html_title = "midigenre"
+html_theme = "furo"
+html_extra_path = ["_root"]  # the site's index.html, which leads to docs/index.html
+html_copy_source = False
+html_show_sphinx = False
+html_show_copyright = False
+
 root_doc = "docs/index"
-include_patterns = ["docs/**.md", "experiments/**/README.md", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-exclude_patterns = [".*", "build", "src", "tests", "conf", "runs", "shards", "corpora", "cache"]
+include_patterns = [
+    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**.md", "experiments/**/README.md",
+]  # fmt: skip
+exclude_patterns = [".*", "build", "cache", "conf", "corpora", "runs", "shards", "src", "tests"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 4
-autodoc_typehints = "none"
 autodoc_member_order = "bysource"
-autodoc_class_signature = "separated"
-
-html_theme = "furo"
-html_title = "midigenre"
-html_extra_path = ["_root"]
+autodoc_typehints = "none"  # types are long here, and the docstrings say what matters: shapes

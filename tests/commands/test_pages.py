@@ -1,0 +1,115 @@
+"""Every command on a page composes; the programs on the pages run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from midigenre.cli import main, overrides_of
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def commands(page):
+    """The command lines of a page, as lists of words without ``midigenre``."""
+    text = "".join(blocks(page, "bash")).replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
+    return [
+        words[words.index("midigenre") + 1 :]
+        for words in lines
+        if "midigenre" in words and ">" not in words[: words.index("midigenre") + 2]
+    ]
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A folder with the YAML files of the pages, and with those whose names stand for any."""
+    folder = tmp_path_factory.mktemp("own")
+    files = {"experiment/mine.yaml": "# @package _global_\n", "search/mine.yaml": "{}\n"}
+    files["experiment/best.yaml"] = files["experiment/mine.yaml"]
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        files |= dict(re.findall(r"^`conf/(\S+)`\n\n```yaml\n(.*?)^```", text, re.M | re.S))
+    assert len(files) == 7
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+    return folder
+
+
+def composed(words, own, capsys):
+    """What ``--cfg job`` prints for the first of the runs that a command line starts."""
+    command, *given = words
+    given = given[: given.index("--")] if "--" in given else given
+    for option in ("-cd", "--config-dir"):
+        if option in given:
+            at = given.index(option)
+            del given[at : at + 2]
+    given = [g for g in given if g != "-m" and not g.startswith("hydra.searchpath=")]
+    overrides = []
+    for text, override in zip(
+        given, OverridesParser.create().parse_overrides(overrides_of(given)), strict=True
+    ):
+        if override.is_sweep_override():
+            first = next(iter(override.sweep_string_iterator()))
+            text = f"{override.input_line.partition('=')[0]}={first}"
+        overrides.append(text)
+    status = main([command, *overrides, "--config-dir", str(own), "--cfg", "job"])
+    out, err = capsys.readouterr()
+    assert status == 0, (words, err)
+    assert out, words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_its_commands_compose(page, own, capsys):
+    seen = [words for other in PAGES[: PAGES.index(page)] for words in commands(other)]
+    for words in commands(page):
+        if words not in seen:
+            composed(words, own, capsys)
+
+
+def test_a_mistake_in_a_command_is_found(own, capsys):
+    for words in (["train", "tokeniser=cp"], ["train", "-m", "model=tiny,smal"]):
+        with pytest.raises(AssertionError):
+            composed(words, own, capsys)
+    assert sum(len(commands(page)) for page in PAGES) > 150
+
+
+@pytest.fixture
+def songs(home):
+    return sorted((home / "corpora").rglob("*.mid"))[:2]
+
+
+def test_lines_are_read_as_the_page_reads_them(midigenre, home, toy_run, songs, tmp_path, capsys):
+    (program,) = blocks(ROOT / "docs" / "howto" / "serving.md", "python")
+    bad = tmp_path / "bad.mid"
+    bad.write_bytes(b"no music")
+    status, out, _ = midigenre("predict", f"run={toy_run}", "--", *map(str, [*songs, bad]))
+    assert status == 0
+    (home / "labels.jsonl").write_text(out, encoding="utf-8")
+    exec(program, {})
+    lines = capsys.readouterr().out.splitlines()
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert len(lines) == 3
+    for line, answer in zip(lines[:2], answers, strict=False):
+        assert str(answer["path"]) in line
+        assert answer["genre"] in line or "left to a person" in line
+    assert "rejected" in lines[2]
+
+
+def test_a_song_is_labelled_as_in_the_reference(midigenre, toy_run, songs, capsys):
+    (program,) = blocks(ROOT / "docs" / "reference" / "index.md", "python")
+    exec(program.replace("RUN", str(toy_run)).replace("song.mid", str(songs[0])), {})
+    said = capsys.readouterr().out.strip()
+    _, out, _ = midigenre("predict", f"run={toy_run}", "--", str(songs[0]))
+    assert said == json.loads(out)["genre"]
