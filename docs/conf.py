@@ -14,11 +14,13 @@ html_show_copyright = False
 
 root_doc = "docs/index"
 include_patterns = [
-    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**.md", "experiments/**/README.md",
+    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**.md", "experiments/README.md",
+    "experiments/*/README.md",
 ]  # fmt: skip
 exclude_patterns = [".*", "build", "cache", "conf", "corpora", "runs", "shards", "src", "tests"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 4
+napoleon_use_ivar = True  # attributes as a list, like arguments
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # types are long here, and the docstrings say what matters: shapes

@@ -48,7 +48,7 @@ def own(tmp_path_factory):
 
 
 def composed(words, own, capsys):
-    """What ``--cfg job`` prints for the first of the runs that a command line starts."""
+    """Composes the first and the last of the runs that a command line starts."""
     command, *given = words
     given = given[: given.index("--")] if "--" in given else given
     for option in ("-cd", "--config-dir"):
@@ -56,18 +56,25 @@ def composed(words, own, capsys):
             at = given.index(option)
             del given[at : at + 2]
     given = [g for g in given if g != "-m" and not g.startswith("hydra.searchpath=")]
-    overrides = []
-    for text, override in zip(
-        given, OverridesParser.create().parse_overrides(overrides_of(given)), strict=True
-    ):
-        if override.is_sweep_override():
-            first = next(iter(override.sweep_string_iterator()))
-            text = f"{override.input_line.partition('=')[0]}={first}"
-        overrides.append(text)
-    status = main([command, *overrides, "--config-dir", str(own), "--cfg", "job"])
-    out, err = capsys.readouterr()
-    assert status == 0, (words, err)
-    assert out, words
+    parsed = OverridesParser.create().parse_overrides(overrides_of(given))
+    for end in (0, -1):  # of what is swept, the first and the last value
+        overrides = [swept(*pair, end) for pair in zip(given, parsed, strict=True)]
+        status = main([command, *overrides, "--config-dir", str(own), "--cfg", "job"])
+        out, err = capsys.readouterr()
+        assert status == 0, (words, err)
+        assert out, words
+        if overrides == given:
+            break
+
+
+def swept(text, override, end):
+    """An override with one of its values."""
+    if not override.is_sweep_override():
+        return text
+    key = override.input_line.partition("=")[0]
+    if override.is_interval_sweep():
+        return f"{key}={override.value().start}"
+    return f"{key}={list(override.sweep_string_iterator())[end]}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -79,7 +86,7 @@ def test_its_commands_compose(page, own, capsys):
 
 
 def test_a_mistake_in_a_command_is_found(own, capsys):
-    for words in (["train", "tokeniser=cp"], ["train", "-m", "model=tiny,smal"]):
+    for words in (["train", "tokeniser=cp"], ["train", "-m", "model=tiny,smal"], ["predikt"]):
         with pytest.raises(AssertionError):
             composed(words, own, capsys)
     assert sum(len(commands(page)) for page in PAGES) > 150
