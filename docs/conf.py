@@ -7,6 +7,8 @@ CONTRIBUTING is the same on the site and in the repository.
 project = "midigenre"
 html_title = "midigenre"
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_extra_path = ["_root"]  # the site's index.html, which leads to docs/index.html
 html_copy_source = False
 html_show_sphinx = False

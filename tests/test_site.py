@@ -86,7 +86,10 @@ def test_nothing_is_fetched_from_elsewhere(site: Path, pages: dict[Path, Page]) 
 
 
 def test_the_reference_has_what_docstrings_say(site: Path) -> None:
-    text = (site / "docs" / "reference" / "runs.html").read_text(encoding="utf-8")
+    pages = sorted((site / "docs" / "reference").glob("*.html"))
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
     assert "Rebuilds a trained model from its checkpoint alone." in text
-    for role in (":class:", ":func:", ":meth:", ":data:", ":mod:", "Args:", "Raises:"):
-        assert role not in text
+    for raw in (":class:", ":func:", ":meth:", ":data:", ":mod:", "Args:", "Raises:"):
+        assert raw not in text
+    # Napoleon takes what precedes a colon in a property's first line for its type.
+    assert '>Type<span class="colon">' not in text
