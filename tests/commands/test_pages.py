@@ -22,13 +22,14 @@ def blocks(page, language):
 
 def commands(page):
     """The command lines of a page, as lists of words without ``midigenre``."""
-    text = "".join(blocks(page, "bash")).replace("\\\n", " ")
-    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
-    return [
-        words[words.index("midigenre") + 1 :]
-        for words in lines
-        if "midigenre" in words and ">" not in words[: words.index("midigenre") + 2]
-    ]
+    found = []
+    for line in "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while "&&" in words:  # pip install ... && midigenre ...
+            words = words[words.index("&&") + 1 :]
+        if words and words[0] == "midigenre":
+            found.append(words[1:])
+    return found
 
 
 @pytest.fixture(scope="module")
