@@ -105,7 +105,7 @@ def songs(home):
     return sorted((home / "corpora").rglob("*.mid"))[:2]
 
 
-def test_lines_are_read_as_the_page_reads_them(midigenre, home, toy_run, songs, tmp_path, capsys):
+def test_lines_are_read_as_the_page_reads_them(midigenre, home, toy_run, songs, tmp_path, capfd):
     (program,) = blocks(ROOT / "docs" / "howto" / "serving.md", "python")
     bad = tmp_path / "bad.mid"
     bad.write_bytes(b"no music")
@@ -113,7 +113,7 @@ def test_lines_are_read_as_the_page_reads_them(midigenre, home, toy_run, songs, 
     assert status == 0
     (home / "labels.jsonl").write_text(out, encoding="utf-8")
     exec(program, {})
-    lines = capsys.readouterr().out.splitlines()
+    lines = capfd.readouterr().out.splitlines()
     answers = [json.loads(line) for line in out.splitlines()]
     assert len(lines) == 3
     for line, answer in zip(lines[:2], answers, strict=False):
@@ -122,9 +122,9 @@ def test_lines_are_read_as_the_page_reads_them(midigenre, home, toy_run, songs, 
     assert "rejected" in lines[2]
 
 
-def test_a_song_is_labelled_as_in_the_reference(midigenre, toy_run, songs, capsys):
+def test_a_song_is_labelled_as_in_the_reference(midigenre, toy_run, songs, capfd):
     (program,) = blocks(ROOT / "docs" / "reference" / "index.md", "python")
     exec(program.replace("RUN", str(toy_run)).replace("song.mid", str(songs[0])), {})
-    said = capsys.readouterr().out.strip()
+    said = capfd.readouterr().out.strip()
     _, out, _ = midigenre("predict", f"run={toy_run}", "--", str(songs[0]))
     assert said == json.loads(out)["genre"]
