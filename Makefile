@@ -6,7 +6,7 @@ STAMP  := $(VENV)/installed
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint format ci sweep tensorboard bench bench-generate clean
+.PHONY: help setup train test test-slow lint format docs ci sweep tensorboard bench bench-generate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ lint: setup ## ruff and mypy
 format: setup ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup ## build the documentation, a warning is an error: build/site/index.html
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees -c docs . build/site
 
 ci: lint test ## what .ci/run runs
 

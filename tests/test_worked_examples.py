@@ -1,4 +1,4 @@
-"""CONTRIBUTING's worked examples: its files go into a copy of the tree, its commands run."""
+"""The worked examples of docs/howto: their files go into a copy of the tree, their commands run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from boards import Board
 SMALL = ("model.d_model=32", "model.n_heads=2", "model.n_layers=1", "model.d_ff=32",
          "trainer.max_epochs=1")  # fmt: skip
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Worked examples")[1]
-TEXT, METRIC = TEXT.split("**A metric.**")
+TOKENIZER, CORPUS, RECIPE, METRIC = (
+    (ROOT / "docs" / "howto" / f"{name}.md").read_text(encoding="utf-8")
+    for name in ("tokenizer", "corpus", "recipe", "metric")
+)
+TEXT = TOKENIZER + CORPUS + RECIPE
 FILES = dict(re.findall(r"^`(\S+)`\n\n```\w+\n(.*?)^```", TEXT, re.M | re.S))
-COMMANDS = [
-    line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S) for line in block.splitlines()
-]
+# Each comes right behind the last file that it needs.
+COMMANDS = re.findall(r"^```\n\n```bash\n(.*)\n```", TEXT, re.M)
 
 
 @pytest.fixture(scope="module")

@@ -121,7 +121,7 @@ class RunFolder:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Its resolved config as plain data; it may be untrusted: nothing is interpolated.
+        """Its resolved config as plain data; it may be untrusted, so nothing is interpolated.
 
         The classes that it names are looked up where they are used (:mod:`midigenre.registry`).
 
