@@ -12,7 +12,7 @@ import midigenre
 
 SRC = Path(midigenre.__file__).parent
 LAYERS = {
-    "": 0, "arrays": 0, "spec": 0, "files": 0, "errors": 0, "storage": 0, "registry": 0,
+    "arrays": 0, "spec": 0, "files": 0, "errors": 0, "storage": 0, "registry": 0,
     "wording": 0,
     "run": 1, "midi": 1, "tokenizers": 1,
     "corpora": 2, "models": 2,
@@ -20,8 +20,9 @@ LAYERS = {
     "evaluation": 4,
     "tasks": 5,
     "build": 6, "checks": 6, "trained": 6,
-    "commands": 7, "cli": 7,
-    "__main__": 8,
+    "inference": 7,
+    "commands": 8, "cli": 8,
+    "": 9, "__main__": 9,  # "" is `midigenre` itself: its version and `load`
 }  # fmt: skip
 # Imports within a layer, from one part to another.
 BESIDE = {("tokenizers", "midi"), ("cli", "commands"),

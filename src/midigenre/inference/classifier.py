@@ -97,7 +97,8 @@ def none_readable(rejected: Sequence[Rejected]) -> UserError:
     """What is raised where none of the files that a user names can be read."""
     first = rejected[0]
     more = f" (and {plural(len(rejected) - 1, 'more file')})" if len(rejected) > 1 else ""
-    hint = "" if first.error.reason == "missing" else "; a MIDI file starts with MThd"
+    is_file = first.error.reason not in ("missing", "not_regular")
+    hint = "; a MIDI file starts with MThd" if is_file else ""
     return UserError(f"{first.path}: {first.error}{more}{hint}")
 
 
