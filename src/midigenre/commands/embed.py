@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from shlex import quote
 from typing import Any, TypeAlias
@@ -24,7 +24,7 @@ from midigenre.inference.classifier import Answer, Classifier, Rejected, none_re
 from midigenre.trained import device_of, load_run
 from midigenre.wording import NAMED, plural
 
-Row: TypeAlias = dict[str, Any]
+Cells: TypeAlias = dict[str, Any]
 Vector: TypeAlias = NDArray[np.float32]
 Classes: TypeAlias = Mapping[str, Sequence[str]]
 
@@ -57,6 +57,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
         reader.wait(model.trained.tokens)
         width: Any = model.trained.classifier.backbone.d_model
         progress = stack.enter_context(progress_bars())
+        stack.callback(_remove_if_empty, beside)
         to_table = stack.enter_context(_parquet(out, model.classes, width))
         to_songs = stack.enter_context(_points(beside, ""))
         to_phrases = stack.enter_context(_points(beside, "phrase_"))
@@ -87,9 +88,14 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     print(out)
 
 
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def rows_of(
     answer: Answer, folders: Sequence[Path], classes: Classes
-) -> Iterator[tuple[Row, Vector]]:
+) -> Iterator[tuple[Cells, Vector]]:
     """The row of a song, then those of its phrases, each with its vector.
 
     A label is known where the first folder below one of ``folders`` has the name of a class, as in
@@ -104,7 +110,7 @@ def rows_of(
     vectors = (answer.embedding.song, *answer.embedding.phrases)
     abouts = (answer.content, *answer.content["phrases"])
     for of_bars, about, vector_D in zip(({}, *bars), abouts, vectors, strict=True):
-        row: Row = {"path": path, **of_bars}
+        row: Cells = {"path": path, **of_bars}
         for label in classes:
             row[label], row[f"{label}_predicted"] = known[label], about[label]
             row[f"{label}_probability"] = max(about["probabilities"][label].values())
@@ -112,14 +118,14 @@ def rows_of(
 
 
 @contextmanager
-def _parquet(path: Path, classes: Classes, width: int) -> Iterator[Callable[[Row, Vector], None]]:
+def _parquet(path: Path, classes: Classes, width: int) -> Iterator[Callable[[Cells, Vector], None]]:
     """Gives a function that adds a row to a table; the table is there at the end, whole."""
     types = {"path": pa.string(), "first_bar": pa.int32(), "end_bar": pa.int32()}
     for label in classes:
         types |= {label: pa.string(), f"{label}_predicted": pa.string()}
         types[f"{label}_probability"] = pa.float32()
     schema = pa.schema([*types.items(), ("vector", pa.list_(pa.float32(), width))])
-    rows: list[Row] = []
+    rows: list[Cells] = []
     vectors: list[Vector] = []
 
     def write() -> None:
@@ -130,7 +136,7 @@ def _parquet(path: Path, classes: Classes, width: int) -> Iterator[Callable[[Row
         rows.clear()
         vectors.clear()
 
-    def add(row: Row, vector_D: Vector) -> None:
+    def add(row: Cells, vector_D: Vector) -> None:
         rows.append(row)
         vectors.append(vector_D)
         if len(rows) == _ROWS_AT_ONCE:
@@ -149,7 +155,7 @@ _PROJECTOR = "".join(
 
 
 @contextmanager
-def _points(folder: Path, prefix: str) -> Iterator[Callable[[Row, Vector], None]]:
+def _points(folder: Path, prefix: str) -> Iterator[Callable[[Cells, Vector], None]]:
     """Gives a function that adds a point to what TensorBoard's projector shows."""
     with ExitStack() as stack:
         vectors, metadata = (
@@ -167,7 +173,7 @@ def _points(folder: Path, prefix: str) -> Iterator[Callable[[Row, Vector], None]
 
         headed = False
 
-        def add(row: Row, vector_D: Vector) -> None:
+        def add(row: Cells, vector_D: Vector) -> None:
             nonlocal headed
             if not headed:
                 write(metadata, list(row))

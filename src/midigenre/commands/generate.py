@@ -59,7 +59,10 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     generator = Generator(trained, cfg.device, cfg.quantize)
     # Two labels have a setting of their own.
     wanted = {label: cfg[label] for label in ("genre", "emotion") if cfg[label] is not None}
-    wanted |= {label: name and str(name) for label, name in plain(cfg.conditions).items()}
+    wanted |= {
+        str(label): None if name is None else str(name)
+        for label, name in plain(cfg.conditions).items()
+    }
     names = generator.named(wanted)
     primer = None if cfg.prime is None else generator.primer(cfg.prime, cfg.prime_bars, _warn)
     primer_bars = 0 if primer is None else primer.n_bars

@@ -170,7 +170,7 @@ class Generator:
                     f"are {', '.join(self.classes) or 'none'} (task.conditions when it was trained)"
                 )
             if name is not None and name not in (known := self.classes[label]):
-                near = difflib.get_close_matches(name, known, 1)
+                near = difflib.get_close_matches(str(name), known, 1)
                 guess = f"did you mean {near[0]}? " if near else ""
                 raise UserError(
                     f"{label}={name}: {guess}this generator knows {', '.join(known)} (and null, "
