@@ -17,10 +17,8 @@ from midigenre import registry
 from midigenre.corpora.base import Corpus, Listing, Progress, no_progress
 from midigenre.data import splits
 from midigenre.data.augment import AugmentSettings
-from midigenre.data.chunks import Workers
 from midigenre.data.labels import LabelSettings
 from midigenre.data.phrases import PhraseLength, phrase_length
-from midigenre.data.prepare import Settings, default_workers, prepare
 from midigenre.data.sandbox import Limits
 from midigenre.data.shards import ShardSet, open_shards
 from midigenre.errors import UserError
@@ -33,11 +31,13 @@ from midigenre.storage import location
 from midigenre.tasks.kinds import KINDS, ModelKind, ModelParts
 from midigenre.tokenizers.base import Tokenizer
 
-# Lightning takes longer to import than a trained model to open: what trains imports it when called.
+# Lightning takes longer to import than a trained model to open: what trains imports it when called,
+# and what prepares songs its cluster.
 if TYPE_CHECKING:
     import lightning as L
 
     from midigenre.data.datamodule import PhraseDataModule
+    from midigenre.data.prepare import Settings
     from midigenre.tasks.base import Task
     from midigenre.tasks.optim import OptimSettings
 
@@ -143,6 +143,8 @@ def prepared(
     Raises:
         UserError: The shards were encoded with another tokenizer, or cannot be made.
     """
+    from midigenre.data.prepare import prepare
+
     label_settings = LabelSettings.from_config(plain(cfg.labels))
     if cfg.get("shards") is not None:
         if label_settings != LabelSettings():
@@ -161,6 +163,9 @@ def prepared(
 
 def prepare_settings(cfg: DictConfig, length: PhraseLength = 4, max_tokens: int = 1024) -> Settings:
     """What a preparation depends on besides corpus and tokenizer; phrases are for its report."""
+    from midigenre.data.chunks import Workers
+    from midigenre.data.prepare import Settings, default_workers
+
     how = plain(cfg.prepare)
     return Settings(
         split_seed=cfg.split.seed,
