@@ -46,7 +46,8 @@ class Embedding:
     @property
     def song(self) -> NDArray[np.float32]:
         """Mean over the phrases, float32 of shape (D,)."""
-        return self.phrases.mean(0, dtype=np.float64).astype(np.float32)
+        mean_D: NDArray[np.float32] = self.phrases.mean(0, dtype=np.float64).astype(np.float32)
+        return mean_D
 
 
 @dataclass(frozen=True)
