@@ -158,7 +158,12 @@ def test_no_small_module_serves_one_importer_alone() -> None:
     }  # fmt: skip
     # `python -m midigenre`, commands (the dispatcher imports them by name), and a backbone and a
     # task, which are files of their own because configs name them.
-    own = {"__main__", "models.lstm", "tasks.pretrain", *(m for m in MODULES if m.startswith("commands."))}
+    own = {
+        "__main__",
+        "models.lstm",
+        "tasks.pretrain",
+        *(m for m in MODULES if m.startswith("commands.")),
+    }
     assert small <= own, sorted(small - own)
 
 
