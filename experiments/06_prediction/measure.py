@@ -32,6 +32,7 @@ from midigenre.data import sandbox as reading
 from midigenre.data.phrases import MemorySongs, PhraseReader, consecutive, phrase_length
 from midigenre.data.sandbox import read_song
 from midigenre.files import write_json
+from midigenre.inference import classifier
 from midigenre.registry import conf_dir
 from midigenre.spec import Batch
 from midigenre.tasks.predict import group_by_budget
@@ -115,7 +116,7 @@ def answered(cfg: DictConfig, files: Sequence[str]) -> dict[str, Any]:
         contextlib.redirect_stdout(io.StringIO()),
         watch.on(
             ("load", predict, "load_run"),
-            ("load", predict.Answerer, "__init__"),
+            ("load", predict.Classifier, "__init__"),
             ("load", reading.FileReader, "wait"),
             ("file", reading, "file_bytes"),
             ("parse", reading, "read_score"),
@@ -127,8 +128,8 @@ def answered(cfg: DictConfig, files: Sequence[str]) -> dict[str, Any]:
             ("cut", PhraseReader, "__call__"),
             ("cut", tasks.Batch, "from_phrases"),
             ("model", tasks, "predict_phrases"),
-            ("songs", predict, "song_scores"),
-            ("answer", predict.Answerer, "_describe"),
+            ("songs", classifier, "song_scores"),
+            ("answer", predict.Classifier, "_describe"),
             ("answer", predict, "_say_json"),
         ),
     ):

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from midigenre.commands.generate import make_sampler
+from midigenre.inference.generator import make_sampler
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.phrases import MemorySongs
 from midigenre.data.shards import ShardSet

@@ -8,13 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import lightning as L
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.profilers import Profiler
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -22,11 +17,8 @@ from midigenre import registry
 from midigenre.corpora.base import Corpus, Listing, Progress, no_progress
 from midigenre.data import splits
 from midigenre.data.augment import AugmentSettings
-from midigenre.data.chunks import Workers
-from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.labels import LabelSettings
 from midigenre.data.phrases import PhraseLength, phrase_length
-from midigenre.data.prepare import Settings, default_workers, prepare
 from midigenre.data.sandbox import Limits
 from midigenre.data.shards import ShardSet, open_shards
 from midigenre.errors import UserError
@@ -36,10 +28,18 @@ from midigenre.models.sequences import Intervals
 from midigenre.run import differing
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.storage import location
-from midigenre.tasks.base import ModelParts, Task
-from midigenre.tasks.callbacks import WholeCheckpoints
-from midigenre.tasks.optim import OptimSettings
+from midigenre.tasks.kinds import KINDS, ModelKind, ModelParts
 from midigenre.tokenizers.base import Tokenizer
+
+# Lightning takes longer to import than a trained model to open: what trains imports it when called,
+# and what prepares songs its cluster.
+if TYPE_CHECKING:
+    import lightning as L
+
+    from midigenre.data.datamodule import PhraseDataModule
+    from midigenre.data.prepare import Settings
+    from midigenre.tasks.base import Task
+    from midigenre.tasks.optim import OptimSettings
 
 T = TypeVar("T")
 
@@ -76,10 +76,6 @@ def make(cfg: DictConfig | Mapping[str, Any], what: str, kind: type[T], **argume
     registry.check(node, group)
     try:
         made = _made({**node, **arguments}, group)
-    except MisconfigurationException as error:
-        text = str(error).rstrip("!.")
-        more = "; trainer=cpu works everywhere" if what == "trainer" else ""
-        raise UserError(f"{what}: {text}{more}") from error
     except (ValueError, TypeError, LookupError, ImportError, AttributeError) as error:
         # Our own classes name the setting, ``optim.lr=-1``; others do not.
         text = str(error)
@@ -147,6 +143,8 @@ def prepared(
     Raises:
         UserError: The shards were encoded with another tokenizer, or cannot be made.
     """
+    from midigenre.data.prepare import prepare
+
     label_settings = LabelSettings.from_config(plain(cfg.labels))
     if cfg.get("shards") is not None:
         if label_settings != LabelSettings():
@@ -165,6 +163,9 @@ def prepared(
 
 def prepare_settings(cfg: DictConfig, length: PhraseLength = 4, max_tokens: int = 1024) -> Settings:
     """What a preparation depends on besides corpus and tokenizer; phrases are for its report."""
+    from midigenre.data.chunks import Workers
+    from midigenre.data.prepare import Settings, default_workers
+
     how = plain(cfg.prepare)
     return Settings(
         split_seed=cfg.split.seed,
@@ -215,22 +216,30 @@ def tokens_of(cfg: DictConfig) -> TokenSpec:
 
 
 def class_of(task: Mapping[str, Any]) -> type[Task]:
-    """The class of ``cfg.task``."""
+    """The LightningModule of ``cfg.task``."""
+    from midigenre.tasks.base import Task
+
     found = registry.find_class("task", task["_target_"])
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise UserError(f"task._target_={task['_target_']} is not a midigenre.tasks.base.Task")
     return found
 
 
+def kind_of(task: Mapping[str, Any]) -> type[ModelKind]:
+    """The kind of model that ``cfg.task`` trains; only for a task of one's own it is imported."""
+    registry.check(task, "task")
+    return KINDS.get(task["_target_"]) or class_of(task).kind
+
+
 def labels_of(cfg: DictConfig) -> tuple[str, ...]:
     """The labels that the task of a config asks of the songs."""
     task = plain(cfg.task)
-    return class_of(task).labels_of(task)
+    return kind_of(task).labels_of(task)
 
 
 def check_labels(task: Mapping[str, Any], labels: Iterable[str]) -> None:
     """Rejects a task whose labels the songs do not have."""
-    missing = [label for label in class_of(task).labels_of(task) if label not in labels]
+    missing = [label for label in kind_of(task).labels_of(task) if label not in labels]
     if missing:
         raise UserError(
             f"task={task['name']} needs the label {missing[0]!r}, but these songs have "
@@ -276,24 +285,26 @@ def make_model(
         UserError: The data does not have the task's label, or a setting is out of range.
     """
     check_labels(task, labels.classes)
-    found = class_of(task)
+    kind = kind_of(task)
     try:
-        backbone = make_backbone(model, found.causal)
+        backbone = make_backbone(model, kind.causal)
         width: Any = backbone.d_model
         intervals = None
-        if has_intervals(model, found.causal):
+        if has_intervals(model, kind.causal):
             intervals = Intervals(tokens.pitches, tokens.times, width)
         embedding = FieldEmbedding(
             tokens.sizes, width, model["combine"], model["d_field"], model["dropout"], intervals
         )
         parts = ModelParts(embedding, backbone, model["pooling"], tokens, labels, counts)
-        return use_cpu_kernels(found.make_model(task, parts))
+        return use_cpu_kernels(kind.make_model(task, parts))
     except ValueError as error:
         raise UserError(f"model: {error}") from error
 
 
 def make_optim(cfg: DictConfig) -> OptimSettings:
     """Optimizer and schedule; the model's size brings its own learning rate."""
+    from midigenre.tasks.optim import OptimSettings
+
     optim = plain(cfg.optim)
     if optim["lr"] is None:
         optim["lr"] = cfg.model.lr
@@ -312,6 +323,8 @@ def protocol_settings(cfg: DictConfig) -> dict[str, Any] | None:
 
 def make_data(cfg: DictConfig, shards: ShardSet) -> PhraseDataModule:
     """The phrases of prepared shards."""
+    from midigenre.data.datamodule import PhraseDataModule
+
     return PhraseDataModule(
         shards,
         **plain(cfg.data),
@@ -354,21 +367,37 @@ def describe_run(
 
 def make_trainer(cfg: DictConfig, folder: Path) -> L.Trainer:
     """Lightning's Trainer, with checkpoints and event files in the run's folder."""
+    import lightning as L
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.loggers import Logger
+    from lightning.pytorch.profilers import Profiler
+
+    from midigenre.tasks.callbacks import WholeCheckpoints
+
+    def of_lightning(node: DictConfig, what: str, kind: type[T], **arguments: Any) -> T:
+        try:
+            return make(node, what, kind, **arguments)
+        except MisconfigurationException as error:
+            text = str(error).rstrip("!.")
+            more = "; trainer=cpu works everywhere" if what == "trainer" else ""
+            raise UserError(f"{what}: {text}{more}") from error
+
     callbacks: list[Callback] = []
     for name, node in (cfg.callbacks or {}).items():
         if node is not None:
             saves = str(node.get("_target_")).endswith("Checkpoint")
             extra = {"dirpath": str(folder / "checkpoints")} if saves else {}
-            callbacks.append(make(node, f"callbacks.{name}", Callback, **extra))
+            callbacks.append(of_lightning(node, f"callbacks.{name}", Callback, **extra))
     loggers: list[Logger] = [
-        make(node, f"logger.{name}", Logger, save_dir=str(folder))
+        of_lightning(node, f"logger.{name}", Logger, save_dir=str(folder))
         for name, node in (cfg.logger or {}).items()
         if node is not None
     ]
     profiler = None
     if cfg.get("profiler") is not None:
-        profiler = make(cfg.profiler, "profiler", Profiler, dirpath=str(folder))
-    return make(
+        profiler = of_lightning(cfg.profiler, "profiler", Profiler, dirpath=str(folder))
+    return of_lightning(
         cfg.trainer,
         "trainer",
         L.Trainer,

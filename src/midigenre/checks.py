@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from midigenre import registry
 from midigenre.build import (
     check_labels,
-    class_of,
+    kind_of,
     labels_of,
     make_augment,
     make_backbone,
@@ -49,7 +49,6 @@ Say = Callable[[str], None]
 def check_settings(cfg: DictConfig) -> None:
     """Rejects settings that can be rejected before a corpus is prepared."""
     model, task = plain(cfg.model), plain(cfg.task)
-    task_class = class_of(task)
     try:
         check_fractions(plain(cfg.split.fractions))
     except ValueError as error:
@@ -67,7 +66,7 @@ def check_settings(cfg: DictConfig) -> None:
     if unknown := sorted(data.keys() - DataSettings.__dataclass_fields__.keys()):
         raise UserError(f"data.{unknown[0]}: no such setting; midigenre train --help lists them")
     DataSettings(**data)
-    make_backbone(model, task_class.causal)
+    make_backbone(model, kind_of(task).causal)
     make_optim(cfg)
     augment = make_augment(cfg)
     LabelSettings.from_config(plain(cfg.labels))
@@ -185,7 +184,7 @@ def warn_of_shared_songs(cfg: DictConfig, shards: ShardSet, warn: Say) -> None:
     place = ("_target_", "root", "path", "url", "seed")
     if any(cfg.corpus.get(key) != saved["corpus"].get(key) for key in place):
         return
-    kind = class_of(saved["task"]).kind
+    kind = kind_of(saved["task"]).name
     learnt = _LEARNT.get(kind, "notes (no labels)")
     manifest = run.shards / "manifest.csv" if run.spec_path.is_file() else None
     if protocol_name(saved) == HOLDOUT and manifest is not None and manifest.is_file():
@@ -251,7 +250,7 @@ def source_of(cfg: DictConfig, name: str, warn: Say) -> str | None:
         about = read_json(run.path / "metrics.json").get("protocol") or {}
         if about.get("name") == name:
             return str(source)
-    kind = class_of(saved["task"]).kind
+    kind = kind_of(saved["task"]).name
     warn(
         f"init_from={source} is a {kind} that was not trained by this part's songs alone: it may "
         f"have seen {_LEARNT.get(kind, 'notes (no labels)')} of test songs of {name}; train it "
@@ -285,7 +284,7 @@ def check_listing(cfg: DictConfig, listing: Listing) -> None:
 
 
 def _is_classifier(cfg: DictConfig) -> bool:
-    return class_of(plain(cfg.task)).kind == "classifier"
+    return kind_of(plain(cfg.task)).name == "classifier"
 
 
 def _one_class(label: str, name: str | None) -> UserError:

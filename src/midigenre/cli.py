@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "prepare if needed, train, test the best checkpoint",
     "evaluate": "a run on its own test set or on any labelled corpus",
     "predict": "labels of MIDI files, as JSON lines",
+    "embed": "vectors of MIDI files, as Parquet and for TensorBoard's projector",
     "generate": "pieces of a genre or emotion, or continuations of a file, as MIDI and piano rolls",
     "judge": "control, distance, structure and novelty of generated music, and a page to listen",
     "tune": "the settings of train that validate best, found by trials",

@@ -18,8 +18,8 @@ from midigenre.build import (
     CHECKPOINT_FORMAT,
     DATA_KEYS,
     backbone_settings,
-    class_of,
     has_intervals,
+    kind_of,
     make_model,
     plain,
     prepared,
@@ -30,8 +30,7 @@ from midigenre.models import MaskedHead, PhraseClassifier
 from midigenre.registry import reading
 from midigenre.run import RunFolder, differing
 from midigenre.spec import LabelSpec, TokenSpec
-from midigenre.tasks.base import CHECKPOINT_KEY
-from midigenre.tasks.optim import check_frozen
+from midigenre.tasks.kinds import CHECKPOINT_KEY
 from midigenre.tokenizers.base import from_spec
 
 _OTHER = "give another checkpoint, for instance ckpt=best or ckpt=last of its run"
@@ -80,6 +79,11 @@ class Run:
     task: Mapping[str, Any] = field(default_factory=dict)
     epoch: int = 0
     step: int = 0
+
+    @property
+    def kind(self) -> str:
+        """Its kind (:attr:`midigenre.tasks.kinds.ModelKind.name`)."""
+        return kind_of(self.task).name
 
     @property
     def classifier(self) -> PhraseClassifier:
@@ -144,7 +148,7 @@ def load_run(
     Args:
         run: The run's folder.
         ckpt: ``best``, ``last`` or a checkpoint's path.
-        kind: What it must be (:attr:`midigenre.tasks.base.Task.kind`), or one of several.
+        kind: What it must be (:attr:`midigenre.tasks.kinds.ModelKind.name`), or one of several.
         key: The setting that names the run.
 
     Raises:
@@ -153,7 +157,7 @@ def load_run(
     """
     folder, path = checkpoint_path(run, ckpt, key)
     about, content = _content(path)
-    found = class_of(about["task"]).kind
+    found = kind_of(about["task"]).name
     kinds = [kind] if isinstance(kind, str) else list(kind)
     if found not in kinds:
         kind = kinds[0]
@@ -213,7 +217,7 @@ def _runs_of(kind: str, folder: Path | None) -> list[str]:
     beside = [] if folder is None else folder.parent.parent.glob("*/*/config.yaml")
     for path in sorted(beside, key=lambda p: p.stat().st_mtime, reverse=True):
         with contextlib.suppress(Exception):  # a damaged config of another run
-            is_kind = class_of(RunFolder(path.parent).config["task"]).kind == kind
+            is_kind = kind_of(RunFolder(path.parent).config["task"]).name == kind
             if is_kind and (path.parent / "checkpoints" / "best.ckpt").is_file():
                 found.append(str(path.parent))
         if len(found) == 5:  # a home may have thousands
@@ -397,10 +401,10 @@ def _other_backbone(
             f"{model['_target_']} (model={model['name']}); set model={other['name']} or give "
             "another run"
         )
-    causal = class_of(task).causal
+    causal = kind_of(task).causal
     theirs, ours = (
         dict(of) | backbone_settings(of, way) | {"intervals": has_intervals(of, way)}
-        for of, way in ((other, class_of(about["task"]).causal), (model, causal))
+        for of, way in ((other, kind_of(about["task"]).causal), (model, causal))
     )
     if theirs.get("bidirectional") != ours.get("bidirectional"):
         needed, made = (
@@ -440,6 +444,8 @@ def finetuned(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Raises:
         UserError: There is no such run; a setting needs one; ``freeze_layers`` does not fit.
     """
+    from midigenre.tasks.optim import check_frozen  # imports Lightning, and only training needs it
+
     source, freeze_layers = cfg.init_from, cfg.freeze_layers or 0
     layer_decay = cfg.optim.get("layer_decay", 1.0)
     if source is None:

@@ -19,7 +19,7 @@ from midigenre.models import (
     Pooling,
 )
 from midigenre.spec import UNKNOWN, Batch
-from midigenre.tasks.classify import class_weights
+from midigenre.tasks.kinds import class_weights
 
 CLASSES = ("jazz", "rock", "folk", "pop")
 WEIGHT_C = torch.tensor([0.5, 2.0, 1.0, 3.0])

@@ -20,7 +20,8 @@ from midigenre.models import (
     Pooling,
 )
 from midigenre.spec import UNKNOWN, Batch, Field, TokenSpec
-from midigenre.tasks.classify import class_weights, losses
+from midigenre.tasks.classify import losses
+from midigenre.tasks.kinds import class_weights
 
 SPEC = TokenSpec(
     "toy",

@@ -1,32 +1,26 @@
 """``midigenre generate``: conditional pieces as MIDI files, piano rolls and audio.
 
-``midigenre judge`` draws and writes its pieces by the same functions.
+``midigenre judge`` writes its pieces by the same functions.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
-from symusic.core import ScoreTick, TextMetaTick
+from symusic.core import ScoreTick
 
-from midigenre.arrays import Longs
 from midigenre.build import plain
 from midigenre.commands.console import console, progress_bars
-from midigenre.corpora.base import Progress
-from midigenre.data.sandbox import FileReader
-from midigenre.errors import RejectedSongError, UserError
+from midigenre.errors import UserError
 from midigenre.evaluation.figures import save
 from midigenre.evaluation.figures.piano_roll import piano_roll_figure
 from midigenre.evaluation.music.descriptors import describe
@@ -40,14 +34,8 @@ from midigenre.generation.audio import (
     unheard_notes,
     write_audio,
 )
-from midigenre.generation.grammar import Grammar
-from midigenre.generation.sampling import Choice, Sample, Sampler, SamplingSettings
+from midigenre.inference.generator import Generator, Piece, sampling_settings, with_rests
 from midigenre.midi.song import Song
-from midigenre.models import PhraseGenerator
-from midigenre.models.kernels import quantize_int8
-from midigenre.spec import UNKNOWN
-from midigenre.tasks.generate import context_for
-from midigenre.tokenizers.base import Tokenizer, from_spec
 from midigenre.trained import Run, device_of, load_run
 from midigenre.wording import plural
 
@@ -66,27 +54,29 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
             raise UserError(f"{key}={cfg[key]} must be 1 or more")
     settings = sampling_settings(cfg)
     check_audio(cfg.audio, cfg.soundfont)
-    device = device_of(cfg.device)
+    device_of(cfg.device)  # before the work
     trained = load_run(cfg.run, cfg.ckpt, "generator")
-    names = _conditions(cfg, trained)
-    tokenizer = from_spec(trained.tokens)
-    primer, primer_bars = _primer(cfg, tokenizer)
-    sampler = make_sampler(trained, device, cfg.quantize)
+    generator = Generator(trained, cfg.device, cfg.quantize)
+    # Two labels have a setting of their own.
+    wanted = {label: cfg[label] for label in ("genre", "emotion") if cfg[label] is not None}
+    wanted |= {
+        str(label): None if name is None else str(name)
+        for label, name in plain(cfg.conditions).items()
+    }
+    names = generator.named(wanted)
+    primer = None if cfg.prime is None else generator.primer(cfg.prime, cfg.prime_bars, _warn)
+    primer_bars = 0 if primer is None else primer.n_bars
     out = Path(cfg.out).expanduser() if cfg.out else _new_folder(trained)
     with _writing(out):  # before the work, as far as possible
         out.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=out):
             pass
-    labels = {
-        label: UNKNOWN if name is None else trained.labels.classes[label].index(name)
-        for label, name in names.items()
-    }
     listed: list[dict[str, Any]] = []
     with progress_bars() as progress:
-        drawn = _drawn(cfg, sampler, settings, labels, (primer, primer_bars), progress)
-        for i, piece in enumerate(drawn):
+        pieces = generator.pieces(cfg.n, settings, names, primer, cfg.batch, progress)
+        for i, piece in enumerate(pieces):
             with _writing(out):
-                listed.append(_write(cfg, out, tokenizer, i, piece, primer_bars, names))
+                listed.append(_write(cfg, out, i, piece, primer_bars, names))
             progress("pieces written", i + 1, cfg.n)
     kept = {k: v for k, v in plain(cfg).items() if k not in ("debug", "batch", "out")}
     about_all = {
@@ -99,7 +89,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     with _writing(out):
         write_json(out / "samples.json", about_all)
     for line in piece_warnings(listed):
-        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        _warn(line)
     notes = sum(about["notes"] for about in listed)
     what = "MIDI, piano rolls" + (", audio" if cfg.audio else "")
     console.print(
@@ -110,72 +100,8 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     print(out)
 
 
-def _conditions(cfg: DictConfig, trained: Run) -> dict[str, str | None]:
-    """The class of each condition, None for "unknown"."""
-    # Two labels have a setting of their own.
-    wanted = {label: cfg[label] for label in ("genre", "emotion") if cfg[label] is not None}
-    wanted |= {str(label): name for label, name in plain(cfg.conditions).items()}
-    known = conditions_of(trained)
-    for label, name in wanted.items():
-        if label not in known:
-            raise UserError(
-                f"{label}={name}: this generator is not conditioned on {label}; its conditions are "
-                f"{', '.join(known) or 'none'} (task.conditions when it was trained)"
-            )
-        classes = trained.labels.classes[label]
-        if name is not None and str(name) not in classes:
-            near = difflib.get_close_matches(str(name), classes, 1)
-            guess = f"did you mean {near[0]}? " if near else ""
-            raise UserError(
-                f"{label}={name}: {guess}this generator knows {', '.join(classes)} (and null, "
-                "unknown)"
-            )
-    return {label: None if (name := wanted.get(label)) is None else str(name) for label in known}
-
-
-def _primer(cfg: DictConfig, tokenizer: Tokenizer) -> tuple[Longs | None, int]:
-    """Steps and number of bars of the primer."""
-    if cfg.prime is None:
-        return None, 0
-    if cfg.prime_bars is not None and cfg.prime_bars < 1:
-        raise UserError(f"prime_bars={cfg.prime_bars} must be 1 or more, or null for all")
-    path = Path(cfg.prime).expanduser()
-    try:
-        with FileReader() as reader:
-            song, _ = reader.read(path, tokenizer.spec)
-    except RejectedSongError as error:
-        raise UserError(f"prime={cfg.prime}: {error}; give a MIDI file with notes") from error
-    first = int(np.flatnonzero(song.onsets_per_bar())[0])
-    wanted = song.n_bars if cfg.prime_bars is None else first + cfg.prime_bars
-    end = min(song.n_bars, wanted)
-    if end < wanted:
-        console.print(
-            f"{path} has {plural(end - first, 'bar')} of music, not prime_bars={cfg.prime_bars}",
-            style="yellow", markup=False, highlight=False,
-        )  # fmt: skip
-    phrase = song.bars(first, end)
-    return tokenizer.encode(phrase).ids_TF.astype(np.int64), phrase.n_bars
-
-
-def _drawn(
-    cfg: DictConfig,
-    sampler: Sampler,
-    settings: SamplingSettings,
-    labels: Mapping[str, int],
-    primer: tuple[Longs | None, int],
-    progress: Progress,
-) -> Iterator[Sample]:
-    """The pieces, which are drawn batch by batch."""
-    for first in range(0, cfg.n, cfg.batch):
-        n = min(cfg.batch, cfg.n - first)
-        what = f"pieces {first} to {first + n - 1}" if cfg.n > cfg.batch else "bars"
-        try:
-            yield from sampler.sample(
-                {label: [index] * n for label, index in labels.items()}, settings, n=n, first=first,
-                primer=primer[0], primer_bars=primer[1], report=partial(progress, what),
-            )  # fmt: skip
-        except ValueError as error:
-            raise UserError(f"prime={cfg.prime}: {error}") from error
+def _warn(line: str) -> None:
+    console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _new_folder(trained: Run) -> Path:
@@ -199,13 +125,13 @@ def _writing(out: Path) -> Iterator[None]:
         ) from error
 
 
-def _short(cfg: DictConfig, piece: Sample, seconds: float) -> str | None:
+def _short(cfg: DictConfig, stop: str, seconds: float) -> str | None:
     """Why a piece is shorter than requested; None if it is not."""
-    if piece.stop == "tokens" and (cfg.bars or cfg.seconds):
+    if stop == "tokens" and (cfg.bars or cfg.seconds):
         return f"ended at the token limit (tokens={cfg.tokens})"
-    if piece.stop == "context":
+    if stop == "context":
         return "ended where a bar passed the model's context"
-    if piece.stop == "end" and cfg.bars is None and (cfg.seconds or 0) > seconds:
+    if stop == "end" and cfg.bars is None and (cfg.seconds or 0) > seconds:
         return f"ended by the end token before seconds={cfg.seconds:g}"
     return None
 
@@ -213,75 +139,32 @@ def _short(cfg: DictConfig, piece: Sample, seconds: float) -> str | None:
 def _write(
     cfg: DictConfig,
     out: Path,
-    tokenizer: Tokenizer,
     i: int,
-    piece: Sample,
+    piece: Piece,
     primer_bars: int,
     names: Mapping[str, str | None],
 ) -> dict[str, Any]:
     """Writes a piece; what ``samples.json`` says about it."""
     named = [name for name in names.values() if name]
     stem = "-".join(name.replace("/", "_") for name in named) or "piece"
-    score = tokenizer.decode(piece.ids_TF)
-    song = tokenizer.clean(score) if score.note_num() else None
+    sample, song = piece.sample, piece.song
     title = f"{' '.join(named) or 'unconditioned'}, seed {cfg.seed}, piece {i}"
     about = write_piece(
-        out, f"{stem}-seed{cfg.seed}-{i:03d}", score, song, title, cfg.audio, cfg.soundfont,
-        piece.n_bars, primer_bars,
+        out, f"{stem}-seed{cfg.seed}-{i:03d}", piece.score, song, title, cfg.audio, cfg.soundfont,
+        sample.n_bars, primer_bars,
     )  # fmt: skip
     return about | {
         "index": i,
         "bars_asked": None if cfg.bars is None else cfg.bars + primer_bars,
-        "stop": piece.stop,
-        "short": _short(cfg, piece, about.get("seconds", 0.0)),
-        "steps": len(piece.ids_TF),
-        "drawn_steps": piece.n_drawn,
+        "stop": sample.stop,
+        "short": _short(cfg, sample.stop, about.get("seconds", 0.0)),
+        "steps": len(sample.ids_TF),
+        "drawn_steps": sample.n_drawn,
         "scores": {} if song is None else describe(song).scalars,
     }
 
 
 # --- what judge shares ----------------------------------------------------------------------------
-
-
-def sampling_settings(cfg: DictConfig) -> SamplingSettings:
-    """How pieces are drawn, from ``conf/sampling``.
-
-    Raises:
-        UserError: An invalid value.
-    """
-    for key in ("guidance", "seed", "bars", "seconds", "tokens", *Choice.__dataclass_fields__):
-        if isinstance(cfg[key], (bool, str)):
-            raise UserError(f"{key}={cfg[key]} is not a number")
-    try:
-        choice = Choice(cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p)
-        return SamplingSettings(choice, cfg.guidance, cfg.seed, cfg.bars, cfg.seconds, cfg.tokens)
-    except (TypeError, ValueError) as error:
-        raise UserError(str(error)) from error
-
-
-def make_sampler(trained: Run, device: torch.device, quantize: str | None) -> Sampler:
-    """A sampler of a trained generator; ``quantize=int8`` gives it eight-bit weights.
-
-    Raises:
-        UserError: Its tokenizer has no grammar, or it cannot be quantised.
-    """
-    model = trained.model.to(device)
-    assert isinstance(model, PhraseGenerator)
-    if quantize not in (None, "int8"):
-        raise UserError(f"quantize={quantize}; choose int8 or null")
-    try:
-        model = model if quantize is None else quantize_int8(model)
-    except ValueError as error:
-        raise UserError(f"quantize={quantize}: {error}") from error
-    grammar = Grammar(from_spec(trained.tokens))
-    return Sampler(model, grammar, context_for(trained.data, trained.tokens))
-
-
-def conditions_of(generator: Run) -> tuple[str, ...]:
-    """Labels that a generator is conditioned on."""
-    model = generator.model
-    assert isinstance(model, PhraseGenerator)
-    return tuple(model.conditions.classes) if model.conditions else ()
 
 
 def write_piece(
@@ -319,11 +202,8 @@ def write_piece(
     """
     n_notes = int(score.note_num())
     n_sounding = 0 if song is None else song.n_bars
-    if song is not None and n_bars > n_sounding:
-        song = song.with_rests(n_bars)
-        # A file ends with its last event (symusic writes the end one tick later): without one
-        # in its last bar it would lose the rests.
-        score.markers.append(TextMetaTick(int(song.bar_ticks[-1]) - 1, "end"))
+    if song is not None:
+        song = with_rests(score, song, n_bars)
     write_bytes(folder / f"{name}.mid", score.dumps_midi())
     about: dict[str, Any] = {"midi": f"{name}.mid", "notes": n_notes}
     if song is None:

@@ -23,7 +23,7 @@ from midigenre import __version__
 from midigenre.arrays import Longs
 from midigenre.build import plain
 from midigenre.commands.console import console, progress_bars
-from midigenre.commands.generate import conditions_of, make_sampler, sampling_settings, write_piece
+from midigenre.commands.generate import write_piece
 from midigenre.corpora.base import Progress
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.phrases import Phrases, consecutive
@@ -35,11 +35,12 @@ from midigenre.evaluation.music import control, descriptors, distance, novelty, 
 from midigenre.files import read_json, write_bytes, write_json
 from midigenre.generation.audio import check_audio
 from midigenre.generation.sampling import SamplingSettings
+from midigenre.inference.generator import conditions_of, make_sampler, sampling_settings
 from midigenre.midi.read import read_score
 from midigenre.midi.song import Song
 from midigenre.spec import UNKNOWN
 from midigenre.storage import check_writable
-from midigenre.tasks.generate import context_for
+from midigenre.tasks.kinds import context_for
 from midigenre.tasks.predict import SongScores, classify_songs
 from midigenre.tokenizers.base import Tokenizer, from_spec
 from midigenre.trained import Run, device_of, load_run, own_shards

@@ -202,7 +202,7 @@ def _finish(
     }
     tested = FinalScores({}, {}, {})
     if cfg.test:
-        trained = load_run(str(folder), kind=task.kind)
+        trained = load_run(str(folder), kind=task.kind.name)
         best = trained.model.to(trainer.strategy.root_device)
         tested = task.test(best, data, folder, plain(cfg.task))
     cost["seconds"] = round(time.perf_counter() - began, 3)

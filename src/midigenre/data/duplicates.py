@@ -35,10 +35,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasketch import MinHash
 from numpy.typing import NDArray
 
 from midigenre.arrays import Bools, Ints, Keys, Longs, components, scramble
@@ -46,6 +46,9 @@ from midigenre.corpora.base import Progress, SongRef, Unusable, no_progress
 from midigenre.midi.song import DRUMS, Song
 from midigenre.spec import SPLITS
 from midigenre.wording import plural
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 GROUPINGS = ("none", "exact", "near")
 CONFLICTS = ("reject", "keep")
@@ -83,7 +86,6 @@ SHIFTS = (1, 2)
 NEIGHBOURS = 4  # following songs of a bucket, beside its first, that a song is compared with
 
 _CHUNK = 1 << 15  # pairs compared at once: 2 x 17 MB
-_EMPTY = MinHash(SKETCH, seed=1, scheme="affine32", hashfunc=int)
 
 RowIndices = NDArray[np.intp]
 
@@ -327,10 +329,17 @@ def sketch(song: Song) -> NDArray[np.uint32]:
     row = np.zeros((2, SKETCH + 1), np.uint32)
     for half, found in zip(row, patterns(song), strict=True):
         if len(found):
-            made = _EMPTY.copy()
+            made = _empty_sketch().copy()
             made.update_batch(found.tolist())
             half[:-1], half[-1] = made.hashvalues, len(found)
     return row.ravel()
+
+
+@cache
+def _empty_sketch() -> MinHash:
+    from datasketch import MinHash  # half a second, and whoever predicts sketches nothing
+
+    return MinHash(SKETCH, seed=1, scheme="affine32", hashfunc=int)
 
 
 def patterns(song: Song) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:

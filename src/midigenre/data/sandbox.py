@@ -307,7 +307,11 @@ class FileReader(AbstractContextManager["FileReader"]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends it."""
+        """See :meth:`close`."""
+        self.close()
+
+    def close(self) -> None:
+        """Ends the child; the next read would start another one."""
         if self._sandbox is not None:
             self._sandbox.close()
 

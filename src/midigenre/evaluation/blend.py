@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from midigenre.arrays import Floats, Longs
@@ -137,6 +136,8 @@ def _betas(logs_KSC: Floats, truth_S: Longs) -> Floats:
         slope_K = np.tensordot(logs_KSC, miss_SC, ([1, 2], [0, 1]))
         slope_K += apart_K / WEIGHT_SD**2 + off / SUM_SD**2
         return float((penalty - log_p_SC[at, truth_S].sum()) / n), slope_K / n
+
+    from scipy.optimize import minimize  # a third of a second, and only fitting needs it
 
     done = minimize(  # type: ignore[no-untyped-call]
         loss, np.full(k, 1 / k), jac=True, method="L-BFGS-B", bounds=[(0, None)] * k,

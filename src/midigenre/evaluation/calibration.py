@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from midigenre.arrays import Bools, Floats
@@ -243,6 +242,8 @@ def fit_temperature(log_probs_NC: ArrayLike, truth_N: ArrayLike) -> float:
     def cost(log_temperature: float) -> float:
         total = len(classes_N) * mean_nll(tempered(scores_NC, np.exp(log_temperature)), classes_N)
         return total + log_temperature**2 / 2
+
+    from scipy.optimize import minimize_scalar  # a third of a second, and only fitting needs it
 
     found = minimize_scalar(cost, bounds=(-3, 3), method="bounded")  # type: ignore[no-untyped-call]
     return float(np.exp(found.x))

@@ -31,13 +31,10 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.errors import StoppedError, UserError
-from midigenre.models import FieldEmbedding
 from midigenre.models.transformer import EncoderLayer
-from midigenre.spec import Batch, LabelSpec, TokenSpec
+from midigenre.spec import Batch
+from midigenre.tasks.kinds import CHECKPOINT_KEY, ModelKind
 from midigenre.tasks.optim import OptimSettings, freeze, matrices, time_share
-
-CHECKPOINT_KEY = "midigenre"
-"""Where a checkpoint holds what is needed to rebuild the model, as plain data."""
 
 COST_KEY = "midigenre_cost"
 """Where it holds what the run has cost so far."""
@@ -100,28 +97,6 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 @dataclass(frozen=True)
-class ModelParts:
-    """The components of a task's model.
-
-    Attributes:
-        embedding: Token ids to vectors.
-        backbone: Of the width of the embedding.
-        pooling: The name of a pooling.
-        tokens: Vocabulary, from the shards or a checkpoint.
-        labels: Class names, likewise.
-        counts: Training phrases of each class for each label; None where the class weights
-            come from a checkpoint.
-    """
-
-    embedding: FieldEmbedding
-    backbone: nn.Module
-    pooling: str
-    tokens: TokenSpec
-    labels: LabelSpec
-    counts: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
 class FinalScores:
     """The results of a trained model on the test songs.
 
@@ -151,14 +126,12 @@ class Task(L.LightningModule):
         seed: Seed of the dropout.
 
     Attributes:
-        kind: Kind of a trained model, in words; commands check it.
+        kind: The kind of model that it trains.
         final: Short names of the scores that end a run, for the table of runs.
-        causal: Whether the model sees only what lies before.
     """
 
-    kind: ClassVar[str]
+    kind: ClassVar[type[ModelKind]]
     final: ClassVar[tuple[str, ...]]
-    causal: ClassVar[bool] = False
 
     def __init__(
         self, model: nn.Module, optim: OptimSettings, describe: Mapping[str, Any], seed: int = 0
@@ -171,20 +144,6 @@ class Task(L.LightningModule):
         self._losses: list[tuple[int, float, Tensor]] = []  # step, learning rate, loss
 
     # --- what each task defines
-
-    @staticmethod
-    @abstractmethod
-    def labels_of(task: Mapping[str, Any]) -> tuple[str, ...]:
-        """The labels that the settings of a task, ``conf/task``, ask of the songs."""
-
-    @classmethod
-    @abstractmethod
-    def make_model(cls, task: Mapping[str, Any], parts: ModelParts) -> nn.Module:
-        """The model of this task; ``task`` is ``cfg.task`` as plain data.
-
-        Raises:
-            ValueError: A setting is out of range.
-        """
 
     @classmethod
     @abstractmethod

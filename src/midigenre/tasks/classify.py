@@ -18,49 +18,20 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from midigenre.arrays import Longs
 from midigenre.data.datamodule import PhraseDataModule
-from midigenre.errors import UserError
 from midigenre.evaluation.blend import SONG_MODELS_FOLDER
 from midigenre.evaluation.figures.charts import confusion_figure, evaluation_figures
 from midigenre.evaluation.metrics import METRICS, Counts, as_array, scores_of
 from midigenre.evaluation.predictions import LEVELS, PREDICTIONS_FILE
 from midigenre.evaluation.report import print_scores
-from midigenre.models import (
-    LabelHead,
-    MaskedHead,
-    MaskedLoss,
-    Masking,
-    PhraseClassifier,
-    Pooling,
-)
-from midigenre.models.transformer import check_choice
+from midigenre.models import PhraseClassifier
 from midigenre.spec import UNKNOWN, Batch
-from midigenre.tasks.base import FinalScores, ModelParts, Task, tensorboard_of
+from midigenre.tasks.base import FinalScores, Task, tensorboard_of
 from midigenre.tasks.evaluate import evaluate_split, fit_blends, fit_calibration, fitted_baselines
+from midigenre.tasks.kinds import ClassifierKind
 from midigenre.tasks.optim import OptimSettings
 from midigenre.tasks.predict import predict_phrases, song_kind
 
 _MACRO_F1_FIRST = sorted(METRICS, key=lambda name: name != "macro_f1")
-
-
-def class_weights(counts_C: Tensor, power: float = 1.0) -> Tensor:
-    """Weights, float32 (C,), that make up for rare classes; 0 for a class without phrases.
-
-    ``(n / (k * count)) ** power`` for k classes with at least one training phrase among n. Power 0
-    is no weighting, 1 scikit-learn's ``class_weight="balanced"`` (after King and Zeng 2001).
-
-    Raises:
-        ValueError: ``power`` is negative, or no class has a phrase.
-    """
-    if power < 0:
-        raise ValueError(
-            f"power={power} would favour common classes; give 0 (none) to 1 (balanced)"
-        )
-    counts_C = counts_C.double()
-    seen_C = counts_C > 0
-    if not bool(seen_C.any()):
-        raise ValueError("class weights need at least one labelled phrase; all counts are 0")
-    balanced_C = counts_C.sum() / (seen_C.sum() * counts_C.clamp_min(1))
-    return torch.where(seen_C, balanced_C**power, 0.0).float()
 
 
 class Losses(NamedTuple):
@@ -160,7 +131,7 @@ class ClassifyTask(Task):
     Validation hides nothing. Arguments as of :class:`~midigenre.tasks.base.Task`.
     """
 
-    kind = "classifier"
+    kind = ClassifierKind
     final = (
         *(f"test_{level}_{metric}" for metric in _MACRO_F1_FIRST for level in LEVELS),
         "val_macro_f1",
@@ -176,41 +147,6 @@ class ClassifyTask(Task):
             LabelMetrics(len(head.classes)) for head in model.label_heads().values()
         )
         self._val_loss: dict[str, list[Tensor]] = {}
-
-    @staticmethod
-    def labels_of(task: Mapping[str, Any]) -> tuple[str, ...]:
-        """See :meth:`Task.labels_of`."""
-        labels = task["labels"]
-        found = (labels,) if isinstance(labels, str) else tuple(dict.fromkeys(labels or ()))
-        if not found or not all(found):
-            raise UserError(
-                f"task.labels={labels}: name the labels to learn, as task.labels=[composer]"
-            )
-        return found
-
-    @classmethod
-    def make_model(cls, task: Mapping[str, Any], parts: ModelParts) -> PhraseClassifier:
-        """See :meth:`Task.make_model`."""
-        song_kind(task)  # rejected before hours of training, not after
-        check_choice("task.head", task["head"], ("mlp", "linear"))
-        width, heads = parts.embedding.d_model, []
-        for label in cls.labels_of(task):
-            weights = None
-            if parts.counts is not None:
-                counts_C = torch.as_tensor(parts.counts[label])
-                weights = class_weights(counts_C, task["class_weight_power"])
-            heads.append(
-                LabelHead(
-                    label, parts.labels.classes[label], width, weights, task["label_smoothing"],
-                    task["head_dropout"], task["head"] == "linear",
-                )
-            )  # fmt: skip
-        pooling, masked = Pooling(parts.pooling, width), None
-        if task["mlm_weight"] != 0:
-            masking = Masking(parts.tokens, **task["mlm"])
-            head = MaskedHead(parts.tokens.sizes, width, masking.fields)
-            masked = MaskedLoss(masking, head, task["mlm_weight"])
-        return PhraseClassifier(parts.embedding, parts.backbone, pooling, heads, masked)
 
     @classmethod
     def test(

@@ -23,17 +23,17 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import summary
 
 from midigenre.data.datamodule import PhraseDataModule
-from midigenre.data.phrases import Seconds, phrase_length
 from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
 from midigenre.evaluation.figures.piano_roll import piano_roll_figure
 from midigenre.evaluation.tokens import TokenMetrics, by_class, nats_per_note_interval
 from midigenre.generation.audio import MAX_SECONDS, Audio, check_soundfont, length_seconds, render
 from midigenre.generation.grammar import Grammar
-from midigenre.generation.sampling import Context, Sample, Sampler, SamplingSettings
-from midigenre.models import ConditionEmbedding, FieldHead, PhraseGenerator
+from midigenre.generation.sampling import Sample, Sampler, SamplingSettings
+from midigenre.models import PhraseGenerator
 from midigenre.spec import UNKNOWN, Batch, TokenSpec
-from midigenre.tasks.base import FinalScores, ModelParts, Task, tensorboard_of
+from midigenre.tasks.base import FinalScores, Task, tensorboard_of
+from midigenre.tasks.kinds import GeneratorKind, context_for
 from midigenre.tasks.optim import OptimSettings
 from midigenre.tokenizers.base import Tokenizer, from_spec
 from midigenre.wording import plural
@@ -43,18 +43,6 @@ AUDIO_RATE = 24_000
 
 CARD_INCHES = 5.0
 """Width of a picture: TensorBoard's cards are narrow, and a wider one would be shrunk to them."""
-
-
-def context_for(data: Mapping[str, Any], tokens: TokenSpec) -> Context:
-    """The windows that a generator is trained on.
-
-    Args:
-        data: ``cfg.data``, or what a checkpoint holds of it.
-        tokens: Its vocabulary.
-    """
-    length = phrase_length(data, tokens)
-    bars = length.max_bars if isinstance(length, Seconds) else length
-    return Context(data["max_tokens"], bars)
 
 
 CAUSAL_SCORES = ("loss", "nats_per_note", "accuracy")
@@ -69,9 +57,8 @@ class GenerateTask(Task):
     The loss is nats per step. Arguments as of :class:`~midigenre.tasks.base.Task`.
     """
 
-    kind = "generator"
+    kind = GeneratorKind
     final = ("test_nats_per_note", "test_loss", "test_accuracy", "val_loss")
-    causal = True
     model: PhraseGenerator
 
     def __init__(
@@ -80,25 +67,6 @@ class GenerateTask(Task):
     ) -> None:  # fmt: skip
         super().__init__(model, optim, describe, seed)
         self.val_metrics = TokenMetrics(TokenSpec.from_dict(describe["tokens"]))
-
-    @staticmethod
-    def labels_of(task: Mapping[str, Any]) -> tuple[str, ...]:
-        """See :meth:`Task.labels_of`."""
-        return tuple(task["conditions"])
-
-    @classmethod
-    def make_model(cls, task: Mapping[str, Any], parts: ModelParts) -> PhraseGenerator:
-        """See :meth:`Task.make_model`."""
-        width = parts.embedding.d_model
-        classes = {label: len(parts.labels.classes[label]) for label in task["conditions"]}
-        conditions = (
-            ConditionEmbedding(classes, width, task["condition_dropout"]) if classes else None
-        )
-        # Fields are predicted in the order of the grammar.
-        head = FieldHead(parts.tokens.sizes, width, Grammar(from_spec(parts.tokens)).order)
-        return PhraseGenerator(
-            parts.embedding, parts.backbone, conditions, head, task["condition_by"]
-        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean nats per token of a batch."""

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.evaluation.tokens import MaskedMetrics, evaluate_masked, phrase_keys
-from midigenre.models import MaskedHead, MaskedModel, Masking
-from midigenre.models.masking import check_share
+from midigenre.models import MaskedModel
 from midigenre.spec import Batch
-from midigenre.tasks.base import FinalScores, ModelParts, Task
+from midigenre.tasks.base import FinalScores, Task
+from midigenre.tasks.kinds import MaskedKind
 from midigenre.tasks.optim import OptimSettings
 from midigenre.wording import plural
 
@@ -36,7 +36,7 @@ class PretrainTask(Task):
     comparable. Arguments as of :class:`~midigenre.tasks.base.Task`.
     """
 
-    kind = "masked model"
+    kind = MaskedKind
     final = ("test_nats_per_note", *(f"test_{name}" for name in MASKED_SCORES), "val_loss")
     model: MaskedModel
 
@@ -46,21 +46,6 @@ class PretrainTask(Task):
         super().__init__(model, optim, describe, seed)
         self.val_metrics = MaskedMetrics(model.masking)
         self.eval_share: float = describe["task"]["eval_share"]
-
-    @staticmethod
-    def labels_of(task: Mapping[str, Any]) -> tuple[str, ...]:
-        """See :meth:`Task.labels_of`: none."""
-        return ()
-
-    @classmethod
-    def make_model(cls, task: Mapping[str, Any], parts: ModelParts) -> MaskedModel:
-        """See :meth:`Task.make_model`."""
-        check_share("eval_share", task["eval_share"])
-        masking = Masking(
-            parts.tokens, task["strategy"], task["share"], task["replace"], task["structure"]
-        )
-        head = MaskedHead(parts.tokens.sizes, parts.embedding.d_model, masking.fields)
-        return MaskedModel(parts.embedding, parts.backbone, masking, head)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean nats per hidden token of a batch."""
