@@ -32,7 +32,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from midigenre.inference.generator import make_sampler
 from midigenre.data.datamodule import PhraseDataModule
 from midigenre.data.phrases import MemorySongs
 from midigenre.data.shards import ShardSet
@@ -42,6 +41,7 @@ from midigenre.evaluation.figures import BLUE, FAINT, GRID, INK, RED, new_figure
 from midigenre.evaluation.tokens import TokenMetrics
 from midigenre.files import read_csv, read_json, write_bytes, write_csv, write_json
 from midigenre.generation.sampling import Choice, SamplingSettings
+from midigenre.inference.generator import make_sampler
 from midigenre.midi.read import read_score
 from midigenre.models import PhraseGenerator
 from midigenre.run import RunFolder

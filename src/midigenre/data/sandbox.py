@@ -244,7 +244,9 @@ class Sandbox:
             try:
                 self._pipe.send(("tokenizer", spec, 0.0))
                 if not self._pipe.poll(START_SECONDS):
-                    raise EOFError
+                    self.close()
+                    status = f"no answer for {START_SECONDS:g} s; is the machine too busy?"
+                    continue
                 _, error = self._pipe.recv()
             except _GONE:
                 status = _in_words(self._end())
