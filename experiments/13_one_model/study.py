@@ -338,7 +338,7 @@ def figure(found: Mapping[str, Any]) -> Figure:
     names, share = found["names"], np.array(found["share"], float)
     late = np.nanmean(share[:, :, 2:], 2)
     n = len(names)
-    made = new_figure(15, 5.6)
+    made = new_figure(15, 6.4)
     panels = made.subplots(1, 3, width_ratios=[1, 1, 1.05])
     rows, columns = np.indices((n, n))
     matrices = (
@@ -354,8 +354,9 @@ def figure(found: Mapping[str, Any]) -> Figure:
         axes.set_yticks(range(n), names, fontsize=8, color=INK)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        titles(axes, title, "% of the phrases in bars 9 to 16; row: model, column: primer")
+        titles(axes, title, "% of bars 9 to 16; row: model, column: primer")
     axes = panels[2]
+    axes.set_box_aspect(1)
     labels = [f"{1 + BARS * i}–{BARS * (i + 1)}" for i in range(share.shape[2])]
     for (name, values), color in zip(_curves(found).items(), (BLUE, RED, FAINT), strict=True):
         axes.plot(labels, np.nanmean(values, 0), color=color, marker="o", label=name)

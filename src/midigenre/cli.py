@@ -26,6 +26,7 @@ COMMANDS = {
     "embed": "vectors of MIDI files, as Parquet and for TensorBoard's projector",
     "generate": "pieces of a genre or emotion, or continuations of a file, as MIDI and piano rolls",
     "judge": "control, distance, structure and novelty of generated music, and a page to listen",
+    "export": "a trained model as a folder to hand on, or to put on the Hugging Face Hub",
     "tune": "the settings of train that validate best, found by trials",
     "compare": "the table of runs: settings that differ, scores, cost",
 }

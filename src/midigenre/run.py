@@ -46,6 +46,19 @@ SWEEP = "sweep.json"
 """In a sweep's folder: its command line, its jobs and the config that they have in common."""
 
 
+EXPORTED = "model.safetensors"
+"""Weights in the folder of an exported model, which stands where a run's folder may."""
+
+EXPORTED_ABOUT = "config.json"
+"""Beside them: what is needed to rebuild the model."""
+
+
+def folder_of(checkpoint: Path) -> Path:
+    """The folder of the run, ``RUN/checkpoints/NAME.ckpt``, or of the exported model."""
+    parent = checkpoint.absolute().parent
+    return parent if checkpoint.name == EXPORTED else parent.parent
+
+
 def _joined(names: str | Sequence[str]) -> str:
     return names if isinstance(names, str) else "_".join(names)
 
@@ -86,7 +99,7 @@ class RunFolder:
     def of(cls, named: str | Path) -> RunFolder:
         """The run that a user names, by its folder or by ``RUN/checkpoints/NAME.ckpt``."""
         path = Path(named).expanduser()
-        return cls(path.parent.parent if path.is_file() else path)
+        return cls(folder_of(path) if path.is_file() else path)
 
     @property
     def config_path(self) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from midigenre import registry
@@ -26,9 +27,10 @@ from midigenre.build import (
 )
 from midigenre.data.shards import ShardSet
 from midigenre.errors import UserError
+from midigenre.files import read_json
 from midigenre.models import MaskedHead, PhraseClassifier
 from midigenre.registry import reading
-from midigenre.run import RunFolder, differing
+from midigenre.run import EXPORTED, EXPORTED_ABOUT, RunFolder, differing
 from midigenre.spec import LabelSpec, TokenSpec
 from midigenre.tasks.kinds import CHECKPOINT_KEY
 from midigenre.tokenizers.base import from_spec
@@ -40,6 +42,9 @@ _TRAINING = (
     "pytorch-lightning_version",
 )  # fmt: skip
 """What a Lightning checkpoint holds besides the model."""
+
+HUB = "hf://"
+"""What the place of an exported model on the Hugging Face Hub begins with."""
 
 SHARED = ("embedding", "backbone")
 """The parts that every task's model has under these names."""
@@ -109,7 +114,7 @@ def checkpoint_path(run: str | None, ckpt: str, key: str = "run") -> tuple[Path 
     """The run's folder and the checkpoint that ``run=`` and ``ckpt=`` name.
 
     Args:
-        run: The run's folder.
+        run: The run's folder, an exported model's, or its place on the Hub, ``hf://USER/NAME``.
         ckpt: ``best``, ``last`` or a checkpoint's path.
         key: The setting that names the run.
 
@@ -123,18 +128,42 @@ def checkpoint_path(run: str | None, ckpt: str, key: str = "run") -> tuple[Path 
         return (Path(run).expanduser() if run else None), named
     if not run:
         raise UserError(f"{key}= is missing; give a run's folder, for instance runs/<name>/<when>")
-    folder = Path(run).expanduser()
+    folder = _from_hub(run, key) if run.startswith(HUB) else Path(run).expanduser()
     if folder.is_file():
         of = {"run": "ckpt", "judge": "judge_ckpt"}.get(key, key)
         raise UserError(f"{key}={run} is a file; give the run's folder, or {of}={run}")
     if not folder.is_dir():
         raise UserError(f"{key}={run}: no such folder; trained runs lie in runs/<name>/<when>")
     path = folder / "checkpoints" / f"{ckpt}.ckpt"
+    if (exported := folder / EXPORTED).is_file() and not path.is_file():
+        if ckpt == "last":
+            raise UserError(f"{key}={run} is an exported model, which has no ckpt=last")
+        return folder, exported
     if not path.is_file():
         inside = sorted(str(p.parent.parent) for p in folder.glob("**/checkpoints/best.ckpt"))[:3]
         hint = f"; did you mean {', '.join(inside)}?" if inside else ""
         raise UserError(f"{key}={run} has no checkpoints/{ckpt}.ckpt{hint}")
     return folder, path
+
+
+def _from_hub(url: str, key: str) -> Path:
+    """Downloads an exported model, or finds it in the Hub's cache."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(url.removeprefix(HUB)))
+    except Exception as error:  # also those of the HTTP client that it happens to use
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"{key}={url}: {said}") from error
+
+
+def describe_checkpoint(path: Path) -> dict[str, Any]:
+    """What is needed to rebuild the model of a checkpoint, as plain data.
+
+    Raises:
+        UserError: The file is not a checkpoint of midigenre.
+    """
+    return _content(path)[0]
 
 
 def load_run(
@@ -228,7 +257,11 @@ def _runs_of(kind: str, folder: Path | None) -> list[str]:
 def _content(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """A checkpoint's description of its model, and its whole content; it may be untrusted."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if path.name == EXPORTED:
+            content = read_json(path.with_name(EXPORTED_ABOUT))
+            content["state_dict"] = {f"model.{k}": v for k, v in load_file(path).items()}
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
         about = content[CHECKPOINT_KEY]
     except Exception as error:
         raise UserError(

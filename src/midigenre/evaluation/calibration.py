@@ -28,6 +28,7 @@ from scipy.special import log_softmax
 from midigenre.arrays import Bools, Floats
 from midigenre.errors import UserError
 from midigenre.files import read_json, write_json
+from midigenre.run import EXPORTED
 from midigenre.spec import UNKNOWN
 
 CALIBRATION_FILE = "calibration.json"
@@ -180,7 +181,7 @@ class Calibration:
         """
         if (
             folder is None
-            or checkpoint.name != CHECKPOINT
+            or checkpoint.name not in (CHECKPOINT, EXPORTED)
             or not (folder / CALIBRATION_FILE).is_file()
         ):
             return None

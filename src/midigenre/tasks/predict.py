@@ -27,6 +27,7 @@ from midigenre.evaluation.exported_baselines import exported_log_probs
 from midigenre.evaluation.predictions import song_log_probs
 from midigenre.midi.song import Song
 from midigenre.models import PhraseClassifier
+from midigenre.run import folder_of
 from midigenre.spec import UNKNOWN, Batch, TokenSpec
 from midigenre.tokenizers.base import Encoded, Tokenizer
 
@@ -204,7 +205,7 @@ def song_kind(task: Mapping[str, Any]) -> str:
 def load_song_models(
     checkpoint: Path, model: PhraseClassifier, task: Mapping[str, Any]
 ) -> tuple[Blends | None, str | None]:
-    """The blends that lie beside a checkpoint, ``RUN/song`` of ``RUN/checkpoints/best.ckpt``.
+    """The blends that belong to a checkpoint, ``RUN/song`` of ``RUN/checkpoints/best.ckpt``.
 
     Args:
         checkpoint: Where the classifier was read from.
@@ -220,7 +221,7 @@ def load_song_models(
     """
     if song_kind(task) == "mean":
         return None, None
-    folder = checkpoint.absolute().parent.parent / SONG_MODELS_FOLDER
+    folder = folder_of(checkpoint) / SONG_MODELS_FOLDER
     why = f"{folder} is not there"
     if (folder / "model.json").is_file():
         blends = Blends.load(folder)
