@@ -72,6 +72,7 @@ def test_its_command_runs(tree: Path, command: str) -> None:
     assert (made / expected).is_file()
 
 
+@pytest.mark.slow
 def test_a_metric_stands_everywhere(tree: Path, tmp_path: Path) -> None:
     """One entry, and every place has it, for the model and every baseline."""
     shutil.copytree(tree / "src", tmp_path / "src")

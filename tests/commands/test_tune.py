@@ -91,6 +91,7 @@ def test_the_best_settings_are_an_experiment(study, midigenre):
     assert again.test  # a trial is not, a run is
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own_is_known_to_the_test_and_named_for_the_next_run(
     home, midigenre, tmp_path, monkeypatch
 ):

@@ -63,7 +63,7 @@ class Piece:
 
     @property
     def notes(self) -> NoteTable:
-        """Its notes as columns: onset, duration, pitch, velocity, program; int32 of shape (n,).
+        """Columns of its notes (onset, duration, pitch, velocity, program), int32 of shape (n,).
 
         Times are in ticks, of which ``piece.song.tpq`` make a quarter.
         """
