@@ -99,6 +99,14 @@ def test_what_is_there_is_not_overwritten(midigenre, toy_run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_an_export_is_not_exported_again(midigenre, exported):
+    before = sorted(path.name for path in exported.iterdir())
+    code, _, said = midigenre("export", f"run={exported}", f"out={exported}")
+    assert code == 2
+    assert "exported model already" in said
+    assert sorted(path.name for path in exported.iterdir()) == before
+
+
 def cut(folder):
     (folder / "model.safetensors").write_bytes(b"short")
 

@@ -19,7 +19,7 @@ from midigenre.evaluation.blend import SONG_MODELS_FOLDER
 from midigenre.evaluation.calibration import CALIBRATION_FILE, Calibration
 from midigenre.evaluation.compare import markdown_table
 from midigenre.files import read_json, write_bytes, write_json
-from midigenre.run import EXPORTED, EXPORTED_ABOUT, RunFolder, folder_of
+from midigenre.run import EXPORTED, EXPORTED_ABOUT, RunFolder, folder_of, settings_of
 from midigenre.tasks.kinds import CHECKPOINT_KEY
 from midigenre.tasks.predict import load_song_models
 from midigenre.trained import Run, describe_checkpoint, load_run
@@ -31,13 +31,18 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
     """Writes the folder, uploads it where ``push`` names a repository, and prints it on stdout.
 
     Raises:
-        UserError: There is no such run, the folder holds something else, or the upload failed.
+        UserError: There is no such run, it is an exported model already, the folder holds something
+            else, or the upload failed.
     """
     if paths:
         raise UserError(f"{' '.join(paths)}: export takes no file; give run=RUN")
     if cfg.to != "hub":
         raise UserError(f"to={cfg.to}; choose hub")
     trained = load_run(cfg.run, cfg.ckpt, ("classifier", "generator"))
+    if trained.checkpoint.name == EXPORTED:
+        raise UserError(
+            f"run={cfg.run} is an exported model already: copy the folder, or export the run again"
+        )
     out = Path(cfg.out).expanduser() if cfg.out else folder_of(trained.checkpoint) / "hub"
     if out.exists() and not (out / EXPORTED).is_file() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"out={out} holds something else; give a new folder")
@@ -52,6 +57,7 @@ def run(cfg: DictConfig, paths: Sequence[str]) -> None:
 def write_folder(trained: Run, out: Path, licence: str | None) -> None:
     """Writes weights, settings, calibration, song models and the model card."""
     out.mkdir(parents=True, exist_ok=True)
+    (out / EXPORTED).unlink(missing_ok=True)  # an earlier export's never stand beside new settings
     weights = {k: v.detach().cpu().contiguous() for k, v in trained.model.state_dict().items()}
     about = {CHECKPOINT_KEY: describe_checkpoint(trained.checkpoint), "version": __version__}
     write_json(out / EXPORTED_ABOUT, about)
@@ -77,7 +83,7 @@ def card(trained: Run, licence: str | None) -> str:
         tested = read_json(run.path / "metrics.json")["tested"]
         if (tested["epoch"], tested["step"]) == (trained.epoch, trained.step):
             evaluation = read_json(run.path / "evaluation.json")
-    corpus = str(config.get("corpus", {}).get("name") or _corpus_of(config))
+    corpus = str(settings_of(config)["corpus"]) if config else "unknown"
     what = "classification" if trained.kind == "classifier" else "generation"
     name = str(config.get("name", trained.kind))
     head: dict[str, Any] = {
@@ -105,11 +111,6 @@ def _labels(trained: Run) -> Sequence[str]:
     if trained.kind == "classifier":
         return list(trained.classifier.label_heads())
     return list(trained.task["conditions"])
-
-
-def _corpus_of(config: Mapping[str, Any]) -> str:
-    target = str(config.get("corpus", {}).get("_target_", "unknown"))
-    return target.rpartition(".")[2].lower()
 
 
 def _results(evaluation: Mapping[str, Any], corpus: str, what: str) -> Iterator[dict[str, Any]]:
